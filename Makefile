@@ -1,0 +1,48 @@
+# One virtual environment, made on first use and reused. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow test-oldest lint types docs check clean
+.DEFAULT_GOAL := test
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# A stamp per set of extras; editing pyproject.toml installs again.
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	@echo "installing rwguidance[$*] into $(VENV) (PyTorch is large: minutes on first use)"
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## run the main job; prints where its pictures are
+	$(BIN)/rwguidance demo
+
+test: $(VENV)/.dev  ## the default tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## HTML in docs/_build, warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+check: lint types test docs  ## everything that CI runs
+
+# The tests on the oldest supported versions, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-oldest/bin/uv pip install --python .venv-oldest --quiet --resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest
+
+clean:
+	rm -rf .venv .venv-oldest docs/_build out

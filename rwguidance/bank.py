@@ -1,0 +1,159 @@
+"""Banks: draws of the pretrained law with their rewards, made once and used for many outputs."""
+
+import json
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .conditions import condition_keys
+from .tilt import Tilt, check_rewards
+
+__all__ = ["Bank"]
+
+
+@dataclass(frozen=True)
+class Bank:
+    r"""Draws :math:`x^1, \dots, x^N \sim p(x_0 | y)` for one or several conditions y.
+
+    Draws of one condition are kept next to each other: if they come interleaved, they are
+    reordered (stably), and `rows` tells where each condition went.
+
+    Arguments:
+        x_0: The draws, in data units, with shape (N, \*event). Any floating dtype.
+        condition: One hashable item per draw (prompts, labels), or None if the bank serves every
+            condition.
+        rewards: Raw rewards in reward units, with shape (N,), or (N, R) for R rewards; None if not
+            scored yet.
+
+    Raises:
+        TypeError: If the draws are not a floating-point tensor.
+        ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
+    """
+
+    x_0: Tensor
+    condition: Any = None
+    rewards: Tensor | None = None
+    rows: dict[Hashable, slice] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.x_0, Tensor) or not self.x_0.is_floating_point():
+            kind = str(self.x_0.dtype) if isinstance(self.x_0, Tensor) else type(self.x_0).__name__
+            raise TypeError(f"x_0 must be a floating-point tensor, got {kind}")
+        if self.x_0.ndim < 2 or len(self.x_0) == 0:
+            raise ValueError(
+                f"x_0 must have shape (N, *event) with N >= 1, got {tuple(self.x_0.shape)}"
+            )
+        if not bool(self.x_0.isfinite().all()):
+            bad = (~self.x_0.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+            raise ValueError(f"x_0 must be finite, got NaN or inf in draws {bad[:5]}")
+        n = len(self.x_0)
+        keys = condition_keys(self.condition, n)
+        if self.rewards is not None:
+            _check_bank_rewards(self.rewards, n, self.condition)
+
+        if keys is None:
+            object.__setattr__(self, "rows", {None: slice(0, n)})
+            return
+        names = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        group = torch.tensor([names[key] for key in keys])
+        if bool((group.diff() < 0).any()):
+            order = group.argsort(stable=True)
+            keys = tuple(keys[i] for i in order.tolist())
+            object.__setattr__(self, "x_0", self.x_0[order.to(self.x_0.device)])
+            if self.rewards is not None:
+                object.__setattr__(self, "rewards", self.rewards[order.to(self.rewards.device)])
+        ends = group.bincount().cumsum(0).tolist()
+        rows = {key: slice(a, b) for key, a, b in zip(names, [0, *ends], ends, strict=False)}
+        object.__setattr__(self, "condition", keys)
+        object.__setattr__(self, "rows", rows)
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+    def scored(self, tilt: Tilt, batch_size: int = 64, progress: bool = False) -> "Bank":
+        """The same draws with the rewards of `tilt`, evaluated in batches without gradients.
+
+        Arguments:
+            tilt: Whose rewards (not temperatures) to store.
+            batch_size: Draws that are decoded and scored at once.
+            progress: Whether to show a progress bar.
+        """
+
+        from rich.progress import track
+
+        starts: Any = range(0, len(self), batch_size)
+        if progress:
+            starts = track(starts, description="scoring the bank")
+        scores = []
+        with torch.no_grad():
+            for start in starts:
+                rows = slice(start, start + batch_size)
+                condition = None if self.condition is None else self.condition[rows]
+                scores.append(tilt.score(self.x_0[rows], condition))
+        return replace(self, rewards=torch.cat(scores))
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Bank":
+        """The same bank with its draws on `device` in `dtype`; rewards keep their precision."""
+
+        rewards = None if self.rewards is None else self.rewards.to(device=device)
+        return replace(self, x_0=self.x_0.to(device=device, dtype=dtype), rewards=rewards)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the bank as one safetensors file, atomically.
+
+        Raises:
+            TypeError: If a condition is neither a string nor an integer.
+        """
+
+        from safetensors.torch import save_file
+
+        for key in () if self.condition is None else self.rows:
+            if not isinstance(key, str | int):
+                raise TypeError(
+                    "a saved bank's conditions must be strings or integers, "
+                    f"got {type(key).__name__}"
+                )
+        tensors = {"x_0": self.x_0.contiguous()}
+        if self.rewards is not None:
+            tensors["rewards"] = self.rewards.contiguous()
+        metadata = {"condition": json.dumps(self.condition)}
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> "Bank":
+        """Reads a bank that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file holds no bank.
+        """
+
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no bank at {path}")
+        with safe_open(path, framework="pt", device=device) as file:
+            names = set(file.keys())
+            metadata = file.metadata() or {}
+            if "x_0" not in names or "condition" not in metadata:
+                raise ValueError(f"{path} is a safetensors file but not a bank, it holds {names}")
+            rewards = file.get_tensor("rewards") if "rewards" in names else None
+            return cls(file.get_tensor("x_0"), json.loads(metadata["condition"]), rewards)
+
+
+def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:
+    if isinstance(rewards, Tensor) and rewards.ndim == 2 and len(rewards) == n:
+        for column in rewards.unbind(1):
+            check_rewards(column, n, condition)
+    else:
+        check_rewards(rewards, n, condition)

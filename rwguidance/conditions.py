@@ -1,0 +1,48 @@
+"""Telling conditions apart. The core never looks inside a condition, it only compares them.
+
+Where that is needed (a bank that holds several prompts, an error message that names one), a
+condition must be a collection with one hashable item per sample: a list of prompts, a 1-D integer
+tensor of labels, or a backbone's own type that iterates over such items.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sized
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["condition_keys"]
+
+
+def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Hashable, ...] | None:
+    """Returns the `n` items of a condition as hashable keys, one per sample; None stays None.
+
+    Raises:
+        TypeError: If the condition is one string, or not a collection of hashable items.
+        ValueError: If it does not hold `n` items.
+    """
+
+    if condition is None:
+        return None
+    if isinstance(condition, Tensor):
+        if condition.ndim != 1 or condition.is_floating_point():
+            raise TypeError(
+                f"{name} as a tensor must be 1-D with integer labels, "
+                f"got {condition.dtype} with shape {tuple(condition.shape)}"
+            )
+        condition = condition.tolist()
+    if (
+        isinstance(condition, str | bytes | Mapping)
+        or not isinstance(condition, Sized)
+        or not isinstance(condition, Iterable)
+    ):
+        raise TypeError(
+            f"{name} must hold one hashable item per sample, such as a list of prompts, "
+            f"got {type(condition).__name__}; write [prompt] * n to repeat one prompt"
+        )
+    keys = tuple(condition)
+    if len(keys) != n:
+        raise ValueError(f"{name} must hold one item per sample, {n}, got {len(keys)}")
+    for key in keys:
+        if not isinstance(key, Hashable):
+            raise TypeError(f"{name} must hold hashable items, got {type(key).__name__}")
+    return keys

@@ -1,0 +1,102 @@
+r"""What every estimator returns, and the two ways to get it.
+
+An estimator answers one question about a state: by how much does the tilt move the expected clean
+sample? The answer, the shift
+
+.. math:: \Delta(x_t) = \frac{E[w \, x_0 | x_t]}{E[w | x_t]} - E[x_0 | x_t]
+    = \frac{\sigma_t^2}{\alpha_t} \nabla \log h_t(x_t), \qquad h_t(x_t) = E[w | x_t],
+
+is finite at both ends of the path and the same for every convention and schedule;
+:meth:`rwguidance.Prediction.shifted` turns it into a change of score, noise or velocity.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import Model
+from ..prediction import Prediction
+
+__all__ = ["ConditionalExpectation", "Estimate"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""An estimate of :math:`\log h_t` and of the shift it causes.
+
+    Arguments:
+        prediction: The base model's own prediction at the state.
+        log_h: :math:`\log E[w | x_t]`, in nats, with shape (B,). NaN where a method has no value.
+        shift: Change of the predicted clean state, in data units, with shape (B, \*event).
+        diagnostics: How far to trust it, each with shape (B,).
+    """
+
+    prediction: Prediction
+    log_h: Tensor
+    shift: Tensor
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ConditionalExpectation(nn.Module, ABC):
+    r"""An estimator of :math:`h_t(x_t) = E[w(x_0) | x_t]`."""
+
+    @abstractmethod
+    def forward(
+        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
+    ) -> Estimate:
+        r"""Estimates :math:`\log h_t` and the shift; calls the model once.
+
+        Arguments:
+            model: The base model, unguided.
+            x_t: Noisy states, with shape (B, \*event).
+            t: Times in [0, 1], with shape () or (B,).
+            condition: What the model and the reward are conditioned on.
+        """
+
+
+def shift_norm(shift: Tensor) -> Tensor:
+    """Euclidean norm of each shift, in data units, with shape (B,)."""
+
+    return shift.flatten(1).norm(dim=1)
+
+
+@contextmanager
+def gradients_of(x_t: Tensor) -> Iterator[Tensor]:
+    """A copy of the states that records gradients, also inside no_grad and inference_mode."""
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield x_t.detach().clone().requires_grad_()
+
+
+def input_gradient(value: Tensor, x_t: Tensor, name: str) -> Tensor:
+    """Gradient of the sum of `value` in the states; per sample, since samples do not interact."""
+
+    if not value.requires_grad:
+        raise ValueError(
+            f"{name} must be differentiable with respect to the state, but its value carries no "
+            "gradient; use ImportanceSampling or LearnedShift, which need none"
+        )
+    (gradient,) = torch.autograd.grad(value.sum(), x_t)
+    return gradient
+
+
+def gradient_to_shift(gradient: Tensor, prediction: Prediction, advice: str) -> Tensor:
+    r"""The shift :math:`(\sigma_t^2 / \alpha_t) \nabla \log h_t` of a gradient in the state.
+
+    Raises:
+        ValueError: Where :math:`\alpha_t = 0`: there :math:`\log h_t` is constant in the state, and
+            its gradient, zero, does not determine the shift.
+    """
+
+    scales = prediction.scales
+    if bool((scales.alpha == 0).any()):
+        raise ValueError(
+            "an input gradient does not determine the shift where alpha_t = 0 (t = 1 of this "
+            f"schedule); {advice}, or guide with window=(0.0, t) for some t < 1"
+        )
+    return (scales.sigma**2 / scales.alpha) * gradient

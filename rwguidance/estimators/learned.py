@@ -1,0 +1,97 @@
+r"""Learned estimators: guidance networks for :math:`\log h_t`, or for the shift itself.
+
+A network is any callable (x_t, t, condition), with t of shape (B,) and float64. The losses are in
+:mod:`rwguidance.losses`, a training loop in :mod:`rwguidance.training`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import Model
+from ..prediction import Prediction
+from ..schedules import as_times, working_dtype
+from .base import (
+    ConditionalExpectation,
+    Estimate,
+    gradient_to_shift,
+    gradients_of,
+    input_gradient,
+    shift_norm,
+)
+
+__all__ = ["LearnedExpectation", "LearnedShift"]
+
+
+def batched_times(t: float | Tensor, x_t: Tensor) -> Tensor:
+    """Times of shape (B,), float64, on the device of the states, as networks receive them."""
+
+    return as_times(t, batch=len(x_t)).to(x_t.device).expand(len(x_t))
+
+
+class LearnedExpectation(ConditionalExpectation):
+    r"""A scalar network for :math:`\log h_t`; the shift is its rescaled input gradient.
+
+    The paper's estimator for diffusion models. One small forward and backward pass per call. The
+    rescaling :math:`\sigma_t^2 / \alpha_t` amplifies every error of the gradient at the noise end
+    (by 150 at t = 1 of the default VP path) and is undefined where :math:`\alpha_t = 0`;
+    :class:`LearnedShift` has neither problem.
+
+    Arguments:
+        network: (x_t, t, condition) to :math:`\log h_t` in nats, with shape (B,).
+
+    References:
+        | Reward-weighted guidance, arXiv:2602.00413 (the estimator for diffusion models)
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
+    ) -> Estimate:
+        prediction = model(x_t, t, condition)
+        with gradients_of(x_t) as x:
+            log_h = self.network(x, batched_times(t, x), condition)
+            if log_h.shape != (len(x),):
+                raise ValueError(
+                    "a network for log h must return one value per item, "
+                    f"shape ({len(x)},), got {tuple(log_h.shape)}"
+                )
+            gradient = input_gradient(log_h, x, "the network")
+        shift = gradient_to_shift(gradient, prediction, "use LearnedShift")
+        return _estimate(prediction, log_h.detach().to(working_dtype(log_h.dtype)), shift)
+
+
+class LearnedShift(ConditionalExpectation):
+    r"""A network for the shift itself; needs no gradient and is well conditioned at both ends.
+
+    It has no value for :math:`\log h_t`, which is reported as NaN.
+
+    Arguments:
+        network: (x_t, t, condition) to the shift in data units, with the shape of x_t.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
+    ) -> Estimate:
+        prediction = model(x_t, t, condition)
+        shift = self.network(x_t, batched_times(t, x_t), condition)
+        if shift.shape != x_t.shape:
+            raise ValueError(
+                "a network for the shift must return the shape of the state, "
+                f"{tuple(x_t.shape)}, got {tuple(shift.shape)}"
+            )
+        log_h = torch.full((len(x_t),), torch.nan, dtype=prediction.mean.dtype, device=x_t.device)
+        return _estimate(prediction, log_h, shift)
+
+
+def _estimate(prediction: Prediction, log_h: Tensor, shift: Tensor) -> Estimate:
+    shift = shift.to(prediction.mean.dtype)
+    return Estimate(prediction, log_h, shift, {"shift_norm": shift_norm(shift)})

@@ -1,0 +1,102 @@
+r"""The plug-in estimator: the weight at the posterior mean, the baseline everybody uses.
+
+.. math:: \log h_t(x_t) \approx \log w(D), \qquad D = E[x_0 | x_t]
+
+First order only. It ignores the spread of :math:`x_0` given :math:`x_t`, hence overshoots by the
+factor :math:`I + P H` where the log-weight is concave with curvature H and the posterior has
+covariance P, most at high noise; and it never chooses between modes.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from ..models import Model
+from ..prediction import Prediction
+from ..tilt import Tilt
+from .base import (
+    ConditionalExpectation,
+    Estimate,
+    gradient_to_shift,
+    gradients_of,
+    input_gradient,
+    shift_norm,
+)
+
+__all__ = ["PlugIn"]
+
+
+class PlugIn(ConditionalExpectation):
+    r"""Evaluates the tilt at the posterior mean; needs a differentiable reward.
+
+    With the Jacobian, the gradient passes through the model (DPS, universal guidance) and the
+    shift is :math:`P \nabla \log w(D)` with the model's own posterior covariance P. Without it, P
+    is replaced by that of an isotropic Gaussian prior of variance v,
+
+    .. math:: p_t = \frac{v \, \sigma_t^2}{\sigma_t^2 + \alpha_t^2 v},
+
+    which costs no backward pass through the model and is defined at both ends of the path.
+    Damping divides the shift by :math:`1 + k \, p_t`. It is exact for a Gaussian prior of
+    covariance v I and a quadratic reward :math:`r = -\beta k \|x - m\|^2 / 2`.
+
+    Arguments:
+        tilt: The tilt; its rewards must be differentiable in the state.
+        jacobian: Whether to differentiate through the model.
+        damping: Curvature k of the log-weight to damp for, in nats per squared data unit; None for
+            no damping.
+        prior_variance: Variance v of the data, per dimension, in squared data units. Used by the
+            damping and by `jacobian=False`.
+
+    Raises:
+        ValueError: If `damping` is negative or `prior_variance` is not positive.
+
+    References:
+        | Diffusion Posterior Sampling (Chung et al., 2023), arXiv:2209.14687
+        | On the Guidance of Flow Matching (Feng et al., 2025), arXiv:2502.02150
+        | Damping: arXiv:2606.02884
+    """
+
+    def __init__(
+        self,
+        tilt: Tilt,
+        jacobian: bool = True,
+        damping: float | None = None,
+        prior_variance: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(tilt, Tilt):
+            raise TypeError(f"tilt must be a Tilt, got {type(tilt).__name__}")
+        if damping is not None and not 0 <= damping < math.inf:
+            raise ValueError(f"damping must be None or at least 0, got {damping}")
+        if not 0 < prior_variance < math.inf:
+            raise ValueError(f"prior_variance must be positive, got {prior_variance}")
+        self.tilt = tilt
+        self.jacobian = jacobian
+        self.damping = damping
+        self.prior_variance = prior_variance
+
+    def forward(
+        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
+    ) -> Estimate:
+        if self.jacobian:
+            with gradients_of(x_t) as x:
+                prediction = model(x, t, condition)
+                log_w = self.tilt(prediction.mean, condition)
+                gradient = input_gradient(log_w, x, "the log-weight")
+            prediction = prediction.detach()
+            shift = gradient_to_shift(gradient, prediction, "use PlugIn(..., jacobian=False)")
+        else:
+            prediction = model(x_t, t, condition)
+            with gradients_of(prediction.mean) as mean:
+                log_w = self.tilt(mean, condition)
+                gradient = input_gradient(log_w, mean, "the log-weight")
+            shift = self._posterior_variance(prediction) * gradient
+        if self.damping is not None:
+            shift = shift / (1 + self.damping * self._posterior_variance(prediction))
+        shift = shift.to(prediction.mean.dtype)
+        return Estimate(prediction, log_w.detach(), shift, {"shift_norm": shift_norm(shift)})
+
+    def _posterior_variance(self, prediction: Prediction) -> Tensor:
+        alpha, sigma, v = prediction.scales.alpha, prediction.scales.sigma, self.prior_variance
+        return v * sigma**2 / (sigma**2 + alpha**2 * v)

@@ -1,0 +1,77 @@
+"""Guidance: a base model and an estimator make a model of the tilted law."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .estimators.base import ConditionalExpectation
+from .models import Model
+from .prediction import Prediction
+from .schedules import as_times
+
+__all__ = ["GuidedModel"]
+
+
+class GuidedModel(Model):
+    r"""The base model with its predicted clean state moved by the estimated shift.
+
+    .. math:: \tilde E[x_0 | x_t] = E[x_0 | x_t] + \mathrm{scale}(t) \, \hat\Delta(x_t)
+
+    It is a :class:`~rwguidance.Model` like any other, so every sampler works on it. Its prediction
+    carries the estimator's diagnostics. With scale 0, or outside the window, it returns the base
+    model's prediction itself and the estimator is not called.
+
+    Arguments:
+        base: The pretrained model.
+        estimator: Gives the shift.
+        scale: Multiplies the shift; 1 is exact. A number, or a function of the time.
+        window: Closed interval of times (low, high) in which to guide. A batch of times may lie
+            partly inside.
+
+    Raises:
+        ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
+    """
+
+    def __init__(
+        self,
+        base: Model,
+        estimator: ConditionalExpectation,
+        scale: float | Callable[[Tensor], Tensor] = 1.0,
+        window: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if not isinstance(base, Model):
+            raise TypeError(f"base must be a Model, got {type(base).__name__}")
+        if not isinstance(estimator, ConditionalExpectation):
+            raise TypeError(
+                f"estimator must be a ConditionalExpectation, got {type(estimator).__name__}"
+            )
+        if not callable(scale) and not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+        low, high = window
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"window must be times (low, high) with low <= high, got {window}")
+        super().__init__(base.schedule)
+        self.base = base
+        self.estimator = estimator
+        self.scale = scale
+        self.window = (float(low), float(high))
+
+    def forward(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Prediction:
+        times = as_times(t, batch=len(x_t))
+        low, high = self.window
+        inside = (times >= low) & (times <= high)
+        scale = self.scale(times) if callable(self.scale) else self.scale
+        scale = torch.where(inside, torch.as_tensor(scale, dtype=torch.float64), 0.0)
+        if not bool(scale.any()):
+            prediction: Prediction = self.base(x_t, t, condition)
+            return prediction
+        estimate = self.estimator(self.base, x_t, t, condition)
+        shift = estimate.shift
+        scale = scale.reshape(-1, *(1,) * (x_t.ndim - 1)).to(shift)
+        # A sample that is not guided takes no part in 0 * shift, which could be NaN.
+        shift = torch.where(scale == 0, torch.zeros_like(shift), scale * shift)
+        return replace(estimate.prediction.shifted(shift), diagnostics=estimate.diagnostics)

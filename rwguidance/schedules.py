@@ -1,0 +1,310 @@
+r"""Noise schedules: the affine Gaussian paths :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`.
+
+Time runs from data to noise, :math:`t = 0` is data and :math:`t = 1` is noise, for every family.
+A schedule is three formulas, :math:`\alpha_t`, :math:`\sigma_t` and the inverse of the log
+signal-to-noise ratio :math:`\lambda_t = \log(\alpha_t^2 / \sigma_t^2)`; the time derivatives come
+from automatic differentiation, so they cannot disagree with the formulas.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CosineSchedule",
+    "DiscreteSchedule",
+    "RectifiedSchedule",
+    "Scales",
+    "Schedule",
+    "VESchedule",
+    "VPSchedule",
+    "as_times",
+]
+
+
+def as_times(t: float | Tensor, batch: int | None = None) -> Tensor:
+    r"""Returns times as a float64 tensor of shape () or (B,), after checking them.
+
+    Arguments:
+        t: Times in [0, 1], a number or a tensor of shape () or (B,).
+        batch: The number of states, if a tensor of shape (B,) must match it.
+
+    Raises:
+        ValueError: If a time lies outside [0, 1] or is NaN, or the shape does not fit.
+    """
+
+    t = torch.as_tensor(t, dtype=torch.float64)
+    if t.ndim > 1 or (t.ndim == 1 and batch is not None and t.numel() != batch):
+        expected = "() or (B,)" if batch is None else f"() or ({batch},)"
+        raise ValueError(f"t must have shape {expected}, got {tuple(t.shape)}")
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(
+            f"t must lie in [0, 1] (0 is data, 1 is noise), got {t.tolist()}; "
+            "network timesteps such as 999 belong inside the backbone's adapter"
+        )
+    return t
+
+
+def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype arithmetic runs in: the widest of `dtypes`, and float32 at the least."""
+
+    result = torch.float32
+    for dtype in dtypes:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+@dataclass(frozen=True)
+class Scales:
+    r"""A schedule at one time: :math:`\alpha_t, \sigma_t` and their time derivatives.
+
+    Every tensor has shape (1, ..., 1) or (B, 1, ..., 1), so that it broadcasts against states of
+    shape (B, \*event), and is float32 or wider, whatever the dtype of the states.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_rate: Tensor
+    sigma_rate: Tensor
+
+
+class Schedule(ABC):
+    r"""A path :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon` with decreasing log-SNR.
+
+    Subclasses give :meth:`alpha`, :meth:`sigma` and :meth:`time`, written with differentiable
+    torch operations that accept float64 tensors of any shape.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Signal scale :math:`\alpha_t \geq 0`, dimensionless, same shape as `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Noise scale :math:`\sigma_t \geq 0`, dimensionless, same shape as `t`."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        r"""Time at which the log-SNR (nats) takes the given values; inverse of :meth:`log_snr`."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        r"""Log signal-to-noise ratio :math:`\log(\alpha_t^2 / \sigma_t^2)`, in nats."""
+
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def at(self, t: float | Tensor, like: Tensor) -> Scales:
+        r"""Scales at time `t`, shaped to broadcast against the states `like`.
+
+        Arguments:
+            t: Times in [0, 1], with shape () or (B,).
+            like: States, with shape (B, \*event).
+
+        Returns:
+            Scales of shape (1, ..., 1) or (B, 1, ..., 1), on the device of `like`.
+
+        Raises:
+            ValueError: If a time lies outside [0, 1] or the number of times is not B.
+        """
+
+        t = as_times(t, batch=len(like))
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.clone().requires_grad_()
+            alpha, alpha_rate = _with_derivative(self.alpha, t)
+            sigma, sigma_rate = _with_derivative(self.sigma, t)
+        shape = (-1, *(1,) * (like.ndim - 1))
+        dtype = working_dtype(like.dtype)
+        cast = lambda value: value.reshape(shape).to(device=like.device, dtype=dtype)
+        return Scales(cast(alpha), cast(sigma), cast(alpha_rate), cast(sigma_rate))
+
+    def perturb(self, x_0: Tensor, t: float | Tensor, noise: Tensor) -> Tensor:
+        r"""Noised states :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`, in the dtype of `x_0`.
+
+        Arguments:
+            x_0: Clean states, with shape (B, \*event).
+            t: Times in [0, 1], with shape () or (B,).
+            noise: Standard normal noise, with shape (B, \*event).
+        """
+
+        if noise.shape != x_0.shape:
+            raise ValueError(
+                f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}"
+            )
+        scales = self.at(t, like=x_0)
+        return (scales.alpha * x_0 + scales.sigma * noise).to(x_0.dtype)
+
+
+def _with_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+    value = function(t)
+    if not value.requires_grad:  # constant in t
+        return value, torch.zeros_like(value)
+    (derivative,) = torch.autograd.grad(value.sum(), t)
+    return value.detach(), derivative
+
+
+class VPSchedule(Schedule):
+    r"""Variance preserving path with a linear rate, the continuous limit of DDPM.
+
+    .. math:: \log \alpha_t = -\tfrac12 \int_0^t \beta_u \, du, \qquad
+        \sigma_t^2 = 1 - \alpha_t^2, \qquad
+        \beta_t = \beta_{\min} + t \, (\beta_{\max} - \beta_{\min})
+
+    The noise end is not pure noise: with the defaults :math:`\alpha_1 = 0.0066`.
+
+    Arguments:
+        beta_min: Rate at t = 0, positive.
+        beta_max: Rate at t = 1, at least `beta_min`.
+
+    References:
+        | Score-Based Generative Modeling through SDEs (Song et al., 2021), arXiv:2011.13456
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min <= beta_max < math.inf:
+            raise ValueError(
+                f"0 < beta_min <= beta_max must hold, got beta_min={beta_min}, beta_max={beta_max}"
+            )
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        # integral = -log alpha^2 = softplus(-log_snr), then the positive root of the quadratic
+        integral = torch.nn.functional.softplus(-log_snr)
+        slope = self.beta_max - self.beta_min
+        root = torch.sqrt(self.beta_min**2 + 2 * slope * integral)
+        return 2 * integral / (self.beta_min + root)
+
+
+class CosineSchedule(Schedule):
+    r"""Variance preserving path :math:`\alpha_t = \cos(\pi t / 2), \sigma_t = \sin(\pi t / 2)`.
+
+    References:
+        | Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), without the
+          offset, arXiv:2102.09672
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * torch.pi * (1 - t))  # exactly zero at t = 1, which cos is not
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * torch.pi * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return 2 / torch.pi * torch.atan(torch.exp(-0.5 * log_snr))
+
+
+class VESchedule(Schedule):
+    r"""Variance exploding path :math:`\alpha_t = 1, \sigma_t = \sigma_{\min}^{1-t}\sigma_{\max}^t`.
+
+    At t = 0 a state still carries noise of size `sigma_min`: choose it below what matters.
+
+    Arguments:
+        sigma_min: Noise scale at t = 0, positive, in data units.
+        sigma_max: Noise scale at t = 1, larger than `sigma_min`, in data units.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                "0 < sigma_min < sigma_max must hold, "
+                f"got sigma_min={sigma_min}, sigma_max={sigma_max}"
+            )
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        log_sigma = -0.5 * log_snr
+        return (log_sigma - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+class RectifiedSchedule(Schedule):
+    r"""Straight path :math:`\alpha_t = 1 - t, \sigma_t = t` of rectified flow, SD3 and FLUX.
+
+    References:
+        | Flow Straight and Fast (Liu et al., 2023), arXiv:2209.03003
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-0.5 * log_snr)
+
+
+class DiscreteSchedule(Schedule):
+    r"""Variance preserving path through a table of :math:`\bar\alpha_k`, as in SDXL-class models.
+
+    Entry k = 0, ..., K - 1 of the table is visited exactly at :math:`t = (k + 1) / K`, clean data
+    at t = 0, and :math:`\bar\alpha = \alpha^2` is linear in between.
+
+    Arguments:
+        alphas_cumprod: The table, strictly decreasing in (0, 1), with shape (K,). The last entry
+            may be 0 (zero terminal signal-to-noise ratio).
+    """
+
+    def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+        if table.ndim != 1 or len(table) == 0:
+            raise ValueError(
+                f"alphas_cumprod must have shape (K,) with K >= 1, got {tuple(table.shape)}"
+            )
+        table = torch.cat((table.new_ones(1), table))
+        if not bool((table.diff() < 0).all() and table[-1] >= 0):
+            raise ValueError("alphas_cumprod must decrease strictly and lie in [0, 1)")
+        self._alpha_squared = table
+        self._sigma_squared = 1 - table
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The network's index k, of dtype int64, whose entry is nearest to time `t`."""
+
+        return (t * self._steps).round().long().clamp(min=1) - 1
+
+    @property
+    def _steps(self) -> int:
+        return len(self._alpha_squared) - 1
+
+    def _interpolate(self, table: Tensor, t: Tensor) -> Tensor:
+        table = table.to(t.device)
+        position = t * self._steps
+        left = position.detach().floor().long().clamp(max=self._steps - 1)
+        return torch.lerp(table[left], table[left + 1], position - left)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._interpolate(self._alpha_squared, t).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._interpolate(self._sigma_squared, t).sqrt()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        # Invert through whichever of alpha^2, sigma^2 is small, where it has its full precision.
+        by_sigma = self._invert(self._sigma_squared, torch.sigmoid(-log_snr))
+        by_alpha = 1 - self._invert(self._alpha_squared.flip(0), torch.sigmoid(log_snr))
+        return torch.where(log_snr > 0, by_sigma, by_alpha)
+
+    def _invert(self, table: Tensor, value: Tensor) -> Tensor:
+        table = table.to(value.device)
+        right = torch.searchsorted(table, value).clamp(1, self._steps)
+        left = right - 1
+        weight = (value - table[left]) / (table[right] - table[left])
+        return (left + weight) / self._steps

@@ -1,0 +1,282 @@
+r"""The tilt: from rewards to log-weights, :math:`\log w(x_0, y) = \sum_j r_j(x_0, y) / \beta_j`.
+
+Tilting a law p by w gives :math:`p(x_0 | y) \, w(x_0, y) / Z(y)`, the law that maximizes
+:math:`E[r] - \beta \, \mathrm{KL}(\cdot \,\|\, p)`. A smaller beta asks for more reward and pays
+for it with a larger divergence from the pretrained model. How much is set by reward units, which
+nobody has a feeling for; :meth:`Tilt.for_kl` and its siblings choose beta from quantities that one
+does have a feeling for.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .conditions import condition_keys
+from .schedules import working_dtype
+from .weights import ess
+
+if TYPE_CHECKING:
+    from .bank import Bank
+
+__all__ = ["RewardFunction", "Tilt", "check_rewards"]
+
+RewardFunction = Callable[[Tensor, Any], Tensor]
+"""Anything that maps (x, condition) to one reward per item, with shape (N,)."""
+
+
+class Tilt(nn.Module):
+    r"""A log-weight in nats, :math:`\log w = r / \beta`.
+
+    Arguments:
+        reward: A callable (x, condition) -> (N,) in reward units, or several of them. A value of
+            -inf is a legitimate zero weight.
+        beta: The temperature of each reward, positive, in reward units.
+        decode: Maps states to what the rewards look at (latents to images), once for all rewards.
+
+    Raises:
+        ValueError: If a beta is not positive and finite, or there is not one for each reward.
+        TypeError: If a reward or `decode` is not callable.
+    """
+
+    def __init__(
+        self,
+        reward: RewardFunction | Sequence[RewardFunction],
+        beta: float | Sequence[float],
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.rewards = tuple(reward) if isinstance(reward, Sequence) else (reward,)
+        betas = tuple(beta) if isinstance(beta, Sequence) else (beta,)
+        if len(betas) != len(self.rewards) or not betas:
+            raise ValueError(
+                f"beta must hold one temperature per reward, {len(self.rewards)}, got {len(betas)}"
+            )
+        for value in betas:
+            if not 0 < value < math.inf:
+                raise ValueError(f"beta must be positive and finite, got {value}")
+        for function in (*self.rewards, *(() if decode is None else (decode,))):
+            if not callable(function):
+                raise TypeError(
+                    f"reward and decode must be callable, got {type(function).__name__}"
+                )
+        self.betas = tuple(float(value) for value in betas)
+        self.decode = decode
+        for i, function in enumerate(self.rewards):
+            if isinstance(function, nn.Module):  # so that .to(device) reaches it
+                self.add_module(f"reward_{i}", function)
+
+    def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
+        r"""Raw rewards in reward units, with shape (N,), or (N, R) if there are R > 1 rewards.
+
+        Arguments:
+            x_0: Clean states, with shape (N, \*event).
+            condition: Passed to every reward.
+
+        Raises:
+            ValueError: If a reward has the wrong shape or holds NaN or +inf; names the items.
+        """
+
+        x = x_0 if self.decode is None else self.decode(x_0)
+        columns = [
+            check_rewards(reward(x, condition), len(x_0), condition) for reward in self.rewards
+        ]
+        return columns[0] if len(columns) == 1 else torch.stack(columns, dim=-1)
+
+    def weigh(self, rewards: Tensor) -> Tensor:
+        r"""Log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them."""
+
+        expected = 1 if len(self.betas) == 1 else 2
+        if rewards.ndim != expected or (expected == 2 and rewards.shape[1] != len(self.betas)):
+            shape = "(N,)" if expected == 1 else f"(N, {len(self.betas)})"
+            raise ValueError(f"rewards must have shape {shape}, got {tuple(rewards.shape)}")
+        rewards = rewards.to(working_dtype(rewards.dtype))
+        if expected == 1:
+            return rewards / self.betas[0]
+        return (rewards / rewards.new_tensor(self.betas)).sum(-1)
+
+    def forward(self, x_0: Tensor, condition: Any = None) -> Tensor:
+        r"""Log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
+
+        Arguments:
+            x_0: Clean states, with shape (N, \*event).
+            condition: Passed to every reward.
+        """
+
+        return self.weigh(self.score(x_0, condition))
+
+    @classmethod
+    def for_kl(
+        cls,
+        reward: RewardFunction,
+        bank: "Bank",
+        nats: float,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Tilt":
+        r"""Chooses beta such that :math:`\mathrm{KL}(\tilde p \,\|\, p)` on the bank is `nats`.
+
+        With several conditions in the bank, the mean over conditions is `nats`.
+
+        Raises:
+            ValueError: If the bank cannot reach the target; states the range that it can.
+        """
+
+        return cls._matching(reward, bank, "nats", nats, decode, lambda tilted: tilted.kl)
+
+    @classmethod
+    def for_ess(
+        cls,
+        reward: RewardFunction,
+        bank: "Bank",
+        fraction: float,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Tilt":
+        r"""Chooses beta such that the weights keep a `fraction` of the bank as effective draws.
+
+        With several conditions in the bank, the mean over conditions is `fraction`.
+
+        Raises:
+            ValueError: If the bank cannot reach the target; states the range that it can.
+        """
+
+        return cls._matching(reward, bank, "fraction", fraction, decode, lambda tilted: tilted.ess)
+
+    @classmethod
+    def for_reward(
+        cls,
+        reward: RewardFunction,
+        bank: "Bank",
+        level: float,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Tilt":
+        r"""Chooses beta such that the mean reward of the tilted bank is `level`, in reward units.
+
+        With several conditions in the bank, the mean over conditions is `level`.
+
+        Raises:
+            ValueError: If the bank cannot reach the target; states the range that it can.
+        """
+
+        return cls._matching(reward, bank, "level", level, decode, lambda tilted: tilted.reward)
+
+    @classmethod
+    def _matching(
+        cls,
+        reward: RewardFunction,
+        bank: "Bank",
+        name: str,
+        target: float,
+        decode: Callable[[Tensor], Tensor] | None,
+        quantity: Callable[["_Tilted"], float],
+    ) -> "Tilt":
+        if bank.rewards is None:
+            bank = bank.scored(cls(reward, 1.0, decode))
+        assert bank.rewards is not None
+        if bank.rewards.ndim != 1:
+            raise ValueError(
+                "choosing beta needs a bank scored by one reward, shape (N,), "
+                f"got rewards of shape {tuple(bank.rewards.shape)}"
+            )
+        groups = [bank.rewards[rows].double().cpu() for rows in bank.rows.values()]
+        inverse_beta = _solve(groups, name, target, quantity)
+        return cls(reward, 1 / inverse_beta, decode)
+
+
+def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
+    """Returns `values` if they are usable rewards of `n` items, and explains why not otherwise.
+
+    Raises:
+        TypeError: If they are not a floating-point tensor.
+        ValueError: If the shape is not (n,), or a value is NaN or +inf; names items and conditions.
+    """
+
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"a reward must return a floating-point tensor, got {kind}")
+    if values.shape != (n,):
+        raise ValueError(
+            f"a reward must return one value per item, shape ({n},), got {tuple(values.shape)}; "
+            "reduce over the other axes, e.g. .flatten(1).mean(1)"
+        )
+    bad = values.isnan() | (values == math.inf)
+    if bool(bad.any()):
+        items = bad.nonzero().flatten().tolist()
+        keys = condition_keys(condition, n)
+        names = ", ".join(
+            f"item {i} ({values[i].item()}" + (f", condition {keys[i]!r})" if keys else ")")
+            for i in items[:5]
+        )
+        more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+        raise ValueError(f"a reward must not be NaN or +inf, got {names}{more}")
+    return values
+
+
+class _Tilted(NamedTuple):
+    """What a tilt of given strength does to a bank, averaged over its conditions."""
+
+    kl: float
+    ess: float
+    reward: float
+
+
+def _tilted(groups: list[Tensor], inverse_beta: float) -> _Tilted:
+    rows = []
+    for rewards in groups:
+        finite = rewards[rewards.isfinite()]
+        log_w = inverse_beta * finite
+        reward = (log_w.softmax(0) * finite).sum()
+        kl = inverse_beta * reward - log_w.logsumexp(0) + math.log(len(rewards))
+        rows.append(torch.stack((kl, ess(log_w) / len(rewards), reward)))
+    return _Tilted(*torch.stack(rows).mean(0).tolist())
+
+
+def _limit(groups: list[Tensor]) -> _Tilted:
+    """The same for infinite strength: all the weight is on the best draws."""
+
+    best = torch.stack([(r == r.max()).double().mean() for r in groups])
+    reward = torch.stack([r.max() for r in groups])
+    return _Tilted(*(v.mean().item() for v in (-best.log(), best, reward)))
+
+
+def _solve(
+    groups: list[Tensor], name: str, target: float, quantity: Callable[[_Tilted], float]
+) -> float:
+    """The strength 1 / beta at which a monotone quantity of the tilted bank hits its target."""
+
+    from scipy.optimize import brentq
+
+    if any(not bool(rewards.isfinite().any()) for rewards in groups):
+        raise ValueError("choosing beta needs a finite reward for every condition of the bank")
+    start, end = quantity(_tilted(groups, 0.0)), quantity(_limit(groups))
+    reach = f"({min(start, end):.6g}, {max(start, end):.6g})"
+    if start == end:
+        raise ValueError("choosing beta needs rewards that vary, but they are constant on the bank")
+    if not min(start, end) < target < max(start, end):
+        raise ValueError(
+            f"{name} must lie in the range that this bank reaches, {reach}, got {target}"
+        )
+
+    sign = 1 if end > start else -1
+    excess = lambda log_strength: (
+        sign * (quantity(_tilted(groups, math.exp(log_strength))) - target)
+    )
+    spread = max(float(r[r.isfinite()].max() - r[r.isfinite()].min()) for r in groups)
+    low = high = -math.log(spread)
+    while excess(low) > 0 and low > -100 - math.log(spread):
+        low -= 2.0
+    while excess(high) < 0 and high < 100 - math.log(spread):
+        high += 2.0
+    if excess(low) > 0 or excess(high) < 0:
+        raise ValueError(
+            f"{name}={target} is too close to an end of the range that this bank reaches, {reach}"
+        )
+    return math.exp(brentq(excess, low, high, xtol=1e-13))
+
+
+def describe_keys(keys: Sequence[Hashable], limit: int = 5) -> str:
+    """A short list of conditions for a message."""
+
+    shown = ", ".join(repr(key) for key in keys[:limit])
+    return shown + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

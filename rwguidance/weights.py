@@ -1,0 +1,98 @@
+r"""Arithmetic of log-weights, as pure functions. Everything is in nats; weights may be zero (-inf).
+
+None of these functions exponentiates a weight before the largest one has been divided out.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["ess", "log_mean_exp", "log_normalize", "pareto_k"]
+
+
+def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
+    r"""Logarithm of the mean weight, :math:`\log \frac1N \sum_i w_i`, in nats.
+
+    Arguments:
+        log_w: Log-weights, in nats.
+        dim: The axis of size N >= 1 that is averaged away.
+    """
+
+    return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
+
+
+def log_normalize(log_w: Tensor, dim: int = -1) -> Tensor:
+    r"""Log-weights that sum to one, :math:`\log (w_i / \sum_j w_j)`, in nats, same shape."""
+
+    return log_w.log_softmax(dim)
+
+
+def ess(log_w: Tensor, dim: int = -1) -> Tensor:
+    r"""Effective sample size.
+
+    .. math:: \mathrm{ESS} = \big( \sum_i w_i \big)^2 \big/ \sum_i w_i^2 \in [1, N]
+
+    Arguments:
+        log_w: Unnormalized log-weights, in nats. May hold -inf, but not only.
+        dim: The axis of size N that is reduced.
+
+    References:
+        | Sequential Imputations and Bayesian Missing Data Problems (Kong et al., 1994)
+    """
+
+    return torch.exp(2 * log_w.logsumexp(dim) - (2 * log_w).logsumexp(dim))
+
+
+def pareto_k(log_w: Tensor) -> Tensor:
+    r"""Shape :math:`\hat k` of a generalized Pareto law fitted to the largest weights.
+
+    Below 0.5 the estimate behaves as if the weights had finite variance, above 0.7 more draws
+    hardly help, above 1 not even the mean exists. The fit uses the
+    :math:`M = \min(\lceil N / 5 \rceil, \lceil 3 \sqrt N \rceil)` largest weights and a weak prior
+    towards 0.5, as the reference does.
+
+    Arguments:
+        log_w: Log-weights, in nats, with shape (\*B, N). May hold -inf.
+
+    Returns:
+        The shape, dimensionless, with shape (\*B,): 0 if the largest weights are all equal (there
+        is no tail), inf if one weight outgrows the others beyond the range of floating point, and
+        NaN if fewer than five weights form the tail (N <= 20), which is too few to tell.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024), arXiv:1507.02646
+        | A New and Efficient Estimation Method for the Generalized Pareto Distribution
+          (Zhang & Stephens, 2009)
+    """
+
+    n = log_w.shape[-1]
+    m = min(math.ceil(n / 5), math.ceil(3 * math.sqrt(n)))
+    if m < 5:
+        return log_w.new_full(log_w.shape[:-1], math.nan)
+
+    top = log_w.topk(m + 1, dim=-1).values.flip(-1)  # ascending; the first one is the threshold
+    w = torch.exp(top - top[..., -1:])
+    x = w[..., 1:] - w[..., :1]  # exceedances over the threshold
+    quartile, largest = x[..., (m + 2) // 4 - 1], x[..., -1]
+    tiny = 1e3 * torch.finfo(x.dtype).tiny  # below it, 1 / quartile overflows
+    flat, spike = largest == 0, (quartile < tiny) & (largest > 0)
+    x = torch.where((flat | spike)[..., None], torch.ones_like(x), x)  # any value: masked below
+
+    theta = _zhang_stephens(x)
+    k = torch.log1p(-theta[..., None] * x).mean(-1)
+    k = (m * k + 5) / (m + 10)
+    k = torch.where(spike, torch.full_like(k, math.inf), k)
+    return torch.where(flat, torch.zeros_like(k), k)
+
+
+def _zhang_stephens(x: Tensor) -> Tensor:
+    """Posterior mean of theta = -k / scale under Zhang and Stephens' prior; `x` is ascending."""
+
+    m = x.shape[-1]
+    quartile, largest = x[..., (m + 2) // 4 - 1, None], x[..., -1:]
+    grid = torch.arange(1, 31 + int(math.sqrt(m)), dtype=x.dtype, device=x.device)
+    theta = 1 / largest + (1 - torch.sqrt(len(grid) / (grid - 0.5))) / (3 * quartile)
+    k = torch.log1p(-theta[..., None] * x[..., None, :]).mean(-1)
+    log_likelihood = m * (torch.log(-theta / k) - k - 1)
+    return (log_likelihood.softmax(-1) * theta).sum(-1)
