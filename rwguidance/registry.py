@@ -1,0 +1,190 @@
+"""Names for things that arrive as strings: a registry that third parties can add to.
+
+A name leads to a class or a loader. It gets there by the decorator, or through an entry-point
+group, which any installed package can fill from its own metadata:
+
+    [project.entry-points."rwguidance.rewards"]
+    sharpness = "my_package.rewards:Sharpness"
+
+Such a package is not imported until its name is looked up.
+"""
+
+import difflib
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["BrokenEntryPoint", "Registry", "build"]
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+class BrokenEntryPoint(ImportError):
+    """A package advertises a name that it cannot deliver."""
+
+
+class Registry(Generic[T]):
+    """A mapping from names to classes or loaders.
+
+    Arguments:
+        kind: What the names stand for, in the singular, as messages put it: "reward".
+        group: The entry-point group through which installed packages add names.
+        check: Called with (name, value) for everything that comes in; raises TypeError or
+            ValueError if the value is not what the registry holds. None accepts everything.
+    """
+
+    def __init__(
+        self, kind: str, group: str, check: Callable[[str, Any], None] | None = None
+    ) -> None:
+        self.kind = kind
+        self.group = group
+        self._check = check
+        self._values: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers what it decorates under `name` and returns it unchanged.
+
+        Raises:
+            TypeError: If the name is not a string, or the value is not what the registry holds.
+            ValueError: If the name is empty or already taken by something else.
+        """
+
+        if not isinstance(name, str):
+            raise TypeError(
+                f"a {self.kind} is registered under a string, got {type(name).__name__}; "
+                f'write @register("name")'
+            )
+        if not name:
+            raise ValueError(f"a {self.kind} is registered under a name, got an empty string")
+
+        def add(value: T) -> T:
+            if self._check is not None:
+                self._check(name, value)
+            if name in self._values and self._values[name] is not value:
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered, by {_origin(self._values[name])};"
+                    f" choose another name for {_origin(value)}"
+                )
+            self._values[name] = value
+            return value
+
+        return add
+
+    def load(self, name: str) -> T:
+        """What `name` stands for. Imports the package that provides it, and no other.
+
+        Raises:
+            LookupError: If nothing has this name; lists the names that exist.
+            BrokenEntryPoint: If the package that advertises the name fails to deliver.
+            ValueError: If the name is provided twice.
+        """
+
+        advertised = self._entry_points.get(name, ())
+        if name not in self._values and not advertised:
+            raise LookupError(self._unknown(name))
+        for entry_point in advertised:
+            self._add(entry_point)
+        return self._values[name]
+
+    def names(self) -> list[str]:
+        """Every name, sorted; imports nothing."""
+
+        return sorted({*self._values, *self._entry_points})
+
+    def available(self) -> dict[str, T]:
+        """Everything that can be loaded, sorted by name. Imports every package that adds a name.
+
+        Warns:
+            RuntimeWarning: For every name that cannot be loaded, with the reason.
+        """
+
+        values = {}
+        for name in self.names():
+            try:
+                values[name] = self.load(name)
+            except (BrokenEntryPoint, ValueError) as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        return values
+
+    @cached_property
+    def _entry_points(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for entry_point in sorted(entry_points(group=self.group), key=lambda e: (e.name, e.value)):
+            known = found.setdefault(entry_point.name, [])
+            if entry_point.value not in [other.value for other in known]:
+                known.append(entry_point)
+        return found
+
+    def _add(self, entry_point: EntryPoint) -> None:
+        name = entry_point.name
+        try:
+            value = entry_point.load()
+            self.register(name)(value)
+        except Exception as error:  # whatever a foreign package does wrong is its own fault
+            package = f" of {entry_point.dist.name}" if entry_point.dist is not None else ""
+            raise BrokenEntryPoint(
+                f"{self.kind} {name!r} is provided by the entry point {entry_point.value!r}"
+                f"{package}, which fails: {type(error).__name__}: {error}"
+            ) from error
+
+    def _unknown(self, name: str) -> str:
+        names = self.names()
+        if not names:
+            return f"there is no {self.kind} {name!r}: none is registered or installed"
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"there is no {self.kind} {name!r}, there are {', '.join(map(repr, names))}{hint}"
+
+
+def build(
+    kind: str,
+    name: str,
+    factory: Callable[..., M],
+    path: str | os.PathLike[str] | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    options: Mapping[str, Any],
+) -> M:
+    """Calls a registered class and makes what it returns ready to be used: frozen, in eval mode.
+
+    Arguments:
+        kind: What is built, for messages.
+        name: The name it was found under, for messages.
+        factory: The class or loader. Receives `path` as a keyword, if there is one, and `options`.
+        path: A local file or directory with the weights.
+        device: Where the module goes.
+        dtype: What its floating-point parameters are cast to.
+        options: Further keywords.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        TypeError: If the factory does not take these keywords; shows what it takes.
+    """
+
+    keywords = dict(options)
+    if path is not None:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
+        keywords["path"] = path
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        takes = ", ".join(str(parameter) for parameter in signature.parameters.values())
+        raise TypeError(f"{kind} {name!r} takes ({takes}): {error}") from None
+    module = factory(**keywords).to(device=device, dtype=dtype)
+    return module.eval().requires_grad_(False)
+
+
+def _origin(value: Any) -> str:
+    name = getattr(value, "__qualname__", repr(value))
+    return f"{getattr(value, '__module__', '?')}.{name}"
