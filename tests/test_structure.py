@@ -1,0 +1,103 @@
+"""The dependency rule, read from the imports: rewards -> rwguidance <- backbones."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("rwguidance", "rewards", "backbones")
+ALLOWED = {
+    "rwguidance": {"rwguidance"},
+    "rewards": {"rwguidance", "rewards"},
+    "backbones": {"rwguidance", "backbones"},
+}
+LIGHT = {"torch", *PACKAGES, *sys.stdlib_module_names}
+CLI = ROOT / "rwguidance" / "cli.py"
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(source, path, eager):
+    """Top-level names of the modules that a file imports; only those at import time if `eager`."""
+
+    def visit(node):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            depth = len(path.relative_to(ROOT).parts) - 1  # packages around the file
+            assert node.level <= depth, f"{path} imports from above its package"
+            yield path.relative_to(ROOT).parts[0] if node.level else node.module.split(".")[0]
+        elif eager and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        elif eager and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for child in node.orelse:
+                yield from visit(child)
+        else:
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child)
+
+    return set(visit(ast.parse(source)))
+
+
+def ids(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_the_reader_of_imports_reads():
+    source = """
+import scipy.stats
+from torch import nn
+from ..weights import ess
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import pandas
+class A:
+    import numpy
+    def f(self):
+        import rewards
+try:
+    import rich
+except ImportError:
+    pass
+"""
+    path = ROOT / "rwguidance" / "estimators" / "x.py"
+    at_once = {"scipy", "torch", "rwguidance", "typing", "numpy", "rich"}
+    assert imports(source, path, eager=True) == at_once
+    assert imports(source, path, eager=False) == at_once | {"pandas", "rewards"}
+    with pytest.raises(AssertionError, match="above its package"):
+        imports("from ...rewards import load", path, eager=False)
+
+
+def test_all_packages_are_seen():
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_siblings_do_not_know_each_other_and_the_core_knows_neither(path):
+    package = path.relative_to(ROOT).parts[0]
+    # Only the command line joins the three, and not before it runs.
+    found = imports(path.read_text(), path, eager=path == CLI)
+    assert found & set(PACKAGES) <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != CLI], ids=ids)
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    heavy = imports(path.read_text(), path, eager=True) - LIGHT
+    assert not heavy, f"import {', '.join(sorted(heavy))} inside the function that needs it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_brings_in_torch_and_nothing_heavier(package):
+    heavy = "scipy transformers diffusers matplotlib sklearn rich typer pandas accelerate datasets"
+    code = f"""
+import sys, {package}
+assert "torch" in sys.modules
+loaded = [name for name in {heavy.split()} if name in sys.modules]
+assert not loaded, loaded
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
