@@ -41,7 +41,7 @@ def ess(log_w: Tensor, dim: int = -1) -> Tensor:
         | Sequential Imputations and Bayesian Missing Data Problems (Kong et al., 1994)
     """
 
-    return torch.exp(2 * log_w.logsumexp(dim) - (2 * log_w).logsumexp(dim))
+    return torch.exp(-(2 * log_w.log_softmax(dim)).logsumexp(dim))
 
 
 def pareto_k(log_w: Tensor) -> Tensor:

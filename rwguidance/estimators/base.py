@@ -76,12 +76,14 @@ def gradients_of(x_t: Tensor) -> Iterator[Tensor]:
 def input_gradient(value: Tensor, x_t: Tensor, name: str) -> Tensor:
     """Gradient of the sum of `value` in the states; per sample, since samples do not interact."""
 
-    if not value.requires_grad:
+    gradient = None
+    if value.requires_grad:  # if only of parameters, the gradient in the states is still None
+        (gradient,) = torch.autograd.grad(value.sum(), x_t, allow_unused=True)
+    if gradient is None:
         raise ValueError(
             f"{name} must be differentiable with respect to the state, but its value carries no "
             "gradient; use ImportanceSampling or LearnedShift, which need none"
         )
-    (gradient,) = torch.autograd.grad(value.sum(), x_t)
     return gradient
 
 

@@ -144,6 +144,7 @@ class ImportanceSampling(ConditionalExpectation):
 
         self.kernel = kernel
         self.rows = bank.rows
+        self.conditional = bank.condition is not None
         self.event = tuple(bank.x_0.shape[1:])
         self.x_0: Tensor
         self.log_w: Tensor
@@ -193,7 +194,7 @@ class ImportanceSampling(ConditionalExpectation):
                 "move the estimator with .to(device)"
             )
         index = torch.arange(len(x_t), device=x_t.device)
-        if None in self.rows:
+        if not self.conditional:
             members = {0: index}
         else:
             keys = condition_keys(condition, len(x_t))
@@ -234,8 +235,10 @@ class ImportanceSampling(ConditionalExpectation):
 
         # -|x_t - alpha x|^2 / 2 up to what is constant in x; centering keeps the products small.
         log_kernel = _dot(alpha * x_t, draws) - alpha**2 * self.half_norm[rows].to(dtype)
-        log_kernel = log_kernel - log_kernel.amax(1, keepdim=True)
-        log_kernel = torch.where(log_kernel == 0, log_kernel, log_kernel / sigma**2)
+        log_kernel = log_kernel - log_kernel.detach().amax(1, keepdim=True)
+        # Divided twice: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
+        tiny = torch.finfo(dtype).tiny
+        log_kernel = log_kernel / sigma.clamp_min(tiny) / sigma.clamp_min(tiny)
         temper = None if self.kernel is None else self.kernel.temper(log_kernel.detach())
         if temper is not None:
             log_kernel = torch.where(log_kernel == -math.inf, log_kernel, temper * log_kernel)
