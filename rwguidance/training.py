@@ -120,6 +120,7 @@ def _noise(
     """The draws `index` of a bank, noised to times `t`."""
 
     x_0 = bank.x_0[index]
+    t = t.to(x_0.device)
     noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
     condition = None
     if bank.condition is not None:
@@ -399,5 +400,13 @@ def _resume(
 
 
 def _centered(log_w: Tensor, bank: Bank) -> Tensor:
-    parts = [log_w[rows] - log_mean_exp(log_w[rows]) for rows in bank.rows.values()]
+    parts = []
+    for key, rows in bank.rows.items():
+        log_z = log_mean_exp(log_w[rows])
+        if log_z == -math.inf:
+            name = "" if key is None else f" of condition {key!r}"
+            raise ValueError(
+                f"training needs a draw of positive weight, but every reward{name} is -inf"
+            )
+        parts.append(log_w[rows] - log_z)
     return torch.cat(parts)
