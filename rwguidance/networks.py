@@ -95,7 +95,8 @@ class _Trunk(nn.Module):
         super().__init__()
         self.labels = None if labels is None else {key: i for i, key in enumerate(labels)}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # not torch.manual_seed, which would also seed the accelerators' generators for good
+            torch.default_generator.manual_seed(seed)
             self.first = nn.Linear(inputs + 2 * _FREQUENCIES, width)
             self.embedding = None if labels is None else nn.Embedding(len(labels), width)
             self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
