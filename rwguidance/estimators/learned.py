@@ -25,9 +25,13 @@ __all__ = ["LearnedExpectation", "LearnedShift"]
 
 
 def batched_times(t: float | Tensor, x_t: Tensor) -> Tensor:
-    """Times of shape (B,), float64, on the device of the states, as networks receive them."""
+    """Times of shape (B,), float64, on the device of the states, as networks receive them.
 
-    return as_times(t, batch=len(x_t)).to(x_t.device).expand(len(x_t))
+    They are a copy: networks may change them in place, and autograd may save them for a backward
+    pass, which it refuses for the caller's own tensor under inference_mode.
+    """
+
+    return as_times(t, batch=len(x_t)).to(x_t.device).expand(len(x_t)).clone()
 
 
 class LearnedExpectation(ConditionalExpectation):
