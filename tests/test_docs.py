@@ -1,0 +1,118 @@
+"""The documentation, executed: every Python block runs, every relative link leads somewhere."""
+
+import contextlib
+import importlib
+import io
+import pkgutil
+import re
+import socket
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+import backbones
+import rewards
+import rwguidance
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *PAGES]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROMISE = re.compile(r"# prints (.*)$", re.MULTILINE)
+
+name_of = lambda path: path.relative_to(ROOT).as_posix()
+
+
+def blocks_of(path):
+    """The first line number and the source of every Python block."""
+
+    text = path.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(1)), m.group(1)) for m in BLOCK.finditer(text)]
+
+
+WITH_CODE = [p for p in (ROOT / "README.md", *PAGES) if blocks_of(p)]
+
+
+@pytest.fixture
+def isolated(monkeypatch, tmp_path):
+    """An empty folder, no network, and registries that forget what a page registers."""
+
+    def refuse(*arguments):
+        raise AssertionError("the documentation must run without a network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for package in (rewards, backbones):
+        registry = package.registry._registry
+        monkeypatch.setattr(registry, "_values", dict(registry._values))
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
+def test_python_blocks_run_from_top_to_bottom(path, isolated):
+    namespace = {"__name__": "__main__"}
+    for line, source in blocks_of(path):
+        code = compile("\n" * line + source, str(path), "exec")  # tracebacks name the page's line
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, namespace)
+        promised = PROMISE.findall(source)
+        if promised:
+            assert printed.getvalue().splitlines() == promised, f"{name_of(path)}:{line}"
+
+
+def test_the_guides_have_code():
+    assert {"docs/index.md", "docs/concepts.md", "docs/extending.md", "docs/training.md"} <= set(
+        map(name_of, WITH_CODE)
+    )
+
+
+def prose_of(path):
+    text = re.sub(r"^(```+|~~~+).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`|\$[^$]*\$", "", text)
+
+
+def anchors_of(path):
+    """Anchors as GitHub makes them from headings."""
+
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = (unicodedata.normalize("NFC", h).replace("`", "").strip().lower() for h in headings)
+    return {re.sub(r"[^\w\- ]", "", h).replace(" ", "-") for h in plain}
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=name_of)
+def test_relative_links_resolve(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(path)):
+        if re.match(r"[a-z]+:", target):  # https:, mailto:
+            continue
+        file, _, anchor = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), f"{name_of(path)} links to {target}, which does not exist"
+        if anchor and page.suffix == ".md":
+            assert anchor in anchors_of(page), f"{name_of(path)} links to {target}, no such heading"
+
+
+def public_modules():
+    """Modules of the three packages that state their public names; the demo is not a library."""
+
+    for package in (rwguidance, rewards, backbones):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if module.ispkg or "demo" in module.name or "._" in module.name:
+                continue
+            if hasattr(importlib.import_module(module.name), "__all__"):
+                yield module.name
+
+
+def test_the_reference_covers_every_public_module():
+    pages = "".join(p.read_text(encoding="utf-8") for p in (DOCS / "api").glob("*.md"))
+    described = re.findall(r"automodule:: ([\w.]+)", pages)
+    assert sorted(described) == sorted(set(described))
+    assert set(public_modules()) == set(described), "add or remove an automodule in docs/api"
+
+
+@pytest.mark.parametrize("package", [rwguidance, rewards, backbones], ids=lambda p: p.__name__)
+def test_every_exported_name_is_described_where_it_is_defined(package):
+    for name in set(package.__all__) - {"__version__", "toy"}:
+        module = importlib.import_module(getattr(package, name).__module__)
+        assert name in module.__all__, f"{module.__name__} does not list {name}"
+        assert getattr(package, name).__doc__, f"{name} has no docstring"
