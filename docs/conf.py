@@ -1,7 +1,7 @@
 """Sphinx settings. The build needs no network: `make docs` reads docstrings and Markdown."""
 
-import importlib
-import inspect
+import pkgutil
+import sys
 
 import rwguidance
 
@@ -18,13 +18,17 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["config.cache"]  # napoleon_custom_sections holds tuples
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
-# One entry per name of __all__, in the order of the source, described where it is defined.
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+# The names of __all__, in the order of the source (see _skip_private), where they are defined.
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "ignore-module-all": True,
+    "show-inheritance": True,
+}
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"
@@ -35,7 +39,6 @@ python_use_unqualified_type_names = True
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Arguments", "params_style")]
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
@@ -53,29 +56,33 @@ def _resolve_public_name(app, env, node, contnode):
 
     if node.get("refdomain") != "py":
         return None
-    target = node["reftarget"]
-    package, _, name = target.rpartition(".")
-    package = package or node.get("py:module") or ""
-    if package.split(".")[0] not in ("rwguidance", "rewards", "backbones"):
-        return None
     try:
-        module = inspect.getmodule(getattr(importlib.import_module(package), name))
-    except (ImportError, AttributeError):
+        value = pkgutil.resolve_name(node["reftarget"])
+        name = f"{value.__module__}.{value.__qualname__}"
+    except (ImportError, AttributeError, ValueError):
         return None
     python = env.get_domain("py")
-    found = python.objects.get(f"{module.__name__}.{name}") if module else None
-    if found is None:
+    if name not in python.objects:
         return None
     return python.resolve_xref(
-        env,
-        node["refdoc"],
-        app.builder,
-        node["reftype"],
-        f"{module.__name__}.{name}",
-        node,
-        contnode,
+        env, node["refdoc"], app.builder, node["reftype"], name, node, contnode
     )
+
+
+def _skip_private(app, what, name, value, skip, options):
+    """Leaves out what a module does not list; autodoc itself would then sort by __all__."""
+
+    module = sys.modules.get(app.env.temp_data.get("autodoc:module"))
+    return True if what == "module" and name not in getattr(module, "__all__", [name]) else None
+
+
+def _drop_empty_signature(app, what, name, value, options, signature, returns):
+    """Says nothing rather than "*args, **kwargs" of classes without a constructor."""
+
+    return ("", returns) if what == "class" and signature == "(*args, **kwargs)" else None
 
 
 def setup(app):
     app.connect("missing-reference", _resolve_public_name)
+    app.connect("autodoc-skip-member", _skip_private)
+    app.connect("autodoc-process-signature", _drop_empty_signature)
