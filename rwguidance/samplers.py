@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .models import Model
 from .prediction import Prediction
-from .schedules import Scales, as_times
+from .schedules import Scales, Schedule, as_times
 
 __all__ = [
     "DDIM",
@@ -128,7 +128,8 @@ class DDIM(AncestralSampler):
         ratio = now.alpha * scales.sigma / (scales.alpha * now.sigma)
         # (1 - ratio)(1 + ratio) keeps its sign under rounding up to the last bit
         std = self.eta * scales.sigma * ((1 - ratio) * (1 + ratio)).clamp_min(0).sqrt()
-        spread = ((scales.sigma - std) * (scales.sigma + std)).clamp_min(0).sqrt()
+        # sigma_s^2 - std^2, without the subtraction: it would lose a small ratio
+        spread = scales.sigma * (1 - self.eta**2 + (self.eta * ratio) ** 2).sqrt()
         return Transition(scales.alpha * prediction.mean + spread * prediction.noise, std)
 
 
@@ -198,13 +199,17 @@ def sample(
 
     Raises:
         ValueError: If the times are fewer than two, not decreasing or outside [0, 1].
-        TypeError: If `x_1` is not a floating-point tensor.
+        TypeError: If `x_1` is not a floating-point tensor, or model or sampler is none.
 
     Warns:
         UnreliableEstimate: Once per run, if an estimator reports at some step that most of its
             shifts rest on too few effective draws.
     """
 
+    if not isinstance(getattr(model, "schedule", None), Schedule):  # also a compiled Model has one
+        raise TypeError(f"model must be a Model, got {type(model).__name__}; wrap networks in one")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a Sampler such as DDIM(), got {sampler!r}")
     grid = _check_times(times)
     if not isinstance(x_1, Tensor) or not x_1.is_floating_point() or x_1.ndim < 2:
         got = f"{x_1.dtype} {tuple(x_1.shape)}" if isinstance(x_1, Tensor) else type(x_1).__name__

@@ -93,6 +93,8 @@ def _zhang_stephens(x: Tensor) -> Tensor:
     quartile, largest = x[..., (m + 2) // 4 - 1, None], x[..., -1:]
     grid = torch.arange(1, 31 + int(math.sqrt(m)), dtype=x.dtype, device=x.device)
     theta = 1 / largest + (1 - torch.sqrt(len(grid) / (grid - 0.5))) / (3 * quartile)
-    k = torch.log1p(-theta[..., None] * x[..., None, :]).mean(-1)
+    # 16 points at a time: the (points, m) block may outgrow the weights themselves.
+    mean_log = lambda points: (-points[..., None] * x[..., None, :]).log1p_().mean(-1)
+    k = torch.cat([mean_log(points) for points in theta.split(16, dim=-1)], dim=-1)
     log_likelihood = m * (torch.log(-theta / k) - k - 1)
     return (log_likelihood.softmax(-1) * theta).sum(-1)

@@ -25,16 +25,16 @@ from ..conditions import condition_keys
 from ..models import Model
 from ..schedules import Scales, working_dtype
 from ..tilt import Tilt, describe_keys
-from ..weights import ess, pareto_k
+from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm
 
 __all__ = ["ImportanceSampling", "Kernel", "TargetESS", "Tempered"]
 
-_ROWS_BYTES = 2**28
-"""Bound on one (rows, N) block of log-weights; larger batches are split."""
+_ROWS_BYTES = 2**26
+"""Bound on two float32 (rows, N) blocks of log-weights; larger batches are split."""
 
-_CAST_BYTES = 2**26
-"""Bound on one block of draws that is widened to the working dtype."""
+_CAST_BYTES = 2**22
+"""Bound on one block of draws that is widened to the working dtype (but 16 draws at least)."""
 
 
 class Kernel(ABC):
@@ -84,7 +84,7 @@ class TargetESS(Kernel):
 
     def temper(self, log_kernel: Tensor) -> Tensor:
         target = self.fraction * log_kernel.shape[1]
-        enough = lambda factor: ess(factor * log_kernel)[:, None] >= target
+        enough = lambda factor: _ess((factor * log_kernel).softmax(1))[:, None] >= target
         # Weights within a ratio e^c of each other have ESS / N >= 1 / cosh(c / 2)^2, so that:
         spread = 2 * math.acosh(self.fraction**-0.5)
         width = -log_kernel.masked_fill(log_kernel == -math.inf, 0).amin(1, keepdim=True)
@@ -160,15 +160,14 @@ class ImportanceSampling(ConditionalExpectation):
         self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
     ) -> Estimate:
         groups = self._groups(x_t, condition)
-        prediction = model(x_t, t, condition)
         scales = model.schedule.at(t, like=x_t)
-
         states = x_t.flatten(1)
         with torch.autocast(x_t.device.type, enabled=False):
             parts = [self._estimate(states, index, group, scales) for index, group in groups]
-        order = None if len(groups) == 1 else torch.cat([index for index, _ in groups]).argsort()
-        merged = {name: _merge([part[name] for part in parts], order) for name in parts[0]}
+        indices = [index for index, _ in groups]
+        merged = {name: _merge([part[name] for part in parts], indices) for name in parts[0]}
 
+        prediction = model(x_t, t, condition)  # only now that the weights are gone from memory
         shift = merged.pop("shift").reshape(x_t.shape).to(prediction.mean.dtype)
         log_h = merged.pop("log_h")
         reliable = (merged["ess_tilted"] >= 2) & ~(merged["pareto_k"] > 0.7)
@@ -222,7 +221,7 @@ class ImportanceSampling(ConditionalExpectation):
         """The estimate for the rows `index` of a batch, which share one condition."""
 
         rows = list(self.rows.values())[group]
-        draws, center = self.x_0[rows], self.center[group]
+        draws = self.x_0[rows]
         dtype = working_dtype(states.dtype, draws.dtype)
         whole = len(index) == len(states)
         alpha, sigma = (
@@ -231,28 +230,41 @@ class ImportanceSampling(ConditionalExpectation):
             else value.flatten(1)[index].to(dtype)
             for value in (scales.alpha, scales.sigma)
         )
-        x_t = (states if whole else states[index]) - alpha * center.to(dtype)
+        center, half_norm, log_w = (
+            value.to(dtype)
+            for value in (self.center[group], self.half_norm[rows], self.log_w[rows])
+        )
+        x_t = (states if whole else states[index]).to(dtype)
 
         # -|x_t - alpha x|^2 / 2 up to what is constant in x; centering keeps the products small.
-        log_kernel = _dot(alpha * x_t, draws) - alpha**2 * self.half_norm[rows].to(dtype)
-        log_kernel = log_kernel - log_kernel.detach().amax(1, keepdim=True)
+        log_kernel = _dot(torch.addcmul(x_t, alpha, center, value=-1).mul_(alpha), draws)
+        log_kernel = log_kernel.addcmul_(alpha**2, half_norm, value=-1)
+        log_kernel = log_kernel.sub_(log_kernel.detach().amax(1, keepdim=True))
         # Divided twice: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
         tiny = torch.finfo(dtype).tiny
-        log_kernel = log_kernel / sigma.clamp_min(tiny) / sigma.clamp_min(tiny)
+        log_kernel = log_kernel.div_(sigma.clamp_min(tiny)).div_(sigma.clamp_min(tiny))
         temper = None if self.kernel is None else self.kernel.temper(log_kernel.detach())
         if temper is not None:
-            log_kernel = torch.where(log_kernel == -math.inf, log_kernel, temper * log_kernel)
+            log_kernel = log_kernel.mul_(temper.clamp_min(tiny))
 
-        log_tilted = log_kernel + self.log_w[rows].to(dtype)
-        weight, tilted = log_kernel.softmax(1), log_tilted.softmax(1)
+        # At most three (B, N) blocks are alive at any time.
+        log_sum, weight = log_kernel.logsumexp(1), log_kernel.softmax(1)
+        log_tilted = log_kernel + log_w
+        del log_kernel
+        log_h = log_tilted.logsumexp(1) - log_sum
+        shape = pareto_k(log_tilted.detach())
+        tilted = log_tilted.softmax(1)
+        del log_tilted
         part = {
-            "log_h": log_tilted.logsumexp(1) - log_kernel.logsumexp(1),
-            "shift": _weighted_sum(tilted - weight, draws),
-            "ess": 1 / weight.square().sum(1),
-            "ess_tilted": 1 / tilted.square().sum(1),
+            "log_h": log_h,
+            "ess": _ess(weight),
+            "ess_tilted": _ess(tilted),
             "max_weight": tilted.amax(1),
-            "pareto_k": pareto_k(log_tilted.detach()),
+            "pareto_k": shape,
         }
+        difference = tilted - weight
+        del weight, tilted
+        part["shift"] = _weighted_sum(difference, draws)
         if temper is not None:
             part["temper"] = temper.squeeze(1)
         return part
@@ -264,7 +276,8 @@ def _center(draws: Tensor, groups: dict[Any, slice]) -> tuple[Tensor, Tensor]:
     dtype = working_dtype(draws.dtype)
     centers, half_norms = [], []
     for rows in groups.values():
-        center = draws[rows].mean(0, dtype=dtype)
+        total = sum(block.sum(0) for block in _blocks(draws[rows], dtype))
+        center = total / (rows.stop - rows.start)
         for block in _blocks(draws[rows], dtype):
             half_norms.append(0.5 * (block - center).square().sum(1))
         centers.append(center)
@@ -274,14 +287,21 @@ def _center(draws: Tensor, groups: dict[Any, slice]) -> tuple[Tensor, Tensor]:
 def _blocks(draws: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The draws in `dtype`, in blocks small enough that no second bank is ever held."""
 
-    size = max(1, _CAST_BYTES // (draws.shape[1] * dtype.itemsize))
+    # Blocks that fit the cache of a CPU are fastest there; elsewhere every launch costs.
+    most = _CAST_BYTES if draws.device.type == "cpu" else 16 * _CAST_BYTES
+    size = max(16, most // (draws.shape[1] * dtype.itemsize))
     return (block.to(dtype) for block in draws.split(size))
 
 
 def _dot(states: Tensor, draws: Tensor) -> Tensor:
     if draws.dtype == states.dtype:
         return states @ draws.T
-    return torch.cat([states @ block.T for block in _blocks(draws, states.dtype)], dim=1)
+    products = states.new_empty(len(states), len(draws))
+    start = 0
+    for block in _blocks(draws, states.dtype):
+        products[:, start : start + len(block)] = states @ block.T
+        start += len(block)
+    return products
 
 
 def _weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
@@ -290,10 +310,21 @@ def _weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
     total = weights.new_zeros(len(weights), draws.shape[1])
     start = 0
     for block in _blocks(draws, weights.dtype):
-        total = total + weights[:, start : start + len(block)] @ block
+        total.addmm_(weights[:, start : start + len(block)], block)
         start += len(block)
     return total
 
 
-def _merge(parts: list[Tensor], order: Tensor | None) -> Tensor:
-    return parts[0] if order is None else torch.cat(parts)[order]
+def _ess(weight: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(weight, dim=1) ** -2
+
+
+def _merge(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
+    """Puts the rows of every part where they belong."""
+
+    if len(parts) == 1:
+        return parts[0]
+    merged = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    for part, index in zip(parts, indices, strict=True):
+        merged[index] = part
+    return merged
