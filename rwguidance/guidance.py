@@ -1,9 +1,9 @@
 """Guidance: a base model and an estimator make a model of the tilted law."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class GuidedModel(Model):
             partly inside.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
     """
 
@@ -49,11 +50,20 @@ class GuidedModel(Model):
             raise TypeError(
                 f"estimator must be a ConditionalExpectation, got {type(estimator).__name__}"
             )
-        if not callable(scale) and not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
+        if not callable(scale):
+            if not isinstance(scale, SupportsFloat):
+                raise TypeError(
+                    f"scale must be a number or a function of the time, got {type(scale).__name__}"
+                )
+            if not math.isfinite(scale):
+                raise ValueError(f"scale must be finite, got {scale}")
+        if not isinstance(window, Sequence) or len(window) != 2:
+            raise TypeError(f"window must be two times (low, high), got {window!r}")
         low, high = window
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"window must be times (low, high) with low <= high, got {window}")
+            raise ValueError(
+                f"window must be times (low, high) with 0 <= low <= high <= 1, got {window}"
+            )
         super().__init__(base.schedule)
         self.base = base
         self.estimator = estimator
@@ -64,8 +74,9 @@ class GuidedModel(Model):
         times = as_times(t, batch=len(x_t))
         low, high = self.window
         inside = (times >= low) & (times <= high)
-        scale = self.scale(times) if callable(self.scale) else self.scale
-        scale = torch.where(inside, torch.as_tensor(scale, dtype=torch.float64), 0.0)
+        scale = torch.where(inside, self._scale(times), 0.0)
+        if not bool(scale.isfinite().all()):
+            raise ValueError(f"scale must be finite, got {scale.tolist()} at t = {times.tolist()}")
         if not bool(scale.any()):
             prediction: Prediction = self.base(x_t, t, condition)
             return prediction
@@ -75,3 +86,14 @@ class GuidedModel(Model):
         # A sample that is not guided takes no part in 0 * shift, which could be NaN.
         shift = torch.where(scale == 0, torch.zeros_like(shift), scale * shift)
         return replace(estimate.prediction.shifted(shift), diagnostics=estimate.diagnostics)
+
+    def _scale(self, times: Tensor) -> Tensor:
+        if not callable(self.scale):
+            return torch.as_tensor(self.scale, dtype=torch.float64)
+        scale = torch.as_tensor(self.scale(times), dtype=torch.float64, device=times.device)
+        if scale.shape not in (torch.Size(), times.shape):
+            raise ValueError(
+                f"scale must return one number per time, shape {tuple(times.shape)}, "
+                f"got {tuple(scale.shape)}"
+            )
+        return scale
