@@ -9,7 +9,7 @@ does have a feeling for.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Tilt(nn.Module):
 
     Raises:
         ValueError: If a beta is not positive and finite, or there is not one for each reward.
-        TypeError: If a reward or `decode` is not callable.
+        TypeError: If a beta is not a number, or a reward or `decode` is not callable.
     """
 
     def __init__(
@@ -49,13 +49,15 @@ class Tilt(nn.Module):
     ) -> None:
         super().__init__()
         self.rewards = tuple(reward) if isinstance(reward, Sequence) else (reward,)
-        betas = tuple(beta) if isinstance(beta, Sequence) else (beta,)
+        betas = tuple(beta) if isinstance(beta, Sequence) and not isinstance(beta, str) else (beta,)
         if len(betas) != len(self.rewards) or not betas:
             raise ValueError(
                 f"beta must hold one temperature per reward, {len(self.rewards)}, got {len(betas)}"
             )
         for value in betas:
-            if not 0 < value < math.inf:
+            if not isinstance(value, SupportsFloat):
+                raise TypeError(f"beta must be a number, got {type(value).__name__}")
+            if not 0 < float(value) < math.inf:
                 raise ValueError(f"beta must be positive and finite, got {value}")
         for function in (*self.rewards, *(() if decode is None else (decode,))):
             if not callable(function):
@@ -203,7 +205,7 @@ def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
     bad = values.isnan() | (values == math.inf)
     if bool(bad.any()):
         items = bad.nonzero().flatten().tolist()
-        keys = condition_keys(condition, n)
+        keys = _keys_if_any(condition, n)
         names = ", ".join(
             f"item {i} ({values[i].item()}" + (f", condition {keys[i]!r})" if keys else ")")
             for i in items[:5]
@@ -211,6 +213,15 @@ def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
         more = f" and {len(items) - 5} more" if len(items) > 5 else ""
         raise ValueError(f"a reward must not be NaN or +inf, got {names}{more}")
     return values
+
+
+def _keys_if_any(condition: Any, n: int) -> tuple[Hashable, ...] | None:
+    """Keys for a message, which must not fail on a condition that only the reward understands."""
+
+    try:
+        return condition_keys(condition, n)
+    except (TypeError, ValueError):
+        return None
 
 
 class _Tilted(NamedTuple):
