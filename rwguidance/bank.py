@@ -59,6 +59,11 @@ class Bank:
         if keys is None:
             object.__setattr__(self, "rows", {None: slice(0, n)})
             return
+        if None in keys:
+            raise ValueError(
+                "condition must not hold None among its items; use '' for the empty prompt, or "
+                "condition=None for a bank that serves every condition"
+            )
         names = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         group = torch.tensor([names[key] for key in keys])
         if bool((group.diff() < 0).any()):
@@ -82,12 +87,17 @@ class Bank:
             tilt: Whose rewards (not temperatures) to store.
             batch_size: Draws that are decoded and scored at once.
             progress: Whether to show a progress bar.
+
+        Raises:
+            ValueError: If `batch_size` is less than 1.
         """
 
-        from rich.progress import track
-
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         starts: Any = range(0, len(self), batch_size)
         if progress:
+            from rich.progress import track
+
             starts = track(starts, description="scoring the bank")
         scores = []
         with torch.no_grad():
@@ -106,10 +116,11 @@ class Bank:
         return replace(self, x_0=self.x_0.to(device=device, dtype=dtype), rewards=rewards)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the bank as one safetensors file, atomically.
+        """Writes the bank as one safetensors file, atomically: a write that fails changes nothing.
 
         Raises:
             TypeError: If a condition is neither a string nor an integer.
+            FileNotFoundError: If there is no such directory.
         """
 
         from safetensors.torch import save_file
@@ -125,9 +136,14 @@ class Bank:
             tensors["rewards"] = self.rewards.contiguous()
         metadata = {"condition": json.dumps(self.condition)}
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
         partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
+        try:
+            save_file(tensors, partial, metadata)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> "Bank":
