@@ -59,11 +59,6 @@ class Bank:
         if keys is None:
             object.__setattr__(self, "rows", {None: slice(0, n)})
             return
-        if None in keys:
-            raise ValueError(
-                "condition must not hold None among its items; use '' for the empty prompt, or "
-                "condition=None for a bank that serves every condition"
-            )
         names = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         group = torch.tensor([names[key] for key in keys])
         if bool((group.diff() < 0).any()):

@@ -74,23 +74,29 @@ def pareto_k(log_w: Tensor) -> Tensor:
     top = log_w.topk(m + 1, dim=-1).values.flip(-1)  # ascending; the first one is the threshold
     w = torch.exp(top - top[..., -1:])
     x = w[..., 1:] - w[..., :1]  # exceedances over the threshold
-    quartile, largest = x[..., (m + 2) // 4 - 1], x[..., -1]
-    tiny = 1e3 * torch.finfo(x.dtype).tiny  # below it, 1 / quartile overflows
-    flat, spike = largest == 0, (quartile < tiny) & (largest > 0)
-    x = torch.where((flat | spike)[..., None], torch.ones_like(x), x)  # any value: masked below
+    tiny = 1e3 * torch.finfo(x.dtype).tiny  # below it, the inverse overflows
+    middle = (m + 2) // 4  # of w; at middle - 1 of x
+    flat = x[..., -1] == 0
+    spike = ~flat & (w[..., middle] < tiny)
+    # Weights that tie with the threshold (rewards that are counts) leave no exceedance there.
+    smallest = torch.where(x > tiny, x, math.inf).amin(-1)
+    quartile = torch.maximum(x[..., middle - 1], smallest)
+    masked = flat | spike  # any value will do there
+    x = torch.where(masked[..., None], torch.ones_like(x), x)
+    quartile = torch.where(masked, torch.ones_like(quartile), quartile)
 
-    theta = _zhang_stephens(x)
+    theta = _zhang_stephens(x, quartile)
     k = torch.log1p(-theta[..., None] * x).mean(-1)
     k = (m * k + 5) / (m + 10)
     k = torch.where(spike, torch.full_like(k, math.inf), k)
     return torch.where(flat, torch.zeros_like(k), k)
 
 
-def _zhang_stephens(x: Tensor) -> Tensor:
+def _zhang_stephens(x: Tensor, quartile: Tensor) -> Tensor:
     """Posterior mean of theta = -k / scale under Zhang and Stephens' prior; `x` is ascending."""
 
     m = x.shape[-1]
-    quartile, largest = x[..., (m + 2) // 4 - 1, None], x[..., -1:]
+    quartile, largest = quartile[..., None], x[..., -1:]
     grid = torch.arange(1, 31 + int(math.sqrt(m)), dtype=x.dtype, device=x.device)
     theta = 1 / largest + (1 - torch.sqrt(len(grid) / (grid - 0.5))) / (3 * quartile)
     # 16 points at a time: the (points, m) block may outgrow the weights themselves.

@@ -178,11 +178,6 @@ CASES = {
     "NaN draws": (lambda: Bank(with_nan(X)), ValueError, r"x_0 must be finite, .* draws \[1\]"),
     "too few conditions": (lambda: Bank(X, ["cat"]), ValueError, "condition must .*, 3, got 1"),
     "one prompt for all": (lambda: Bank(X, "cat"), TypeError, r"got str; write \[prompt\] \* n"),
-    "None among the prompts": (
-        lambda: Bank(X, ["cat", None, "cat"]),
-        ValueError,
-        "condition must not hold None among its items; use '' for the empty prompt",
-    ),
     "conditions that are lists": (
         lambda: Bank(X, [[1], [2], [3]]),
         TypeError,

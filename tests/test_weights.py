@@ -177,3 +177,15 @@ def test_pareto_k_in_float32_agrees_with_float64():
     torch.testing.assert_close(
         pareto_k(log_w.float() + 30), pareto_k(log_w).float(), rtol=0, atol=1e-3
     )
+
+
+def test_pareto_k_takes_weights_that_tie_with_the_threshold():
+    # Rewards that are counts: many equal weights at the threshold, a few larger ones above it.
+    counts = torch.cat((torch.zeros(4000), torch.ones(200), torch.full((30,), 2.0)))
+    counts = torch.cat((counts, torch.full((5,), 3.0))).double()
+    m = math.ceil(3 * math.sqrt(len(counts)))
+    top = counts.topk(m + 1).values.flip(0)
+    assert top[0] == top[(m + 2) // 4], "the case under test: a tie at the lower quartile"
+    k = pareto_k(counts)
+    assert math.isfinite(k)
+    assert k < 1

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .digits import Row, align_digits
 from .mixture import Panel, align_mixture, problem
@@ -56,11 +56,13 @@ def _digits_table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
 
     table = Table(
-        title="Handwritten digits. Distance: sliced Wasserstein to exact target draws (for the "
-        "target: between two sets of them). ESS: effective draws of the bank, median."
+        title="Handwritten digits. Distance: sliced Wasserstein to exact draws of the\n"
+        "target (for the target, between two sets). ESS: effective draws, first to\n"
+        "last step. One step gives a mean, not a sample. Seconds include training."
     )
-    for name in ("reward", "method", "steps", "calls", "mean reward", "distance", "ESS", "seconds"):
-        table.add_column(name, justify="left" if name in ("reward", "method") else "right")
+    for name in ("reward", "method", "calls", "mean reward", "distance", "ESS", "s"):
+        justify: Any = "left" if name in ("reward", "method") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     previous = rows[0]
     for row in rows:
         if row.reward != previous.reward or row.steps != previous.steps:
@@ -69,12 +71,11 @@ def _digits_table(rows: Sequence[Row]) -> "Table":
         table.add_row(
             row.reward,
             row.method,
-            str(row.steps or ""),
             str(row.calls or ""),
-            f"{row.mean:.3f} ± {row.standard_error:.3f}",
+            f"{row.mean:.2f} ± {row.standard_error:.2f}",
             f"{row.distance:.3f}",
-            f"{row.ess:.0f}" if row.ess else "",
-            f"{row.seconds:.1f}" if row.seconds else "",
+            "{:.0f} to {:.0f}".format(*row.ess) if row.ess else "",
+            f"{row.seconds:.0f}" if row.seconds else "",
         )
     return table
 
@@ -82,7 +83,7 @@ def _digits_table(rows: Sequence[Row]) -> "Table":
 def _mixture_table(panels: Sequence[Panel]) -> "Table":
     from rich.table import Table
 
-    table = Table(title="The mixture, 40 Heun steps (79 network calls), VP path")
+    table = Table(title="The mixture, 25 Heun steps (50 network calls), VP path")
     for name in ("samples of", "mean reward", "distance", "seconds"):
         table.add_column(name, justify="left" if name == "samples of" else "right")
     for panel in panels:

@@ -56,10 +56,10 @@ def problem() -> tuple[GaussianMixture, Tilt]:
 
 
 def align_mixture(
-    samples: int = 2000,
-    bank_size: int = 8192,
-    training_steps: int = 1500,
-    steps: int = 40,
+    samples: int = 1000,
+    bank_size: int = 4096,
+    training_steps: int = 2500,
+    steps: int = 25,
     seed: int = 0,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Panel]:

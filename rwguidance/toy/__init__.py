@@ -1,6 +1,15 @@
 """Toy laws and rewards with every quantity in closed form, for checking estimators against."""
 
-from .laws import Empirical, Gaussian, GaussianMixture, Law, Oracle, StepTilted, quadrature
+from .laws import (
+    Empirical,
+    Gaussian,
+    GaussianMixture,
+    Law,
+    Oracle,
+    StepTilted,
+    TiltableLaw,
+    quadrature,
+)
 from .rewards import Bumps, Linear, NoClosedForm, Quadratic, Step
 
 __all__ = [
@@ -15,5 +24,6 @@ __all__ = [
     "Quadratic",
     "Step",
     "StepTilted",
+    "TiltableLaw",
     "quadrature",
 ]

@@ -10,7 +10,7 @@ and a weight :math:`\exp(c + b^\top x - \tfrac12 x^\top H x)` gives, with :math:
 
 .. math:: M = (P^{-1} + H)^{-1}, \qquad
     \log E[w] = c + b^\top D - \tfrac12 D^\top H D + \tfrac12 g^\top M g - \tfrac12 \log|I + P H|,
-    \qquad \tilde D = D + M g.
+    \\ \tilde D = D + M g.
 
 Everything is computed in float64 in the eigenbasis of C and with square roots of P, so that both
 ends of every path are exact. Results come back in the dtype of the states, float32 or wider.
@@ -29,7 +29,16 @@ from ..schedules import Schedule, working_dtype
 from ..tilt import Tilt
 from .rewards import Exponents, NoClosedForm, Numbers, Step, exponents_of
 
-__all__ = ["Empirical", "Gaussian", "GaussianMixture", "Law", "Oracle", "StepTilted", "quadrature"]
+__all__ = [
+    "Empirical",
+    "Gaussian",
+    "GaussianMixture",
+    "Law",
+    "Oracle",
+    "StepTilted",
+    "TiltableLaw",
+    "quadrature",
+]
 
 _BLOCK = 2**24
 """Bound on the elements of one (rows, components, D) block."""
@@ -348,17 +357,10 @@ class Empirical(TiltableLaw):
     def _log_kernel(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Log posterior weights of the points, up to a constant, in nats, with shape (B, N)."""
 
-        points = self.points.flatten(1)
-        if len(alpha) == 1:  # explicit differences: exact, where the expanded square is not
-            square = (
-                torch.cdist(x, alpha * points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-            )
-        else:
-            rows = max(1, _BLOCK // points.numel())
-            blocks = zip(x.split(rows), alpha.split(rows), strict=True)
-            square = torch.cat(
-                [(x[:, None] - a[..., None] * points).square().sum(-1) for x, a in blocks]
-            )
+        # |x - a p|^2 = a^2 |x / a - p|^2 by explicit differences: exact, unlike an expanded square
+        safe = torch.where(alpha == 0, torch.ones_like(alpha), alpha)
+        mode = "donot_use_mm_for_euclid_dist"
+        square = alpha**2 * torch.cdist(x / safe, self.points.flatten(1), compute_mode=mode) ** 2
         square = square - square.amin(1, keepdim=True)
         variance = alpha**2 * self.bandwidth**2 + sigma**2
         # at variance 0 only the nearest points remain

@@ -1,0 +1,256 @@
+"""One-line mutants of the library's formulas: signs, missing scales, swapped times. All must die.
+
+``python tests/mutants.py`` copies the repository to a temporary folder, breaks one formula at a
+time, runs the tests that should notice, and prints a table. ``make test-slow`` runs it as a test.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    """One change of one line, and the test files that should notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "VP: sign of the exponent of alpha",
+        "schedules.py",
+        "return torch.exp(-0.5 * self._integral(t))",
+        "return torch.exp(0.5 * self._integral(t))",
+        "test_schedules",
+    ),
+    Mutant(
+        "VE: time of a log-SNR with the wrong factor",
+        "schedules.py",
+        "log_sigma = -0.5 * log_snr",
+        "log_sigma = -log_snr",
+        "test_schedules",
+    ),
+    Mutant(
+        "Prediction: score without its sign",
+        "prediction.py",
+        "return -self.noise / self.scales.sigma",
+        "return self.noise / self.scales.sigma",
+        "test_prediction",
+    ),
+    Mutant(
+        "Prediction: velocity swaps the rates",
+        "prediction.py",
+        "return self.scales.alpha_rate * self.mean + self.scales.sigma_rate * self.noise",
+        "return self.scales.sigma_rate * self.mean + self.scales.alpha_rate * self.noise",
+        "test_prediction",
+    ),
+    Mutant(
+        "shifted: noise moves the wrong way",
+        "prediction.py",
+        "noise = self.noise - _divide_or_zero(",
+        "noise = self.noise + _divide_or_zero(",
+        "test_prediction",
+    ),
+    Mutant(
+        "shifted: alpha missing",
+        "prediction.py",
+        "_divide_or_zero(self.scales.alpha * shift, self.scales.sigma)",
+        "_divide_or_zero(shift, self.scales.sigma)",
+        "test_prediction",
+    ),
+    Mutant(
+        "gradient to shift: sigma instead of sigma squared",
+        "estimators/base.py",
+        "(scales.sigma**2 / scales.alpha)",
+        "(scales.sigma / scales.alpha)",
+        "test_learned test_plug_in",
+    ),
+    Mutant(
+        "tilt: beta multiplies the reward",
+        "tilt.py",
+        "return rewards / self.betas[0]",
+        "return rewards * self.betas[0]",
+        "test_tilt",
+    ),
+    Mutant(
+        "tilt: KL without the log normalizer",
+        "tilt.py",
+        "kl = inverse_beta * reward - log_w.logsumexp(0) + math.log(len(rewards))",
+        "kl = inverse_beta * reward",
+        "test_tilt",
+    ),
+    Mutant(
+        "weights: ESS without the square",
+        "weights.py",
+        "return torch.exp(2 * log_w.logsumexp(dim) - (2 * log_w).logsumexp(dim))",
+        "return torch.exp(log_w.logsumexp(dim) - (2 * log_w).logsumexp(dim))",
+        "test_weights",
+    ),
+    Mutant(
+        "importance: alpha missing from the squared norm",
+        "estimators/importance.py",
+        "alpha**2 * self.half_norm",
+        "alpha * self.half_norm",
+        "test_importance",
+    ),
+    Mutant(
+        "importance: sigma instead of sigma squared",
+        "estimators/importance.py",
+        "sigma**2",
+        "sigma",
+        "test_importance",
+    ),
+    Mutant(
+        "importance: shift with the sign of the difference swapped",
+        "estimators/importance.py",
+        "tilted - weight",
+        "weight - tilted",
+        "test_importance",
+    ),
+    Mutant(
+        "plug-in: posterior variance without alpha squared",
+        "estimators/plug_in.py",
+        "return v * sigma**2 / (sigma**2 + alpha**2 * v)",
+        "return v * sigma**2 / (sigma**2 + v)",
+        "test_plug_in",
+    ),
+    Mutant(
+        "plug-in: damping multiplies",
+        "estimators/plug_in.py",
+        "shift = shift / (1 + self.damping * self._posterior_variance(prediction))",
+        "shift = shift * (1 + self.damping * self._posterior_variance(prediction))",
+        "test_plug_in",
+    ),
+    Mutant(
+        "toy: half a log-determinant lost",
+        "toy/laws.py",
+        "+ 0.5 * (gradient * move).sum(-1) - 0.5 * log_det",
+        "+ 0.5 * (gradient * move).sum(-1) - log_det",
+        "test_toy",
+    ),
+    Mutant(
+        "DDIM: times swapped in the bridge",
+        "samplers.py",
+        "ratio = now.alpha * scales.sigma / (scales.alpha * now.sigma)",
+        "ratio = scales.alpha * now.sigma / (now.alpha * scales.sigma)",
+        "test_samplers",
+    ),
+    Mutant(
+        "DDIM: the noise keeps its full scale",
+        "samplers.py",
+        "scales.alpha * prediction.mean + spread * prediction.noise",
+        "scales.alpha * prediction.mean + scales.sigma * prediction.noise",
+        "test_samplers",
+    ),
+    Mutant(
+        "Heun: slope not halved",
+        "samplers.py",
+        "slope = (prediction.noise - prediction.mean + ahead.noise - ahead.mean) / 2",
+        "slope = prediction.noise - prediction.mean + ahead.noise - ahead.mean",
+        "test_samplers",
+    ),
+    Mutant(
+        "guidance: the window looks the wrong way",
+        "guidance.py",
+        "inside = (times >= low) & (times <= high)",
+        "inside = (times <= low) | (times >= high)",
+        "test_guidance",
+    ),
+    Mutant(
+        "loss: Itakura-Saito with the ratio inverted",
+        "losses.py",
+        "return torch.exp(log_w - log_h) + log_h",
+        "return torch.exp(log_h - log_w) + log_h",
+        "test_losses",
+    ),
+    Mutant(
+        "loss: centered residual without the minus one",
+        "losses.py",
+        "ratio = torch.expm1(log_w - log_h.detach())",
+        "ratio = torch.exp(-(log_w - log_h.detach()))",
+        "test_losses",
+    ),
+    Mutant(
+        "loss: contrastive with normalized labels",
+        "losses.py",
+        "return -(log_w.exp() * log_h.log_softmax(1)).mean(1)",
+        "return -(log_w.softmax(1) * log_h.log_softmax(1)).mean(1)",
+        "test_losses",
+    ),
+    Mutant(
+        "regularizer: consistency without weights",
+        "regularizers.py",
+        "error = (guided.noise - noise).square().flatten(1).mean(1)\n"
+        "    return error if log_w is None else log_w.exp() * error",
+        "error = (guided.noise - noise).square().flatten(1).mean(1)\n    return error",
+        "test_regularizers",
+    ),
+    Mutant(
+        "regularizer: gradient without its graph",
+        "regularizers.py",
+        "create_graph=True",
+        "retain_graph=True",
+        "test_regularizers",
+    ),
+    Mutant(
+        "training: weights not centered",
+        "training.py",
+        "log_w[rows] - log_mean_exp(log_w[rows])",
+        "log_w[rows]",
+        "test_training",
+    ),
+]
+
+
+def kill(mutant: Mutant) -> tuple[bool, float, str]:
+    """Whether some test notices the mutant, the seconds it took, and the first that failed."""
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("rwguidance", "rewards", "backbones", "tests", "pyproject.toml"):
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, Path(folder) / name)
+        target = Path(folder) / "rwguidance" / mutant.file
+        source = target.read_text()
+        if mutant.old not in source:
+            raise LookupError(f"mutant {mutant.what!r} does not apply to {mutant.file} any more")
+        target.write_text(source.replace(mutant.old, mutant.new))
+        files = [f"tests/{name}.py" for name in mutant.tests.split()]
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+    failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    first = failed[0].split(" - ")[0].split("::")[-1] if failed else run.stdout[-200:]
+    return run.returncode == 1, time.perf_counter() - started, first
+
+
+def main() -> int:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(kill, MUTANTS))
+    for mutant, (dead, seconds, first) in zip(MUTANTS, results, strict=True):
+        verdict = "killed  " if dead else "SURVIVED"
+        print(f"{verdict} {seconds:5.0f} s  {mutant.what}  [{first}]")
+    survivors = sum(not dead for dead, _, _ in results)
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main())
