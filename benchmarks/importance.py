@@ -248,7 +248,7 @@ def main() -> None:
         by_dimension = [Case(dimension=d) for d in (256, 1024, 4096, 8192)]
         scaling("Scaling in the dimension", by_dimension, repetitions // 3)
         broadcast(repetitions // 3)
-    imports(2 if arguments.quick else 7)
+    imports(2 if arguments.quick else 5)
 
 
 if __name__ == "__main__":
