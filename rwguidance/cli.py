@@ -93,21 +93,6 @@ def toy(
     )
 
 
-@app.command()
-def rewards() -> None:
-    """List the registered rewards."""
-
-    import rewards as zoo
-
-    specs = zoo.available()
-    if not specs:
-        typer.echo("no reward is registered yet; see docs/extending.md for how to add one")
-        return
-    from rich.console import Console
-
-    Console().print(specs)
-
-
 def main() -> None:
     """Runs the command line: exit code 0, or 1 with one line for an error the user can mend."""
 

@@ -58,12 +58,13 @@ def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) ->
     axes = figure.subplots(rows, columns, sharex=True, sharey=True)
     line = torch.linspace(-3.1, 3.1, 160, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line)
+    ticks = line.numpy()
     for axis, panel in zip(axes.flat, panels, strict=False):
         law = base if panel.title == "base law" else target
-        density = law.log_prob(grid).exp().reshape(len(line), len(line)).T
-        axis.contour(line, line, density, levels=5, colors="#1d4ed8", linewidths=0.6, alpha=0.7)
+        density = law.log_prob(grid).exp().reshape(len(line), len(line)).T.numpy()
+        axis.contour(ticks, ticks, density, levels=5, colors="#1d4ed8", linewidths=0.6, alpha=0.7)
         color = _BASE if panel.title == "base law" else _ALIGNED
-        axis.plot(panel.draws[:, 0], panel.draws[:, 1], ".", ms=1.6, color=color, alpha=0.5)
+        axis.plot(*panel.draws.T.numpy(), ".", ms=1.6, color=color, alpha=0.5)
         axis.set_title(
             f"{panel.title}\nreward {panel.reward:.2f}, distance {panel.distance:.2f}", fontsize=10
         )
@@ -77,7 +78,7 @@ def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) ->
 
 
 def _digit(axis: Any, picture: Tensor, color: str) -> None:
-    axis.imshow(picture, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    axis.imshow(picture.numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(color=color, linewidth=1.2)
