@@ -94,22 +94,22 @@ MUTANTS = [
     Mutant(
         "weights: ESS without the square",
         "weights.py",
-        "return torch.exp(2 * log_w.logsumexp(dim) - (2 * log_w).logsumexp(dim))",
-        "return torch.exp(log_w.logsumexp(dim) - (2 * log_w).logsumexp(dim))",
+        "return torch.exp(-(2 * log_w.log_softmax(dim)).logsumexp(dim))",
+        "return torch.exp(-log_w.log_softmax(dim).logsumexp(dim))",
         "test_weights",
     ),
     Mutant(
         "importance: alpha missing from the squared norm",
         "estimators/importance.py",
-        "alpha**2 * self.half_norm",
-        "alpha * self.half_norm",
+        "addcmul_(alpha**2, half_norm, value=-1)",
+        "addcmul_(alpha, half_norm, value=-1)",
         "test_importance",
     ),
     Mutant(
         "importance: sigma instead of sigma squared",
         "estimators/importance.py",
-        "sigma**2",
-        "sigma",
+        ".div_(sigma.clamp_min(tiny)).div_(sigma.clamp_min(tiny))",
+        ".div_(sigma.clamp_min(tiny))",
         "test_importance",
     ),
     Mutant(
@@ -207,8 +207,8 @@ MUTANTS = [
     Mutant(
         "training: weights not centered",
         "training.py",
-        "log_w[rows] - log_mean_exp(log_w[rows])",
-        "log_w[rows]",
+        "parts.append(log_w[rows] - log_z)",
+        "parts.append(log_w[rows])",
         "test_training",
     ),
 ]
