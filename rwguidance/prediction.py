@@ -38,10 +38,14 @@ class Prediction:
 
     @classmethod
     def from_mean(cls, mean: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
-        r"""From :math:`E[x_0 | x_t]`. At :math:`\sigma_t = 0` the noise is independent of the
-        state, so its mean is zero."""
+        r"""From :math:`E[x_0 | x_t]`.
+
+        At :math:`\sigma_t = 0` the state is the clean sample, whatever the network says, and the
+        noise is independent of it, so its mean is zero.
+        """
 
         _check_shape("mean", mean, x_t)
+        mean = torch.where(scales.sigma == 0, _divide_or_zero(x_t, scales.alpha), mean)
         noise = _divide_or_zero(x_t - scales.alpha * mean, scales.sigma)
         return cls(_widen(mean, scales), noise, scales)
 

@@ -310,3 +310,11 @@ def test_guidance_keeps_the_diagnostics_and_detach_cuts_the_graph():
     assert not cut.mean.requires_grad
     assert not cut.noise.requires_grad
     assert torch.equal(cut.noise, prediction.noise)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "rectified", "discrete"])
+def test_at_the_data_end_the_state_is_the_clean_sample_whatever_the_network_says(name):
+    x_t, wrong = randn(0, 3, 2), randn(1, 3, 2)
+    prediction = Prediction.from_mean(wrong, x_t, SCHEDULES[name].at(0.0, x_t))
+    assert torch.equal(prediction.mean, x_t)
+    assert not prediction.noise.any()
