@@ -15,6 +15,9 @@ from rwguidance import (
     VPSchedule,
 )
 
+# The tensors here are small: more threads only wait for each other, badly so on a busy machine.
+torch.set_num_threads(1)
+
 # Derandomized: the same examples every run, so that a red test is red for everybody.
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=30, print_blob=True

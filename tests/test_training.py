@@ -46,10 +46,11 @@ class Ramp(nn.Module):
     def __init__(self):
         super().__init__()
         self.v = nn.Parameter(randn(1, 2))
-        self.calls = []
+        self.calls, self.recorded = [], []
 
     def forward(self, x_t, t, condition=None):
         self.calls.append((x_t.detach(), t, condition))
+        self.recorded.append(torch.is_grad_enabled())
         return x_t @ self.v + 0.3 * t
 
 
@@ -296,6 +297,7 @@ def test_the_shift_objective_is_its_formula():
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     loss.backward()
     assert ramp.v.grad is None
+    assert ramp.recorded == [False]  # nor is a graph kept for it
     assert network.a.grad.abs().max() > 0
 
 

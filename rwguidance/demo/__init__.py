@@ -53,12 +53,15 @@ def run(out: Path, seed: int = 0, quick: bool = False) -> list[Path]:
 
 
 def _digits_table(rows: Sequence[Row]) -> "Table":
+    from rich import box
     from rich.table import Table
 
     table = Table(
         title="Handwritten digits. Distance: sliced Wasserstein to exact draws of the\n"
         "target (for the target, between two sets). ESS: effective draws, first to\n"
-        "last step. One step gives a mean, not a sample. Seconds include training."
+        "last step. One step gives a mean, not a sample. Seconds include training.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for name in ("reward", "method", "calls", "mean reward", "distance", "ESS", "s"):
         justify: Any = "left" if name in ("reward", "method") else "right"

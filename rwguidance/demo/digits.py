@@ -123,7 +123,7 @@ class Pictures:
 def align_digits(
     samples: int = 120,
     bank_size: int = 4096,
-    training_steps: int = 2500,
+    training_steps: int = 1800,
     seed: int = 0,
     say: Callable[[str], None] = lambda message: None,
 ) -> tuple[list[Row], list[Pictures]]:

@@ -58,7 +58,7 @@ def problem() -> tuple[GaussianMixture, Tilt]:
 def align_mixture(
     samples: int = 1000,
     bank_size: int = 4096,
-    training_steps: int = 2500,
+    training_steps: int = 2000,
     steps: int = 25,
     seed: int = 0,
     say: Callable[[str], None] = lambda message: None,
