@@ -265,8 +265,8 @@ def gradient(loss, f, log_w):
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_are_those_of_the_table(name, log_w):
     loss, formula = GRADIENTS[name]
-    if name == "log_mse" and bool(log_w.isneginf().any()):
-        pytest.skip("every weight must be positive")
+    if name == "log_mse":  # which needs positive weights
+        log_w = log_w.clamp(min=-5)
     value, result = gradient(loss, F, log_w)
     assert value.shape == F.shape
     assert bool(value.isfinite().all())
