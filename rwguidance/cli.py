@@ -57,8 +57,11 @@ def demo(
 ) -> None:
     """Align an exact model of handwritten digits, and a mixture in the plane, and show it."""
 
+    import torch
+
     from .demo import run
 
+    torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
     run(out, seed=seed, quick=quick)
 
 

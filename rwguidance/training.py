@@ -325,6 +325,8 @@ def train(
     losses = torch.full((steps,), torch.nan, dtype=torch.float64)
     start = 0
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"checkpoint must lie in an existing folder, got {path}")
     if path is not None and path.is_file():
         start, losses = _resume(path, settings, network, optimizer, generator)
 

@@ -616,3 +616,11 @@ def test_a_trained_shift_is_near_the_oracle(trained, centered):
     objective = ShiftObjective(**options, expectation=expectation if centered else None)
     train(network, objective, 300, learning_rate=1e-2)
     assert relative_error(LearnedShift(network)) < 0.25
+
+
+def test_a_checkpoint_in_a_missing_folder_is_refused_before_any_step(tmp_path):
+    def objective(network, generator):
+        raise AssertionError("a step was taken")
+
+    with pytest.raises(ValueError, match="checkpoint must lie in an existing folder, got"):
+        train(ExpectationMLP((1,)), objective, 1, checkpoint=tmp_path / "missing" / "run.pt")
