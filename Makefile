@@ -42,7 +42,7 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest --quiet --resolution lowest-direct --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -W default  # old versions meet deprecations of theirs
 
 clean:
 	rm -rf .venv .venv-oldest docs/_build out
