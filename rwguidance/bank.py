@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .conditions import condition_keys
+from .files import replacing
 from .tilt import Tilt, check_rewards
 
 __all__ = ["Bank"]
@@ -133,12 +134,8 @@ class Bank:
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with replacing(path) as partial:
             save_file(tensors, partial, metadata)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> "Bank":

@@ -5,12 +5,12 @@ condition must be a collection with one hashable item per sample: a list of prom
 tensor of labels, or a backbone's own type that iterates over such items.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sized
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["condition_keys"]
+__all__ = ["condition_keys", "describe_keys"]
 
 
 def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Hashable, ...] | None:
@@ -46,3 +46,10 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
         if not isinstance(key, Hashable):
             raise TypeError(f"{name} must hold hashable items, got {type(key).__name__}")
     return keys
+
+
+def describe_keys(keys: Sequence[Hashable], limit: int = 5) -> str:
+    """A short list of conditions for a message."""
+
+    shown = ", ".join(repr(key) for key in keys[:limit])
+    return shown + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

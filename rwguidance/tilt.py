@@ -284,10 +284,3 @@ def _solve(
             f"{name}={target} is too close to an end of the range that this bank reaches, {reach}"
         )
     return math.exp(brentq(excess, low, high, xtol=1e-13))
-
-
-def describe_keys(keys: Sequence[Hashable], limit: int = 5) -> str:
-    """A short list of conditions for a message."""
-
-    shown = ", ".join(repr(key) for key in keys[:limit])
-    return shown + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

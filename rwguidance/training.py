@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .bank import Bank
 from .estimators.base import gradient_to_shift
+from .files import replacing
 from .losses import centered_residual, itakura_saito, marginal_residual
 from .models import Model
 from .prediction import Prediction
@@ -377,9 +378,8 @@ def _save(
         "step": step,
         "losses": losses,
     }
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def _resume(

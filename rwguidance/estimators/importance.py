@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ..bank import Bank
-from ..conditions import condition_keys
+from ..conditions import condition_keys, describe_keys
 from ..models import Model
 from ..schedules import Scales, working_dtype
-from ..tilt import Tilt, describe_keys
+from ..tilt import Tilt
 from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm
 
