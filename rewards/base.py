@@ -1,15 +1,33 @@
 """What a reward is: a module that gives one number to each pair of an image and a prompt."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from rwguidance.conditions import condition_keys
 
-__all__ = ["Reward", "RewardSpec"]
+from .images import Images, SizeGroups, group_by_size
+
+__all__ = ["Reward", "RewardFile", "RewardSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardFile:
+    """A published file that a reward needs.
+
+    Arguments:
+        name: Its name, the one that is looked for in a local directory.
+        source: Where it is published: ``hf://owner/repository`` or a web address.
+        digest: ``sha256:...`` or ``md5:...`` of the published file, or None if unknown.
+    """
+
+    name: str
+    source: str
+    digest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +45,13 @@ class RewardSpec:
         formula: How the number comes about, in one line of text.
         typical_range: Smallest and largest value that is usual, in reward units.
         citation: Authors, year and link.
+        commercial_use: Whether the licenses of code and weights permit it; None if that is not
+            known. A summary, not legal advice.
+        files: What has to be there before it can be loaded.
+        preprocessing: How images are brought to the network's size, in one line of text.
+        context_length: Number of tokens after which a prompt is cut off; None if there is no limit.
+        published_scale: The scales under which its numbers are published, if there are several.
+        parity: How equal the reward is to its reference, with the figure, or that it was not run.
 
     Raises:
         ValueError: If the range is not (low, high) with low < high.
@@ -41,6 +66,12 @@ class RewardSpec:
     formula: str
     typical_range: tuple[float, float]
     citation: str
+    commercial_use: bool | None = None
+    files: tuple[RewardFile, ...] = ()
+    preprocessing: str = "none"
+    context_length: int | None = None
+    published_scale: str = ""
+    parity: str = ""
 
     def __post_init__(self) -> None:
         low, high = self.typical_range
@@ -49,80 +80,166 @@ class RewardSpec:
                 f"typical_range must be (low, high) with low < high, got {self.typical_range}"
             )
 
+    def file(self, name: str) -> RewardFile:
+        """The file of that name.
+
+        Raises:
+            KeyError: If the reward needs no such file.
+        """
+
+        return {file.name: file for file in self.files}[name]
+
 
 class Reward(nn.Module, ABC):
     r"""A reward of images. A subclass states its `spec` and implements :meth:`forward`.
 
-    Calling a reward checks what comes in and then runs :meth:`forward`. A reward is a callable
-    (images, prompts) -> (B,), so that it can be given to :class:`rwguidance.Tilt` as it is, with
-    the prompts as the condition.
+    Calling a reward checks what comes in, preprocesses it, and runs :meth:`forward`. A reward is a
+    callable (images, prompts) -> (B,), so that it can be given to :class:`rwguidance.Tilt` as it
+    is, with the prompts as the condition.
 
     Attributes:
         spec: The facts about this reward.
+        straight_through: Whether the gradient is that of a smooth stand-in, which finite
+            differences of the value do not confirm (such as pixels rounded to 8 bits).
     """
 
     spec: ClassVar[RewardSpec]
+    straight_through: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Rewards in reward units, float32 or wider, with shape (B,).
+        r"""Rewards in reward units, float32 or wider, with shape (B,).
 
         Arguments:
-            images: Floating point in [0, 1], sRGB, with shape (B, 3, H, W).
+            images: What :meth:`preprocess` returned for images of one size, with shape (B, \*).
             prompts: One per image; empty if the reward needs no prompt.
         """
 
-    def __call__(self, images: Tensor, prompts: Any = None) -> Tensor:
-        """Checks the arguments and calls :meth:`forward`.
+    def preprocess(self, images: Tensor) -> Tensor:
+        r"""What :meth:`forward` looks at: the images themselves, unless a subclass resizes them.
 
         Arguments:
             images: Floating point in [0, 1], sRGB, with shape (B, 3, H, W).
+
+        Returns:
+            With shape (B, \*). If the shape does not depend on H and W, images of several sizes
+            reach :meth:`forward` in one batch.
+        """
+
+        return images
+
+    def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Values whose softmax over the images of one prompt are preferences, with shape (B,).
+
+        Arguments and shapes are those of :meth:`forward`.
+
+        Raises:
+            TypeError: If the reward was not trained on preferences; subclasses that were override.
+        """
+
+        raise TypeError(
+            f"{self.spec.name} was not trained on preferences, so a softmax of its values has no "
+            "meaning; compare the values themselves"
+        )
+
+    def __call__(self, images: Images, prompts: Any = None) -> Tensor:
+        """Checks the arguments, preprocesses the images and calls :meth:`forward`.
+
+        Arguments:
+            images: A float tensor (B, 3, H, W) in [0, 1], sRGB, or a list of float tensors
+                (3, H, W) and PIL images of any sizes. PIL images go to the reward's device, see
+                :func:`rewards.images.from_pil`; tensors must be there.
             prompts: A collection with one prompt per image, such as a list. Ignored if the reward
                 needs none.
 
+        Returns:
+            Rewards in reward units, float32 or wider, with shape (B,).
+
         Raises:
-            TypeError: If the images are not a floating-point tensor, or the prompts not strings.
+            TypeError: If the images are neither floating-point tensors nor PIL images, or the
+                prompts not strings.
             ValueError: If the images have another shape or range, or the number of prompts differs.
         """
 
-        check_images(images)
-        values: Tensor = super().__call__(images, self._prompts(prompts, len(images)))
+        groups = self._groups(images)
+        prompts = self._prompts(prompts, len(groups))
+        values: Tensor = self._in_groups(super().__call__, groups, prompts)
         return values
+
+    def score_matrix(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """Rewards of every image with every prompt, with shape (n, m).
+
+        Arguments:
+            images: n images, as in :meth:`__call__`.
+            prompts: m prompts.
+        """
+
+        groups = self._groups(images)
+        texts = as_strings(prompts)
+        return groups.reduce(lambda pixels, _: self._matrix(pixels, texts))
+
+    def prefer(self, images: Images, prompt: str) -> Tensor:
+        """Probability of each image to be the one that people prefer for the prompt, shape (n,).
+
+        The softmax over the candidates that the model was trained with, on its logits.
+
+        Arguments:
+            images: n candidates, as in :meth:`__call__`.
+            prompt: The one prompt that all of them were made for.
+
+        Raises:
+            TypeError: If the reward was not trained on preferences, or `prompt` is not a string.
+        """
+
+        if not isinstance(prompt, str):
+            raise TypeError(
+                f"prompt must be one string for all candidates, got {type(prompt).__name__}"
+            )
+        groups = self._groups(images)
+        prompts = self._prompts([prompt] * len(groups), len(groups))
+        return self._in_groups(self.logits, groups, prompts).softmax(0)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the reward's tensors are; None if it has none, and follows the images."""
+
+        tensors = (*self.parameters(), *self.buffers())
+        return tensors[0].device if tensors else None
+
+    def _groups(self, images: Images) -> SizeGroups:
+        return group_by_size(images, self.device).map(self.preprocess)
+
+    def _matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Values of preprocessed images with every prompt, shape (n, m); one pass per prompt."""
+
+        if not self.spec.needs_prompt:
+            return self.forward(pixels, [])[:, None].repeat(1, len(prompts))
+        columns = [self.forward(pixels, [prompt] * len(pixels)) for prompt in prompts]
+        return torch.stack(columns, dim=1)
+
+    def _in_groups(
+        self, function: Callable[..., Tensor], groups: SizeGroups, prompts: Sequence[str]
+    ) -> Tensor:
+        pick = lambda positions: [prompts[i] for i in positions] if prompts else []
+        return groups.reduce(lambda pixels, positions: function(pixels, pick(positions)))
 
     def _prompts(self, prompts: Any, n: int) -> list[str]:
         if not self.spec.needs_prompt:
             return []
-        keys = condition_keys(prompts, n, "prompts")
-        if keys is None:
+        if prompts is None:
             raise ValueError(f"{self.spec.name} needs prompts, one per image, got None")
-        strings = [key for key in keys if isinstance(key, str)]
-        if len(strings) != n:
-            other = next(key for key in keys if not isinstance(key, str))
-            raise TypeError(f"prompts must be strings, got {type(other).__name__}")
-        return strings
+        return as_strings(prompts, n)
 
 
-def check_images(images: Tensor) -> None:
-    """Explains what is wrong with images that are not float (B, 3, H, W) in [0, 1].
+def as_strings(prompts: Any, n: int | None = None) -> list[str]:
+    """`prompts` as a list of `n` strings; None is any number but 0."""
 
-    NaN passes, so that the reward's value names the item.
-
-    Raises:
-        TypeError: If they are not a floating-point tensor.
-        ValueError: If they have another shape or range.
-    """
-
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"images must be a floating-point tensor in [0, 1], got {kind}; "
-            "divide 8-bit images by 255"
-        )
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
-    if bool(((images < 0) | (images > 1)).any()):
-        low, high = images.aminmax()
-        raise ValueError(
-            f"images must lie in [0, 1], got values from {low.item():.4g} to {high.item():.4g}; "
-            "a decoder that returns [-1, 1] needs (x / 2 + 0.5).clamp(0, 1)"
-        )
+    n = len(prompts) if n is None and isinstance(prompts, Sized) else n
+    keys = condition_keys(prompts, n or 0, "prompts") or ()
+    strings = [key for key in keys if isinstance(key, str)]
+    if len(strings) != len(keys):
+        other = next(key for key in keys if not isinstance(key, str))
+        raise TypeError(f"prompts must be strings, got {type(other).__name__}")
+    if not strings:
+        raise ValueError("prompts must hold at least one prompt, got none")
+    return strings

@@ -160,7 +160,7 @@ def build(
         kind: What is built, for messages.
         name: The name it was found under, for messages.
         factory: The class or loader. Receives `path` as a keyword, if there is one, and `options`.
-        path: A local file or directory with the weights.
+        path: A local file or directory with the weights, or ``hf://owner/repository``.
         device: Where the module goes.
         dtype: What its floating-point parameters are cast to.
         options: Further keywords.
@@ -172,7 +172,7 @@ def build(
 
     keywords = dict(options)
     if path is not None:
-        if not Path(path).exists():
+        if not str(path).startswith("hf://") and not Path(path).exists():
             raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
         keywords["path"] = path
     signature = inspect.signature(factory)

@@ -1,0 +1,201 @@
+"""Rewards whose two towers are a CLIP as transformers saves it: a folder with configuration,
+weights and tokenizer."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from .base import RewardFile, RewardSpec
+from .loading import (
+    PathLike,
+    assign_weights,
+    empty_weights,
+    find_file,
+    read_weights,
+    require,
+)
+from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
+from .towers import EmbeddingReward, checkpoint_layers
+
+__all__ = [
+    "ClipReward",
+    "ImageTower",
+    "TextTower",
+    "clean",
+    "clip_files",
+    "load_clip",
+    "load_tokenizer",
+]
+
+
+class ImageTower(nn.Module):
+    """Pooled and projected embeddings of preprocessed images, (B, 3, S, S) -> (B, D)."""
+
+    def __init__(self, model: Any, projection: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.projection = projection
+        self.size: int = model.config.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.to(next(self.parameters()).dtype)
+        embedded: Tensor = self.projection(self.model(pixel_values=images).pooler_output)
+        return embedded
+
+
+class TextTower(nn.Module):
+    """Pooled and projected embeddings of prompts, padded to the longest and cut at the limit."""
+
+    def __init__(self, model: Any, projection: nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.projection = projection
+        self.tokenizer = tokenizer
+        self.limit: int = model.config.max_position_embeddings
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt"
+        )
+        tokens = tokens.to(next(self.parameters()).device)
+        embedded: Tensor = self.projection(self.model(**tokens).pooler_output)
+        return embedded
+
+
+class ClipReward(EmbeddingReward):
+    """A reward that depends on the cosine of CLIP's embeddings of image and prompt.
+
+    Arguments:
+        path: Directory that `CLIPModel.save_pretrained` and its processor wrote, or the weights
+            within one, or ``hf://...``; None is the published model.
+        tokenizer: Directory with vocab.json and merges.txt, if they are not in `path`.
+        preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
+        gradient_checkpointing: Whether the image tower saves memory in the backward pass.
+        cache_size: Number of prompts whose embeddings are kept.
+        verify: Whether to compare digests where they are known.
+
+    Raises:
+        FileNotFoundError: If a file is missing; says where to get it.
+        ValueError: If a file does not hold what it should, or `preprocessing` is unknown.
+    """
+
+    half_up: ClassVar[bool]
+    """Where the crop starts, see :func:`rewards.preprocessing.center_crop`."""
+
+    def __init__(
+        self,
+        path: PathLike | None = None,
+        tokenizer: PathLike | None = None,
+        preprocessing: Mode = "reference",
+        gradient_checkpointing: bool = False,
+        cache_size: int = 4096,
+        verify: bool = True,
+    ) -> None:
+        check_mode(preprocessing)
+        file = Path(path) if path is not None and Path(path).is_file() else None
+        folder = path if file is None else file.parent
+        words = load_tokenizer(self.spec, folder if tokenizer is None else tokenizer)
+        model = load_clip(self.spec, path, verify, gradient_checkpointing)
+        super().__init__(model.logit_scale, cache_size)
+        self.image = ImageTower(model.vision_model, model.visual_projection)
+        self.text = TextTower(model.text_model, model.text_projection, words)
+        self.mode: Mode = preprocessing
+        self.straight_through = preprocessing == "reference"
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        images = center_crop(images, self.image.size, self.mode, self.half_up)
+        return normalize(images, CLIP_MEAN, CLIP_STD)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return self.image(images)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        return self.text(prompts)
+
+
+def clip_files(repository: str, tokenizer: str | None = None) -> tuple[RewardFile, ...]:
+    """The files of a CLIP that is published at ``hf://owner/repository``.
+
+    Arguments:
+        repository: Where configuration and weights are.
+        tokenizer: Where vocab.json and merges.txt are, if elsewhere.
+    """
+
+    words = tokenizer or repository
+    return (
+        RewardFile(name="config.json", source=repository),
+        RewardFile(name="model.safetensors", source=repository),
+        RewardFile(name="vocab.json", source=words),
+        RewardFile(name="merges.txt", source=words),
+    )
+
+
+def load_clip(
+    spec: RewardSpec, path: PathLike | None, verify: bool, gradient_checkpointing: bool
+) -> Any:
+    """A `CLIPModel` of transformers, in float32, without a second copy of its weights.
+
+    Arguments:
+        spec: The reward that is built; its files, as from :func:`clip_files`, say what is needed.
+        path: A directory, a file of weights next to the rest, ``hf://...``, or None for the
+            published files.
+        verify: Whether to compare digests where they are known.
+        gradient_checkpointing: Whether the image tower recomputes its activations in the backward
+            pass, layer by layer, instead of keeping them.
+
+    Raises:
+        FileNotFoundError: If a file is missing; says where to get it.
+        ValueError: If the weights do not fit the configuration.
+    """
+
+    transformers = require("transformers", spec.name)
+    file = Path(path) if path is not None and Path(path).is_file() else None
+    folder = path if file is None else file.parent
+    config = find_file(spec, spec.file("config.json"), folder, verify)
+    weights = file or _find_weights(spec, folder, verify)
+    with empty_weights():
+        model = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(config.parent))
+    # Old checkpoints hold the positions 0, 1, ... as well.
+    assign_weights(model, read_weights(weights), weights, ignored=("position_ids",))
+    if gradient_checkpointing:
+        checkpoint_layers(model.vision_model.encoder.layers)
+    return model
+
+
+def load_tokenizer(spec: RewardSpec, folder: PathLike | None) -> Any:
+    """CLIP's tokenizer from vocab.json and merges.txt, without the cleaning that CLIP itself does.
+
+    Arguments:
+        spec: The reward that is built.
+        folder: A directory, ``hf://...``, or None for the published files.
+
+    Raises:
+        FileNotFoundError: If a file is missing; says where to get it.
+    """
+
+    transformers = require("transformers", spec.name)
+    words = [find_file(spec, spec.file(name), folder) for name in ("vocab.json", "merges.txt")]
+    return transformers.CLIPTokenizerFast.from_pretrained(words[0].parent, local_files_only=True)
+
+
+def clean(prompt: str) -> str:
+    """What CLIP's own tokenizer does first: mends text, resolves HTML, collapses space, lowers.
+
+    The tokenizer of transformers leaves this out. On cleaned text the two agree.
+    """
+
+    ftfy = require("ftfy", "clipscore")
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(text.split()).lower()
+
+
+def _find_weights(spec: RewardSpec, folder: PathLike | None, verify: bool) -> Path:
+    """model.safetensors, or the older pytorch_model.bin if a local directory has only that."""
+
+    old = None if folder is None else Path(folder) / "pytorch_model.bin"
+    if old is not None and old.is_file() and not (old.parent / "model.safetensors").is_file():
+        return old
+    return find_file(spec, spec.file("model.safetensors"), folder, verify)

@@ -1,0 +1,65 @@
+"""Size of the image as a JPEG file: a reward without weights, and a black box."""
+
+import io
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Reward, RewardSpec
+from .loading import require
+from .registry import register
+
+__all__ = ["JPEG"]
+
+
+@register("jpeg")
+class JPEG(Reward):
+    """Compressibility, minus the size of the JPEG file in kilobytes; or incompressibility, plus.
+
+    Has no gradient. The size grows with the number of pixels: compare images of one size.
+
+    Arguments:
+        incompressible: Whether larger files are better.
+        quality: JPEG quality, from 1 to 95; the references take 95.
+
+    Raises:
+        ValueError: If the quality is out of range.
+
+    References:
+        | Training Diffusion Models with Reinforcement Learning (Black et al., 2023),
+          arXiv:2305.13301
+    """
+
+    spec = RewardSpec(
+        name="jpeg",
+        title="JPEG compressibility",
+        differentiable=False,
+        needs_prompt=False,
+        code_license="MIT",
+        weights_license="none",
+        commercial_use=True,
+        formula="-kB of the JPEG file (1 kB is 1000 bytes); +kB if incompressible",
+        preprocessing="rounded to 8 bits",
+        typical_range=(-200.0, 0.0),
+        published_scale="kB; some training codes divide by 500",
+        citation="Black et al., 2023, arXiv:2305.13301",
+    )
+
+    def __init__(self, incompressible: bool = False, quality: int = 95) -> None:
+        super().__init__()
+        if not 1 <= quality <= 95:
+            raise ValueError(f"quality must lie between 1 and 95, got {quality}")
+        self.image_module = require("PIL.Image", self.spec.name)
+        self.sign = 1.0 if incompressible else -1.0
+        self.quality = quality
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        levels = (255 * images.detach().float()).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        sizes = [self._bytes(image.numpy()) for image in levels]
+        return self.sign * torch.tensor(sizes, device=images.device) / 1000
+
+    def _bytes(self, levels: object) -> int:
+        file = io.BytesIO()
+        self.image_module.fromarray(levels).save(file, "JPEG", quality=self.quality)
+        return file.tell()

@@ -1,0 +1,230 @@
+"""Finding, checking and reading the files of a reward; nothing in a file is ever executed.
+
+A path is a local file, a local directory, or ``hf://owner/repository[@revision]``, which goes
+through the cache of huggingface_hub. Without a path, the published files are meant. A constructor
+that is given a local path never asks the hub.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import RewardFile, RewardSpec
+
+__all__ = ["PathLike", "assign_weights", "empty_weights", "find_file", "read_weights", "require"]
+
+PathLike = str | os.PathLike[str]
+
+_HUB = "hf://"
+
+
+def require(module: str, reward: str) -> Any:
+    """Imports an optional module, or says how to install it.
+
+    Raises:
+        ImportError: If it is missing or does not load; says what to do.
+    """
+
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise ImportError(
+            f"the reward {reward!r} needs {module}: pip install 'rwguidance[rewards]'"
+        ) from None
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"the reward {reward!r} needs {module}, which cannot import torchvision ({error}): "
+            "torch and torchvision were built for different devices; install both from one index"
+        ) from error
+
+
+def find_file(
+    spec: RewardSpec, file: RewardFile, path: PathLike | None, verify: bool = True
+) -> Path:
+    """A local copy of one of a reward's files.
+
+    Arguments:
+        spec: The reward, for messages.
+        file: Which file.
+        path: The file itself, a directory that holds a file of this name, ``hf://...`` for another
+            repository, or None for the published one.
+        verify: Whether to compare with the digest of the published file, if that is known.
+
+    Raises:
+        FileNotFoundError: If it is not there; says what is missing, from where, under which
+            license, and how to fetch it.
+        ValueError: If the digest differs.
+    """
+
+    if path is None or str(path).startswith(_HUB):
+        found = _download(spec, file, str(path) if path is not None else file.source)
+    else:
+        found = Path(path)
+        found = found / file.name if found.is_dir() else found
+        if not found.is_file():
+            raise FileNotFoundError(f"no file {found}: {_how_to_get(spec, file)}")
+    if verify and file.digest is not None:
+        _check_digest(spec, found, file.digest)
+    return found
+
+
+def read_weights(path: PathLike) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file, on the CPU, mapped into memory if possible.
+
+    Unwraps a dictionary that holds them under "state_dict" or "model", and drops a "module."
+    prefix that parallel training left.
+
+    Raises:
+        ValueError: If the file is damaged, holds anything but tensors, or needs code to be run.
+    """
+
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors; it is damaged, or a pickle of something "
+            f"else, which is never executed ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} must hold nothing but tensors, got {type(value).__name__} at {name!r}"
+            )
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): value for name, value in content.items()}
+
+
+def empty_weights() -> Any:
+    """Context in which modules are built without memory for their parameters."""
+
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
+
+
+def assign_weights(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    where: object,
+    ignored: Iterable[str] = (),
+) -> None:
+    """Makes `weights` the parameters of `module`, in float32, if names and shapes agree.
+
+    Nothing is copied if they are in float32 already.
+
+    Arguments:
+        module: Built within :func:`empty_weights`, or not.
+        weights: Tensors by name.
+        where: Where they came from, for messages.
+        ignored: Ends of names that may be there without being used.
+
+    Raises:
+        ValueError: If a name is missing, not expected, or has another shape; lists them.
+    """
+
+    own = module.state_dict()
+    ignored = tuple(ignored)
+    used = {k: v for k, v in weights.items() if k in own or not (ignored and k.endswith(ignored))}
+    missing = [f"missing {name}" for name in own if name not in used]
+    unexpected = [f"unexpected {name}" for name in used if name not in own]
+    shapes = [
+        f"{name} of shape {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in used.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        report = "; ".join(
+            ", ".join(part[:5]) + (f" and {len(part) - 5} more" if len(part) > 5 else "")
+            for part in (missing, unexpected, shapes)
+            if part
+        )
+        raise ValueError(f"{where} does not fit this architecture: {report}")
+    # float32, as in the reference, whatever the file was compressed to; no copy if it is already.
+    wide = {k: v.float() if v.is_floating_point() else v for k, v in used.items()}
+    module.load_state_dict(wide, assign=True)
+
+
+def _download(spec: RewardSpec, file: RewardFile, source: str) -> Path:
+    if not source.startswith(_HUB):
+        return _from_web(spec, file, source)
+    hub = require("huggingface_hub", spec.name)
+    repository, _, revision = source.removeprefix(_HUB).partition("@")
+    try:
+        return Path(hub.hf_hub_download(repository, file.name, revision=revision or None))
+    except Exception as error:  # offline, not there, not allowed: one thing to the user
+        raise FileNotFoundError(
+            f"{file.name} is neither cached nor to be had from {source} "
+            f"({type(error).__name__}: {_first_line(error)}): {_how_to_get(spec, file)}"
+        ) from error
+
+
+def _from_web(spec: RewardSpec, file: RewardFile, url: str) -> Path:
+    target = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(target), progress=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{file.name} cannot be had from {url} ({error}): {_how_to_get(spec, file)}"
+            ) from error
+    return target
+
+
+def _how_to_get(spec: RewardSpec, file: RewardFile) -> str:
+    hub = file.source.startswith(_HUB)
+    repository = file.source.removeprefix(_HUB)
+    command = (
+        f"hf download {repository} {file.name} --local-dir DIRECTORY"
+        if hub
+        else f"curl --location --output '{file.name}' '{file.source}'"
+    )
+    return (
+        f"{spec.title} needs {file.name} from {file.source} (weights: {spec.weights_license}); "
+        f"fetch it with `{command}` and pass its place as path="
+    )
+
+
+def _check_digest(spec: RewardSpec, path: Path, digest: str) -> None:
+    algorithm, _, expected = digest.partition(":")
+    found = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    if found.hexdigest() != expected:
+        raise ValueError(
+            f"{path} is not the published {spec.title}: its {algorithm} is {found.hexdigest()}, "
+            f"expected {expected}; fetch it again, or pass verify=False for weights of your own"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,216 @@
+r"""From images to what a tower sees: resizing exactly as the reference does, with gradients.
+
+Most references hand 8-bit images to PIL. PIL resizes columns, rounds to 8 bits, resizes rows, and
+rounds again; its coefficients are integers over :math:`2^{22}`. All of that fits exactly into
+float64 matrix products, so :func:`resize` in mode ``"reference"`` returns the very same pixels, and
+passes the gradient straight through the three roundings. Mode ``"fast"`` is the same linear map
+in the images' own precision, without the roundings.
+
+Since version 13, PIL resizes rows first in images that shrink much more in height than in width.
+Published scores are older than that, so the order here is always the older one.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rwguidance.schedules import working_dtype
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "Mode",
+    "center_crop",
+    "check_mode",
+    "letterbox",
+    "normalize",
+    "resize",
+    "squash",
+]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of CLIP's training images, per channel."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of CLIP's training images, per channel."""
+
+Mode = Literal["reference", "fast"]
+"""Whether pixels equal those of the 8-bit reference, or are left unrounded."""
+
+Window = tuple[int, int]
+"""First pixel and number of pixels to keep along one axis."""
+
+
+def check_mode(mode: str) -> None:
+    """Raises a ValueError that names the modes, for anything else."""
+
+    if mode not in ("reference", "fast"):
+        raise ValueError(f"preprocessing must be 'reference' or 'fast', got {mode!r}")
+
+
+def center_crop(images: Tensor, size: int, mode: Mode, half_up: bool) -> Tensor:
+    """Shorter side to `size`, bicubic, longer side in proportion, then the central square.
+
+    Arguments:
+        images: In [0, 1], with shape (B, 3, H, W).
+        size: Side of the square, in pixels.
+        mode: See :func:`resize`.
+        half_up: Where the crop starts when the margin is odd. False rounds down, as transformers'
+            CLIP processor does; True rounds the half to even, as torchvision does.
+    """
+
+    height, width = images.shape[-2:]
+    scale = lambda side: int(size * side / min(height, width))  # both libraries truncate
+    margin = lambda length: round((length - size) / 2) if half_up else (length - size) // 2
+    windows = [(margin(scale(side)), size) for side in (height, width)]
+    return resize(images, (scale(height), scale(width)), mode, windows)
+
+
+def squash(images: Tensor, size: int, mode: Mode) -> Tensor:
+    """Both sides to `size`, bicubic, whatever the proportions. Shapes as in :func:`center_crop`."""
+
+    return resize(images, (size, size), mode)
+
+
+def letterbox(images: Tensor, size: int) -> Tensor:
+    """Longer side to `size`, bicubic and antialiased in floating point, black bars around.
+
+    This is what HPSv2 does, before it normalizes: nothing is clamped, so that values leave [0, 1]
+    at sharp edges. Where the reference fails, this does not: a longer side of exactly `size` is
+    padded, too, and a side shorter than half a pixel becomes one pixel.
+
+    Arguments:
+        images: In [0, 1], with shape (B, 3, H, W).
+        size: Side of the square, in pixels.
+    """
+
+    images = images.to(working_dtype(images.dtype))
+    scale = size / max(images.shape[-2:])
+    height, width = (max(1, round(scale * side)) for side in images.shape[-2:])
+    if scale != 1:
+        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True)
+    x, y = size - width, size - height
+    return F.pad(images, (x // 2, x - x // 2, y // 2, y - y // 2))
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtracts `mean` and divides by `std`, channel by channel."""
+
+    shape = (3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def resize(
+    images: Tensor, size: tuple[int, int], mode: Mode, windows: Sequence[Window] | None = None
+) -> Tensor:
+    r"""Bicubic resizing as PIL does it, antialiased when shrinking.
+
+    Arguments:
+        images: In [0, 1], with shape (B, 3, H, W).
+        size: New height and width, in pixels.
+        mode: ``"reference"`` first rounds to 8 bits, as saving the image would, and then returns
+            PIL's pixels exactly; its gradient is that of the linear map, as if nothing were
+            rounded or clamped. ``"fast"`` is the linear map itself.
+        windows: What to keep of the result along height and width; computes nothing else. None
+            keeps everything.
+
+    Returns:
+        In float32 or wider, with shape (B, 3, \*size) or that of the windows. In [0, 1] if the mode
+        is ``"reference"``; ``"fast"`` overshoots at edges.
+
+    References:
+        | Pillow, the function ImagingResample of its source, https://github.com/python-pillow/Pillow
+    """
+
+    windows = windows or [(0, length) for length in size]
+    images = images.to(working_dtype(images.dtype))
+    rows, columns = (
+        None
+        if old == new and window == (0, new)
+        else _resampling(old, new, *window).to(images.device)
+        for old, new, window in zip(images.shape[-2:], size, windows, strict=True)
+    )
+    if mode == "reference":
+        resized: Tensor = _EightBit.apply(images, rows, columns)
+        return resized
+    x = images if columns is None else images @ columns.to(images).T
+    return x if rows is None else rows.to(x) @ x
+
+
+class _EightBit(torch.autograd.Function):
+    """Columns before rows, rounded before, between and after; the gradient ignores the rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        levels = _to_levels(255 * images)
+        if columns is not None:
+            levels = _times_band(levels, columns)
+        if rows is not None:
+            levels = _times_band(levels.mT, rows).mT
+        return levels.to(images.dtype) / 255
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = ctx.saved_tensors
+        if rows is not None:
+            gradient = rows.to(gradient).T @ gradient
+        if columns is not None:
+            gradient = gradient @ columns.to(gradient)
+        return gradient, None, None
+
+
+_BLOCK = 32
+"""Rows of a band matrix that are multiplied at once."""
+
+
+def _times_band(levels: Tensor, matrix: Tensor) -> Tensor:
+    """Levels of `levels @ matrix.T`, for a matrix whose nonzeros form a band."""
+
+    out = levels.new_empty(*levels.shape[:-1], len(matrix))
+    for start in range(0, len(matrix), _BLOCK):
+        rows = matrix[start : start + _BLOCK]
+        used = rows.count_nonzero(0).nonzero()
+        band = slice(int(used[0]), int(used[-1]) + 1)
+        out[..., start : start + _BLOCK] = _to_levels(levels[..., band].double() @ rows[:, band].T)
+    return out
+
+
+def _to_levels(x: Tensor) -> Tensor:
+    """Rounds half up into 0, ..., 255; overwrites `x`, which must be a temporary tensor."""
+
+    return x.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _resampling(length: int, new: int, start: int, count: int) -> Tensor:
+    """Rows `start`, ..., `start + count - 1` of PIL's bicubic map from `length` to `new` pixels.
+
+    A float64 matrix with shape (count, length) that holds multiples of 2^-22, as PIL's integers.
+    """
+
+    scale = length / new
+    support = 2 * max(scale, 1.0)
+    center = (torch.arange(start, start + count, dtype=torch.float64) + 0.5) * scale
+    # PIL's first and last pixel: truncation towards zero, then into the image.
+    first = (center - support + 0.5).trunc().clamp(min=0)[:, None]
+    last = (center + support + 0.5).trunc().clamp(max=length)[:, None]
+    pixel = torch.arange(length, dtype=torch.float64)
+    # In this order: the position within the support is rounded as PIL's is.
+    weights = _bicubic(((pixel - first) + first - center[:, None] + 0.5) / max(scale, 1.0))
+    weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights * 2**22 + 0.5 * weights.sign()).trunc() / 2**22
+
+
+def _bicubic(x: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5."""
+
+    x = x.abs()
+    inner = (1.5 * x - 2.5) * x * x + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))

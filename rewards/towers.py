@@ -1,0 +1,206 @@
+r"""What rewards with a frozen image tower share: float32 heads, cached prompts, checkpointing.
+
+A two-tower reward is a function of :math:`\cos(e_x, e_y)`, the cosine between the embeddings of
+image and prompt. Towers may run in half precision; normalization, product and scale do not.
+"""
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rwguidance.schedules import working_dtype
+
+from .base import Reward, as_strings
+from .images import Images
+
+__all__ = ["AffineHead", "EmbeddingReward", "LogitScale", "WideModule", "checkpoint_layers", "unit"]
+
+
+def unit(embedding: Tensor) -> Tensor:
+    """Embeddings of length one, in float32 or wider, with shape (B, D)."""
+
+    return F.normalize(embedding.to(working_dtype(embedding.dtype)), dim=-1)
+
+
+class WideModule(nn.Module):
+    """A module whose tensors stay in float32 or wider when it is cast to half precision.
+
+    For scales and heads, which half precision spoils: a logit scale of 98.86 is 99.0 in bfloat16.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrow = moved.is_floating_point() and working_dtype(moved.dtype) != moved.dtype
+            return tensor.to(moved.device) if narrow else moved
+
+        return super()._apply(keep, recurse)
+
+
+class LogitScale(WideModule):
+    """The exponential of a learned scalar, computed in float32 or wider."""
+
+    def __init__(self, log_scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("log_scale", log_scale.detach().float().reshape(()).clone())
+        self.log_scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.log_scale.exp() * x
+
+
+class AffineHead(WideModule):
+    r"""A stack of linear layers without anything between them, collapsed: :math:`w^\top e + b`.
+
+    Arguments:
+        weights: The tensors of the stack by name, "...<number>.weight" and "...<number>.bias",
+            which apply in the order of the numbers.
+        where: Where they came from, for messages.
+
+    Raises:
+        ValueError: If they are not a stack of linear layers that ends in one number.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], where: object) -> None:
+        super().__init__()
+        numbers = sorted({_number(name, where) for name in weights})
+        parts = {tuple(name.split(".")[-2:]): value.double() for name, value in weights.items()}
+        try:
+            layers = [(parts[f"{n}", "weight"], parts[f"{n}", "bias"]) for n in numbers]
+            matrix, bias = layers[0]
+            for w, b in layers[1:]:
+                matrix, bias = w @ matrix, w @ bias + b
+            if matrix.shape[0] != 1 or matrix.ndim != 2:
+                raise ValueError(f"the last layer has shape {tuple(matrix.shape)}")
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{where} must hold linear layers that end in one number, but {error}"
+            ) from error
+        self.register_buffer("weight", matrix[0].float())
+        self.register_buffer("bias", bias[0].float())
+        self.weight: Tensor
+        self.bias: Tensor
+
+    def check_width(self, width: int, where: object) -> None:
+        """Raises a ValueError if the embeddings that the head expects have another width."""
+
+        if len(self.weight) != width:
+            raise ValueError(
+                f"{where} is for embeddings of {len(self.weight)} numbers, "
+                f"but the tower's have {width}"
+            )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """One number for each embedding (B, D), with shape (B,)."""
+
+        with _no_autocast(embedding):
+            return embedding.to(self.weight) @ self.weight + self.bias
+
+
+def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
+    """Lets layers recompute their activations in the backward pass instead of keeping them."""
+
+    for layer in layers:
+        layer.forward = _Checkpointed(layer.forward)
+
+
+class EmbeddingReward(Reward):
+    r"""A reward that depends on the cosine of two embeddings. Subclasses embed; this caches.
+
+    Embeddings of prompts are kept, least recently used first out, and dropped when the reward is
+    moved or cast. They carry no gradient; those of images do.
+
+    Arguments:
+        log_scale: Logarithm of the scale that training multiplied the cosine with, a scalar.
+        cache_size: Number of prompts whose embeddings are kept.
+
+    Raises:
+        ValueError: If `cache_size` is negative.
+    """
+
+    def __init__(self, log_scale: Tensor, cache_size: int = 4096) -> None:
+        super().__init__()
+        if cache_size < 0:
+            raise ValueError(f"cache_size must be at least 0, got {cache_size}")
+        self.logit_scale = LogitScale(log_scale)
+        self.cache_size = cache_size
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    @abstractmethod
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Raw embeddings of what :meth:`preprocess` returned, with shape (B, D)."""
+
+    @abstractmethod
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Raw embeddings of prompts, with shape (B, D)."""
+
+    @abstractmethod
+    def value(self, cosine: Tensor) -> Tensor:
+        """Rewards for cosines of any shape, in reward units."""
+
+    def encode_images(self, images: Images) -> Tensor:
+        """Unit embeddings of images, as :meth:`Reward.__call__` takes them, with shape (B, D)."""
+
+        return self._groups(images).reduce(lambda pixels, _: unit(self.embed_images(pixels)))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit embeddings of prompts, cached, with shape (B, D)."""
+
+        return self._encode(as_strings(prompts))
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.value(self._cosine(images, prompts))
+
+    def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.logit_scale(self._cosine(images, prompts))
+
+    def _cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return (unit(self.embed_images(images)) * self._encode(prompts)).sum(-1)
+
+    def _matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        x, y = unit(self.embed_images(pixels)), self._encode(prompts)
+        with _no_autocast(x):
+            return self.value(x @ y.T)
+
+    def _encode(self, prompts: Sequence[str]) -> Tensor:
+        known = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        if new:
+            # A tensor born in inference mode could not serve a later call that needs gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                known.update(zip(new, unit(self.embed_prompts(new)), strict=True))
+        for prompt in dict.fromkeys(prompts):
+            self._cache[prompt] = known[prompt]
+            self._cache.move_to_end(prompt)
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return torch.stack([known[prompt] for prompt in prompts])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+
+class _Checkpointed:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self.function, *args, use_reentrant=False, **kwargs)
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _number(name: str, where: object) -> int:
+    parts = name.split(".")
+    if len(parts) < 2 or not parts[-2].isdigit() or parts[-1] not in ("weight", "bias"):
+        raise ValueError(f"{where} does not hold a stack of linear layers, but {name}")
+    return int(parts[-2])
