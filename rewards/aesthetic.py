@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base import Reward, RewardFile, RewardSpec
@@ -171,11 +172,10 @@ class AestheticV25(Reward):
 def _load_siglip(transformers: Any, folder: Path) -> Any:
     """The image tower alone; transformers knows its names in files of all ages."""
 
-    import torch
-
-    model, report = transformers.SiglipVisionModel.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-    )
+    with torch.random.fork_rng(devices=[]):  # it draws what it does not find
+        model, report = transformers.SiglipVisionModel.from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True
+        )
     if report["missing_keys"]:
         raise ValueError(
             f"{folder} does not hold the image tower of a SigLIP: "

@@ -122,15 +122,17 @@ class HPSv21(_HPS):
 
 def _build(open_clip: Any, architecture: Architecture) -> Any:
     if isinstance(architecture, Mapping):
-        return open_clip.CLIP(**architecture)
-    if open_clip.get_model_config(architecture) is None:
-        raise ValueError(
-            f"architecture must be a configuration of open_clip, got {architecture!r}; "
-            "open_clip.list_models() names them, and a mapping describes one of your own"
-        )
-    return open_clip.create_model(
-        architecture, pretrained=None, pretrained_text=False, load_weights=False
-    )
+        config = dict(architecture)
+    else:
+        config = open_clip.get_model_config(architecture)
+        if config is None:
+            raise ValueError(
+                f"architecture must be a configuration of open_clip, got {architecture!r}; "
+                "open_clip.list_models() names them, and a mapping describes one of your own"
+            )
+    # Not open_clip.create_model, which moves the model and so cannot build one without weights.
+    custom = config.pop("custom_text", False)
+    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
 
 
 def _tokenizer(open_clip: Any, architecture: Architecture) -> Any:

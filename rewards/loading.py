@@ -8,7 +8,8 @@ that is given a local path never asks the hub.
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,17 @@ def read_weights(path: PathLike) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
-def empty_weights() -> Any:
-    """Context in which modules are built without memory for their parameters."""
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Context in which modules are built without memory for their parameters.
+
+    Whatever random numbers they would be filled with, the global generator stays as it is.
+    """
 
     from accelerate import init_empty_weights
 
-    return init_empty_weights(include_buffers=False)
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        yield
 
 
 def assign_weights(

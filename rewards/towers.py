@@ -99,7 +99,7 @@ class AffineHead(WideModule):
     def forward(self, embedding: Tensor) -> Tensor:
         """One number for each embedding (B, D), with shape (B,)."""
 
-        with _no_autocast(embedding):
+        with _no_autocast(embedding.device):
             return embedding.to(self.weight) @ self.weight + self.bias
 
 
@@ -165,15 +165,16 @@ class EmbeddingReward(Reward):
 
     def _matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         x, y = unit(self.embed_images(pixels)), self._encode(prompts)
-        with _no_autocast(x):
+        with _no_autocast(x.device):
             return self.value(x @ y.T)
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         known = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if new:
-            # A tensor born in inference mode could not serve a later call that needs gradients.
-            with torch.inference_mode(False), torch.no_grad():
+            # What is kept must serve every later call: a tensor born in inference mode could not be
+            # part of a graph, and one born under autocast would lack precision without it.
+            with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
                 known.update(zip(new, unit(self.embed_prompts(new)), strict=True))
         for prompt in dict.fromkeys(prompts):
             self._cache[prompt] = known[prompt]
@@ -195,8 +196,8 @@ class _Checkpointed:
         return checkpoint(self.function, *args, use_reentrant=False, **kwargs)
 
 
-def _no_autocast(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
+def _no_autocast(device: torch.device | None) -> torch.autocast:
+    return torch.autocast("cpu" if device is None else device.type, enabled=False)
 
 
 def _number(name: str, where: object) -> int:

@@ -471,6 +471,10 @@ def check_reward(
 ) -> None:
     r"""Checks that a reward gives one number per item, whatever else is in the batch.
 
+    A reward of images (one with a `spec`, of items with 3 channels) must also take images of odd and different
+    sizes, in any floating dtype. Give prompts of different lengths to see that padding does not
+    matter.
+
     Arguments:
         reward: A callable (x, condition) -> (N,); a module in eval mode.
         x: What it looks at (images in [0, 1], states), at least two and not constant, with shape
@@ -478,7 +482,8 @@ def check_reward(
         condition: What it is conditioned on, one item per sample, or None.
         differentiable: Whether to compare the gradient with finite differences, in float64, on a
             copy of the reward if it is a module. None asks `reward.spec.differentiable`, if there
-            is one, and does not look otherwise.
+            is one, and does not look otherwise. Of a reward with `straight_through` set, whose
+            gradient is that of a stand-in, only the existence of the gradient is checked.
         select: Takes (condition, indices) to the condition of those items.
 
     Raises:
@@ -503,11 +508,35 @@ def check_reward(
     order = [*range(1, n), 0]
     rolled = _score(name, reward, x[order], select(condition, order))
     compare(rolled.roll(1), "permuting the items must permute their rewards")
+    if hasattr(reward, "spec") and x.ndim == 4 and x.shape[1] == 3:
+        _check_images(name, reward, x, condition, tolerance, select)
 
     if differentiable is None:
         differentiable = getattr(getattr(reward, "spec", None), "differentiable", False)
     if differentiable:
         _check_gradient(name, reward, x, condition)
+
+
+def _check_images(
+    name: str, reward: RewardFunction, x: Tensor, condition: Any, tolerance: float, select: Select
+) -> None:
+    """Images of odd sizes, of several sizes at once, and of other dtypes."""
+
+    odd = x[..., : x.shape[-2] - 1 + x.shape[-2] % 2, : max(1, x.shape[-1] // 2 - 1)]
+    alone = _score(f"{name} (odd size)", reward, odd, condition)
+    mixed = [x[0], *odd[1:]]
+    with torch.no_grad():
+        together = _run(f"{name} of a list of images of two sizes", reward, mixed, condition)
+    _require_tensor(f"the result of {name} for a list", together, (len(x),))
+    first = _score(name, reward, x[:1], select(condition, [0]))
+    _require_same(
+        {"value": torch.cat([first, alone[1:]])},
+        {"value": together},
+        tolerance,
+        f"{name}: images of several sizes in one list must score as they do alone",
+    )
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        _score(f"{name} ({dtype})", reward, x.to(dtype), condition)
 
 
 def _score(name: str, reward: RewardFunction, x: Tensor, condition: Any) -> Tensor:
@@ -545,6 +574,9 @@ def _check_gradient(name: str, reward: RewardFunction, x: Tensor, condition: Any
         )
         (gradient,) = torch.autograd.grad(values.sum(), start, allow_unused=True)
     _require(gradient is not None, f"{name} must be differentiable, but no gradient reaches x")
+    if getattr(reward, "straight_through", False):
+        _require(bool((gradient != 0).any()), f"the gradient of {name} must not vanish, but is 0")
+        return
     slope = (gradient * direction).flatten(1).sum(1)
 
     eps = torch.finfo(values.dtype).eps
