@@ -1,6 +1,7 @@
 """Rewards by name."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,8 +10,9 @@ import torch
 from rwguidance.registry import Registry, build
 
 from .base import Reward, RewardSpec
+from .table import RewardTable
 
-__all__ = ["available", "load", "register"]
+__all__ = ["available", "load", "register", "spec"]
 
 R = TypeVar("R", bound=type[Reward])
 
@@ -71,11 +73,52 @@ def load(
     return build("reward", name, _registry.load(name), path, device, dtype, options)
 
 
-def available() -> list[RewardSpec]:
-    """The facts about every reward that can be loaded, sorted by name.
+def spec(name: str) -> RewardSpec:
+    """The facts about one reward. Imports the package that provides it, and builds nothing.
+
+    Raises:
+        LookupError: If there is no such reward; lists those that exist.
+    """
+
+    return _registry.load(name).spec
+
+
+def available(
+    commercial: bool | None = None,
+    differentiable: bool | None = None,
+    license: str | None = None,
+) -> RewardTable:
+    """The facts about every reward that can be loaded, sorted by name; prints as a table.
+
+    Arguments:
+        commercial: True keeps the rewards whose licenses are known to permit commercial use, and
+            False all others: those that forbid it and those of which it is not known.
+        differentiable: Keeps the rewards that are, or are not.
+        license: An SPDX identifier such as "MIT", in any case. Keeps the rewards whose code or
+            weights have it. "none" and "unknown" find weights that do not exist or state none.
 
     Warns:
         RuntimeWarning: For every installed package that advertises a reward and cannot deliver it.
+
+    Raises:
+        TypeError: If `license` is not a string.
     """
 
-    return [reward.spec for reward in _registry.available().values()]
+    if license is not None and not isinstance(license, str):
+        raise TypeError(f"license must be an SPDX identifier, got {type(license).__name__}")
+
+    def fits(spec: RewardSpec) -> bool:
+        return (
+            (commercial is None or (spec.commercial_use is True) == commercial)
+            and (differentiable is None or spec.differentiable == differentiable)
+            and (license is None or license.strip().lower() in _licenses(spec))
+        )
+
+    specs = (reward.spec for reward in _registry.available().values())
+    return RewardTable(filter(fits, specs))
+
+
+def _licenses(spec: RewardSpec) -> set[str]:
+    """Identifiers in the SPDX expressions of code and weights, such as MIT AND Apache-2.0."""
+
+    return set(re.split(r"[\s()]+", f"{spec.code_license} {spec.weights_license}".lower()))

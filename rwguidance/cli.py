@@ -3,9 +3,10 @@
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +36,27 @@ class PathName(str, Enum):
     vp = "vp"
     cosine = "cosine"
     rectified = "rectified"
+
+
+class DtypeName(str, Enum):
+    """The precisions of `rwguidance score`."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    float64 = "float64"
+
+
+class _ScoreCommand(TyperCommand):
+    """Exits with 1 after wrong options, as 2 says that images were skipped."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            if getattr(error, "exit_code", 0) == 2:
+                error.exit_code = 1  # type: ignore[attr-defined]
+            raise
 
 
 @app.callback(invoke_without_command=True)
@@ -94,6 +116,117 @@ def toy(
         training_steps=training_steps,
         seed=seed,
     )
+
+
+@app.command("rewards")
+def list_rewards(
+    name: Annotated[str | None, typer.Argument(help="Everything about this reward.")] = None,
+    commercial: Annotated[
+        bool | None,
+        typer.Option(
+            "--commercial/--not-commercial",
+            help="Those known to permit commercial use, or all others, the unknown among them.",
+            show_default=False,
+        ),
+    ] = None,
+    differentiable: Annotated[
+        bool | None,
+        typer.Option(
+            "--differentiable/--not-differentiable",
+            help="Those whose gradients reach the images, or not.",
+            show_default=False,
+        ),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(help="Those whose code or weights have this license.", metavar="SPDX"),
+    ] = None,
+) -> None:
+    """List the rewards with their licenses and ranges, or print everything about one."""
+
+    from rewards.console import print_reward, print_rewards
+
+    if name is None:
+        print_rewards(commercial, differentiable, license)
+        return
+    if any(filter is not None for filter in (commercial, differentiable, license)):
+        raise ValueError("name one reward or filter the list, not both")
+    try:
+        print_reward(name)
+    except LookupError as error:
+        raise ValueError(str(error)) from None
+
+
+@app.command(cls=_ScoreCommand)
+def score(
+    folder: Annotated[Path, typer.Argument(help="The images, and those in folders below.")],
+    reward: Annotated[
+        str, typer.Option(help="Names that `rwguidance rewards` lists.", metavar="NAME[,NAME...]")
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .csv (image,prompt), .jsonl or .txt, or the word sidecar for the text beside "
+            "each image, which is the default if a reward needs prompts.",
+            show_default=False,
+        ),
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="The i-th prompt belongs to the i-th image.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The result, .csv or .parquet.")] = Path("scores.csv"),
+    path: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a reward's weights are; may repeat.", metavar="NAME=PATH"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0.", show_default=False)] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="What weights are cast to.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Images decoded, and pairs scored, at once.", min=1)
+    ] = 16,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart", help="Replace a result and discard what an unfinished run has scored."
+        ),
+    ] = False,
+) -> None:
+    """Score a folder of images for prompts, and write a table.
+
+    Prompts in a file that names images (columns image and prompt) make one row per line. A file of
+    prompts alone scores every image with every prompt, unless --pairs is given: then the images in
+    order (2.png before 10.png) take one prompt each, and their numbers must agree.
+
+    What fails is reported, left empty in the table with the reason in its column error, and
+    skipped. An interrupted run goes on when the same command is given again, and ends with the
+    same table.
+
+    Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
+    """
+
+    import torch
+
+    from rewards.console import run_score
+
+    paths: dict[str, str] = {}
+    for entry in path or ():
+        key, equals, value = entry.partition("=")
+        if not (key and equals and value) or key in paths:
+            raise ValueError(f"path must be NAME=PATH, once per reward, got {entry!r}")
+        paths[key] = value
+    names = [name.strip() for name in reward.split(",")]
+    precision = None if dtype is None else getattr(torch, dtype.value)
+    try:
+        code = run_score(
+            folder, names, out, prompts, pairs, paths, device, precision, batch_size, restart
+        )
+    except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError is ours
+            raise
+        raise ValueError(str(error)) from None
+    raise typer.Exit(code)
 
 
 def main() -> None:

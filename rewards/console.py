@@ -1,0 +1,315 @@
+"""Rewards and scores on a terminal: what `rwguidance rewards` and `rwguidance score` print."""
+
+import sys
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .base import Reward, RewardSpec
+from .prompt_files import Job, plan
+from .registry import available, load, spec
+from .scoring import Failure, Scores, Summary, check_output, score
+from .table import HEADINGS, cells, column_widths, facts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["print_reward", "print_rewards", "print_scores", "run_score"]
+
+_WIDE = 100
+_NARROW = {"gradient": "grad", "commercial": "comm. use"}
+_ROWS = 20
+"""How many of the best images and of the failures are shown."""
+
+
+def print_rewards(
+    commercial: bool | None = None, differentiable: bool | None = None, license: str | None = None
+) -> None:
+    """Prints the rewards that :func:`rewards.available` keeps, as a table."""
+
+    from rich.console import Console
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        specs = available(commercial, differentiable, license)
+    for warning in caught:
+        _say(Console(stderr=True), f"warning: {warning.message}")
+    console = Console()
+    if not specs:
+        known = dict.fromkeys(text for s in available() for text in cells(s)[4].split(" / "))
+        _say(console, f"No reward fits. Their licenses are {', '.join(sorted(known))}.")
+        return
+    table = _table()
+    rows = [cells(s)[:-1] for s in specs]
+    narrow = _NARROW if console.width < _WIDE else {}
+    headings = [narrow.get(heading, heading) for heading in HEADINGS]
+    widths = column_widths([headings, *rows], console.width)
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, width=width, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    console.print(table)
+    console.print()
+    stated = [s for s in specs if s.parity]
+    if stated:
+        _say(console, "Parity with the original code:")
+        width = max(len(s.name) for s in stated)
+        for s in stated:
+            _say(console, s.parity, first=f"  {s.name:<{width}}  ", rest=" " * (width + 4))
+    _say(console, "Licenses are those of code / weights: a summary, not legal advice.")
+
+
+def print_reward(name: str) -> None:
+    """Prints everything about one reward.
+
+    Raises:
+        LookupError: If there is no such reward; lists those that exist.
+    """
+
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, text in facts(spec(name)).items():
+        grid.add_row(key, _text(text))
+    Console().print(Panel(grid, title=_text(name), title_align="left", padding=(0, 1)))
+
+
+def run_score(
+    folder: Path,
+    names: Sequence[str],
+    out: Path,
+    prompts: Path | None = None,
+    pairs: bool = False,
+    paths: Mapping[str, str] | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 16,
+    restart: bool = False,
+) -> int:
+    """Plans, loads and scores with a progress bar, and prints a summary.
+
+    Arguments:
+        folder: Where the images are.
+        names: Names of rewards.
+        out: The result, see :func:`rewards.scoring.score`.
+        prompts: See :func:`rewards.prompt_files.plan`; None takes the texts beside the images if a
+            reward needs prompts, and images alone otherwise.
+        pairs: As for :func:`rewards.prompt_files.plan`.
+        paths: Where the weights of some of the rewards are.
+        device: As for :func:`rewards.load`.
+        dtype: As for :func:`rewards.load`.
+        batch_size: As for :func:`rewards.scoring.score`.
+        restart: As for :func:`rewards.scoring.score`.
+
+    Returns:
+        The exit code: 0, or 2 if something was skipped, or 130 if the user interrupted.
+
+    Raises:
+        LookupError: If there is no such reward; lists those that exist.
+        ValueError: If the job, the paths or the device make no sense; before anything is loaded.
+    """
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    paths = paths or {}
+    specs = {name: spec(name) for name in names}
+    stray = [name for name in paths if name not in specs]
+    if stray:
+        raise ValueError(f"path names {stray[0]!r}, which is not among {', '.join(names)}")
+    needy = [name for name in names if specs[name].needs_prompt]
+    job = plan(folder, prompts or ("sidecar" if needy else None), pairs)
+    if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
+        raise ValueError(f"out must not be the file of prompts, got {out} for both")
+    check_output(job, names, out, batch_size, restart, needy)
+    _check_device(device)
+    for note in job.notes:
+        _say(console, f"note: {note}")
+    try:
+        rewards = {}
+        for name in names:
+            with console.status(f"loading {name}"):
+                rewards[name] = load(name, paths.get(name), device, dtype)
+        scores = _score_with_bar(console, job, rewards, out, batch_size, restart)
+    except KeyboardInterrupt:
+        without = " without --restart" if restart else ""
+        _say(console, f"interrupted: the same command{without} goes on where this one stopped")
+        return 130
+    print_scores(scores, {name: specs[name] for name in names})
+    return 2 if scores.failures else 0
+
+
+def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) -> None:
+    """Prints what failed to the error stream, and summaries and the best images to the output.
+
+    Arguments:
+        scores: What a run returned.
+        specs: The facts about its rewards, by name, for their usual ranges; None omits these.
+    """
+
+    from rich.console import Console
+
+    console, errors = Console(), Console(stderr=True)
+    groups = _groups(scores.failures)
+    for group in groups[:_ROWS]:
+        _say(errors, _describe(group), first="skipped: ", rest="  ")
+    if len(groups) > _ROWS:
+        _say(errors, f"and {len(groups) - _ROWS} more, see the column error of {scores.out}")
+
+    table = _table()
+    table.add_column("reward")
+    for heading in ("rows", "images", "mean", "SE", "min", "max", *(["usual"] if specs else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary in scores.summaries:
+        usual = [cells(specs[summary.reward])[-2]] if specs else []
+        table.add_row(*map(_text, (*_numbers(summary), *usual)))
+    console.print(table)
+    for summary in scores.summaries:
+        _print_best(console, scores, summary.reward)
+    console.print()
+    failed = len(scores.failures)
+    skipped = f", {failed} skipped (see the column error)" if failed else ""
+    _say(console, f"{scores.out}: {scores.rows} rows{skipped}")
+
+
+def _score_with_bar(
+    console: "Console",
+    job: Job,
+    rewards: Mapping[str, Reward],
+    out: Path,
+    batch_size: int,
+    restart: bool,
+) -> Scores:
+    from rich import progress
+
+    bar = progress.Progress(
+        progress.TextColumn("scoring"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("images, {task.fields[rate]:.3g}/s,"),
+        progress.TextColumn("{task.fields[failed]} rows skipped,"),
+        progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=len(job.items), rate=0.0, failed=0)
+        first: list[int] = []
+
+        def show(done: int, failed: int) -> None:
+            if not first:  # what the journal holds took no time
+                first.append(done)
+                if done:
+                    _say(console, f"resuming after {done} of {len(job.items)} images")
+                bar.reset(task, completed=done)
+            elapsed = bar.tasks[0].elapsed or 0.0
+            rate = (done - first[0]) / elapsed if elapsed else 0.0
+            bar.update(task, completed=done, failed=failed, rate=rate)
+
+        return score(job, rewards, out, batch_size, restart, show)
+
+
+def _print_best(console: "Console", scores: Scores, name: str) -> None:
+    """The best image of each prompt that has several."""
+
+    from rich.cells import cell_len
+
+    best = [b for b in scores.best if b.reward == name and b.images > 1]
+    if not best:
+        return
+    every = best[0].prompt is None
+    rows = [
+        ("(any)" if b.prompt is None else b.prompt, b.image, f"{b.value:.5g}", f"{b.images}")
+        for b in best[:_ROWS]
+    ]
+    table = _table(f"Best image by {name}" if every else f"Best image of each prompt by {name}")
+    headings = ("prompt", "image", "value", "of")
+    wide = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    wide[1] = min(wide[1], console.width // 3)
+    wide[0] = min(wide[0], console.width - sum(wide[1:]) - 6)
+    for i, (heading, width) in enumerate(zip(headings, wide, strict=True)):
+        justify: Any = "left" if i < 2 else "right"
+        table.add_column(heading, width=width, justify=justify, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_text, row))
+    console.print()
+    console.print(table)
+    if len(best) > _ROWS:
+        _say(console, f"and {len(best) - _ROWS} more prompts")
+
+
+def _groups(failures: Sequence[Failure]) -> list[list[Failure]]:
+    """Failures of one image for one reason, joined."""
+
+    groups: list[list[Failure]] = []
+    for failure in failures:
+        last = groups[-1][0] if groups else None
+        if last is None or (last.image, last.reason) != (failure.image, failure.reason):
+            groups.append([])
+        groups[-1].append(failure)
+    return groups
+
+
+def _describe(group: Sequence[Failure]) -> str:
+    first = group[0]
+    if len(group) > 1:
+        where = f"{first.image}, rows {first.row} to {group[-1].row}"
+    else:
+        where = f"{first.image}, row {first.row}"
+    prompt = f", prompt {first.prompt!r}" if first.prompt and len(group) == 1 else ""
+    return f"{where}{prompt}: {first.reason}"
+
+
+def _numbers(summary: Summary) -> tuple[str, ...]:
+    values = (summary.mean, summary.standard_error, summary.low, summary.high)
+    shown = ("-" if value != value else f"{value:.4g}" for value in values)
+    return (summary.reward, str(summary.rows), str(summary.images), *shown)
+
+
+def _check_device(device: str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion if CUDA was not built in
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
+
+
+def _table(title: str | None = None) -> "Table":
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold cyan",
+    )
+
+
+def _text(text: str) -> Any:
+    """Text without markup: brackets in names and prompts mean themselves."""
+
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _say(console: "Console", text: str, first: str = "", rest: str = "") -> None:
+    """Prints plain text, wrapped on a terminal and in one line elsewhere."""
+
+    width = console.width if console.is_terminal else sys.maxsize
+    for line in textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    ) or [first]:
+        console.print(_text(line), soft_wrap=True)

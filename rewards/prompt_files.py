@@ -1,0 +1,365 @@
+"""Which images go with which prompts: folders, files of prompts, and texts beside images.
+
+Prompts come from one of four places, and the place decides what is scored.
+
+====================================  ==============================================================
+``.csv``, ``.jsonl`` with images      Pairs: one row per line, an image may come several times
+``.csv``, ``.jsonl``, ``.txt``        Every image with every prompt; with `pairs`, the i-th image in
+of prompts only                       order with the i-th prompt
+``"sidecar"``                         Pairs: the image ``a/b.png`` with the text ``a/b.txt``
+None                                  Images alone, for rewards that need no prompt
+====================================  ==============================================================
+
+A CSV has a header. Images are named by one of the columns ``image``, ``file``, ``file_name``,
+``filename`` or ``path``, prompts by ``prompt``, and other columns are ignored; JSON lines have the
+same keys. A text has one prompt per line. All are UTF-8, with or without a byte order mark. Blank
+lines are skipped, and prompts lose white space at both ends. An empty prompt is scored if a CSV
+(``""``) or JSON line states it.
+
+Images are named relative to the folder, with slashes. What could be meant in two ways is refused,
+with the file and the line.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+__all__ = ["IMAGE_SUFFIXES", "Item", "Job", "Prompt", "find_images", "plan", "read_prompts"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+_IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
+_SIDECAR = "sidecar"
+
+
+class Item(NamedTuple):
+    """An image and the prompts that it is scored with.
+
+    Arguments:
+        image: Its path relative to the folder, with slashes.
+        prompts: At least one; a single empty one for images alone.
+        problem: Why it cannot be scored, if that is known before opening it.
+    """
+
+    image: str
+    prompts: tuple[str, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be scored, in the order of the result's rows.
+
+    Arguments:
+        folder: Where the images are.
+        items: The images in natural order of their paths (``2.png`` before ``10.png``).
+        matrix: Whether every image has the same prompts.
+        prompted: Whether there are prompts at all.
+        notes: What the user should know, in sentences, such as that images were left out.
+    """
+
+    folder: Path
+    items: tuple[Item, ...]
+    matrix: bool
+    prompted: bool
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(item.prompts) for item in self.items)
+
+
+class Prompt(NamedTuple):
+    """One prompt of a file: the line it begins in, the image it names if any, and the text."""
+
+    line: int
+    image: str | None
+    text: str
+
+
+def plan(
+    folder: str | os.PathLike[str],
+    prompts: str | os.PathLike[str] | None = None,
+    pairs: bool = False,
+) -> Job:
+    """Reads names and prompts, and opens no image.
+
+    Arguments:
+        folder: Where the images are, see :func:`find_images`.
+        prompts: A file of prompts, ``"sidecar"``, or None for images alone; see the module.
+        pairs: Whether a file that names no images gives the i-th prompt to the i-th image.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If there are no images, or the prompts are malformed or ambiguous; names the
+            line.
+    """
+
+    root = Path(folder)
+    images = find_images(root)
+    if prompts is None:
+        if pairs:
+            raise ValueError("pairs needs a file of prompts, got none")
+        return Job(root, tuple(Item(image, ("",)) for image in images), False, False)
+    if str(prompts) == _SIDECAR:
+        return _with_notes(root, _beside(root, images), False)
+
+    file = Path(prompts)
+    found = read_prompts(file)
+    if found[0].image is not None:
+        return _named(root, images, file, found)
+    texts = tuple(prompt.text for prompt in found)
+    if not pairs:
+        _refuse_repeated(file, found, "with pairs, prompts may repeat")
+        return _with_notes(root, [Item(image, texts) for image in images], True)
+    if len(images) != len(texts):
+        raise ValueError(
+            f"pairs needs as many prompts as images, got {len(texts)} prompts in {file} and "
+            f"{len(images)} images in {root}"
+        )
+    return _with_notes(root, [Item(*p) for p in zip(images, zip(texts), strict=True)], False)
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[str]:
+    """Paths of the images in a folder and below it, in natural order.
+
+    They are recognized by :data:`IMAGE_SUFFIXES`, in upper or lower case. Names that begin with a
+    dot are left out, and linked folders not entered.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image, or the name of one is not UTF-8.
+    """
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder of images at {root}")
+    images = []
+    for where, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        images += [
+            (Path(where) / name).relative_to(root).as_posix()
+            for name in files
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    if not images:
+        raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {root} or below")
+    for image in images:
+        if any("\udc80" <= letter <= "\udcff" for letter in image):
+            raise ValueError(f"the name of the image {image!a} in {root} is not UTF-8: rename it")
+    return sorted(images, key=_natural)
+
+
+def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
+    """The prompts of a file, at least one; all of them name an image, or none does.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is malformed or has another format; names the line.
+    """
+
+    path = Path(path)
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_txt}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"prompts must be in a file {', '.join(readers)}, got {path}")
+    prompts = list(readers[path.suffix.lower()](path))
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt")
+    return prompts
+
+
+def _read_txt(path: Path) -> Iterator[Prompt]:
+    lines = [line.strip() for line in _text(path).split("\n")]
+    texts = [(number, line) for number, line in enumerate(lines, 1) if line]
+    yield from (Prompt(number, None, text) for number, text in texts)
+
+
+def _read_csv(path: Path) -> Iterator[Prompt]:
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    image_key = None
+    end = 0
+    try:
+        for cells in reader:
+            line, end = end + 1, reader.line_num
+            if not cells:
+                continue
+            if header is None:
+                header = [cell.strip().lower() for cell in cells]
+                image_key = _image_key(path, line, header)
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}, line {line}: expected {len(header)} cells ({', '.join(header)}), "
+                    f"got {len(cells)}; quote a cell that holds commas"
+                )
+            yield _prompt(path, line, dict(zip(header, cells, strict=True)), image_key)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _read_jsonl(path: Path) -> Iterator[Prompt]:
+    first = None
+    for line, text in enumerate(_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line}: not JSON, {error.msg}") from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f'{path}, line {line}: expected an object like {{"prompt": "a cat"}}, got {text}'
+            )
+        key = _image_key(path, line, list(record))
+        first = first or (line, key)
+        if key != first[1]:
+            name = lambda key: f"the image by {key!r}" if key else "no image"
+            raise ValueError(
+                f"{path}, line {line}: names {name(key)}, but line {first[0]} {name(first[1])}"
+            )
+        yield _prompt(path, line, record, key)
+
+
+def _image_key(path: Path, line: int, keys: list[str]) -> str | None:
+    """Which of the keys names the image; None if none does."""
+
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}, line {line}: the column {twice[0]!r} comes twice")
+    if "prompt" not in keys:
+        names = ", ".join(map(repr, keys)) or "nothing"
+        raise ValueError(f"{path}, line {line}: expected the column 'prompt', got {names}")
+    found = [key for key in _IMAGE_KEYS if key in keys]
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}, line {line}: {' and '.join(map(repr, found))} could both name the image; "
+            "leave one"
+        )
+    return found[0] if found else None
+
+
+def _prompt(path: Path, line: int, record: dict[str, Any], image_key: str | None) -> Prompt:
+    for key in ("prompt", image_key):
+        if key is not None and not isinstance(record[key], str):
+            raise ValueError(f"{path}, line {line}: {key!r} must be a string, got {record[key]!r}")
+    image = None if image_key is None else record[image_key].strip()
+    if image == "":
+        raise ValueError(f"{path}, line {line}: {image_key!r} is empty")
+    return Prompt(line, image, record["prompt"].strip())
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of prompts at {path}")
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Job:
+    """Pairs of a file that names images."""
+
+    _refuse_repeated(file, found, "remove one")
+    known = {unicodedata.normalize("NFC", image): image for image in images}
+    known.update({image: image for image in images})
+    pairs: dict[str, list[Prompt]] = {}
+    for prompt in found:
+        name = _resolve(root, known, file, prompt)
+        pairs.setdefault(name, []).append(prompt)
+    for name, prompts in pairs.items():  # two spellings of one path
+        _refuse_repeated(file, [p._replace(image=name) for p in prompts], "remove one")
+
+    missing = {name for name in pairs if name not in known and not (root / name).is_file()}
+    if len(missing) == len(pairs):
+        raise ValueError(
+            f"none of the {len(pairs)} images of {file} is in {root}, such as "
+            f"{found[0].image!r} of line {found[0].line}; names are relative to that folder"
+        )
+    items = [
+        Item(
+            name,
+            tuple(prompt.text for prompt in pairs[name]),
+            f"no such file, named in line {pairs[name][0].line}" if name in missing else "",
+        )
+        for name in sorted(pairs, key=_natural)
+    ]
+    unnamed = len(set(images) - set(pairs))
+    notes = [f"{unnamed} of {len(images)} images are not in {file}: left out"] if unnamed else []
+    return _with_notes(root, items, False, notes)
+
+
+def _resolve(root: Path, known: dict[str, str], file: Path, prompt: Prompt) -> str:
+    """The path that a line means, relative to the folder."""
+
+    name = prompt.image or ""
+    if PurePath(name).is_absolute():
+        name = os.path.relpath(name, root.resolve())
+    if "\\" in name and name not in known:
+        name = name.replace("\\", "/")
+    name = os.path.normpath(name).replace(os.sep, "/")
+    if ".." in name.split("/"):
+        raise ValueError(
+            f"{file}, line {prompt.line}: the image {prompt.image!r} is not in the folder {root}"
+        )
+    return known.get(name, known.get(unicodedata.normalize("NFC", name), name))
+
+
+def _beside(root: Path, images: list[str]) -> list[Item]:
+    """Every image with the text of the same stem; images without one have a problem."""
+
+    items = []
+    for image in images:
+        text = (root / image).with_suffix(".txt")
+        found = list(_read_txt(text)) if text.is_file() else []
+        if len(found) > 1:
+            raise ValueError(
+                f"{text}, line {found[1].line}: a text beside an image holds one prompt in one line"
+            )
+        name = text.relative_to(root).as_posix()
+        problem = "" if found else f"no prompt: {name} is {'empty' if text.is_file() else 'absent'}"
+        items.append(Item(image, (found[0].text if found else "",), problem))
+    if all(item.problem for item in items):
+        raise ValueError(
+            f"no prompts: none of the {len(images)} images in {root} has a text beside it, such as "
+            f"{PurePath(images[0]).with_suffix('.txt')}; name a file of prompts instead"
+        )
+    return items
+
+
+def _refuse_repeated(file: Path, prompts: list[Prompt], advice: str) -> None:
+    lines: dict[tuple[str | None, str], int] = {}
+    for prompt in prompts:
+        first = lines.setdefault(prompt[1:], prompt.line)
+        if first != prompt.line:
+            what = "prompt" if prompt.image is None else "image and prompt"
+            raise ValueError(
+                f"{file}, line {prompt.line}: the same {what} as in line {first}; {advice}"
+            )
+
+
+def _with_notes(root: Path, items: list[Item], matrix: bool, notes: list[str] | None = None) -> Job:
+    notes = list(notes or [])
+    empty = sum(not prompt for item in items if not item.problem for prompt in item.prompts)
+    if empty:
+        notes.append(f"{empty} of {sum(len(i.prompts) for i in items)} rows have an empty prompt")
+    return Job(root, tuple(items), matrix, True, tuple(notes))
+
+
+def _natural(path: str) -> tuple[Any, ...]:
+    """Sorts numbers by value and letters regardless of case, folder by folder."""
+
+    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.split("/")]
+    key = [[int(s) if i % 2 else s for i, s in enumerate(part)] for part in parts]
+    return (key, path)
