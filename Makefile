@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest lint types docs check clean
+.PHONY: demo test test-slow test-references test-oldest lint types docs check clean
 .DEFAULT_GOAL := test
 
 $(VENV)/bin/python:
@@ -24,6 +24,9 @@ test: $(VENV)/.dev  ## the default tests
 
 test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
 	$(BIN)/python -m pytest -m slow
+
+test-references: $(VENV)/.dev  ## rewards against their references; see tests/test_references.py
+	$(BIN)/python -m pytest -m references
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

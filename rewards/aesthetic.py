@@ -48,7 +48,7 @@ class Aesthetic(Reward):
         needs_prompt=False,
         code_license="Apache-2.0",
         weights_license="Apache-2.0",
-        commercial_use=True,
+        commercial_use=None,  # CLIP's model card rules deployment out, its license does not
         formula="linear layers on the unit embedding: 5.2366 + 17.9956 cos(w, image)",
         preprocessing="8-bit bicubic to 224 on the shorter side, central 224 x 224",
         typical_range=(4.5, 7.0),
@@ -62,6 +62,7 @@ class Aesthetic(Reward):
             ),
             *clip_files("hf://openai/clip-vit-large-patch14"),
         ),
+        parity="5e-7, with the published head; openai-clip 1.0.1",
         citation="Schuhmann et al., 2022, arXiv:2210.08402",
     )
 
@@ -133,6 +134,7 @@ class AestheticV25(Reward):
             RewardFile(name="config.json", source="hf://google/siglip-so400m-patch14-384"),
             RewardFile(name="model.safetensors", source="hf://google/siglip-so400m-patch14-384"),
         ),
+        parity="not compared: the reference is under the AGPL",
         citation="discus0434, 2024, https://github.com/discus0434/aesthetic-predictor-v2-5",
     )
 

@@ -16,8 +16,8 @@ __all__ = ["CLIPScore", "Scaling"]
 Scaling = Literal["hessel", "percent", "logit"]
 """Which of the numbers that go by this name:
 
-- ``"hessel"``: the paper's, 2.5 max(cos, 0), of the prompt after "A photo depicts ", cleaned as OpenAI's
-  tokenizer does;
+- ``"hessel"``: the paper's, 2.5 max(cos, 0), of the prompt after "A photo depicts ", cleaned as
+  OpenAI's tokenizer does;
 - ``"percent"``: 100 cos, of the bare prompt. TorchMetrics reports this, clamped at 0 in the mean;
 - ``"logit"``: exp(logit_scale) cos, of the bare prompt, as CLIP was trained.
 """
@@ -47,13 +47,14 @@ class CLIPScore(ClipReward):
         needs_prompt=True,
         code_license="MIT",
         weights_license="MIT",
-        commercial_use=True,
+        commercial_use=None,  # CLIP's model card rules deployment out, its license does not
         formula="2.5 * max(cos(image, 'A photo depicts ' + prompt), 0)",
         preprocessing="8-bit bicubic to 224 on the shorter side, central 224 x 224",
         context_length=77,
         typical_range=(0.5, 0.9),
         published_scale="hessel: 2.5 max(cos, 0); percent: 100 cos; logit: exp(logit_scale) cos",
         files=clip_files("hf://openai/clip-vit-base-patch32"),
+        parity="3e-7; openai-clip 1.0.1",
         citation="Hessel et al., 2021, arXiv:2104.08718",
     )
 

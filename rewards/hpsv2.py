@@ -72,6 +72,7 @@ def _spec(name: str, title: str, file: str, md5: str, low: float, high: float) -
         typical_range=(low, high),
         published_scale="raw; benchmark tables show 100 times that",
         files=(RewardFile(name=file, source="hf://xswu/HPSv2", digest=f"md5:{md5}"),),
+        parity="2e-7; hpsv2 1.2.0",
         citation="Wu et al., 2023, arXiv:2306.09341",
     )
 

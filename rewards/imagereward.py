@@ -67,6 +67,7 @@ class ImageReward(Reward):
             RewardFile(name="med_config.json", source="hf://THUDM/ImageReward"),
             RewardFile(name="vocab.txt", source="hf://google-bert/bert-base-uncased"),
         ),
+        parity="2e-6; image-reward 1.5",
         citation="Xu et al., 2023, arXiv:2304.05977",
     )
 

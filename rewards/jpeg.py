@@ -43,6 +43,7 @@ class JPEG(Reward):
         preprocessing="rounded to 8 bits",
         typical_range=(-200.0, 0.0),
         published_scale="kB; some training codes divide by 500",
+        parity="exact: it is the file's size",
         citation="Black et al., 2023, arXiv:2305.13301",
     )
 

@@ -38,6 +38,7 @@ class PickScore(ClipReward):
         files=clip_files(
             "hf://yuvalkirstain/PickScore_v1", "hf://laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
         ),
+        parity="3e-5 on scores up to 33 (3e-7 in the cosine); transformers 4.46.3",
         citation="Kirstain et al., 2023, arXiv:2305.01569",
     )
 
