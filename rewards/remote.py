@@ -1,0 +1,432 @@
+r"""A reward that another process or machine computes, over HTTP with JSON.
+
+For rewards whose packages do not go together with those of the sampler, that need another machine,
+or that were never published. Version 1 of the protocol is one request, a POST with the content
+type ``application/json``::
+
+    {"version": 1, "images": ["iVBORw0KGgo...", ...], "prompts": ["a red apple", ...]}
+
+``images`` holds PNG files, 8-bit RGB, in base64. ``prompts`` holds one string per image, or nothing
+if the reward needs no prompt. The answer has status 200, the same content type, and one number per
+image in the same order, or null where there is none::
+
+    {"rewards": [0.5, null, ...]}
+
+Any other status means that there are no rewards; the first line of its body is shown. The client
+tries 429 and 5xx again, but no other status. Nothing is ever unpickled. :func:`serve` is a server
+of any reward of this package; in another environment, this is one::
+
+    import base64, io, json
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from PIL import Image
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            files = [io.BytesIO(base64.b64decode(image)) for image in request["images"]]
+            rewards = score([Image.open(file) for file in files], request["prompts"])
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps({"rewards": rewards}).encode())
+
+    HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+
+import base64
+import binascii
+import email.message
+import http.client
+import io
+import json
+import math
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import IO, Any, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from rwguidance.schedules import working_dtype
+
+from .base import Reward, RewardSpec, as_strings
+from .loading import require
+from .registry import register
+
+__all__ = ["RemoteReward", "RewardServer", "serve"]
+
+_VERSION = 1
+_JSON = "application/json"
+_MAX_ANSWER = 1 << 20
+"""Bytes of an answer: enough for tens of thousands of numbers."""
+_MAX_REQUEST = 1 << 28
+"""Bytes of a request that the server reads."""
+_LONGEST_WAIT = 60.0
+"""Seconds to wait before another try, at most."""
+
+
+@register("remote")
+class RemoteReward(Reward):
+    r"""Asks a server for the rewards, see :mod:`rewards.remote` for what it must answer.
+
+    Images are rounded to 8 bits. There is no gradient. Nothing is sent before the first call.
+
+    Arguments:
+        url: Where to POST to, with the scheme http or https. Redirects are not followed.
+        needs_prompt: Whether the server looks at the prompts; if not, they are not sent.
+        timeout: Seconds without a sign of life after which a request is given up.
+        retries: How often a request is repeated after a lost connection or the status 429 or 5xx,
+            with pauses of 1/2, 1, 2, ... seconds, or what the server asks for, but at most 60. A
+            request that timed out is not repeated: the server may still be busy with it.
+        batch_size: Images per request.
+        token: Is sent as ``Authorization: Bearer ...``, and appears in no message. Over http,
+            everybody on the way can read it.
+        token_variable: Name of the environment variable that holds the token, instead.
+        typical_range: Smallest and largest usual reward, for the `spec` of this instance; nobody
+            but the server's owner knows it.
+
+    Attributes:
+        spec: States the given facts and the address; licenses are unknown.
+
+    Raises:
+        ValueError: If the address is not one of http or https, holds a password, a number is out of
+            range, or the token is missing, given twice or cannot be sent. Of a call, if what comes
+            back is not an answer of the protocol.
+        ConnectionError: Of a call, if the server is not reached, or answers with an error.
+        TimeoutError: Of a call, if the server does not answer in time.
+    """
+
+    spec = RewardSpec(
+        name="remote",
+        title="Remote reward",
+        differentiable=False,
+        needs_prompt=True,
+        code_license="unknown",
+        weights_license="unknown",
+        commercial_use=None,
+        formula="what the server answers",
+        preprocessing="rounded to 8 bits; the rest is the server's",
+        typical_range=(0.0, 1.0),
+        published_scale="unknown, and so is the range: state it as typical_range=",
+        citation="none",
+        parity="depends on the server",
+    )
+
+    def __init__(
+        self,
+        url: str,
+        needs_prompt: bool = True,
+        timeout: float = 60.0,
+        retries: int = 2,
+        batch_size: int = 16,
+        token: str | None = None,
+        token_variable: str | None = None,
+        typical_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.url, self._shown = url, _checked_address(url)
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be positive and finite, in seconds, got {timeout}")
+        if retries < 0:
+            raise ValueError(f"retries must be at least 0, got {retries}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.timeout, self.retries, self.batch_size = timeout, retries, batch_size
+        self._token = _checked_token(token, token_variable)
+        self._image_module = require("PIL.Image", self.spec.name)
+        self.spec = replace(  # type: ignore[misc]  # of the class for other rewards
+            type(self).spec,
+            needs_prompt=needs_prompt,
+            typical_range=typical_range,
+            citation=self._shown,
+        )
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        levels = (255 * images.detach().float()).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        files = [self._png(image.numpy()) for image in levels]
+        values: list[float] = []
+        for start in range(0, len(files), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            values += self._ask(files[part], list(prompts[part]))
+        return torch.tensor(values, dtype=working_dtype(images.dtype), device=images.device)
+
+    def extra_repr(self) -> str:
+        return f"{self._shown}, needs_prompt={self.spec.needs_prompt}"
+
+    def _png(self, levels: object) -> str:
+        file = io.BytesIO()
+        self._image_module.fromarray(levels).save(file, "PNG")
+        return base64.b64encode(file.getvalue()).decode("ascii")
+
+    def _ask(self, images: list[str], prompts: list[str]) -> list[float]:
+        body = json.dumps({"version": _VERSION, "images": images, "prompts": prompts}).encode()
+        for attempt in range(self.retries + 1):
+            reply = self._post(body)
+            if reply.status == 200:
+                return self._read(reply, len(images))
+            pause = reply.pause if reply.pause is not None else 0.5 * 2**attempt
+            if attempt == self.retries or not reply.again or pause > _LONGEST_WAIT:
+                break
+            time.sleep(pause)
+        tries = f" {attempt + 1} times" if attempt else ""
+        raise ConnectionError(f"{self._shown} failed{tries}: {self._safe(reply.text())}")
+
+    def _post(self, body: bytes) -> "_Reply":
+        """One request. A connection that fails is a reply of status 0."""
+
+        headers = {"Content-Type": _JSON, "Accept": _JSON}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        request = urllib.request.Request(self.url, body, headers, method="POST")
+        opener = urllib.request.build_opener(_NoRedirects)
+        try:
+            try:
+                response = opener.open(request, timeout=self.timeout)
+            except urllib.error.HTTPError as error:
+                response = error  # which is an answer, too
+            with response:
+                return _Reply.of(response.status, response.headers, response)
+        except (OSError, http.client.HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, TimeoutError):
+                raise TimeoutError(
+                    f"{self._shown} did not answer within {self.timeout:g} seconds; "
+                    "allow more with timeout=, or send less at once with batch_size="
+                ) from None
+            lost = not isinstance(reason, ssl.SSLCertVerificationError)
+            return _Reply(0, "", f"{type(reason).__name__}: {reason}".encode(), lost, None)
+
+    def _read(self, reply: "_Reply", n: int) -> list[float]:
+        """The numbers in an answer; null is NaN, so that the reward's NaN names the image."""
+
+        if len(reply.body) > _MAX_ANSWER:
+            self._reject(f"one of at most {_MAX_ANSWER} bytes", "a longer one")
+        if reply.kind != _JSON:
+            self._reject(f"content of type {_JSON}", f"{reply.kind}: {reply.line()}")
+        try:
+            answer = json.loads(reply.body)
+        except (ValueError, RecursionError):
+            self._reject("well-formed JSON", reply.line())
+        rewards = answer.get("rewards") if isinstance(answer, dict) else None
+        if not isinstance(rewards, list):
+            self._reject('{"rewards": [number or null, ...]}', reply.line())
+        if len(rewards) != n:
+            self._reject(f"one reward per image, {n}", f"{len(rewards)}")
+        for i, value in enumerate(rewards):
+            if not _is_reward(value):
+                self._reject(
+                    "finite numbers or null", f"{json.dumps(value)[:200]} for image {i} of {n}"
+                )
+        return [math.nan if value is None else float(value) for value in rewards]
+
+    def _reject(self, expected: str, got: str) -> NoReturn:
+        raise ValueError(f"{self._shown} must answer with {expected}, got {self._safe(got)}")
+
+    def _safe(self, text: str) -> str:
+        """`text` without the token, which a server may have echoed."""
+
+        return text if self._token is None else text.replace(self._token, "***")
+
+
+class RewardServer(HTTPServer):
+    """Serves a reward by the protocol of :mod:`rewards.remote`, one request after the other.
+
+    Knows no tokens and no encryption: whoever reaches it can use it.
+
+    Arguments:
+        reward: What to serve, ready to be used.
+        host: The interface to listen to; the default cannot be reached from other machines.
+        port: The port, or 0 for any free one, see `server_port`.
+    """
+
+    def __init__(self, reward: Reward, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.reward = reward
+        self.image_module = require("PIL.Image", reward.spec.name)
+        super().__init__((host, port), _Handler)
+
+    def score(self, body: bytes) -> list[float | None]:
+        """The rewards that a request's body asks for.
+
+        Raises:
+            ValueError: If it is not a request of the protocol; also for a TypeError of the reward.
+        """
+
+        images, prompts = self._parse(body)
+        with torch.no_grad():
+            values = self.reward(images, prompts).tolist()
+        return [value if math.isfinite(value) else None for value in values]
+
+    def _parse(self, body: bytes) -> tuple[list[Any], list[str] | None]:
+        try:
+            request = json.loads(body)
+        except RecursionError as error:
+            raise ValueError("the request is nested too deeply") from error
+        if not isinstance(request, dict) or request.get("version") != _VERSION:
+            raise ValueError(f'the request must be an object with "version": {_VERSION}')
+        files = request.get("images")
+        if not isinstance(files, list) or not files:
+            raise ValueError('"images" must be a list of at least one PNG file in base64')
+        images = [self._image(file, i) for i, file in enumerate(files)]
+        if not self.reward.spec.needs_prompt:
+            return images, None
+        try:
+            return images, as_strings(request.get("prompts") or [], len(images))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+    def _image(self, file: object, i: int) -> Any:
+        try:
+            if not isinstance(file, str):
+                raise TypeError(f"got {type(file).__name__}")
+            raw = io.BytesIO(base64.b64decode(file, validate=True))
+            image = self.image_module.open(raw, formats=["PNG"])
+            image.load()
+        except (TypeError, OSError, binascii.Error, self.image_module.DecompressionBombError) as e:
+            raise ValueError(f"images[{i}] must be a PNG file in base64: {e}") from e
+        return image
+
+
+def serve(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> RewardServer:
+    """A server of `reward` for :class:`RemoteReward`, bound to its port; call `serve_forever()`.
+
+    Arguments are those of :class:`RewardServer`. For instance::
+
+        serve(rewards.load("hpsv2", device="cuda"), port=8000).serve_forever()
+
+    is there for ``rewards.load("remote", url="http://127.0.0.1:8000")``.
+    """
+
+    return RewardServer(reward, host, port)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RewardServer
+    timeout = 60.0  # for a client that stops in the middle of its request
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self.headers.get_content_type() != _JSON:  # which a web page cannot send unasked
+            return self._answer(415, f"send content of type {_JSON}")
+        if not (length.isascii() and length.isdigit()):
+            return self._answer(411, "state the Content-Length")
+        if int(length) > _MAX_REQUEST:
+            return self._answer(413, f"send at most {_MAX_REQUEST} bytes at once")
+        body = self.rfile.read(int(length))
+        try:
+            rewards = self.server.score(body)
+        except ValueError as error:
+            return self._answer(400, str(error))
+        except Exception as error:  # whatever the reward does, the server goes on
+            return self._answer(500, f"{type(error).__name__}: {error}")
+        self._send(200, _JSON, json.dumps({"rewards": rewards}, allow_nan=False).encode())
+
+    def _answer(self, status: int, text: str) -> None:
+        self._send(status, "text/plain; charset=utf-8", text.encode())
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+class _Reply(NamedTuple):
+    """What came back, whatever it is.
+
+    Arguments:
+        status: Of HTTP, or 0 if there was no connection.
+        kind: The content type.
+        body: One byte more than the limit, if it is too long.
+        again: Whether another try may help.
+        pause: Seconds that the server asks to wait before.
+    """
+
+    status: int
+    kind: str
+    body: bytes
+    again: bool
+    pause: float | None
+
+    @staticmethod
+    def of(status: int, headers: email.message.Message, file: IO[bytes]) -> "_Reply":
+        after = headers.get("Retry-After", "").strip()
+        pause = float(after) if after.isascii() and after.isdigit() else None  # or a date
+        body = file.read(_MAX_ANSWER + 1)
+        again = status == 429 or 500 <= status <= 599
+        return _Reply(status, headers.get_content_type(), body, again, pause)
+
+    def line(self) -> str:
+        """The first line of the body that is not empty, for a message."""
+
+        text = self.body[:2000].decode("utf-8", "replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or ["nothing"]
+        return "".join(c if c.isprintable() else "?" for c in lines[0])[:200]
+
+    def text(self) -> str:
+        if self.status == 0:
+            return self.line()
+        if 300 <= self.status <= 399:
+            return f"status {self.status}, a redirect, which is not followed; give the address"
+        return f"status {self.status}, {self.line()}"
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Neither images nor tokens go where the user did not send them."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _is_reward(value: object) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return not math.isinf(float(value))  # NaN is null in the dialect that Python writes
+    except OverflowError:
+        return False
+
+
+def _checked_address(url: str) -> str:
+    """`url` without what may be secret in it, for messages."""
+
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("url must be an address such as http://host:port/score") from None
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("url must be ASCII text without spaces; quote other characters")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            "url must be an address with the scheme http or https, such as "
+            f"http://host:port/score, got the scheme {parts.scheme!r}"
+        )
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("url must not hold a user or password; give a token as token=")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{parts.path}"
+
+
+def _checked_token(token: str | None, variable: str | None) -> str | None:
+    if token is not None and variable is not None:
+        raise ValueError("token and token_variable must not be given both")
+    if variable is not None:
+        token = os.environ.get(variable)
+        if not token:
+            raise ValueError(f"token_variable names {variable}, which is not set")
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise ValueError("token must be printable ASCII text")
+    return token
