@@ -262,11 +262,8 @@ def _solve(problem: _Problem, limit: int = 200) -> _Solution | None:
             break
 
         step = _newton_point(problem, theta, gradient, hessian) - theta
-        length = float(step.abs().max())
-        if length == 0:
+        if not bool(step.any()):
             break
-        # Where the curvature vanishes, a step of the quadratic model leads anywhere.
-        step = step * min(1.0, 10 * (1 + float(theta.max())) / length)
         slope = float(gradient @ step)
         for halving in range(60):
             trial = theta + 0.5**halving * step

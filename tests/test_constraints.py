@@ -214,6 +214,16 @@ def test_an_unscored_bank_is_scored_once_and_what_is_decoded_is_scored():
     assert again.multipliers == result.multipliers
 
 
+def test_a_level_just_above_the_mean_is_reached_and_one_within_rounding_costs_nothing():
+    x = randn(0, 200, 1)
+    mean, std = x.mean().item(), x.std(correction=0).item()
+    result = constrained_tilt(columns(1), [mean + 1e-6 * std], Bank(x))
+    # The mean moves by the variance times the multiplier, to first order.
+    assert result.multipliers[0] == pytest.approx(1e-6 / std, rel=1e-4)
+    assert result.rewards[0] - mean == pytest.approx(1e-6 * std, rel=1e-6)
+    assert constrained_tilt(columns(1), [mean + 1e-13 * std], Bank(x)).tilt is None
+
+
 def test_copies_of_a_reward_share_its_multiplier():
     x = randn(0, 200, 1)
     same = lambda x, condition=None: x[:, 0]
@@ -234,12 +244,15 @@ def test_two_levels_can_fix_a_mean_from_both_sides():
 
 
 def test_a_reward_that_is_constant_for_every_condition_is_met_or_not():
-    x = randn(0, 90, 1)
-    labels = [0, 1, 2] * 30
+    x = randn(0, 108, 1)
+    labels = [0, 1, 2] * 36  # 36 tenths do not sum to 3.6 in floating point
     thirds = lambda x, condition: torch.tensor([0.1 * (c + 1) for c in condition]).double()
     bank = Bank(x, labels)
     result = constrained_tilt([thirds, columns(1)[0]], [0.2, 0.4], bank)  # the mean is 0.2
     assert result.active == (1,)
+    always = lambda x, condition=None: torch.full((len(x),), 0.1, dtype=torch.float64)
+    tenth = float(always(x)[0])  # whose mean over the bank rounds to something else
+    assert constrained_tilt([always, columns(1)[0]], [tenth, 0.4], Bank(x[:19])).active == (1,)
     with pytest.raises(ValueError, match=r"reward 0: level 0.2001, .* reaches is 0.2$"):
         constrained_tilt([thirds, columns(1)[0]], [0.2001, 0.4], bank)
 
