@@ -281,7 +281,6 @@ def _decoded(job: Job, batches: Sequence[Sequence[Item]]) -> "Iterator[list[Imag
                 images = [future.result() for future in ahead]
                 ahead = submit(following)
                 yield images
-                images.clear()  # before the batch after the next is decoded
         finally:
             for future in ahead:
                 future.cancel()
