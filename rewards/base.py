@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rwguidance.conditions import condition_keys
+from rwguidance.schedules import working_dtype
 
 from .images import Images, SizeGroups, group_by_size
 
@@ -98,12 +99,12 @@ class Reward(nn.Module, ABC):
     is, with the prompts as the condition.
 
     Attributes:
-        spec: The facts about this reward.
+        spec: The facts about this reward; of the class, unless an instance knows better.
         straight_through: Whether the gradient is that of a smooth stand-in, which finite
             differences of the value do not confirm (such as pixels rounded to 8 bits).
     """
 
-    spec: ClassVar[RewardSpec]
+    spec: RewardSpec
     straight_through: bool = False
 
     @abstractmethod
@@ -116,7 +117,7 @@ class Reward(nn.Module, ABC):
         """
 
     def preprocess(self, images: Tensor) -> Tensor:
-        r"""What :meth:`forward` looks at: the images themselves, unless a subclass resizes them.
+        r"""What :meth:`forward` looks at: the images, in float32 or wider, if nothing else is said.
 
         Arguments:
             images: Floating point in [0, 1], sRGB, with shape (B, 3, H, W).
@@ -126,7 +127,7 @@ class Reward(nn.Module, ABC):
             reach :meth:`forward` in one batch.
         """
 
-        return images
+        return images.to(working_dtype(images.dtype))
 
     def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Values whose softmax over the images of one prompt are preferences, with shape (B,).

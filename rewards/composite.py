@@ -55,7 +55,7 @@ class Composite(Reward):
     def __init__(self, parts: Sequence[Reward], spec: RewardSpec) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.spec = spec  # type: ignore[misc]  # of the class for other rewards
+        self.spec = spec
         self.straight_through = any(part.straight_through for part in parts)
 
     @abstractmethod

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from .base import Reward, RewardFile, RewardSpec
-from .loading import PathLike, empty_weights, find_file, read_weights, require
+from .loading import (
+    PathLike,
+    assign_weights,
+    empty_weights,
+    find_file,
+    read_weights,
+    require,
+)
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, check_mode, normalize, resize
 from .registry import register
 from .towers import WideModule
@@ -162,7 +169,8 @@ class HPSv3(LazyModule, Reward):
             raise ImportError(
                 "hpsv3 needs transformers 4.52 or newer, got " + transformers.__version__
             )
-        _assign(network, weights, where)
+        # In the names of this module: the head is rm_head in the file, the backbone all the rest.
+        assign_weights(network, weights, where, keep_dtype=True)
         return network
 
     def _outputs(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -305,30 +313,6 @@ def _standard_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # The head is wide, whatever the file was compressed to.
         renamed[new] = value.float() if new.startswith("head.") else value
     return renamed
-
-
-def _assign(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
-    """Makes `weights` the parameters of `network`, in the precision of the file.
-
-    Raises:
-        ValueError: If a name is missing, not expected, or has another shape; lists them.
-    """
-
-    own = network.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in weights]
-    wrong += [f"unexpected {name}" for name in weights if name not in own]
-    wrong += [
-        f"{name} of shape {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in weights.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(
-            f"{where} does not fit this architecture: {', '.join(wrong[:8])}{more} (in the names "
-            "of this package: head is rm_head, backbone the rest)"
-        )
-    network.load_state_dict(weights, assign=True)
 
 
 def _target_size(height: int, width: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Images", "SizeGroups", "from_pil", "group_by_size"]
+__all__ = ["Images", "SizeGroups", "from_pil", "group_by_size", "to_pil"]
 
 Images: TypeAlias = "Tensor | Image | Sequence[Tensor | Image]"
 """A float tensor (B, 3, H, W) in [0, 1], or a list of float tensors (3, H, W) and PIL images."""
@@ -90,14 +90,14 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
         raise ValueError("images must hold at least one image, got an empty list")
     sizes: dict[tuple[Any, ...], list[int]] = {}
     tensors = []
-    broken: list[int] = []
+    with_nan: list[int] = []
     for i, image in enumerate(images):
         tensor, holds_nan = _single(image, f"images[{i}]", device)
         tensors.append(tensor)
-        broken.extend([i] * holds_nan)
+        with_nan.extend([i] * holds_nan)
         sizes.setdefault((*tensor.shape[1:], tensor.dtype), []).append(i)
     stacked = tuple(torch.stack([tensors[i] for i in group]) for group in sizes.values())
-    return SizeGroups(stacked, tuple(map(tuple, sizes.values())), tuple(broken))
+    return SizeGroups(stacked, tuple(map(tuple, sizes.values())), tuple(with_nan))
 
 
 def from_pil(image: "Image") -> Tensor:
@@ -122,6 +122,15 @@ def from_pil(image: "Image") -> Tensor:
         )
     levels = torch.from_numpy(numpy.array(image.convert("RGB"), dtype=numpy.uint8))
     return levels.permute(2, 0, 1).float() / 255
+
+
+def to_pil(images: Tensor) -> "list[Image]":
+    """Images (B, 3, H, W) in [0, 1] as PIL images, rounded to 8 bits; carries no gradient."""
+
+    from PIL import Image
+
+    levels = (255 * images.detach().float()).round().to(torch.uint8)
+    return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]
 
 
 def _single(image: "Tensor | Image", name: str, device: torch.device | None) -> tuple[Tensor, bool]:

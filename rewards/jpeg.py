@@ -2,13 +2,18 @@
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .base import Reward, RewardSpec
+from .images import to_pil
 from .loading import require
 from .registry import register
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["JPEG"]
 
@@ -51,16 +56,15 @@ class JPEG(Reward):
         super().__init__()
         if not 1 <= quality <= 95:
             raise ValueError(f"quality must lie between 1 and 95, got {quality}")
-        self.image_module = require("PIL.Image", self.spec.name)
+        require("PIL", self.spec.name)
         self.sign = 1.0 if incompressible else -1.0
         self.quality = quality
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        levels = (255 * images.detach().float()).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-        sizes = [self._bytes(image.numpy()) for image in levels]
+        sizes = [self._bytes(image) for image in to_pil(images)]
         return self.sign * torch.tensor(sizes, device=images.device) / 1000
 
-    def _bytes(self, levels: object) -> int:
+    def _bytes(self, image: "Image") -> int:
         file = io.BytesIO()
-        self.image_module.fromarray(levels).save(file, "JPEG", quality=self.quality)
+        image.save(file, "JPEG", quality=self.quality)
         return file.tell()

@@ -141,6 +141,7 @@ def assign_weights(
     weights: Mapping[str, Tensor],
     where: object,
     ignored: Iterable[str] = (),
+    keep_dtype: bool = False,
 ) -> None:
     """Makes `weights` the parameters of `module`, in float32, if names and shapes agree.
 
@@ -151,6 +152,7 @@ def assign_weights(
         weights: Tensors by name.
         where: Where they came from, for messages.
         ignored: Ends of names that may be there without being used.
+        keep_dtype: Whether to leave the precision as it is in the file.
 
     Raises:
         ValueError: If a name is missing, not expected, or has another shape; lists them.
@@ -174,8 +176,8 @@ def assign_weights(
         )
         raise ValueError(f"{where} does not fit this architecture: {report}")
     # float32, as in the reference, whatever the file was compressed to; no copy if it is already.
-    wide = {k: v.float() if v.is_floating_point() else v for k, v in used.items()}
-    module.load_state_dict(wide, assign=True)
+    widen = lambda v: v.float() if v.is_floating_point() and not keep_dtype else v
+    module.load_state_dict({name: widen(value) for name, value in used.items()}, assign=True)
 
 
 def _download(spec: RewardSpec, file: RewardFile, source: str) -> Path:

@@ -57,6 +57,7 @@ from torch import Tensor
 from rwguidance.schedules import working_dtype
 
 from .base import Reward, RewardSpec, as_strings
+from .images import to_pil
 from .loading import require
 from .registry import register
 
@@ -140,8 +141,8 @@ class RemoteReward(Reward):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.timeout, self.retries, self.batch_size = timeout, retries, batch_size
         self._token = _checked_token(token, token_variable)
-        self._image_module = require("PIL.Image", self.spec.name)
-        self.spec = replace(  # type: ignore[misc]  # of the class for other rewards
+        require("PIL", self.spec.name)
+        self.spec = replace(
             type(self).spec,
             needs_prompt=needs_prompt,
             typical_range=typical_range,
@@ -149,8 +150,7 @@ class RemoteReward(Reward):
         )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        levels = (255 * images.detach().float()).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-        files = [self._png(image.numpy()) for image in levels]
+        files = [_png(image) for image in to_pil(images)]
         values: list[float] = []
         for start in range(0, len(files), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -159,11 +159,6 @@ class RemoteReward(Reward):
 
     def extra_repr(self) -> str:
         return f"{self._shown}, needs_prompt={self.spec.needs_prompt}"
-
-    def _png(self, levels: object) -> str:
-        file = io.BytesIO()
-        self._image_module.fromarray(levels).save(file, "PNG")
-        return base64.b64encode(file.getvalue()).decode("ascii")
 
     def _ask(self, images: list[str], prompts: list[str]) -> list[float]:
         body = json.dumps({"version": _VERSION, "images": images, "prompts": prompts}).encode()
@@ -233,6 +228,12 @@ class RemoteReward(Reward):
         """`text` without the token, which a server may have echoed."""
 
         return text if self._token is None else text.replace(self._token, "***")
+
+
+def _png(image: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 class RewardServer(HTTPServer):

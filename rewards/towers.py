@@ -22,6 +22,10 @@ from .images import Images
 __all__ = ["AffineHead", "EmbeddingReward", "LogitScale", "WideModule", "checkpoint_layers", "unit"]
 
 
+_PROMPTS = 256
+"""Prompts that are embedded at once."""
+
+
 def unit(embedding: Tensor) -> Tensor:
     """Embeddings of length one, in float32 or wider, with shape (B, D)."""
 
@@ -175,7 +179,9 @@ class EmbeddingReward(Reward):
             # What is kept must serve every later call: a tensor born in inference mode could not be
             # part of a graph, and one born under autocast would lack precision without it.
             with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
-                known.update(zip(new, unit(self.embed_prompts(new)), strict=True))
+                for start in range(0, len(new), _PROMPTS):
+                    part = new[start : start + _PROMPTS]
+                    known.update(zip(part, unit(self.embed_prompts(part)), strict=True))
         for prompt in dict.fromkeys(prompts):
             self._cache[prompt] = known[prompt]
             self._cache.move_to_end(prompt)

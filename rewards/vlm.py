@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .images import to_pil
 from .loading import PathLike, require
 
 __all__ = [
@@ -217,8 +218,6 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         return texts
 
     def _inputs(self, images: Tensor, texts: Sequence[str]) -> dict[str, Any]:
-        pil = require("PIL.Image", _WHO)
-        levels = (255 * images.detach().float()).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
         chats = [
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
             for text in texts
@@ -230,7 +229,7 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         start = self.processor.tokenizer.bos_token
         inputs = self.processor(
             text=asked,
-            images=[[pil.fromarray(image.numpy())] for image in levels],
+            images=[[image] for image in to_pil(images)],
             padding=True,
             # Some templates write the token that starts a text, and it must not be there twice.
             add_special_tokens=start is None or not asked[0].startswith(start),

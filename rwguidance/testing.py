@@ -471,9 +471,9 @@ def check_reward(
 ) -> None:
     r"""Checks that a reward gives one number per item, whatever else is in the batch.
 
-    A reward of images (one with a `spec`, of items with 3 channels) must also take images of odd and different
-    sizes, in any floating dtype. Give prompts of different lengths to see that padding does not
-    matter.
+    A reward of images (one with a `spec`, of items with 3 channels) must also take images of odd
+    and different sizes, in any floating dtype. Give prompts of different lengths to see that
+    padding does not matter.
 
     Arguments:
         reward: A callable (x, condition) -> (N,); a module in eval mode.

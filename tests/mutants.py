@@ -211,6 +211,143 @@ MUTANTS = [
         "parts.append(log_w[rows])",
         "test_training",
     ),
+    Mutant(
+        "crop: HF's rule for torchvision's",
+        "rewards/preprocessing.py",
+        "round((length - size) / 2) if half_up else",
+        "(length - size) // 2 if half_up else",
+        "test_preprocessing",
+    ),
+    Mutant(
+        "resize: rows before columns",
+        "rewards/preprocessing.py",
+        "levels = _to_levels(255 * images)\n        if columns is not None:\n"
+        "            levels = _times_band(levels, columns)\n        if rows is not None:\n"
+        "            levels = _times_band(levels.mT, rows).mT",
+        "levels = _to_levels(255 * images)\n        if rows is not None:\n"
+        "            levels = _times_band(levels.mT, rows).mT\n        if columns is not None:\n"
+        "            levels = _times_band(levels, columns)",
+        "test_preprocessing",
+    ),
+    Mutant(
+        "resize: rounding down",
+        "rewards/preprocessing.py",
+        "x.add_(0.5).floor_()",
+        "x.floor_()",
+        "test_preprocessing",
+    ),
+    Mutant(
+        "resize: gradient without the columns",
+        "rewards/preprocessing.py",
+        "gradient = gradient @ columns.to(gradient)",
+        "gradient = gradient @ columns.to(gradient).flip(0)",
+        "test_preprocessing",
+    ),
+    Mutant(
+        "letterbox: margins swapped",
+        "rewards/preprocessing.py",
+        "(x // 2, x - x // 2, y // 2, y - y // 2)",
+        "(x - x // 2, x // 2, y - y // 2, y // 2)",
+        "test_preprocessing",
+    ),
+    Mutant(
+        "letterbox: clamped",
+        "rewards/preprocessing.py",
+        'mode="bicubic", antialias=True)\n    x, y',
+        'mode="bicubic", antialias=True).clamp(0, 1)\n    x, y',
+        "test_preprocessing",
+    ),
+    Mutant(
+        "images: groups come back in their own order",
+        "rewards/images.py",
+        "rows = rows[torch.tensor(inverse, device=rows.device)]",
+        "rows = rows.contiguous()",
+        "test_preprocessing",
+    ),
+    Mutant(
+        "heads: the bias is not transformed",
+        "rewards/towers.py",
+        "matrix, bias = w @ matrix, w @ bias + b",
+        "matrix, bias = w @ matrix, bias.sum() + b",
+        "test_zoo",
+    ),
+    Mutant(
+        "cache: the newest prompt goes first",
+        "rewards/towers.py",
+        "self._cache.popitem(last=False)",
+        "self._cache.popitem(last=True)",
+        "test_zoo",
+    ),
+    Mutant(
+        "cache: survives a change of dtype",
+        "rewards/towers.py",
+        "        self._cache.clear()\n",
+        "",
+        "test_zoo",
+    ),
+    Mutant(
+        "towers: the scale is cast to half precision",
+        "rewards/towers.py",
+        "return tensor.to(moved.device) if narrow else moved",
+        "return moved",
+        "test_zoo",
+    ),
+    Mutant(
+        "HPSv2: the reported score has the logit scale",
+        "rewards/hpsv2.py",
+        "        return cosine\n",
+        "        return self.logit_scale(cosine)\n",
+        "test_zoo",
+    ),
+    Mutant(
+        "HPSv2: pooled one token early",
+        "rewards/hpsv2.py",
+        "[torch.arange(len(x), device=x.device), end]",
+        "[torch.arange(len(x), device=x.device), end - 1]",
+        "test_zoo",
+    ),
+    Mutant(
+        "CLIPScore: not cleaned",
+        "rewards/clipscore.py",
+        'clean("A photo depicts " + prompt)',
+        '"A photo depicts " + prompt',
+        "test_zoo",
+    ),
+    Mutant(
+        "ImageReward: not standardized",
+        "rewards/imagereward.py",
+        "return (self._raw(self._look(images), prompts) - _MEAN) / _STD",
+        "return self._raw(self._look(images), prompts) / _STD",
+        "test_zoo",
+    ),
+    Mutant(
+        "ImageReward: padding is read",
+        "rewards/imagereward.py",
+        "attention_mask=tokens.attention_mask,",
+        "",
+        "test_zoo",
+    ),
+    Mutant(
+        "JPEG: the sign",
+        "rewards/jpeg.py",
+        "1.0 if incompressible else -1.0",
+        "-1.0 if incompressible else 1.0",
+        "test_zoo",
+    ),
+    Mutant(
+        "loading: the digest is not compared",
+        "rewards/loading.py",
+        "if found.hexdigest() != expected:",
+        "if False:",
+        "test_loading",
+    ),
+    Mutant(
+        "loading: pickles are executed",
+        "rewards/loading.py",
+        "weights_only=True",
+        "weights_only=False",
+        "test_loading",
+    ),
 ]
 
 
@@ -223,7 +360,8 @@ def kill(mutant: Mutant) -> tuple[bool, float, str]:
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, Path(folder) / name)
-        target = Path(folder) / "rwguidance" / mutant.file
+        package = "" if mutant.file.startswith("rewards/") else "rwguidance"
+        target = Path(folder) / package / mutant.file
         source = target.read_text()
         if mutant.old not in source:
             raise LookupError(f"mutant {mutant.what!r} does not apply to {mutant.file} any more")

@@ -413,6 +413,16 @@ def test_imagereward_takes_any_prompt(prompt, seed, loaded):
     assert torch.equal(first, second)
 
 
+# What is said of them.
+
+
+def test_the_page_says_what_the_facts_say():
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text()
+    for spec in rewards.available():
+        assert f"| {spec.name} | {spec.formula} |" in page
+        assert f"| {spec.parity} |" in page
+
+
 # Rewards without weights.
 
 
