@@ -82,7 +82,7 @@ def test_a_line_needs_no_memory_for_what_is_cropped():
 @given(height=sides, width=sides, new_height=sides, new_width=sides, seed=pixel_seeds)
 def test_fast_pixels_are_the_same_map_without_rounding(height, width, new_height, new_width, seed):
     # PyTorch 2.15 mixes up rows and channels of images that are one pixel wide.
-    width = max(width, 2)
+    width, new_width = max(width, 2), max(new_width, 2)
     images = from_pil(Image.fromarray(noise(height, width, seed)))[None].double()
     resized = resize(images, (new_height, new_width), "fast")
     independent = F.interpolate(images, (new_height, new_width), mode="bicubic", antialias=True)
