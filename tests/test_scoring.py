@@ -782,7 +782,7 @@ def test_the_command_writes_a_table_and_a_summary(folder, run):
     write("p.txt", "a cat\n[red] " + "x" * 200)
     command = (folder, "--reward", "redness, brightness", "--prompts", "p.txt")
     code, out, err = run(*command, "--out", "new.parquet")
-    assert (code, err) == (0, "")
+    assert (code, err.strip()) == (0, "")
     assert pyarrow.parquet.read_table("new.parquet").num_rows == 10
     lines = out.splitlines()
     assert max(map(len, map(str.rstrip, lines))) <= 100
