@@ -89,7 +89,7 @@ class HPSv3(LazyModule, Reward):
         code_license="MIT",
         weights_license="unknown",
         commercial_use=None,
-        formula="mean predicted by an MLP on the hidden state of <|Reward|> in Qwen2-VL-7B",
+        formula="mean predicted by an MLP on a hidden state of Qwen2-VL-7B",
         preprocessing="8-bit bicubic to about 256 * 28 * 28 pixels, sides multiples of 28",
         typical_range=(-2.0, 14.0),
         published_scale="mean of the authors' benchmark: 5.3 for SD3 Medium, 10.4 for FLUX.1 dev",
@@ -103,10 +103,7 @@ class HPSv3(LazyModule, Reward):
             ),
         ),
         citation="Ma et al., 2025, arXiv:2508.03789",
-        parity=(
-            "not run here: the published model has 8e9 parameters; on tiny random weights of the "
-            "same architecture, inputs and outputs equal those of transformers' own Qwen2-VL"
-        ),
+        parity="not run here: the published model has 8e9 parameters",
     )
 
     def __init__(

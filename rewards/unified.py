@@ -95,10 +95,7 @@ class UnifiedReward(Reward):
         published_scale="1 to 5; some training codes divide by 5",
         files=(RewardFile(name="config.json", source="hf://CodeGoat24/UnifiedReward-qwen-7b"),),
         citation="Wang et al., 2025, arXiv:2503.05236",
-        parity=(
-            "not run here: the published model has 7e9 parameters; instruction and scale are those "
-            "of the published code, the parser and the calls are tested on tiny models"
-        ),
+        parity="not run here: the published model has 7e9 parameters",
     )
 
     def __init__(

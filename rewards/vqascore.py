@@ -62,10 +62,7 @@ class VQAScore(Reward):
         preprocessing="the model's own, on 8 bits",
         typical_range=(0.0, 1.0),
         citation="Lin et al., 2024, arXiv:2404.01291",
-        parity=(
-            "not run here: the published CLIP-FlanT5 has 11e9 parameters and is not a model of "
-            "transformers; the formula is tested on tiny models, numbers differ between models"
-        ),
+        parity="not run here: the published model has 11e9 parameters",
     )
 
     def __init__(
