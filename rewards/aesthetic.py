@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .base import Reward, RewardFile, RewardSpec
 from .clip import ImageTower, clip_files, load_clip
-from .loading import PathLike, find_file, read_weights, require
+from .loading import (
+    PathLike,
+    assign_weights,
+    empty_weights,
+    find_file,
+    read_weights,
+    reading,
+    require,
+)
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize, squash
 from .registry import register
 from .towers import AffineHead, checkpoint_layers, unit
@@ -79,7 +86,7 @@ class Aesthetic(Reward):
         file = find_file(self.spec, self.spec.files[0], path, verify)
         self.head = AffineHead(read_weights(file), file)
         folder = file.parent if clip is None and path is not None else clip
-        model = load_clip(self.spec, folder, verify, gradient_checkpointing)
+        model = load_clip(self.spec, folder, gradient_checkpointing)
         self.image = ImageTower(model.vision_model, model.visual_projection)
         self.head.check_width(model.config.projection_dim, file)
         self.mode: Mode = preprocessing
@@ -152,7 +159,7 @@ class AestheticV25(Reward):
         file = find_file(self.spec, head, path)
         self.head = AffineHead(read_weights(file), file)
         places = [find_file(self.spec, f, siglip or file.parent) for f in (config, weights)]
-        self.image = _load_siglip(transformers, places[0].parent)
+        self.image = _load_siglip(transformers, *places)
         self.head.check_width(self.image.config.hidden_size, file)
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
@@ -171,16 +178,15 @@ class AestheticV25(Reward):
         return values
 
 
-def _load_siglip(transformers: Any, folder: Path) -> Any:
-    """The image tower alone; transformers knows its names in files of all ages."""
+def _load_siglip(transformers: Any, config: Path, file: Path) -> Any:
+    """The image tower alone, of a file that holds the text tower as well."""
 
-    with torch.random.fork_rng(devices=[]):  # it draws what it does not find
-        model, report = transformers.SiglipVisionModel.from_pretrained(
-            folder, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True
-        )
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{folder} does not hold the image tower of a SigLIP: "
-            f"missing {', '.join(sorted(report['missing_keys'])[:5])}"
-        )
+    with empty_weights(), reading(config):
+        full = transformers.SiglipConfig.from_pretrained(config.parent)
+        model = transformers.SiglipVisionModel(full.vision_config)
+    prefix = "vision_model."
+    weights = {k: v for k, v in read_weights(file).items() if k.startswith(prefix)}
+    if not any(name.startswith(prefix) for name in model.state_dict()):  # since transformers 5
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    assign_weights(model, weights, file)
     return model

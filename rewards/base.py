@@ -243,4 +243,7 @@ def as_strings(prompts: Any, n: int | None = None) -> list[str]:
         raise TypeError(f"prompts must be strings, got {type(other).__name__}")
     if not strings:
         raise ValueError("prompts must hold at least one prompt, got none")
+    for i, string in enumerate(strings):
+        if any("\ud800" <= letter <= "\udfff" for letter in string):
+            raise ValueError(f"prompts must be text, got half of a surrogate pair in prompts[{i}]")
     return strings

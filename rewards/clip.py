@@ -12,9 +12,11 @@ from .base import RewardFile, RewardSpec
 from .loading import (
     PathLike,
     assign_weights,
+    build_tokenizer,
     empty_weights,
     find_file,
     read_weights,
+    reading,
     require,
 )
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
@@ -75,7 +77,6 @@ class ClipReward(EmbeddingReward):
         preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
         gradient_checkpointing: Whether the image tower saves memory in the backward pass.
         cache_size: Number of prompts whose embeddings are kept.
-        verify: Whether to compare digests where they are known.
 
     Raises:
         FileNotFoundError: If a file is missing; says where to get it.
@@ -92,13 +93,12 @@ class ClipReward(EmbeddingReward):
         preprocessing: Mode = "reference",
         gradient_checkpointing: bool = False,
         cache_size: int = 4096,
-        verify: bool = True,
     ) -> None:
         check_mode(preprocessing)
         file = Path(path) if path is not None and Path(path).is_file() else None
         folder = path if file is None else file.parent
         words = load_tokenizer(self.spec, folder if tokenizer is None else tokenizer)
-        model = load_clip(self.spec, path, verify, gradient_checkpointing)
+        model = load_clip(self.spec, path, gradient_checkpointing)
         super().__init__(model.logit_scale, cache_size)
         self.image = ImageTower(model.vision_model, model.visual_projection)
         self.text = TextTower(model.text_model, model.text_projection, words)
@@ -133,16 +133,13 @@ def clip_files(repository: str, tokenizer: str | None = None) -> tuple[RewardFil
     )
 
 
-def load_clip(
-    spec: RewardSpec, path: PathLike | None, verify: bool, gradient_checkpointing: bool
-) -> Any:
+def load_clip(spec: RewardSpec, path: PathLike | None, gradient_checkpointing: bool) -> Any:
     """A `CLIPModel` of transformers, in float32, without a second copy of its weights.
 
     Arguments:
         spec: The reward that is built; its files, as from :func:`clip_files`, say what is needed.
         path: A directory, a file of weights next to the rest, ``hf://...``, or None for the
             published files.
-        verify: Whether to compare digests where they are known.
         gradient_checkpointing: Whether the image tower recomputes its activations in the backward
             pass, layer by layer, instead of keeping them.
 
@@ -154,9 +151,9 @@ def load_clip(
     transformers = require("transformers", spec.name)
     file = Path(path) if path is not None and Path(path).is_file() else None
     folder = path if file is None else file.parent
-    config = find_file(spec, spec.file("config.json"), folder, verify)
-    weights = file or _find_weights(spec, folder, verify)
-    with empty_weights():
+    config = find_file(spec, spec.file("config.json"), folder)
+    weights = file or _find_weights(spec, folder)
+    with empty_weights(), reading(config):
         model = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(config.parent))
     # Old checkpoints hold the positions 0, 1, ... as well.
     assign_weights(model, read_weights(weights), weights, ignored=("position_ids",))
@@ -178,7 +175,7 @@ def load_tokenizer(spec: RewardSpec, folder: PathLike | None) -> Any:
 
     transformers = require("transformers", spec.name)
     words = [find_file(spec, spec.file(name), folder) for name in ("vocab.json", "merges.txt")]
-    return transformers.CLIPTokenizerFast.from_pretrained(words[0].parent, local_files_only=True)
+    return build_tokenizer(transformers.CLIPTokenizerFast, words)
 
 
 def clean(prompt: str) -> str:
@@ -192,10 +189,10 @@ def clean(prompt: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def _find_weights(spec: RewardSpec, folder: PathLike | None, verify: bool) -> Path:
+def _find_weights(spec: RewardSpec, folder: PathLike | None) -> Path:
     """model.safetensors, or the older pytorch_model.bin if a local directory has only that."""
 
     old = None if folder is None else Path(folder) / "pytorch_model.bin"
     if old is not None and old.is_file() and not (old.parent / "model.safetensors").is_file():
         return old
-    return find_file(spec, spec.file("model.safetensors"), folder, verify)
+    return find_file(spec, spec.file("model.safetensors"), folder)

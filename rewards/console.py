@@ -94,6 +94,7 @@ def run_score(
     dtype: torch.dtype | None = None,
     batch_size: int = 16,
     restart: bool = False,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> int:
     """Plans, loads and scores with a progress bar, and prints a summary.
 
@@ -109,6 +110,7 @@ def run_score(
         dtype: As for :func:`rewards.load`.
         batch_size: As for :func:`rewards.scoring.score`.
         restart: As for :func:`rewards.scoring.score`.
+        options: Keywords of the constructors of some of the rewards.
 
     Returns:
         The exit code: 0, or 2 if something was skipped, or 130 if the user interrupted.
@@ -121,11 +123,12 @@ def run_score(
     from rich.console import Console
 
     console = Console(stderr=True)
-    paths = paths or {}
+    paths, options = paths or {}, options or {}
     specs = {name: spec(name) for name in names}
-    stray = [name for name in paths if name not in specs]
-    if stray:
-        raise ValueError(f"path names {stray[0]!r}, which is not among {', '.join(names)}")
+    for what, given in (("path", paths), ("option", options)):
+        stray = [name for name in given if name not in specs]
+        if stray:
+            raise ValueError(f"{what} names {stray[0]!r}, which is not among {', '.join(names)}")
     needy = [name for name in names if specs[name].needs_prompt]
     job = plan(folder, prompts or ("sidecar" if needy else None), pairs)
     if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
@@ -138,7 +141,7 @@ def run_score(
         rewards = {}
         for name in names:
             with console.status(f"loading {name}"):
-                rewards[name] = load(name, paths.get(name), device, dtype)
+                rewards[name] = load(name, paths.get(name), device, dtype, **options.get(name, {}))
         scores = _score_with_bar(console, job, rewards, out, batch_size, restart)
     except KeyboardInterrupt:
         without = " without --restart" if restart else ""

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from .base import Reward, RewardFile, RewardSpec
-from .loading import PathLike, assign_weights, empty_weights, find_file, read_weights, require
+from .loading import (
+    PathLike,
+    assign_weights,
+    build_tokenizer,
+    empty_weights,
+    find_file,
+    read_weights,
+    reading,
+    require,
+)
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
 from .registry import register
 from .towers import AffineHead, checkpoint_layers
@@ -38,7 +47,6 @@ class ImageReward(Reward):
         tokenizer: Directory with ``vocab.txt``, if it is elsewhere.
         preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
         gradient_checkpointing: Whether both towers save memory in the backward pass.
-        verify: Whether to compare digests where they are known.
 
     Raises:
         FileNotFoundError: If a file is missing; says where to get it.
@@ -77,14 +85,13 @@ class ImageReward(Reward):
         tokenizer: PathLike | None = None,
         preprocessing: Mode = "reference",
         gradient_checkpointing: bool = False,
-        verify: bool = True,
     ) -> None:
         super().__init__()
         check_mode(preprocessing)
         transformers = require("transformers", self.spec.name)
-        file = find_file(self.spec, self.spec.file("ImageReward.pt"), path, verify)
+        file = find_file(self.spec, self.spec.file("ImageReward.pt"), path)
         folder = file.parent if path is not None and not str(path).startswith("hf://") else path
-        config = find_file(self.spec, self.spec.file("med_config.json"), folder, verify)
+        config = find_file(self.spec, self.spec.file("med_config.json"), folder)
         words = _find_words(self.spec, folder if tokenizer is None else tokenizer)
         weights = read_weights(file)
         part = lambda prefix: {
@@ -96,13 +103,14 @@ class ImageReward(Reward):
         vision = {_vision_name(name): v for name, v in part("blip.visual_encoder.").items()}
         self.image: Any = _build_vision(transformers, vision, file)
         width = self.image.config.hidden_size
-        self.text: Any = _build_text(transformers, json.loads(config.read_text()), width)
+        with reading(config):
+            self.text: Any = _build_text(transformers, json.loads(config.read_text()), width)
         assign_weights(self.image, vision, file)
         text = part("blip.text_encoder.")
         assign_weights(self.text, text, file, ignored=("position_ids",))
         self.head = AffineHead(part("mlp."), file)
         self.head.check_width(self.text.config.hidden_size, file)
-        self.tokenizer = _load_tokenizer(transformers, words.parent)
+        self.tokenizer = _load_tokenizer(transformers, words)
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
         if gradient_checkpointing:
@@ -210,8 +218,8 @@ def _find_words(spec: RewardSpec, folder: PathLike | None) -> Path:
     return find_file(spec, spec.file("vocab.txt"), inner if inner and inner.is_dir() else folder)
 
 
-def _load_tokenizer(transformers: Any, folder: Path) -> Any:
-    tokenizer = transformers.BertTokenizerFast.from_pretrained(folder, local_files_only=True)
+def _load_tokenizer(transformers: Any, words: Path) -> Any:
+    tokenizer = build_tokenizer(transformers.BertTokenizerFast, [words])
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return tokenizer

@@ -115,6 +115,8 @@ def from_pil(image: "Image") -> Tensor:
 
     import numpy
 
+    if 0 in image.size:
+        raise ValueError(f"a PIL image must have pixels, got size {image.size}")
     if image.mode not in _PIL_MODES:
         raise ValueError(
             f"a PIL image must have one of the 8-bit modes {', '.join(_PIL_MODES)}, "

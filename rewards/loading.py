@@ -7,6 +7,9 @@ that is given a local path never asks the hub.
 
 import hashlib
 import os
+import shutil
+import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +21,21 @@ from torch import Tensor, nn
 
 from .base import RewardFile, RewardSpec
 
-__all__ = ["PathLike", "assign_weights", "empty_weights", "find_file", "read_weights", "require"]
+__all__ = [
+    "PathLike",
+    "assign_weights",
+    "build_tokenizer",
+    "empty_weights",
+    "find_file",
+    "read_weights",
+    "reading",
+    "require",
+]
 
 PathLike = str | os.PathLike[str]
 
 _HUB = "hf://"
+_BUILDING = threading.RLock()
 
 
 def require(module: str, reward: str) -> Any:
@@ -72,7 +85,7 @@ def find_file(
     if path is None or str(path).startswith(_HUB):
         found = _download(spec, file, str(path) if path is not None else file.source)
     else:
-        found = Path(path)
+        found = Path(path).expanduser()
         found = found / file.name if found.is_dir() else found
         if not found.is_file():
             raise FileNotFoundError(f"no file {found}: {_how_to_get(spec, file)}")
@@ -127,13 +140,46 @@ def read_weights(path: PathLike) -> dict[str, Tensor]:
 def empty_weights() -> Iterator[None]:
     """Context in which modules are built without memory for their parameters.
 
-    Whatever random numbers they would be filled with, the global generator stays as it is.
+    Whatever random numbers they would be filled with, the global generator stays as it is. Threads
+    take turns, since accelerate changes `nn.Module` itself for the time being.
     """
 
     from accelerate import init_empty_weights
 
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    with _BUILDING, torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         yield
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[None]:
+    """Context in which whatever a foreign reader makes of a damaged file becomes a ValueError."""
+
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{path} does not hold what it should ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def build_tokenizer(factory: Any, files: Iterable[Path]) -> Any:
+    """A tokenizer of transformers made of these files and of no other that lies beside them.
+
+    Arguments:
+        factory: The class of the tokenizer.
+        files: Its files.
+
+    Raises:
+        ValueError: If they do not hold a vocabulary.
+    """
+
+    files = tuple(files)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            shutil.copyfile(file, Path(folder) / file.name)
+        with reading(files[0]):
+            tokenizer = factory.from_pretrained(folder, local_files_only=True)
+    return tokenizer
 
 
 def assign_weights(
@@ -197,6 +243,10 @@ def _download(spec: RewardSpec, file: RewardFile, source: str) -> Path:
 def _from_web(spec: RewardSpec, file: RewardFile, url: str) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / file.name
     if not target.is_file():
+        if require("huggingface_hub.constants", spec.name).HF_HUB_OFFLINE:
+            raise FileNotFoundError(
+                f"{file.name} is not cached, and HF_HUB_OFFLINE is set: {_how_to_get(spec, file)}"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(target), progress=True)
@@ -208,16 +258,19 @@ def _from_web(spec: RewardSpec, file: RewardFile, url: str) -> Path:
 
 
 def _how_to_get(spec: RewardSpec, file: RewardFile) -> str:
-    hub = file.source.startswith(_HUB)
-    repository = file.source.removeprefix(_HUB)
-    command = (
-        f"hf download {repository} {file.name} --local-dir DIRECTORY"
-        if hub
-        else f"curl --location --output '{file.name}' '{file.source}'"
-    )
+    sources: dict[str, list[str]] = {}
+    for other in spec.files:
+        sources.setdefault(other.source, []).append(other.name)
+    commands = [
+        f"`hf download {source.removeprefix(_HUB)} {' '.join(names)} --local-dir DIRECTORY`"
+        if source.startswith(_HUB)
+        else f"`curl --location --output 'DIRECTORY/{names[0]}' '{source}'`"
+        for source, names in sources.items()
+    ]
     return (
-        f"{spec.title} needs {file.name} from {file.source} (weights: {spec.weights_license}); "
-        f"fetch it with `{command}` and pass its place as path="
+        f"{spec.title} needs {file.name} from {file.source} (license of the weights: "
+        f"{spec.weights_license}); fetch its files with {' and '.join(commands)}, and pass "
+        "DIRECTORY as path="
     )
 
 

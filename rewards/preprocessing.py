@@ -91,7 +91,10 @@ def letterbox(images: Tensor, size: int) -> Tensor:
     images = images.to(working_dtype(images.dtype))
     scale = size / max(images.shape[-2:])
     height, width = (max(1, round(scale * side)) for side in images.shape[-2:])
-    if scale != 1:
+    if 1 in (width, images.shape[-1]):
+        # PyTorch 2.15 mixes up rows and channels where there is one column.
+        images = resize(images, (height, width), "fast")
+    elif scale != 1:
         images = F.interpolate(images, (height, width), mode="bicubic", antialias=True)
     x, y = size - width, size - height
     return F.pad(images, (x // 2, x - x // 2, y // 2, y - y // 2))
@@ -137,22 +140,27 @@ def resize(
     if mode == "reference":
         resized: Tensor = _EightBit.apply(images, rows, columns)
         return resized
-    x = images if columns is None else images @ columns.to(images).T
-    return x if rows is None else rows.to(x) @ x
+    with torch.autocast(images.device.type, enabled=False):
+        x = images if columns is None else images @ columns.to(images).T
+        return x if rows is None else rows.to(x) @ x
 
 
 class _EightBit(torch.autograd.Function):
     """Columns before rows, rounded before, between and after; the gradient ignores the rounding."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, columns)
+    def forward(images: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         levels = _to_levels(255 * images)
         if columns is not None:
             levels = _times_band(levels, columns)
         if rows is not None:
             levels = _times_band(levels.mT, rows).mT
         return levels.to(images.dtype) / 255
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, rows, columns = inputs
+        ctx.save_for_backward(rows, columns)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -187,19 +195,21 @@ def _to_levels(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve later calls that need gradients
 def _resampling(length: int, new: int, start: int, count: int) -> Tensor:
     """Rows `start`, ..., `start + count - 1` of PIL's bicubic map from `length` to `new` pixels.
 
     A float64 matrix with shape (count, length) that holds multiples of 2^-22, as PIL's integers.
     """
 
+    on_cpu: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     scale = length / new
     support = 2 * max(scale, 1.0)
-    center = (torch.arange(start, start + count, dtype=torch.float64) + 0.5) * scale
+    center = (torch.arange(start, start + count, **on_cpu) + 0.5) * scale
     # PIL's first and last pixel: truncation towards zero, then into the image.
     first = (center - support + 0.5).trunc().clamp(min=0)[:, None]
     last = (center + support + 0.5).trunc().clamp(max=length)[:, None]
-    pixel = torch.arange(length, dtype=torch.float64)
+    pixel = torch.arange(length, **on_cpu)
     # In this order: the position within the support is rounded as PIL's is.
     weights = _bicubic(((pixel - first) + first - center[:, None] + 0.5) / max(scale, 1.0))
     weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)

@@ -250,6 +250,8 @@ def _prompt(path: Path, line: int, record: dict[str, Any], image_key: str | None
     for key in ("prompt", image_key):
         if key is not None and not isinstance(record[key], str):
             raise ValueError(f"{path}, line {line}: {key!r} must be a string, got {record[key]!r}")
+        if key is not None and any("\ud800" <= letter <= "\udfff" for letter in record[key]):
+            raise ValueError(f"{path}, line {line}: {key!r} holds half of a surrogate pair")
     image = None if image_key is None else record[image_key].strip()
     if image == "":
         raise ValueError(f"{path}, line {line}: {image_key!r} is empty")

@@ -155,7 +155,10 @@ class RemoteReward(Reward):
         for start in range(0, len(files), self.batch_size):
             part = slice(start, start + self.batch_size)
             values += self._ask(files[part], list(prompts[part]))
-        return torch.tensor(values, dtype=working_dtype(images.dtype), device=images.device)
+        rewards = torch.tensor(values, dtype=working_dtype(images.dtype), device=images.device)
+        if bool(rewards.isinf().any()):
+            self._reject(f"numbers in the range of {rewards.dtype}", f"{max(values, key=abs):g}")
+        return rewards
 
     def extra_repr(self) -> str:
         return f"{self._shown}, needs_prompt={self.spec.needs_prompt}"

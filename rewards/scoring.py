@@ -229,6 +229,8 @@ def check_output(
         raise ValueError(f"{', '.join(needy)} needs prompts, and the job has none")
     if out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"out must end in .csv or .parquet, got {out}")
+    if out.is_dir():
+        raise ValueError(f"out must be a file, got the directory {out}")
     if out.suffix == ".parquet":
         _require("pyarrow.parquet", "a .parquet file")
     if not out.parent.is_dir():
@@ -396,9 +398,10 @@ def _forget(reward: Reward, job: Job) -> None:
     All prompts of a matrix are embedded together in any batch, if the cache holds them.
     """
 
-    sizes = [m.cache_size for m in reward.modules() if isinstance(m, EmbeddingReward)]
-    if sizes and not (job.matrix and len(job.items[0].prompts) <= min(sizes)):
-        reward.to(reward.device)  # moving drops the caches
+    caching = [m for m in reward.modules() if isinstance(m, EmbeddingReward)]
+    for part in caching:
+        if not (job.matrix and len(job.items[0].prompts) <= part.cache_size):
+            part.forget_prompts()
 
 
 def _shortest(values: Tensor) -> list[float]:

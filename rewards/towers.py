@@ -118,7 +118,7 @@ class EmbeddingReward(Reward):
     r"""A reward that depends on the cosine of two embeddings. Subclasses embed; this caches.
 
     Embeddings of prompts are kept, least recently used first out, and dropped when the reward is
-    moved or cast. They carry no gradient; those of images do.
+    moved, cast or given other weights. They carry no gradient; those of images do.
 
     Arguments:
         log_scale: Logarithm of the scale that training multiplied the cosine with, a scalar.
@@ -158,6 +158,11 @@ class EmbeddingReward(Reward):
 
         return self._encode(as_strings(prompts))
 
+    def forget_prompts(self) -> None:
+        """Drops the cached embeddings; needed after changing the text tower's weights in place."""
+
+        self._cache.clear()
+
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.value(self._cosine(images, prompts))
 
@@ -189,8 +194,12 @@ class EmbeddingReward(Reward):
             self._cache.popitem(last=False)
         return torch.stack([known[prompt] for prompt in prompts])
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.forget_prompts()
+        return super().load_state_dict(*args, **kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        self._cache.clear()
+        self.forget_prompts()
         return super()._apply(fn, recurse)
 
 

@@ -1,5 +1,6 @@
 """The command line. The only file of the core that may join the three packages, and only lazily."""
 
+import json
 import sys
 from enum import Enum
 from pathlib import Path
@@ -179,6 +180,14 @@ def score(
         list[str] | None,
         typer.Option(help="Where a reward's weights are; may repeat.", metavar="NAME=PATH"),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A keyword of a reward's constructor, such as hpsv2:verify=false or "
+            "clipscore:scaling=logit; may repeat.",
+            metavar="NAME:KEY=VALUE",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda:0.", show_default=False)] = None,
     dtype: Annotated[
         DtypeName | None, typer.Option(help="What weights are cast to.", show_default=False)
@@ -216,11 +225,31 @@ def score(
         if not (key and equals and value) or key in paths:
             raise ValueError(f"path must be NAME=PATH, once per reward, got {entry!r}")
         paths[key] = value
+    options: dict[str, dict[str, Any]] = {}
+    for entry in option or ():
+        left, equals, value = entry.partition("=")
+        name, colon, key = left.partition(":")
+        if not (name and colon and key and equals):
+            raise ValueError(f"option must be NAME:KEY=VALUE, got {entry!r}")
+        try:
+            options.setdefault(name, {})[key] = json.loads(value)
+        except json.JSONDecodeError:  # a plain word
+            options[name][key] = value
     names = [name.strip() for name in reward.split(",")]
     precision = None if dtype is None else getattr(torch, dtype.value)
     try:
         code = run_score(
-            folder, names, out, prompts, pairs, paths, device, precision, batch_size, restart
+            folder,
+            names,
+            out,
+            prompts,
+            pairs,
+            paths,
+            device,
+            precision,
+            batch_size,
+            restart,
+            options,
         )
     except LookupError as error:
         if type(error) is not LookupError:  # a KeyError is ours

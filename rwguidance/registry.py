@@ -172,7 +172,9 @@ def build(
 
     keywords = dict(options)
     if path is not None:
-        if not str(path).startswith("hf://") and not Path(path).exists():
+        if str(path).startswith("~"):
+            path = Path(path).expanduser()
+        if not str(path) or not (str(path).startswith("hf://") or Path(path).exists()):
             raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
         keywords["path"] = path
     signature = inspect.signature(factory)

@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,10 @@ def test_the_tokenizer_may_be_elsewhere(tmp_path):
     (tmp_path / "words").mkdir()
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "model" / name).rename(tmp_path / "words" / name)
-    with pytest.raises(FileNotFoundError, match=r"vocab\.json.*`hf download laion/CLIP-ViT-H-14"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"vocab\.json.*`hf download laion/CLIP-ViT-H-14\S* vocab\.json merges",
+    ):
         rewards.load("pickscore", tmp_path / "model")
     rewards.load("pickscore", tmp_path / "model", tokenizer=tmp_path / "words")
 
@@ -185,13 +189,17 @@ def test_a_missing_file_says_what_where_and_how(tmp_path):
         "`hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir DIRECTORY`",
     ):
         assert part in str(caught.value)
-    with pytest.raises(FileNotFoundError, match=r"`curl --location --output 'sac\+logos"):
+    with pytest.raises(FileNotFoundError, match=r"`curl --location --output 'DIRECTORY/sac\+"):
         rewards.load("aesthetic", tmp_path)
 
 
 def test_offline_without_a_cache_says_how_to_get_the_file(tmp_path):
     code = """
 import rewards
+try:
+    rewards.load("aesthetic")
+except FileNotFoundError as error:
+    assert "HF_HUB_OFFLINE is set" in str(error), error
 for name in ("pickscore", "hpsv2", "imagereward", "clipscore"):
     for path in (None, "hf://nobody/nothing@main"):
         try:
@@ -200,6 +208,7 @@ for name in ("pickscore", "hpsv2", "imagereward", "clipscore"):
             print(error)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    environment["TORCH_HOME"] = str(tmp_path)
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -210,7 +219,7 @@ for name in ("pickscore", "hpsv2", "imagereward", "clipscore"):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("is neither cached nor to be had from hf://") == 8
-    assert run.stdout.count("fetch it with `hf download") == 8
+    assert run.stdout.count("fetch its files with `hf download") == 8
 
 
 def test_a_hub_path_reads_the_cache(tmp_path, monkeypatch):
@@ -256,6 +265,57 @@ def test_a_torchvision_of_another_build_is_explained(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ImportError, match="torch and torchvision were built for different devices"):
         require("broken_clip", "hpsv2")
+
+
+def test_threads_that_load_at_once_leave_nothing_behind(tmp_path):
+    tiny.write_pickscore(tmp_path)
+    threads = [
+        threading.Thread(target=rewards.load, args=("pickscore", tmp_path)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.nn.Linear.register_parameter is torch.nn.Module.register_parameter
+    with torch.random.fork_rng(devices=[]):
+        assert not torch.nn.Linear(2, 2).weight.is_meta
+    assert rewards.load("pickscore", tmp_path).device != torch.device("meta")
+
+
+@pytest.mark.parametrize("name", ["pickscore", "imagereward"])
+def test_a_tokenizer_beside_the_files_is_not_read(name, tmp_path):
+    x = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    prompts = ["a cat", "a much longer prompt about two cats"]
+    if name == "pickscore":
+        tiny.write_pickscore(tmp_path)
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        foreign = {"tokenizer_config.json": json.dumps({**settings, "padding_side": "left"})}
+    else:
+        tiny.write_imagereward(tmp_path)
+        for file in (tmp_path / "bert-base-uncased").iterdir():
+            file.rename(tmp_path / file.name)
+        (tmp_path / "bert-base-uncased").rmdir()
+        foreign = {"tokenizer.json": "{}", "tokenizer_config.json": "{}"}
+    before = rewards.load(name, tmp_path)(x, prompts)
+    for file, content in foreign.items():
+        (tmp_path / file).write_text(content)
+    torch.testing.assert_close(rewards.load(name, tmp_path)(x, prompts), before)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "config.json"])
+def test_damaged_text_files_are_named(file, tmp_path):
+    tiny.write_pickscore(tmp_path)
+    (tmp_path / file).write_text("{")
+    with pytest.raises(ValueError, match=f"{file} does not hold what it should"):
+        rewards.load("pickscore", tmp_path)
+
+
+def test_a_tilde_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny.write_pickscore(tmp_path / "w")
+    assert rewards.load("pickscore", "~/w").spec.name == "pickscore"
+    with pytest.raises(FileNotFoundError, match="no file or directory with the reward"):
+        rewards.load("pickscore", "")
 
 
 def test_weights_are_assigned_without_a_copy_and_in_float32():
@@ -311,7 +371,7 @@ def test_siglip_without_its_image_tower_is_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     text = {name: value for name, value in weights.items() if not name.startswith("vision_model.")}
     save_file(text, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="does not hold the image tower of a SigLIP: missing"):
+    with pytest.raises(ValueError, match=r"does not fit .*: missing .*patch_embedding"):
         rewards.load("aesthetic-v2.5", tmp_path)
 
 

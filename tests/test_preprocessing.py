@@ -131,6 +131,14 @@ def test_a_letterbox_keeps_the_image_and_adds_black(height, width, size):
         assert torch.equal(inner, images)
 
 
+@pytest.mark.parametrize(("height", "width"), [(640, 3), (3000, 2), (500, 1), (5, 1), (224, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_letterbox_of_a_thin_image_is_that_of_the_image_on_its_side(height, width, layout):
+    images = from_pil(Image.fromarray(noise(height, width)))[None].contiguous(memory_format=layout)
+    on_its_side = letterbox(images.mT.contiguous(), 224).mT
+    torch.testing.assert_close(letterbox(images, 224), on_its_side, rtol=0, atol=2e-5)
+
+
 def test_a_letterbox_is_not_clamped():
     edge = torch.zeros(1, 3, 40, 40)
     edge[..., 20:] = 1.0
@@ -169,6 +177,11 @@ def test_eight_bit_modes_become_rgb(mode):
 def test_other_modes_are_refused(mode):
     with pytest.raises(ValueError, match=f"8-bit modes .*, got '{mode}'; scale it to 8 bits"):
         from_pil(Image.new(mode, (3, 3)))
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"must have pixels, got size \(0, 3\)"):
+        from_pil(Image.new("RGB", (0, 3)))
 
 
 def test_images_of_one_size_are_stacked_and_come_back_in_order():

@@ -238,6 +238,7 @@ def test_what_is_not_a_reward_is_refused(reward_registry):
         (images(), "abc", TypeError, r"prompts must hold one hashable item .*got str"),
         (images(), ["a", "b"], ValueError, "prompts must hold one item per sample, 3, got 2"),
         (images(), [1, 2, 3], TypeError, "prompts must be strings, got int"),
+        (images(), ["a", "\ud800", "c"], ValueError, r"half of a surrogate pair in prompts\[1\]"),
     ],
 )
 def test_bad_images_and_prompts(x, prompts, error, message):

@@ -857,3 +857,25 @@ def test_exit_codes_of_the_runner(broken):
     assert run("--reward", "brightness", "--restart", "--dtype", "float64") == 0
     assert run("--dtype", "float64") == 1
     assert run("--help") == 0
+
+
+def test_options_reach_the_constructor(folder, run):
+    command = (folder, "--reward", "jpeg", "--prompts", "p.txt", "--out")
+    write("p.txt", "a cat")
+    assert run(*command, "a.csv")[0] == 0
+    assert run(*command, "b.csv", "--option", "jpeg:quality=50")[0] == 0
+    assert run(*command, "c.csv", "--option", "jpeg:incompressible=true")[0] == 0
+    a, b, c = (
+        [float(row["jpeg"]) for row in csv.DictReader(Path(f"{name}.csv").read_text().splitlines())]
+        for name in "abc"
+    )
+    assert all(x < y for x, y in zip(a, b, strict=True))
+    assert c == [-x for x in a]
+    for wrong, message in (
+        ("jpeg.quality=50", "option must be NAME:KEY=VALUE, got 'jpeg.quality=50'"),
+        ("png:quality=50", "option names 'png', which is not among jpeg"),
+        ("jpeg:size=3", "reward 'jpeg' takes"),
+    ):
+        code, _, err = run(*command, "d.csv", "--option", wrong)
+        assert code == 1
+        assert message in err

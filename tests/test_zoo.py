@@ -17,6 +17,7 @@ from torch import nn
 
 import rewards
 from rewards.images import from_pil
+from rewards.preprocessing import _resampling
 from rwguidance import Tilt
 from rwguidance.testing import check_reward
 
@@ -383,12 +384,36 @@ def test_the_cache_is_dropped_when_the_reward_moves(paths, move):
     assert not move(reward)._cache
 
 
-def test_inference_mode_does_not_spoil_later_gradients(two_towers):
+def test_inference_mode_does_not_spoil_later_gradients(reward):
+    _resampling.cache_clear()
     with torch.inference_mode():
-        two_towers(small(), TEXTS)
+        reward(small(), TEXTS)
     x = small().requires_grad_()
-    two_towers(x, TEXTS).sum().backward()
+    reward(x, TEXTS).sum().backward()
     assert x.grad is not None
+
+
+def test_other_weights_bring_other_embeddings(paths):
+    reward = zoo.load("pickscore", paths["pickscore"])
+    before = reward(small(), TEXTS)
+    state = {k: v.flip(0) if k.startswith("text.") else v for k, v in reward.state_dict().items()}
+    reward.load_state_dict(state)
+    assert (reward(small(), TEXTS) - before).abs().max() > 1e-2
+
+
+def test_autocast_leaves_pixels_alone(paths):
+    reward = zoo.load("pickscore", paths["pickscore"], preprocessing="fast")
+    pixels = reward.preprocess(small())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(reward.preprocess(small()), pixels)
+
+
+@pytest.mark.parametrize("name", ["pickscore", "hpsv2"])
+def test_functional_gradients_equal_those_of_the_tape(name, loaded):
+    x = small().requires_grad_()
+    value = lambda x: loaded[name](x, TEXTS).sum()
+    (expected,) = torch.autograd.grad(value(x), x)
+    torch.testing.assert_close(torch.func.grad(value)(x.detach()), expected)
 
 
 def test_loading_draws_no_random_numbers_and_trains_nothing(reward):
