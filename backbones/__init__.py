@@ -1,6 +1,19 @@
 """What is pretrained: text-to-image models. Knows nothing of rewards."""
 
 from .base import Backbone
+from .conditioning import TextCondition
+from .pipelines import PipelineBackbone
+from .published import from_pipeline
 from .registry import available, load, register
+from .tiny import tiny
 
-__all__ = ["Backbone", "available", "load", "register"]
+__all__ = [
+    "Backbone",
+    "PipelineBackbone",
+    "TextCondition",
+    "available",
+    "from_pipeline",
+    "load",
+    "register",
+    "tiny",
+]

@@ -1,5 +1,6 @@
 """Backbones by name."""
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,24 +13,26 @@ from .base import Backbone
 
 __all__ = ["available", "load", "register"]
 
-B = TypeVar("B", bound=type[Backbone])
+B = TypeVar("B", bound=Callable[..., Backbone])
 
 
 def _check(name: str, value: Any) -> None:
-    if not isinstance(value, type) or not issubclass(value, Backbone):
+    loader = callable(value) and not isinstance(value, type)
+    if not loader and not (isinstance(value, type) and issubclass(value, Backbone)):
         raise TypeError(
-            f"backbone {name!r} must be a subclass of backbones.Backbone, got {value!r}"
+            f"backbone {name!r} must be a subclass of backbones.Backbone, got {value!r}; or a "
+            "function that returns one"
         )
 
 
-_registry: Registry[type[Backbone]] = Registry("backbone", "rwguidance.backbones", _check)
+_registry: Registry[Callable[..., Backbone]] = Registry("backbone", "rwguidance.backbones", _check)
 
 
 def register(name: str) -> Callable[[B], B]:
-    """Class decorator that makes a :class:`Backbone` available under `name`.
+    """Decorator that makes a :class:`Backbone`, or a function that loads one, available by name.
 
     Raises:
-        TypeError: If the class is not a backbone.
+        TypeError: If it is neither.
         ValueError: If the name is already taken.
     """
 
@@ -51,9 +54,10 @@ def load(
 
     Arguments:
         name: A name that :func:`available` lists.
-        path: A local file or directory with the weights.
+        path: A local file or directory with the weights, or ``hf://owner/name``. None is what was
+            published under the name.
         device: Where the backbone goes.
-        dtype: What its parameters are cast to.
+        dtype: The precision of its weights. None leaves the choice to the backbone.
         options: Keywords of the backbone's constructor.
 
     Raises:
@@ -62,7 +66,17 @@ def load(
         TypeError: If the backbone does not take these options; shows what it takes.
     """
 
-    return build("backbone", name, _registry.load(name), path, device, dtype, options)
+    factory = _registry.load(name)
+    if "dtype" in inspect.signature(factory).parameters:
+        # It reads its weights in this precision, which saves both memory and a second rounding.
+        dtype, options = None, {**options, "dtype": dtype}
+    backbone = build("backbone", name, factory, path, device, dtype, options)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f"the function registered as backbone {name!r} must return a backbones.Backbone, "
+            f"got {type(backbone).__name__}"
+        )
+    return backbone
 
 
 def available() -> list[str]:

@@ -1,0 +1,122 @@
+"""The FLUX.1 family: a transformer on packed latents that predicts the velocity of a straight path.
+
+States are latents of shape (B, 16, H, W); the network sees tokens of 2 x 2 latent pixels.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from rwguidance import Prediction, RectifiedSchedule
+from rwguidance.schedules import Scales
+
+from .pipelines import PipelineBackbone
+from .sd3 import shift_of_size
+
+__all__ = ["Flux"]
+
+
+class Flux(PipelineBackbone):
+    r"""FluxPipeline as a model. Its scheduler corresponds to the sampler DDIM().
+
+    The dev model was distilled from classifier-free guidance and takes the scale of it as an input,
+    the schnell model takes none. So neither has negative prompts or a doubled batch.
+
+    Arguments:
+        pipe: The pipeline.
+        guidance_scale: Scale that a dev model is told. None is 3.5, the pipeline's default.
+        height: Of the images, in pixels. None is the pipeline's default.
+        width: Of the images, in pixels. None is the pipeline's default.
+        steps: What :meth:`times` assumes if it is not told.
+        decode_batch: Images the VAE handles at once. None is all of them.
+        max_sequence_length: Tokens of a prompt that the T5 encoder sees, at most 512; the schnell
+            model was trained on 256.
+
+    Raises:
+        ValueError: If a guidance scale is asked of a schnell model.
+    """
+
+    pipeline_class = "FluxPipeline"
+    schedulers = ("FlowMatchEulerDiscreteScheduler",)
+    denoiser = "transformer"
+    patch = 2
+    default_steps = 28
+
+    def __init__(
+        self,
+        pipe: Any,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        decode_batch: int | None = None,
+        max_sequence_length: int = 512,
+    ) -> None:
+        self.check_pipeline(pipe)
+        embedded = pipe.transformer.config.guidance_embeds
+        if guidance_scale is not None and not embedded:
+            raise ValueError(
+                "guidance_scale must be None, since this model (schnell) takes none, "
+                f"got {guidance_scale}"
+            )
+        if embedded and guidance_scale is None:
+            guidance_scale = 3.5
+        schedule = RectifiedSchedule()
+        super().__init__(pipe, schedule, guidance_scale, height, width, steps, decode_batch)
+        self.max_sequence_length = max_sequence_length
+
+    @property
+    def guided(self) -> bool:
+        """False: the scale is an input of the network."""
+
+        return False
+
+    def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
+        text = embeddings["text"]
+        height, width = (size // 2 for size in x_t.shape[-2:])
+        rows, columns = torch.arange(height), torch.arange(width)
+        places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), rows, columns)
+        guidance = None
+        if self.guidance_scale is not None:
+            guidance = torch.full((len(x_t),), self.guidance_scale, device=x_t.device)
+        output = self.pipe.transformer(
+            hidden_states=pixel_unshuffle(x_t, 2).flatten(2).mT,
+            # The pipeline rounds the timestep to the precision of the network, too.
+            timestep=(1000 * t.float()).to(x_t) / 1000,
+            guidance=guidance,
+            pooled_projections=embeddings["pooled"],
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            img_ids=places.to(x_t),
+            return_dict=False,
+        )[0]
+        return pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)
+
+    def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
+        return Prediction.from_velocity(output, x_t, scales)
+
+    def encode_text(
+        self, prompts: list[str], negative_prompts: list[str] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        text, pooled, _ = self.pipe.encode_prompt(
+            prompt=prompts,
+            prompt_2=None,
+            device=self.device,
+            max_sequence_length=self.max_sequence_length,
+        )
+        return {"text": text, "pooled": pooled}, None
+
+    def times(self, steps: int | None = None) -> Tensor:
+        steps = self.steps if steps is None else steps
+        keywords: dict[str, Any] = {"mu": shift_of_size(self, default_max=1.15)}
+        if not self.pipe.scheduler.config.get("use_flow_sigmas", False):
+            keywords["sigmas"] = _even_sigmas(steps)
+        sigmas: Tensor = self._scheduler_at(steps, **keywords).sigmas
+        return sigmas.double()
+
+
+def _even_sigmas(steps: int) -> list[float]:
+    return [1 - i / steps for i in range(steps)]

@@ -1,0 +1,209 @@
+"""Published models by name, local or from the hub, and pipelines that are already there."""
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .flux import Flux
+from .pipelines import PipelineBackbone, require
+from .registry import register
+from .sd3 import SD3
+from .sdxl import SDXL
+
+__all__ = ["Published", "from_pipeline"]
+
+_FAMILIES: tuple[type[PipelineBackbone], ...] = (SDXL, SD3, Flux)
+
+_HUB = "hf://"
+
+
+def from_pipeline(
+    pipe: Any, guidance_scale: float | None = None, **options: Any
+) -> PipelineBackbone:
+    """A backbone around a pipeline that is already there. Weights are shared, nothing is changed.
+
+    In particular the weights stay trainable if they are; where only guidance is wanted,
+    `backbone.requires_grad_(False)` saves the memory of their gradients.
+
+    Arguments:
+        pipe: A pipeline of diffusers.
+        guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without,
+            which is what turbo models need.
+        options: Further keywords of the family's class: :class:`backbones.sdxl.SDXL`,
+            :class:`backbones.sd3.SD3` or :class:`backbones.flux.Flux`.
+
+    Raises:
+        TypeError: If the class of the pipeline or of its scheduler is not supported; lists those
+            that are.
+    """
+
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    for family in _FAMILIES:
+        if family.pipeline_class in names:
+            return family(pipe=pipe, guidance_scale=guidance_scale, **options)
+    supported = ", ".join(family.pipeline_class for family in _FAMILIES)
+    raise TypeError(
+        f"pipe must be a pipeline of one of the classes {supported}, got {type(pipe).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: where it is, and how its authors run it. Calling it loads it.
+
+    Arguments:
+        name: Its name here.
+        family: The adapter.
+        repository: The repository on the hub.
+        defaults: Keywords of the adapter that differ from its own defaults.
+        distilled: Whether it was distilled to run without classifier-free guidance.
+    """
+
+    name: str
+    family: type[PipelineBackbone]
+    repository: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    distilled: bool = False
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        keyword = lambda name, default: inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default
+        )
+        own = [keyword(name, None) for name in ("path", "dtype", "config")]
+        options = [
+            keyword(name, self.defaults.get(name, parameter.default))
+            for name, parameter in inspect.signature(self.family).parameters.items()
+            if name != "pipe"
+        ]
+        return inspect.Signature([*own, *options])
+
+    def __call__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | None = None,
+        config: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> PipelineBackbone:
+        """Loads the pipeline and adapts it.
+
+        Arguments:
+            path: A folder as `save_pretrained` writes it, a single-file checkpoint, or
+                ``hf://owner/name[@revision]``. None is the published repository. With a local path
+                the hub is never asked.
+            dtype: The precision of the weights. None is float32.
+            config: For a single-file checkpoint, a local folder with the pipeline's configuration
+                and tokenizers; None is what diffusers has in its cache.
+            options: Keywords of the adapter.
+
+        Raises:
+            ValueError: If classifier-free guidance is asked of a model that was distilled from it,
+                or the folder holds another kind of pipeline.
+            FileNotFoundError: If the model is not there; says how to fetch it.
+        """
+
+        options = {**self.defaults, **options}
+        scale = options.get("guidance_scale")
+        if self.distilled and scale is not None and scale > 1:
+            raise ValueError(
+                f"{self.name} was distilled to run without classifier-free guidance; "
+                f"guidance_scale must be None, got {scale}"
+            )
+        pipe = self._pipeline(path, dtype, config)
+        backbone = self.family(pipe=pipe, **options)
+        if self.distilled and backbone.guidance_scale is not None and scale is None:
+            raise ValueError(
+                f"{path or self.repository} holds a model that takes a guidance scale, so it is "
+                f"not {self.name}"
+            )
+        return backbone
+
+    def _pipeline(
+        self,
+        path: str | os.PathLike[str] | None,
+        dtype: torch.dtype | None,
+        config: str | os.PathLike[str] | None,
+    ) -> Any:
+        diffusers = require("diffusers")
+        # Renamed in 0.42, which warns of the old name.
+        renamed = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42)
+        keywords: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype or torch.float32}
+        hub = path is None or str(path).startswith(_HUB)
+        if not hub and Path(str(path)).is_file():
+            if config is not None:
+                keywords["config"] = str(config)
+            read = getattr(diffusers, self.family.pipeline_class).from_single_file
+            return self._load(read, path, local_files_only=True, **keywords)
+        if config is not None:
+            raise ValueError(f"config is for single-file checkpoints, but path is {path}")
+
+        read = diffusers.DiffusionPipeline.from_pretrained
+        if not hub:
+            self._check_folder(Path(str(path)))
+            return self._load(read, path, local_files_only=True, **keywords)
+        source = self.repository if path is None else str(path).removeprefix(_HUB)
+        source, _, revision = source.partition("@")
+        return self._load(read, source, revision=revision or None, **keywords)
+
+    def _check_folder(self, folder: Path) -> None:
+        index = folder / "model_index.json"
+        if not index.is_file():
+            raise FileNotFoundError(
+                f"no model_index.json in {folder}: expected a folder as save_pretrained writes it, "
+                f"or a single file; {self._how_to_get}"
+            )
+        found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        if found != self.family.pipeline_class:
+            raise ValueError(
+                f"{folder} holds a {found}, but {self.name} is a {self.family.pipeline_class}"
+            )
+
+    def _load(self, function: Any, source: Any, **keywords: Any) -> Any:
+        try:
+            return function(str(source), **keywords)
+        except OSError as error:  # offline, not there, not allowed: one thing to the user
+            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            raise FileNotFoundError(
+                f"{self.name} cannot be loaded from {source} ({type(error).__name__}: {reason}): "
+                f"{self._how_to_get}"
+            ) from error
+
+    @property
+    def _how_to_get(self) -> str:
+        return (
+            f"fetch it with `hf download {self.repository} --local-dir DIRECTORY` (after accepting "
+            "its license, if it has one to accept) and pass DIRECTORY as path="
+        )
+
+
+_SD35 = "stabilityai/stable-diffusion-3.5"
+_FLUX = "black-forest-labs/FLUX.1"
+
+# Steps and scales of the model cards.
+for _published in (
+    Published(
+        "sdxl",
+        SDXL,
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        {"steps": 50, "guidance_scale": 5.0},
+    ),
+    Published("sdxl-turbo", SDXL, "stabilityai/sdxl-turbo", {"steps": 4}, distilled=True),
+    Published("sd3.5-medium", SD3, f"{_SD35}-medium", {"steps": 40, "guidance_scale": 4.5}),
+    Published("sd3.5-large", SD3, f"{_SD35}-large", {"steps": 28, "guidance_scale": 3.5}),
+    Published("sd3.5-large-turbo", SD3, f"{_SD35}-large-turbo", {"steps": 4}, distilled=True),
+    Published(
+        "flux-schnell",
+        Flux,
+        f"{_FLUX}-schnell",
+        {"steps": 4, "max_sequence_length": 256},
+        distilled=True,
+    ),
+    Published("flux-dev", Flux, f"{_FLUX}-dev", {"steps": 50, "guidance_scale": 3.5}),
+):
+    register(_published.name)(_published)

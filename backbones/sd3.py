@@ -1,0 +1,109 @@
+"""The SD3 family: a transformer that predicts the velocity of a straight path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rwguidance import Prediction, RectifiedSchedule
+from rwguidance.schedules import Scales
+
+from .pipelines import PipelineBackbone
+
+__all__ = ["SD3", "shift_of_size"]
+
+
+class SD3(PipelineBackbone):
+    r"""StableDiffusion3Pipeline, of versions 3 and 3.5, as a model.
+
+    Its scheduler corresponds to the sampler DDIM().
+
+    Arguments:
+        pipe: The pipeline.
+        guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
+        height: Of the images, in pixels. None is the pipeline's default.
+        width: Of the images, in pixels. None is the pipeline's default.
+        steps: What :meth:`times` assumes if it is not told.
+        decode_batch: Images the VAE handles at once. None is all of them.
+        max_sequence_length: Tokens of a prompt that the T5 encoder sees, at most 512.
+
+    References:
+        | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis
+          (Esser et al., 2024), arXiv:2403.03206
+    """
+
+    pipeline_class = "StableDiffusion3Pipeline"
+    schedulers = ("FlowMatchEulerDiscreteScheduler",)
+    denoiser = "transformer"
+    patch = 2
+    default_steps = 28
+
+    def __init__(
+        self,
+        pipe: Any,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        decode_batch: int | None = None,
+        max_sequence_length: int = 256,
+    ) -> None:
+        self.check_pipeline(pipe)
+        schedule = RectifiedSchedule()
+        super().__init__(pipe, schedule, guidance_scale, height, width, steps, decode_batch)
+        self.max_sequence_length = max_sequence_length
+
+    def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
+        output: Tensor = self.pipe.transformer(
+            hidden_states=x_t,
+            timestep=1000 * t.float().to(x_t.device),
+            encoder_hidden_states=embeddings["text"],
+            pooled_projections=embeddings["pooled"],
+            return_dict=False,
+        )[0]
+        return output
+
+    def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
+        return Prediction.from_velocity(output, x_t, scales)
+
+    def encode_text(
+        self, prompts: list[str], negative_prompts: list[str] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        text, negative_text, pooled, negative_pooled = self.pipe.encode_prompt(
+            prompt=prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=self.guided,
+            negative_prompt=negative_prompts,
+            max_sequence_length=self.max_sequence_length,
+        )
+        positive = {"text": text, "pooled": pooled}
+        if not self.guided:
+            return positive, None
+        return positive, {"text": negative_text, "pooled": negative_pooled}
+
+    def times(self, steps: int | None = None) -> Tensor:
+        keywords = {}
+        if self.pipe.scheduler.config.get("use_dynamic_shifting", False):
+            keywords["mu"] = shift_of_size(self, default_max=1.16)
+        sigmas: Tensor = self._scheduler_at(steps, **keywords).sigmas
+        return sigmas.double()
+
+
+def shift_of_size(backbone: PipelineBackbone, default_max: float) -> float:
+    r"""Logarithm of the shift of a scheduler whose shift grows with the size of the image.
+
+    It is linear in the number of tokens, through two points of the scheduler's configuration.
+
+    Arguments:
+        backbone: The backbone, of which size and scheduler matter.
+        default_max: Shift at the larger of the two sizes, if the configuration does not say.
+    """
+
+    config = backbone.pipe.scheduler.config
+    side = backbone.pipe.vae_scale_factor * backbone.patch
+    tokens = (backbone.height // side) * (backbone.width // side)
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    bottom, top = config.get("base_shift", 0.5), config.get("max_shift", default_max)
+    return float(bottom + (top - bottom) * (tokens - low) / (high - low))

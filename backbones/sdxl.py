@@ -1,0 +1,123 @@
+r"""The SDXL family: a U-Net that predicts noise on a variance preserving path.
+
+diffusers keeps states as :math:`x_0 + (\sigma_t / \alpha_t) \epsilon` and divides them by
+:math:`\sqrt{1 + \sigma_t^2 / \alpha_t^2}` before the network. What the network receives,
+:math:`\alpha_t x_0 + \sigma_t \epsilon`, is the state here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwguidance import DiscreteSchedule, Prediction
+from rwguidance.schedules import Scales
+
+from .pipelines import PipelineBackbone
+
+__all__ = ["SDXL"]
+
+
+class SDXL(PipelineBackbone):
+    r"""StableDiffusionXLPipeline as a model.
+
+    The Euler scheduler corresponds to the sampler DDIM(), the ancestral one, with which the turbo
+    model is published, to DDIM(eta=1).
+
+    Arguments:
+        pipe: The pipeline. Its scheduler says whether the network predicts noise or v.
+        guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
+        height: Of the images, in pixels. None is the pipeline's default.
+        width: Of the images, in pixels. None is the pipeline's default.
+        steps: What :meth:`times` assumes if it is not told.
+        decode_batch: Images the VAE handles at once. None is all of them.
+
+    References:
+        | SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis
+          (Podell et al., 2023), arXiv:2307.01952
+        | Adversarial Diffusion Distillation (Sauer et al., 2023), arXiv:2311.17042
+    """
+
+    pipeline_class = "StableDiffusionXLPipeline"
+    schedulers = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+    denoiser = "unet"
+    patch = 1
+    default_steps = 50
+
+    schedule: DiscreteSchedule
+
+    def __init__(
+        self,
+        pipe: Any,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        decode_batch: int | None = None,
+    ) -> None:
+        self.check_pipeline(pipe)
+        config = pipe.scheduler.config
+        if config.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                "the scheduler's prediction_type must be 'epsilon' or 'v_prediction', "
+                f"got {config.prediction_type!r}"
+            )
+        if config.get("timestep_type", "discrete") != "discrete":
+            raise ValueError(
+                f"the scheduler's timestep_type must be 'discrete', got {config.timestep_type!r}"
+            )
+        if pipe.unet.config.time_cond_proj_dim is not None:
+            raise ValueError("networks with an embedding of the guidance scale are not supported")
+        schedule = DiscreteSchedule(pipe.scheduler.alphas_cumprod)
+        super().__init__(pipe, schedule, guidance_scale, height, width, steps, decode_batch)
+        self.predicts_v = config.prediction_type == "v_prediction"
+        self.table_length = len(pipe.scheduler.alphas_cumprod)
+
+    def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
+        text, pooled = embeddings["text"], embeddings["pooled"]
+        factor = self.pipe.vae_scale_factor
+        height, width = (factor * size for size in x_t.shape[-2:])
+        # Original size, offset of the crop, target size: an image that was never cropped.
+        sizes = torch.tensor([height, width, 0, 0, height, width]).to(text).expand(len(x_t), -1)
+        timestep = (t * self.table_length - 1).clamp(min=0).float().to(x_t.device)
+        output: Tensor = self.pipe.unet(
+            x_t,
+            timestep,
+            encoder_hidden_states=text,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            return_dict=False,
+        )[0]
+        return output
+
+    def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
+        if self.predicts_v:  # v = alpha noise - sigma mean
+            return Prediction.from_mean(scales.alpha * x_t - scales.sigma * output, x_t, scales)
+        return Prediction.from_noise(output, x_t, scales)
+
+    def encode_text(
+        self, prompts: list[str], negative_prompts: list[str] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        text, negative_text, pooled, negative_pooled = self.pipe.encode_prompt(
+            prompts,
+            device=self.device,
+            do_classifier_free_guidance=self.guided,
+            negative_prompt=negative_prompts,
+        )
+        positive = {"text": text, "pooled": pooled}
+        if not self.guided:
+            return positive, None
+        return positive, {"text": negative_text, "pooled": negative_pooled}
+
+    def times(self, steps: int | None = None) -> Tensor:
+        sigmas = self._scheduler_at(steps).sigmas.double()  # sigma / alpha, from noise to data
+        position = self.table_length * self.schedule.time(-2 * sigmas.log())
+        # The scheduler computes in float32; nearly all of its sigmas are entries of the table.
+        nearest = position.round()
+        return torch.where((position - nearest).abs() < 1e-3, nearest, position) / self.table_length
+
+    @property
+    def noise_scale(self) -> float:
+        scheduler = self._scheduler_at(None)
+        scale = scheduler.init_noise_sigma / (1 + scheduler.sigmas[0].double() ** 2).sqrt()
+        return float(scale)

@@ -1,0 +1,726 @@
+"""Adapters of diffusers pipelines give the pipelines' own latents, images and times."""
+
+import copy
+import logging
+import socket
+
+import pytest
+import torch
+from conftest import randn
+from torch.testing import assert_close
+
+import backbones
+from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, PlugIn, Tilt, sample
+from rwguidance.prediction import Prediction
+from rwguidance.testing import check_model, check_schedule
+
+diffusers = pytest.importorskip("diffusers")
+
+# Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PROMPTS = ["a cat", "a watercolour of two dogs in a boat", "x"]
+SIZE = {"height": 16, "width": 24}
+TOKENS = {"max_sequence_length": 48}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a pipeline that is there must not need a network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def with_scheduler(pipe, name, **config):
+    scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **config)
+    pipe.scheduler = scheduler
+    return pipe
+
+
+EULER, ANCESTRAL = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+# name of the tiny pipeline, changes of its scheduler, guidance scale, options of the prompts, eta
+CASES = {
+    "sdxl": ("sdxl", None, None, {}, 0.0),
+    "sdxl-cfg": ("sdxl", None, 5.0, {}, 0.0),
+    "sdxl-negative": ("sdxl", None, 5.0, {"negative_prompt": ["fog", "", "a long rain"]}, 0.0),
+    "sdxl-trailing": ("sdxl", (EULER, {"timestep_spacing": "trailing"}), 3.0, {}, 0.0),
+    "sdxl-v": ("sdxl", (EULER, {"prediction_type": "v_prediction"}), 3.0, {}, 0.0),
+    "sdxl-turbo": ("sdxl-turbo", None, None, {}, 1.0),
+    "sdxl-turbo-euler": ("sdxl-turbo", (EULER, {}), None, {}, 0.0),
+    "sdxl-ancestral-v": ("sdxl", (ANCESTRAL, {"prediction_type": "v_prediction"}), 3.0, {}, 1.0),
+    "sd3": ("sd3", None, None, TOKENS, 0.0),
+    "sd3-cfg": ("sd3", None, 4.5, TOKENS, 0.0),
+    "sd3-negative": ("sd3", None, 4.5, TOKENS | {"negative_prompt": ["fog", "", "rain"]}, 0.0),
+    "sd3-dynamic": ("sd3", (FLOW, {"use_dynamic_shifting": True}), None, TOKENS, 0.0),
+    "flux": ("flux", None, 3.5, TOKENS, 0.0),
+    "flux-scale": ("flux", None, 1.5, TOKENS, 0.0),
+    "flux-schnell": ("flux-schnell", None, None, TOKENS, 0.0),
+}
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request):
+    """A pipeline, its backbone, the keywords that make the pipeline do the same, and eta."""
+
+    return build(request.param)
+
+
+def build(key):
+    name, scheduler, scale, options, eta = CASES[key]
+    pipe = backbones.tiny(name)
+    if scheduler is not None:
+        pipe = with_scheduler(pipe, scheduler[0], **scheduler[1])
+    backbone = backbones.from_pipeline(pipe, scale, **SIZE, **({} if "sdxl" in name else TOKENS))
+    return pipe, backbone, options | SIZE | {"guidance_scale": scale or 0.0}, eta
+
+
+def run_pipeline(pipe, keywords, n, steps, seed=0, output_type="latent"):
+    keywords = dict(keywords)
+    if "negative_prompt" in keywords:
+        keywords["negative_prompt"] = keywords["negative_prompt"][:n]
+    generator = torch.Generator().manual_seed(seed)
+    images = pipe(
+        PROMPTS[:n],
+        num_inference_steps=steps,
+        generator=generator,
+        output_type=output_type,
+        **keywords,
+    ).images
+    if output_type == "latent" and isinstance(pipe, diffusers.FluxPipeline):
+        height, width = keywords["height"], keywords["width"]
+        images = pipe._unpack_latents(images, height, width, pipe.vae_scale_factor)
+    return images
+
+
+def run_backbone(backbone, keywords, n, steps, eta, seed=0):
+    negative = keywords.get("negative_prompt")
+    arguments = () if negative is None else (negative[:n],)
+    generator = torch.Generator().manual_seed(seed)
+    x_1 = backbone.draw_noise(n, generator)
+    condition = backbone.condition(PROMPTS[:n], *arguments)
+    return sample(backbone, DDIM(eta), x_1, backbone.times(steps), condition, generator)
+
+
+def distance(x, truth):
+    return float((x - truth).abs().max() / truth.abs().max())
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_latents_are_those_of_the_pipeline(case, steps, n):
+    pipe, backbone, keywords, eta = case
+    truth = run_pipeline(pipe, keywords, n, steps)
+    with torch.no_grad():
+        x_0 = run_backbone(backbone, keywords, n, steps, eta)
+    assert x_0.dtype == truth.dtype == torch.float32
+    assert distance(x_0, truth) <= 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_images_are_those_of_the_pipeline(case, n):
+    pipe, backbone, keywords, eta = case
+    truth = run_pipeline(pipe, keywords, n, 2, output_type="pt")
+    with torch.no_grad():
+        images = backbone.decode(run_backbone(backbone, keywords, n, 2, eta))
+    assert images.shape == (n, 3, 16, 24)
+    assert float(truth.std()) > 0.01
+    assert_close(images, truth, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_times_are_those_of_the_pipeline(case, steps):
+    pipe, backbone, keywords, _ = case
+    run_pipeline(pipe, keywords, 1, steps)
+    times = backbone.times(steps)
+    assert times.dtype == torch.float64
+    assert times.shape == (steps + 1,)
+    assert float(times[-1]) == 0
+    visited = pipe.scheduler.timesteps.double()
+    is_sdxl = isinstance(pipe, diffusers.StableDiffusionXLPipeline)
+    assert_close(1000 * times[:-1] - int(is_sdxl), visited, rtol=0, atol=1e-9 if is_sdxl else 1e-4)
+    sigma = backbone.schedule.sigma(times) / (backbone.schedule.alpha(times) if is_sdxl else 1)
+    assert_close(sigma, pipe.scheduler.sigmas.double(), rtol=1e-6, atol=0)
+
+
+def test_the_published_turbo_times():
+    turbo = backbones.from_pipeline(backbones.tiny("sdxl-turbo"))
+    assert turbo.times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    sd3 = backbones.from_pipeline(backbones.tiny("sd3.5-turbo"))
+    assert_close(
+        sd3.times(4), torch.tensor([1, 0.8577, 0.6022, 0.0089, 0]).double(), rtol=0, atol=5e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"timestep_spacing": "linspace"}, {"use_karras_sigmas": True}],
+    ids=["linspace", "karras"],
+)
+def test_times_between_the_entries_of_the_table_keep_the_noise_levels(config):
+    # The path between two entries is interpolated in another variable: the sigmas agree exactly,
+    # the timestep that the network is told differs by less than a hundredth.
+    pipe = with_scheduler(backbones.tiny("sdxl"), EULER, **config)
+    backbone = backbones.from_pipeline(pipe, **SIZE)
+    pipe.scheduler.set_timesteps(7)
+    times = backbone.times(7)
+    assert bool(((1000 * times - (1000 * times).round()).abs() > 1e-2).any())
+    sigma = backbone.schedule.sigma(times) / backbone.schedule.alpha(times)
+    assert_close(sigma, pipe.scheduler.sigmas.double(), rtol=1e-5, atol=0)
+    assert_close(1000 * times[:-1] - 1, pipe.scheduler.timesteps.double(), rtol=0, atol=1e-2)
+    keywords = {**SIZE, "guidance_scale": 0.0}
+    truth = run_pipeline(pipe, keywords, 2, 7)
+    assert distance(run_backbone(backbone, keywords, 2, 7, 0.0).detach(), truth) <= 1e-2
+
+
+def test_without_a_number_the_times_are_those_of_the_constructor():
+    backbone = backbones.from_pipeline(backbones.tiny("sd3"), steps=3)
+    assert_close(backbone.times(), backbone.times(3), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        backbone.times(0)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        backbones.from_pipeline(backbones.tiny("flux")).times(0)
+
+
+def test_the_pipeline_is_left_as_it_is(case):
+    pipe, backbone, keywords, eta = case
+    before = run_pipeline(pipe, keywords, 2, 2)
+    scheduler = copy.deepcopy(pipe.scheduler.__dict__)
+    trainable = [p.requires_grad for p in backbone.parameters()]
+    again = backbones.from_pipeline(pipe, backbone.guidance_scale)
+    again.times(5)
+    run_backbone(backbone, keywords, 2, 3, eta)
+    assert [p.requires_grad for p in again.parameters()] == trainable
+    assert str(pipe.scheduler.__dict__) == str(scheduler)
+    assert torch.equal(run_pipeline(pipe, keywords, 2, 2), before)
+    assert next(again.parameters()).data_ptr() == next(backbone.parameters()).data_ptr()
+
+
+def test_contract_of_a_model(case):
+    _, backbone, keywords, _ = case
+    negative = keywords.get("negative_prompt")
+    condition = backbone.condition(PROMPTS, *(() if negative is None else (negative,)))
+    select = lambda condition, index: condition[index]
+    backbone.requires_grad_(False)
+    check_model(backbone, (3, backbone.channels, 8, 12), condition, select=select)
+    check_schedule(backbone.schedule, n=1000 if hasattr(backbone, "predicts_v") else 64)
+
+
+def test_every_sample_has_its_own_prompt_time_and_embeddings(case):
+    _, backbone, keywords, _ = case
+    negative = keywords.get("negative_prompt")
+    condition = backbone.condition(PROMPTS, *(() if negative is None else (negative,)))
+    x_t = randn(0, 3, backbone.channels, 8, 12, dtype=torch.float32)
+    t = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64)
+    order = [2, 0, 1]
+    with torch.no_grad():
+        straight = backbone(x_t, t, condition).noise
+        permuted = backbone(x_t[order], t[order], condition[order]).noise
+        other = backbone(x_t, t, condition[order]).noise
+        later = backbone(x_t, t - 0.001, condition).noise
+    assert_close(permuted, straight[order])
+    # What these tests rest on: prompts and times matter, by far more than the tolerances.
+    assert distance(other, straight) > 1e-3
+    assert distance(later, straight) > 1e-3
+
+
+@pytest.mark.parametrize("key", ["sdxl-cfg", "sd3-cfg"])
+def test_classifier_free_guidance_is_linear_in_its_scale(key):
+    pipe, _, _, _ = build(key)
+    outputs = []
+    x_t = randn(0, 1, pipe.vae.config.latent_channels, 8, 8, dtype=torch.float32)
+    for scale in (None, 1.0, 2.0, 4.0):
+        backbone = backbones.from_pipeline(pipe, scale)
+        assert backbone.guided == (scale is not None and scale > 1)
+        with torch.no_grad():
+            outputs.append(backbone(x_t, 0.5, backbone.condition(["a"])).noise)
+    plain, one, two, four = outputs
+    assert torch.equal(plain, one)
+    assert distance(two, plain) > 1e-3
+    assert_close(four - plain, 3 * (two - plain), rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_reaches_the_dev_model():
+    pipe = backbones.tiny("flux")
+    default = backbones.from_pipeline(pipe)
+    assert default.guidance_scale == 3.5
+    assert not default.guided
+    condition = default.condition(PROMPTS[:1])
+    x_t = randn(0, 1, 16, 8, 8, dtype=torch.float32)
+    with torch.no_grad():
+        a = default(x_t, 0.5, condition).noise
+        b = backbones.from_pipeline(pipe, 3.0)(x_t, 0.5, condition).noise
+    assert distance(b, a) > 1e-4
+
+
+def test_noise_is_that_of_the_pipeline_on_average(generator):
+    for name, scale in (("sdxl-turbo", 14.6146 / 14.6488), ("sdxl", 1.0), ("sd3", 1.0)):
+        backbone = backbones.from_pipeline(backbones.tiny(name), **SIZE)
+        noise = backbone.draw_noise(500, generator)
+        assert noise.shape == (500, backbone.channels, 8, 12)
+        assert abs(float(noise.std()) / scale - 1) < 5 / (2 * noise.numel()) ** 0.5
+        assert abs(backbone.noise_scale - scale) < 1e-5
+
+
+# Conditions
+
+
+def counted(monkeypatch, pipe):
+    calls = []
+    original = type(pipe).encode_prompt
+
+    def encode_prompt(self, *args, **kwargs):
+        calls.append(args[0] if args else kwargs["prompt"])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipe), "encode_prompt", encode_prompt)
+    return calls
+
+
+def equal(a, b):
+    return a.prompts == b.prompts and all(
+        torch.equal(v, b.stacked()[k]) for k, v in a.stacked().items()
+    )
+
+
+@pytest.mark.parametrize("key", ["sdxl-cfg", "sd3-cfg", "flux"])
+def test_a_condition_is_a_sequence_of_prompts_with_their_embeddings(key, monkeypatch):
+    pipe, backbone, _, _ = build(key)
+    calls = counted(monkeypatch, pipe)
+    condition = backbone.condition(["a", "bc", "a", "a"])
+    assert calls == [["a", "bc"]]  # once, and each prompt once
+    assert list(condition) == ["a", "bc", "a", "a"]
+    assert len(condition) == 4
+    for name, value in condition.stacked().items():
+        value = value[-4:]
+        assert torch.equal(value[0], value[2])
+        assert not torch.equal(value[0], value[1]), name
+    assert equal(condition[[1, 3]], condition[1::2])
+    assert equal(backbones.TextCondition.cat([condition[:1], condition[1:]]), condition)
+    assert equal(condition[[-1]], condition[3:])
+    assert list(condition[[]]) == []
+    with pytest.raises(TypeError, match="index must be a slice or a sequence of integers, got 1"):
+        condition[1]
+
+
+@pytest.mark.parametrize("key", ["sdxl-cfg", "sd3-cfg"])
+def test_negative_prompts_belong_to_their_prompts(key):
+    _, backbone, _, _ = build(key)
+    both = backbone.condition(["a", "a", "b"], ["x", "y", "x"])
+    for name, value in both.negative.items():
+        assert torch.equal(value[0], value[2])
+        assert not torch.equal(value[0], value[1]), name
+    one = backbone.condition(["a", "b"], "x")
+    assert_close(one.negative["text"], both.negative["text"][[0, 2]])
+    assert_close(one.embeddings["text"], both.embeddings["text"][[0, 2]])
+
+
+def test_conditions_that_do_not_fit():
+    pipe = backbones.tiny("sdxl-turbo")
+    plain, guided = (backbones.from_pipeline(pipe, scale) for scale in (None, 3.0))
+    x_t = torch.zeros(2, 4, 8, 8)
+    with pytest.raises(TypeError, match=r"backbone\.condition\(prompts\) returns, got NoneType"):
+        plain(x_t, 0.5)
+    with pytest.raises(TypeError, match="returns, got list"):
+        plain(x_t, 0.5, ["a", "b"])
+    with pytest.raises(ValueError, match="one prompt per sample, 2, got 1"):
+        plain(x_t, 0.5, plain.condition(["a"]))
+    with pytest.raises(ValueError, match=r"has no classifier-free guidance, but .* encoded with;"):
+        plain(x_t, 0.5, guided.condition(["a", "b"]))
+    with pytest.raises(ValueError, match=r"has classifier-free guidance, but .* encoded without;"):
+        guided(x_t, 0.5, plain.condition(["a", "b"]))
+    with pytest.raises(ValueError, match=r"negative_prompts take classifier-free .*_scale=None\)"):
+        plain.condition(["a"], "b")
+    with pytest.raises(ValueError, match="negative_prompts must hold one item per sample, 1, got"):
+        guided.condition(["a"], ["b", "c"])
+    with pytest.raises(TypeError, match=r"prompts must hold one hashable item per sample.*got str"):
+        plain.condition("a cat")
+    with pytest.raises(TypeError, match="prompts must be strings, got int"):
+        plain.condition([1])
+    with pytest.raises(ValueError, match="prompts must hold at least one string"):
+        plain.condition([])
+    with pytest.raises(ValueError, match=r"at least one condition, all with .* got 2, 1 of them"):
+        backbones.TextCondition.cat([plain.condition(["a"]), guided.condition(["a"])])
+    with pytest.raises(
+        ValueError, match=r"embeddings\['x'\] must have one entry per prompt, 1, go"
+    ):
+        backbones.TextCondition(("a",), {"x": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match="negative must hold tensors like those of embeddings"):
+        backbones.TextCondition(("a",), {"x": torch.zeros(1, 3)}, {"y": torch.zeros(1, 3)})
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+def test_the_pipeline_warns_of_what_it_cuts(key):
+    pipe, backbone, _, _ = build(key)
+    heard = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger = logging.getLogger(type(pipe).__module__)
+    logger.addHandler(handler)
+    try:
+        backbone.condition(["a cat"])
+        assert heard == []
+        backbone.condition(["a" * 75 + "THE END"])
+    finally:
+        logger.removeHandler(handler)
+    assert any("truncated" in message and "THE END" in message for message in heard)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("key", ["sdxl-cfg", "sdxl-v", "sd3-cfg", "flux-schnell"])
+def test_arithmetic_around_a_half_precision_network_is_in_float32(key):
+    pipe, backbone, _, _ = build(key)
+    condition = backbone.condition(PROMPTS[:2])
+    pipe.to(torch.bfloat16)
+    assert backbone.dtype == torch.bfloat16
+    assert backbone.draw_noise(2, torch.Generator()).dtype == torch.bfloat16
+    outputs = []
+    backbone_network = backbone.network
+
+    def network(x_t, t, embeddings):
+        assert x_t.dtype == torch.bfloat16
+        assert t.dtype == torch.float64
+        assert {value.dtype for value in embeddings.values()} == {torch.bfloat16}
+        outputs.append(backbone_network(x_t, t, embeddings))
+        return outputs[-1]
+
+    backbone.network = network
+    x_t = randn(0, 2, backbone.channels, 8, 12, dtype=torch.float32)
+    with torch.no_grad():
+        prediction = backbone(x_t, 0.5, condition)
+    (output,) = outputs
+    assert output.dtype == torch.bfloat16
+    output = output.float()
+    if backbone.guided:
+        negative, positive = output[:2], output[2:]
+        output = negative + backbone.guidance_scale * (positive - negative)
+    scales = backbone.schedule.at(0.5, like=x_t)
+    if not hasattr(backbone, "predicts_v"):
+        expected = Prediction.from_velocity(output, x_t, scales)
+    elif backbone.predicts_v:
+        mean = scales.alpha * x_t - scales.sigma * output
+        expected = Prediction.from_mean(mean, x_t, scales)
+    else:
+        expected = Prediction.from_noise(output, x_t, scales)
+    assert prediction.mean.dtype == torch.float32
+    assert_close(prediction.mean, expected.mean)
+    assert_close(prediction.noise, expected.noise)
+
+
+@pytest.mark.parametrize("key", ["sdxl-turbo", "sd3-cfg", "flux"])
+def test_a_half_precision_pipeline_is_followed_to_its_own_precision(key):
+    pipe, backbone, keywords, eta = build(key)
+    pipe.to(torch.bfloat16)
+    truth = run_pipeline(pipe, keywords, 2, 2).float()
+    with torch.no_grad():
+        x_0 = run_backbone(backbone, keywords, 2, 2, eta).float()
+    assert float((x_0 - truth).square().mean().sqrt() / truth.square().mean().sqrt()) < 0.03
+
+
+# Images
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+def test_decoding_in_chunks_changes_nothing(key):
+    pipe, backbone, _, _ = build(key)
+    latents = 0.3 * randn(0, 5, backbone.channels, 8, 12, dtype=torch.float32)
+    sizes = []
+    hook = pipe.vae.decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    chunked = backbones.from_pipeline(pipe, decode_batch=2, **SIZE)
+    with torch.no_grad():
+        assert_close(chunked.decode(latents), backbone.decode(latents))
+        images = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+        assert_close(chunked.encode(images), backbone.encode(images))
+    hook.remove()
+    assert sizes == [2, 2, 1, 5]
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+def test_decode_is_differentiable(key):
+    pipe, backbone, _, _ = build(key)
+    pipe.vae.double()
+    latents, direction = (0.3 * randn(i, 2, backbone.channels, 4, 4) for i in (0, 1))
+    weight = randn(2, 2, 3, 8, 8)
+    value = lambda z: (weight * backbone.decode(z)).sum()
+    latents.requires_grad_()
+    slope = (torch.autograd.grad(value(latents), latents)[0] * direction).sum()
+    with torch.no_grad():
+        images = backbone.decode(latents)
+        h = 1e-5
+        finite = (value(latents + h * direction) - value(latents - h * direction)) / (2 * h)
+    assert images.dtype == torch.float64
+    assert float(((images > 0) & (images < 1)).double().mean()) > 0.9  # the gradient is not zero
+    assert abs(float(slope)) > 1e-3
+    assert_close(slope, finite, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+def test_encode_is_the_scaled_mean_of_the_posterior(key):
+    pipe, backbone, _, _ = build(key)
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    config = pipe.vae.config
+    with torch.no_grad():
+        mean = pipe.vae.encode(2 * images - 1).latent_dist.mean
+        latents = backbone.encode(images)
+    shift = config.shift_factor or 0.0
+    assert latents.shape == (2, backbone.channels, 8, 12)
+    assert_close(latents, (mean - shift) * config.scaling_factor)
+    # The units in which decode takes them are those in which encode gives them.
+    with torch.no_grad():
+        assert_close(
+            backbone.decode(latents),
+            (pipe.vae.decode(mean, return_dict=False)[0] / 2 + 0.5).clamp(0, 1),
+        )
+    with pytest.raises(TypeError, match=r"float tensor of shape \(B, 3, H, W\), got torch.uint8"):
+        backbone.encode(images.byte())
+
+
+def test_statistics_of_the_latents_are_honoured():
+    pipe = backbones.tiny("sdxl")
+    mean, std = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 1.5, 2.0]
+    pipe.vae.register_to_config(latents_mean=mean, latents_std=std)
+    backbone = backbones.from_pipeline(pipe, **SIZE)
+    keywords = SIZE | {"guidance_scale": 0.0}
+    with torch.no_grad():
+        images = backbone.decode(run_backbone(backbone, keywords, 2, 1, 0.0))
+    assert_close(images, run_pipeline(pipe, keywords, 2, 1, output_type="pt"), rtol=0, atol=2e-5)
+    pixels = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = pipe.vae.encode(2 * pixels - 1).latent_dist.mean
+        column = lambda values: torch.tensor(values).reshape(1, 4, 1, 1)
+        expected = (z - column(mean)) / column(std) * pipe.vae.config.scaling_factor
+        assert_close(backbone.encode(pixels), expected)
+
+
+def test_a_tiny_autoencoder_takes_the_place_of_the_vae():
+    pipe = backbones.tiny("sdxl")
+    with torch.random.fork_rng(devices=[]):
+        pipe.vae = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+    backbone = backbones.from_pipeline(pipe, **SIZE)
+    keywords = SIZE | {"guidance_scale": 0.0}
+    with torch.no_grad():
+        images = backbone.decode(run_backbone(backbone, keywords, 2, 1, 0.0))
+        latents = backbone.encode(images)
+    assert_close(images, run_pipeline(pipe, keywords, 2, 1, output_type="pt"), rtol=0, atol=2e-5)
+    assert latents.shape == (2, 4, 8, 12)
+
+
+def test_a_vae_that_overflows_in_float16_is_widened_while_it_decodes():
+    pipe = backbones.tiny("sdxl")
+    backbone = backbones.from_pipeline(pipe, **SIZE)
+    pipe.vae.half()
+    assert pipe.vae.config.force_upcast
+    latents = 0.3 * randn(0, 2, 4, 8, 12, dtype=torch.float32)
+    wide = copy.deepcopy(pipe.vae).float()
+    with torch.no_grad():
+        images = backbone.decode(latents)
+        expected = wide.decode(latents / wide.config.scaling_factor, return_dict=False)[0]
+    assert pipe.vae.dtype == torch.float16
+    assert images.dtype == torch.float32
+    assert_close(images, (expected / 2 + 0.5).clamp(0, 1))
+    with pytest.raises(ValueError, match="not differentiable through this VAE, which overflows"):
+        backbone.decode(latents.requires_grad_())
+
+
+# With the core
+
+
+@pytest.mark.parametrize("key", ["sdxl-turbo", "sd3-cfg", "flux-schnell"])
+def test_estimators_of_the_core_work_unchanged(key):
+    _, backbone, _, _ = build(key)
+    backbone.requires_grad_(False)
+    condition = backbone.condition(["a", "bc"])
+    bank_prompts = ["a"] * 8 + ["bc"] * 8
+    draws = randn(1, 16, backbone.channels, 8, 12, dtype=torch.float32)
+    bank = Bank(0.2 * draws, bank_prompts)
+    reward = lambda images, prompts: images[:, 0].mean((1, 2))
+    tilt = Tilt(reward, 0.2, backbone.decode)
+    x_1 = backbone.draw_noise(2, torch.Generator().manual_seed(0))
+    scaled = lambda estimator, scale: GuidedModel(backbone, estimator, scale, (0.6, 1.0))
+    run = lambda model: sample(model, DDIM(), x_1, backbone.times(2), condition)
+    base = run(backbone)
+    importance, plug_in = ImportanceSampling(bank, tilt), PlugIn(tilt, jacobian=False)
+    assert_close(run(scaled(importance, 0.0)), base)
+    for estimator in (importance, plug_in):
+        assert not torch.allclose(run(scaled(estimator, 1.0)), base, atol=1e-4)
+
+
+# From a name, a folder, a file, a pipeline
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    saved = {}
+    for name in ("sdxl-turbo", "sdxl", "sd3", "flux-schnell", "flux"):
+        saved[name] = tmp_path_factory.mktemp(name)
+        backbones.tiny(name).save_pretrained(saved[name])
+    return saved
+
+
+NAMES = {
+    "sdxl": ("sdxl", 50, 5.0),
+    "sdxl-turbo": ("sdxl-turbo", 4, None),
+    "sd3.5-medium": ("sd3", 40, 4.5),
+    "sd3.5-large": ("sd3", 28, 3.5),
+    "sd3.5-large-turbo": ("sd3", 4, None),
+    "flux-schnell": ("flux-schnell", 4, None),
+    "flux-dev": ("flux", 50, 3.5),
+}
+
+
+def test_the_published_names():
+    assert set(NAMES) <= set(backbones.available())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_and_a_folder_make_a_backbone(name, folders):
+    folder, steps, scale = NAMES[name]
+    backbone = backbones.load(name, folders[folder], **SIZE)
+    assert (backbone.steps, backbone.guidance_scale) == (steps, scale)
+    assert not backbone.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+    twin = backbones.from_pipeline(backbones.tiny(folder), scale, **SIZE)
+    x_t = randn(0, 2, backbone.channels, 8, 12, dtype=torch.float32)
+    with torch.no_grad():
+        loaded, fresh = (b(x_t, 0.5, b.condition(["a", "b"])) for b in (backbone, twin))
+    if name != "flux-schnell":  # of which the published one sees fewer tokens
+        assert_close(loaded.mean, fresh.mean, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_read_in_the_precision_asked_for(folders):
+    backbone = backbones.load("sdxl-turbo", folders["sdxl-turbo"], "cpu", torch.bfloat16)
+    assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
+    assert backbone.dtype == torch.bfloat16
+
+
+def test_guidance_that_a_model_does_not_have(folders):
+    for name, folder in (("sdxl-turbo", "sdxl-turbo"), ("sd3.5-large-turbo", "sd3")):
+        with pytest.raises(ValueError, match=f"{name} was distilled to run without .*, got 5"):
+            backbones.load(name, folders[folder], guidance_scale=5.0)
+        assert not backbones.load(name, folders[folder], guidance_scale=0.0).guided
+    with pytest.raises(ValueError, match="flux-schnell was distilled to run without"):
+        backbones.load("flux-schnell", folders["flux-schnell"], guidance_scale=3.5)
+    with pytest.raises(ValueError, match=r"guidance_scale must be None, .*schnell.* got 3\.5"):
+        backbones.from_pipeline(backbones.tiny("flux-schnell"), 3.5)
+    with pytest.raises(ValueError, match="holds a model that takes a guidance scale, so it is not"):
+        backbones.load("flux-schnell", folders["flux"])
+    with pytest.raises(ValueError, match=r"guidance_scale must be at least 0, got -1"):
+        backbones.from_pipeline(backbones.tiny("sdxl"), -1.0)
+
+
+def test_folders_that_hold_something_else(folders, tmp_path):
+    with pytest.raises(
+        ValueError, match="holds a FluxPipeline, but sdxl is a StableDiffusionXLPipeline"
+    ):
+        backbones.load("sdxl", folders["flux"])
+    with pytest.raises(
+        FileNotFoundError, match=r"no model_index\.json in .*hf download stabilityai"
+    ):
+        backbones.load("sdxl", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file or directory with the backbone 'sdxl' at"):
+        backbones.load("sdxl", tmp_path / "absent")
+    with pytest.raises(ValueError, match="config is for single-file checkpoints, but path is"):
+        backbones.load("sdxl", folders["sdxl"], config=tmp_path)
+    with pytest.raises(TypeError, match=r"takes \(.*guidance_scale=5\.0.*\): .*'guidance'"):
+        backbones.load("sdxl", folders["sdxl"], guidance=5.0)
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hint = "hf download stabilityai/sdxl-turbo --local-dir DIRECTORY"
+    with pytest.raises(FileNotFoundError, match=f"sdxl-turbo cannot be loaded from .*{hint}"):
+        backbones.load("sdxl-turbo", "hf://example/no-such-repository")
+
+
+def test_a_repository_is_asked_for_by_name_and_revision(monkeypatch):
+    asked = []
+    pipe = backbones.tiny("sd3")
+
+    def from_pretrained(source, **keywords):
+        asked.append((source, keywords))
+        return pipe
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    assert backbones.load("sd3.5-large-turbo").pipe is pipe
+    backbones.load("sd3.5-medium", "hf://someone/tuned@v2", dtype=torch.float16)
+    assert [(source, keywords["revision"]) for source, keywords in asked] == [
+        ("stabilityai/stable-diffusion-3.5-large-turbo", None),
+        ("someone/tuned", "v2"),
+    ]
+    dtypes = [keywords.get("dtype", keywords.get("torch_dtype")) for _, keywords in asked]
+    assert dtypes == [torch.float32, torch.float16]
+    with pytest.raises(
+        TypeError, match=r"SDXL adapts StableDiffusionXLPipeline .*, got StableDiffu"
+    ):
+        backbones.load("sdxl", "hf://someone/other")
+
+
+def test_a_single_file_is_read_without_the_hub(monkeypatch, tmp_path, folders):
+    asked = []
+    pipe = backbones.tiny("sdxl")
+
+    def from_single_file(source, **keywords):
+        asked.append((source, keywords))
+        return pipe
+
+    monkeypatch.setattr(type(pipe), "from_single_file", from_single_file)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    assert backbones.load("sdxl", file, config=folders["sdxl"]).pipe is pipe
+    ((source, keywords),) = asked
+    assert source == str(file)
+    assert keywords["local_files_only"]
+    assert keywords["config"] == str(folders["sdxl"])
+
+
+def test_pipelines_that_are_not_supported():
+    message = (
+        "one of the classes StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline, "
+        "got Linear"
+    )
+    with torch.random.fork_rng(devices=[]):
+        other = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=message):
+        backbones.from_pipeline(other)
+    pipe = with_scheduler(backbones.tiny("sdxl"), "DPMSolverMultistepScheduler")
+    with pytest.raises(TypeError, match=r"EulerDiscreteScheduler or .*has DPMSolverMultistepSch"):
+        backbones.from_pipeline(pipe)
+    with pytest.raises(
+        TypeError, match="SD3 adapts StableDiffusion3Pipeline of diffusers, got Sta"
+    ):
+        backbones.sd3.SD3(pipe)
+    pipe = with_scheduler(backbones.tiny("sdxl"), EULER, prediction_type="sample")
+    with pytest.raises(
+        ValueError, match="prediction_type must be 'epsilon' or 'v_prediction', got"
+    ):
+        backbones.from_pipeline(pipe)
+    pipe = with_scheduler(backbones.tiny("sdxl"), EULER, timestep_type="continuous")
+    with pytest.raises(ValueError, match="timestep_type must be 'discrete', got 'continuous'"):
+        backbones.from_pipeline(pipe)
+    with pytest.raises(ValueError, match="height must be a multiple of 4 pixels, got 18"):
+        backbones.from_pipeline(backbones.tiny("flux"), height=18)
+    with pytest.raises(ValueError, match="decode_batch must be at least 1, got 0"):
+        backbones.from_pipeline(backbones.tiny("flux"), decode_batch=0)
+
+
+def test_a_function_may_be_registered_but_must_return_a_backbone(monkeypatch):
+    from rwguidance.registry import Registry
+
+    registry = Registry("backbone", "rwguidance.backbones", backbones.registry._check)
+    monkeypatch.setattr(backbones.registry, "_registry", registry)
+    backbones.register("good")(lambda: backbones.from_pipeline(backbones.tiny("sd3")))
+    backbones.register("bad")(lambda: torch.nn.Identity())
+    assert backbones.load("good").default_steps == 28
+    with pytest.raises(TypeError, match=r"'bad' must return a backbones\.Backbone, got Identity"):
+        backbones.load("bad")

@@ -1,0 +1,90 @@
+"""Tiny pipelines: the real classes, from nothing, reproducible, and as good as loaded ones."""
+
+import socket
+
+import pytest
+import torch
+
+import backbones
+
+pytest.importorskip("diffusers")
+
+# Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CLASSES = {
+    "sdxl": ("StableDiffusionXLPipeline", "EulerDiscreteScheduler"),
+    "sdxl-turbo": ("StableDiffusionXLPipeline", "EulerAncestralDiscreteScheduler"),
+    "sd3": ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler"),
+    "sd3.5-turbo": ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler"),
+    "flux": ("FluxPipeline", "FlowMatchEulerDiscreteScheduler"),
+    "flux-schnell": ("FluxPipeline", "FlowMatchEulerDiscreteScheduler"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("tiny pipelines must not need a network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def networks(pipe):
+    return {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+
+
+def generate(pipe, name):
+    options = {"guidance_scale": 3.0} | ({} if "sdxl" in name else {"max_sequence_length": 64})
+    generator = torch.Generator().manual_seed(0)
+    prompts = ["a cat", "two dogs on a boat"]
+    size = {"height": 16, "width": 16}
+    out = pipe(
+        prompts, num_inference_steps=2, generator=generator, output_type="pt", **size, **options
+    )
+    return out.images
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_they_are_the_real_classes_with_every_part(name):
+    pipe = backbones.tiny(name)
+    assert (type(pipe).__name__, type(pipe.scheduler).__name__) == CLASSES[name]
+    optional = {"image_encoder", "feature_extractor"}
+    assert {key for key, part in pipe.components.items() if part is None} <= optional
+    size = sum(
+        p.numel() * p.element_size() for m in networks(pipe).values() for p in m.parameters()
+    )
+    assert size < 8e6
+    images = generate(pipe, name)
+    assert images.shape == (2, 3, 16, 16)
+    assert bool(images.isfinite().all())
+    assert float(images.std()) > 0.01
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_seed_decides_the_weights_and_nothing_else_does(name):
+    parts = [networks(backbones.tiny(name, seed)) for seed in (0, 0, 1)]
+    differs = []
+    for key in parts[0]:
+        states = [part[key].state_dict() for part in parts]
+        assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+        differs.append(any(not torch.equal(states[0][k], states[2][k]) for k in states[0]))
+    assert all(differs)
+
+
+@pytest.mark.parametrize("name", ["sdxl-turbo", "sd3", "flux"])
+def test_saved_and_loaded_they_make_the_same_images(name, tmp_path):
+    pipe = backbones.tiny(name)
+    pipe.save_pretrained(tmp_path)
+    loaded = (
+        type(pipe).from_pretrained(tmp_path, local_files_only=True, add_watermarker=False)
+        if ("sdxl" in name)
+        else type(pipe).from_pretrained(tmp_path, local_files_only=True)
+    )
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(generate(loaded, name), generate(pipe, name), rtol=0, atol=1e-5)
+
+
+def test_an_unknown_name_lists_what_exists():
+    with pytest.raises(LookupError, match=r"no tiny pipeline 'sd2', there are 'sdxl', 'sdxl-turbo"):
+        backbones.tiny("sd2")
