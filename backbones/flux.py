@@ -74,6 +74,11 @@ class Flux(PipelineBackbone):
 
         return False
 
+    @property
+    def pixels_per_latent(self) -> int:
+        # The pipeline's own vae_scale_factor counted the packing in older versions of diffusers.
+        return int(self.pipe.image_processor.config.vae_scale_factor) // self.patch
+
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text = embeddings["text"]
         height, width = (size // 2 for size in x_t.shape[-2:])
@@ -118,5 +123,6 @@ class Flux(PipelineBackbone):
         return sigmas.double()
 
 
-def _even_sigmas(steps: int) -> list[float]:
-    return [1 - i / steps for i in range(steps)]
+def _even_sigmas(steps: int) -> Any:
+    # An array: older schedulers calculate with it as it comes.
+    return torch.tensor([1 - i / steps for i in range(steps)]).numpy()

@@ -88,7 +88,7 @@ class PipelineBackbone(Backbone, ABC):
         default = pipe.default_sample_size * pipe.vae_scale_factor
         self.height = default if height is None else height
         self.width = default if width is None else width
-        multiple = pipe.vae_scale_factor * self.patch
+        multiple = self.pixels_per_latent * self.patch
         for name, size in (("height", self.height), ("width", self.width)):
             if size < multiple or size % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {size}")
@@ -273,8 +273,8 @@ class PipelineBackbone(Backbone, ABC):
             States with shape (n, C, H, W), on the device and in the dtype of the network.
         """
 
-        factor = self.pipe.vae_scale_factor
-        shape = (n, self.channels, self.height // factor, self.width // factor)
+        side = self.pixels_per_latent
+        shape = (n, self.channels, self.height // side, self.width // side)
         device = self.device if generator is None else generator.device
         noise = torch.randn(shape, generator=generator, device=device, dtype=self.dtype)
         return self.noise_scale * noise.to(self.device)
@@ -284,6 +284,12 @@ class PipelineBackbone(Backbone, ABC):
         """Channels of the latents."""
 
         return int(self.pipe.vae.config.latent_channels)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Height and width, in pixels, of what one latent pixel stands for."""
+
+        return int(self.pipe.vae_scale_factor)
 
     @property
     def noise_scale(self) -> float:

@@ -102,7 +102,7 @@ def shift_of_size(backbone: PipelineBackbone, default_max: float) -> float:
     """
 
     config = backbone.pipe.scheduler.config
-    side = backbone.pipe.vae_scale_factor * backbone.patch
+    side = backbone.pixels_per_latent * backbone.patch
     tokens = (backbone.height // side) * (backbone.width // side)
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     bottom, top = config.get("base_shift", 0.5), config.get("max_shift", default_max)

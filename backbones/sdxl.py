@@ -76,8 +76,7 @@ class SDXL(PipelineBackbone):
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text, pooled = embeddings["text"], embeddings["pooled"]
-        factor = self.pipe.vae_scale_factor
-        height, width = (factor * size for size in x_t.shape[-2:])
+        height, width = (self.pixels_per_latent * size for size in x_t.shape[-2:])
         # Original size, offset of the crop, target size: an image that was never cropped.
         sizes = torch.tensor([height, width, 0, 0, height, width]).to(text).expand(len(x_t), -1)
         timestep = (t * self.table_length - 1).clamp(min=0).float().to(x_t.device)
