@@ -99,12 +99,12 @@ class Published:
                 the hub is never asked.
             dtype: The precision of the weights. None is float32.
             config: For a single-file checkpoint, a local folder with the pipeline's configuration
-                and tokenizers; None is what diffusers has in its cache.
+                and tokenizers, which such a file does not hold.
             options: Keywords of the adapter.
 
         Raises:
             ValueError: If classifier-free guidance is asked of a model that was distilled from it,
-                or the folder holds another kind of pipeline.
+                the folder holds another kind of pipeline, or a single file comes without `config`.
             FileNotFoundError: If the model is not there; says how to fetch it.
         """
 
@@ -136,10 +136,16 @@ class Published:
         keywords: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype or torch.float32}
         hub = path is None or str(path).startswith(_HUB)
         if not hub and Path(str(path)).is_file():
-            if config is not None:
-                keywords["config"] = str(config)
+            if config is None or not Path(config).is_dir():
+                # Without it, diffusers asks the hub whatever it is told.
+                raise ValueError(
+                    "config must be a local folder with the pipeline's configuration and "
+                    f"tokenizers, which a single file does not hold, got {config}; fetch one with "
+                    f"`hf download {self.repository} --exclude '*.safetensors' --local-dir "
+                    "DIRECTORY`"
+                )
             read = getattr(diffusers, self.family.pipeline_class).from_single_file
-            return self._load(read, path, local_files_only=True, **keywords)
+            return self._load(read, path, config=str(config), local_files_only=True, **keywords)
         if config is not None:
             raise ValueError(f"config is for single-file checkpoints, but path is {path}")
 

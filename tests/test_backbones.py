@@ -681,6 +681,11 @@ def test_a_single_file_is_read_without_the_hub(monkeypatch, tmp_path, folders):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     assert backbones.load("sdxl", file, config=folders["sdxl"]).pipe is pipe
+    for config in (None, tmp_path / "absent"):
+        with pytest.raises(
+            ValueError, match=r"config must be a local folder .*, got .*hf download"
+        ):
+            backbones.load("sdxl", file, config=config)
     ((source, keywords),) = asked
     assert source == str(file)
     assert keywords["local_files_only"]
