@@ -669,6 +669,19 @@ def test_a_repository_is_asked_for_by_name_and_revision(monkeypatch):
         backbones.load("sdxl", "hf://someone/other")
 
 
+def test_a_folder_is_read_without_the_hub(monkeypatch, folders):
+    asked = []
+    pipe = backbones.tiny("sd3")
+
+    def from_pretrained(source, **keywords):
+        asked.append(keywords["local_files_only"])
+        return pipe
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    backbones.load("sd3.5-large-turbo", folders["sd3"])
+    assert asked == [True]
+
+
 def test_a_single_file_is_read_without_the_hub(monkeypatch, tmp_path, folders):
     asked = []
     pipe = backbones.tiny("sdxl")
