@@ -348,6 +348,34 @@ MUTANTS = [
         "weights_only=False",
         "test_loading",
     ),
+    Mutant(
+        "SDXL: timestep off by one",
+        "backbones/sdxl.py",
+        "timestep = (t * self.table_length - 1)",
+        "timestep = (t * self.table_length)",
+        "test_backbones",
+    ),
+    Mutant(
+        "SDXL: v read as noise",
+        "backbones/sdxl.py",
+        "scales.alpha * x_t - scales.sigma * output",
+        "scales.alpha * x_t + scales.sigma * output",
+        "test_backbones",
+    ),
+    Mutant(
+        "pipelines: positive and negative prompts swapped",
+        "backbones/pipelines.py",
+        "negative, positive = output.chunk(2)",
+        "positive, negative = output.chunk(2)",
+        "test_backbones",
+    ),
+    Mutant(
+        "pipelines: latents decoded without their shift",
+        "backbones/pipelines.py",
+        "z = latents * scale.to(latents) + shift.to(latents)",
+        "z = latents * scale.to(latents)",
+        "test_backbones",
+    ),
 ]
 
 
@@ -360,7 +388,7 @@ def kill(mutant: Mutant) -> tuple[bool, float, str]:
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, Path(folder) / name)
-        package = "" if mutant.file.startswith("rewards/") else "rwguidance"
+        package = "" if mutant.file.startswith(("rewards/", "backbones/")) else "rwguidance"
         target = Path(folder) / package / mutant.file
         source = target.read_text()
         if mutant.old not in source:
