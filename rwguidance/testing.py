@@ -725,6 +725,7 @@ def _few(name: str, x: Tensor) -> str:
 
 
 def _extremes(value: Tensor) -> str:
+    value = value.detach()
     if value.isnan().any():
         return f"{int(value.isnan().sum())} NaN of {value.numel()} values"
     return f"values from {float(value.min()):.4g} to {float(value.max()):.4g}"

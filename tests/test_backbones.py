@@ -5,6 +5,7 @@ import inspect
 import logging
 import socket
 
+import diffusers
 import pytest
 import torch
 from conftest import randn
@@ -14,8 +15,6 @@ import backbones
 from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, PlugIn, Tilt, sample
 from rwguidance.prediction import Prediction
 from rwguidance.testing import check_model, check_schedule
-
-diffusers = pytest.importorskip("diffusers")
 
 # Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -147,12 +147,13 @@ def test_a_matrix_holds_every_image_with_every_prompt(name):
 
 @EACH
 def test_lists_of_sizes_and_pil_images_score_as_they_do_alone(name):
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image
+
     levels = (images(3, 1)[0] * 255).byte().permute(1, 2, 0).numpy()
     mixed = [
         *images(0, 2, dtype=torch.float32),
         images(1, 1, 8, 8, dtype=torch.float32)[0],
-        image.fromarray(levels),
+        Image.fromarray(levels),
         images(2, 1, dtype=torch.float32)[0],
     ]
     reward = compositions()[name]

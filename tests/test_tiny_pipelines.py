@@ -7,8 +7,6 @@ import torch
 
 import backbones
 
-pytest.importorskip("diffusers")
-
 # Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
