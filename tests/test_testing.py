@@ -7,6 +7,7 @@ import torch
 from conftest import randn
 from torch import nn
 
+import rewards
 from rwguidance import (
     ConditionalExpectation,
     DenoiserModel,
@@ -612,3 +613,49 @@ def test_the_wrong_kind_of_object_is_named():
         check_model(Good, x_0())
     with pytest.raises(AssertionError, match="must return an Estimate, got Prediction"):
         check_estimator(JustAPrediction(), Good(), X_T)
+
+
+class Brightness(rewards.Reward):
+    """A good reward of images, to be broken one method at a time."""
+
+    spec = rewards.RewardSpec(
+        name="brightness",
+        title="Brightness",
+        differentiable=True,
+        needs_prompt=False,
+        code_license="MIT",
+        weights_license="none",
+        formula="mean",
+        typical_range=(0.0, 1.0),
+        citation="none",
+    )
+
+    def forward(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+
+class EvenOnly(Brightness):
+    def forward(self, images, prompts):
+        return images.unflatten(-1, (-1, 2)).mean((1, 2, 3, 4))
+
+
+class Narrow(Brightness):
+    def preprocess(self, images):
+        return images
+
+
+class MixesUpLists(Brightness):
+    def __call__(self, images, prompts=None):
+        return super().__call__(images[::-1] if isinstance(images, list) else images, prompts)
+
+
+def test_rewards_of_images_must_take_any_image():
+    images = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    check_reward(Brightness(), images)
+    for broken, message in (
+        (EvenOnly(), r"EvenOnly \(odd size\) .* fails with RuntimeError"),
+        (Narrow(), r"the result of Narrow \(torch.float16\) must be float32 or wider"),
+        (MixesUpLists(), "images of several sizes in one list must score as they do alone"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_reward(broken, images)
