@@ -103,8 +103,9 @@ def letterbox(images: Tensor, size: int) -> Tensor:
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtracts `mean` and divides by `std`, channel by channel."""
 
-    shape = (3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    like: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
+    center, scale = (torch.tensor(values, **like).view(3, 1, 1) for values in (mean, std))
+    return (images - center) / scale
 
 
 def resize(
