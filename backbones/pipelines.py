@@ -14,7 +14,6 @@ samples.
 """
 
 import copy
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,8 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rwguidance import Prediction, Schedule
-from rwguidance.conditions import condition_keys
+from rwguidance import Prediction, Schedule, outside
+from rwguidance.conditions import string_keys
 from rwguidance.schedules import Scales, as_times
 
 from .base import Backbone
@@ -395,12 +394,7 @@ def require(module: str) -> Any:
         ImportError: If it is missing; says how to install it.
     """
 
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        raise ImportError(f"pipelines need {module}: pip install 'rwguidance[backbones]'") from None
+    return outside.require(module, "pipelines need", "backbones")
 
 
 def _class_names(value: Any) -> list[str]:
@@ -408,10 +402,7 @@ def _class_names(value: Any) -> list[str]:
 
 
 def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
-    keys = condition_keys(values, n, name) or ()
-    for key in keys:
-        if not isinstance(key, str):
-            raise TypeError(f"{name} must be strings, got {type(key).__name__}")
-    if not keys:
+    strings = string_keys(values, n, name)
+    if not strings:
         raise ValueError(f"{name} must hold at least one string, got none")
-    return [str(key) for key in keys]
+    return strings

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from rwguidance.outside import on_hub, split_hub
+
 from .flux import Flux
 from .pipelines import PipelineBackbone, require
 from .registry import register
@@ -19,8 +21,6 @@ from .sdxl import SDXL
 __all__ = ["Published", "from_pipeline"]
 
 _FAMILIES: tuple[type[PipelineBackbone], ...] = (SDXL, SD3, Flux)
-
-_HUB = "hf://"
 
 
 def from_pipeline(
@@ -134,7 +134,7 @@ class Published:
         # Renamed in 0.42, which warns of the old name.
         renamed = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42)
         keywords: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype or torch.float32}
-        hub = path is None or str(path).startswith(_HUB)
+        hub = path is None or on_hub(path)
         if not hub and Path(str(path)).is_file():
             if config is None or not Path(config).is_dir():
                 # Without it, diffusers asks the hub whatever it is told.
@@ -153,9 +153,8 @@ class Published:
         if not hub:
             self._check_folder(Path(str(path)))
             return self._load(read, path, local_files_only=True, **keywords)
-        source = self.repository if path is None else str(path).removeprefix(_HUB)
-        source, _, revision = source.partition("@")
-        return self._load(read, source, revision=revision or None, **keywords)
+        source, revision = split_hub(self.repository if path is None else path)
+        return self._load(read, source, revision=revision, **keywords)
 
     def _check_folder(self, folder: Path) -> None:
         index = folder / "model_index.json"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwguidance.conditions import condition_keys
+from rwguidance.conditions import string_keys
 from rwguidance.schedules import working_dtype
 
 from .images import Images, SizeGroups, group_by_size
@@ -232,18 +232,20 @@ class Reward(nn.Module, ABC):
         return as_strings(prompts, n)
 
 
+def has_half_surrogate(text: str) -> bool:
+    """Whether a string holds what no encoding of text can: JSON allows it."""
+
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def as_strings(prompts: Any, n: int | None = None) -> list[str]:
     """`prompts` as a list of `n` strings; None is any number but 0."""
 
     n = len(prompts) if n is None and isinstance(prompts, Sized) else n
-    keys = condition_keys(prompts, n or 0, "prompts") or ()
-    strings = [key for key in keys if isinstance(key, str)]
-    if len(strings) != len(keys):
-        other = next(key for key in keys if not isinstance(key, str))
-        raise TypeError(f"prompts must be strings, got {type(other).__name__}")
+    strings = string_keys(prompts, n or 0, "prompts")
     if not strings:
         raise ValueError("prompts must hold at least one prompt, got none")
     for i, string in enumerate(strings):
-        if any("\ud800" <= letter <= "\udfff" for letter in string):
+        if has_half_surrogate(string):
             raise ValueError(f"prompts must be text, got half of a surrogate pair in prompts[{i}]")
     return strings

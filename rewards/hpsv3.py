@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from rwguidance.outside import on_hub
+
 from .base import Reward, RewardFile, RewardSpec
 from .loading import (
     PathLike,
@@ -69,7 +71,6 @@ class HPSv3(LazyModule, Reward):
         template: The rubric, if it is elsewhere: ``data_collator_qwen.py`` of the published code,
             or a text file, see :func:`read_template`.
         preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
-        verify: Whether to compare digests where they are known.
 
     Raises:
         FileNotFoundError: If a file is missing; says where to get it.
@@ -112,15 +113,13 @@ class HPSv3(LazyModule, Reward):
         base: PathLike | None = None,
         template: PathLike | None = None,
         preprocessing: Mode = "reference",
-        verify: bool = True,
     ) -> None:
         super().__init__(torch.bfloat16)
         check_mode(preprocessing)
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
-        self.verify = verify
         folder = None
-        if path is not None and not str(path).startswith("hf://"):
+        if path is not None and not on_hub(path):
             folder = Path(path) if Path(path).is_dir() else Path(path).parent
         self._paths: dict[str, PathLike | None] = {
             "HPSv3.safetensors": path,
@@ -129,8 +128,8 @@ class HPSv3(LazyModule, Reward):
             "data_collator_qwen.py": folder if template is None else template,
         }
         for name, place in self._paths.items():
-            if place is not None and not str(place).startswith("hf://"):
-                find_file(self.spec, self.spec.file(name), place, verify=False)
+            if place is not None and not on_hub(place):
+                find_file(self.spec, self.spec.file(name), place)
 
     def preprocess(self, images: Tensor) -> Tensor:
         resized = resize(images, _target_size(*images.shape[-2:]), self.mode)
@@ -229,7 +228,7 @@ class HPSv3(LazyModule, Reward):
         return read_template(self._find("data_collator_qwen.py"))
 
     def _find(self, name: str) -> Path:
-        return find_file(self.spec, self.spec.file(name), self._paths[name], self.verify)
+        return find_file(self.spec, self.spec.file(name), self._paths[name])
 
 
 def read_template(path: PathLike) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rwguidance.outside import on_hub
+
 from .base import Reward, RewardFile, RewardSpec
 from .loading import (
     PathLike,
@@ -90,7 +92,7 @@ class ImageReward(Reward):
         check_mode(preprocessing)
         transformers = require("transformers", self.spec.name)
         file = find_file(self.spec, self.spec.file("ImageReward.pt"), path)
-        folder = file.parent if path is not None and not str(path).startswith("hf://") else path
+        folder = file.parent if path is not None and not on_hub(path) else path
         config = find_file(self.spec, self.spec.file("med_config.json"), folder)
         words = _find_words(self.spec, folder if tokenizer is None else tokenizer)
         weights = read_weights(file)

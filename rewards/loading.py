@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwguidance import outside
+from rwguidance.outside import on_hub, split_hub
+
 from .base import RewardFile, RewardSpec
 
 __all__ = [
@@ -34,7 +37,6 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 
-_HUB = "hf://"
 _BUILDING = threading.RLock()
 
 
@@ -45,23 +47,7 @@ def require(module: str, reward: str) -> Any:
         ImportError: If it is missing or does not load; says what to do.
     """
 
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        raise ImportError(
-            f"the reward {reward!r} needs {module}: pip install 'rwguidance[rewards]'"
-        ) from None
-    except RuntimeError as error:
-        if "torchvision" not in str(error):
-            raise
-        raise ImportError(
-            f"the reward {reward!r} needs {module}, which cannot import torchvision ({error}): "
-            "torch and torchvision were built for different devices; install both from one index"
-        ) from error
+    return outside.require(module, f"the reward {reward!r} needs", "rewards")
 
 
 def find_file(
@@ -82,7 +68,7 @@ def find_file(
         ValueError: If the digest differs.
     """
 
-    if path is None or str(path).startswith(_HUB):
+    if path is None or on_hub(path):
         found = _download(spec, file, str(path) if path is not None else file.source)
     else:
         found = Path(path).expanduser()
@@ -227,12 +213,12 @@ def assign_weights(
 
 
 def _download(spec: RewardSpec, file: RewardFile, source: str) -> Path:
-    if not source.startswith(_HUB):
+    if not on_hub(source):
         return _from_web(spec, file, source)
     hub = require("huggingface_hub", spec.name)
-    repository, _, revision = source.removeprefix(_HUB).partition("@")
+    repository, revision = split_hub(source)
     try:
-        return Path(hub.hf_hub_download(repository, file.name, revision=revision or None))
+        return Path(hub.hf_hub_download(repository, file.name, revision=revision))
     except Exception as error:  # offline, not there, not allowed: one thing to the user
         raise FileNotFoundError(
             f"{file.name} is neither cached nor to be had from {source} "
@@ -262,8 +248,8 @@ def _how_to_get(spec: RewardSpec, file: RewardFile) -> str:
     for other in spec.files:
         sources.setdefault(other.source, []).append(other.name)
     commands = [
-        f"`hf download {source.removeprefix(_HUB)} {' '.join(names)} --local-dir DIRECTORY`"
-        if source.startswith(_HUB)
+        f"`hf download {split_hub(source)[0]} {' '.join(names)} --local-dir DIRECTORY`"
+        if on_hub(source)
         else f"`curl --location --output 'DIRECTORY/{names[0]}' '{source}'`"
         for source, names in sources.items()
     ]

@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from .base import has_half_surrogate
+
 __all__ = ["IMAGE_SUFFIXES", "Item", "Job", "Prompt", "find_images", "plan", "read_prompts"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -250,7 +252,7 @@ def _prompt(path: Path, line: int, record: dict[str, Any], image_key: str | None
     for key in ("prompt", image_key):
         if key is not None and not isinstance(record[key], str):
             raise ValueError(f"{path}, line {line}: {key!r} must be a string, got {record[key]!r}")
-        if key is not None and any("\ud800" <= letter <= "\udfff" for letter in record[key]):
+        if key is not None and has_half_surrogate(record[key]):
             raise ValueError(f"{path}, line {line}: {key!r} holds half of a surrogate pair")
     image = None if image_key is None else record[image_key].strip()
     if image == "":

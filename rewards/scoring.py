@@ -35,6 +35,7 @@ from torch import Tensor
 
 import rwguidance
 from rwguidance.files import replacing
+from rwguidance.outside import require
 
 from .base import Reward
 from .images import from_pil
@@ -170,7 +171,7 @@ def score(
     out = Path(out)
     needy = [name for name, reward in rewards.items() if reward.spec.needs_prompt]
     check_output(job, list(rewards), out, batch_size, restart, needy)
-    _require("PIL.Image", "images")
+    require("PIL.Image", "images need", "rewards")
     batches = _batches(job, batch_size)
     header = _header(job, list(rewards), batch_size)
     header["weights and options"] = {name: _digest(reward) for name, reward in rewards.items()}
@@ -232,7 +233,7 @@ def check_output(
     if out.is_dir():
         raise ValueError(f"out must be a file, got the directory {out}")
     if out.suffix == ".parquet":
-        _require("pyarrow.parquet", "a .parquet file")
+        require("pyarrow.parquet", "a .parquet file needs", "rewards")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no folder {out.parent} to write {out.name} to")
 
@@ -680,14 +681,3 @@ class _Tally:
 
     def best(self) -> list[Best]:
         return list(self.prompts.values())
-
-
-def _require(module: str, what: str) -> None:
-    import importlib
-
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{what} needs {module.split('.')[0]}: pip install 'rwguidance[rewards]'"
-        ) from error

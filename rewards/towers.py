@@ -103,7 +103,7 @@ class AffineHead(WideModule):
     def forward(self, embedding: Tensor) -> Tensor:
         """One number for each embedding (B, D), with shape (B,)."""
 
-        with _no_autocast(embedding.device):
+        with torch.autocast(embedding.device.type, enabled=False):
             return embedding.to(self.weight) @ self.weight + self.bias
 
 
@@ -174,7 +174,7 @@ class EmbeddingReward(Reward):
 
     def _matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         x, y = unit(self.embed_images(pixels)), self._encode(prompts)
-        with _no_autocast(x.device):
+        with torch.autocast(x.device.type, enabled=False):
             return self.value(x @ y.T)
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
@@ -183,7 +183,8 @@ class EmbeddingReward(Reward):
         if new:
             # What is kept must serve every later call: a tensor born in inference mode could not be
             # part of a graph, and one born under autocast would lack precision without it.
-            with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
+            place = self.logit_scale.log_scale.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(place, enabled=False):
                 for start in range(0, len(new), _PROMPTS):
                     part = new[start : start + _PROMPTS]
                     known.update(zip(part, unit(self.embed_prompts(part)), strict=True))
@@ -209,10 +210,6 @@ class _Checkpointed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return checkpoint(self.function, *args, use_reentrant=False, **kwargs)
-
-
-def _no_autocast(device: torch.device | None) -> torch.autocast:
-    return torch.autocast("cpu" if device is None else device.type, enabled=False)
 
 
 def _number(name: str, where: object) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwguidance.outside import on_hub, split_hub
+
 from .images import to_pil
 from .loading import PathLike, require
 
@@ -25,7 +27,6 @@ __all__ = [
     "load_vlm",
 ]
 
-_HUB = "hf://"
 _WHO = "vision-language model"
 
 
@@ -129,7 +130,7 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         super().__init__(dtype)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if not str(path).startswith(_HUB) and not (Path(path) / "config.json").is_file():
+        if not on_hub(path) and not (Path(path) / "config.json").is_file():
             raise FileNotFoundError(
                 f"{path} must be a directory with a model of transformers (config.json, "
                 "model*.safetensors, and the files of its processor), or hf://owner/name"
@@ -242,12 +243,12 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
     def _load(self, factory: Any, **options: Any) -> Any:
         """What `factory` makes of the files; code that comes with them is never executed."""
 
-        if not self.path.startswith(_HUB):
+        if not on_hub(self.path):
             options["local_files_only"] = True
             return factory.from_pretrained(self.path, trust_remote_code=False, **options)
-        repository, _, revision = self.path.removeprefix(_HUB).partition("@")
+        repository, revision = split_hub(self.path)
         return factory.from_pretrained(
-            repository, revision=revision or None, trust_remote_code=False, **options
+            repository, revision=revision, trust_remote_code=False, **options
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["condition_keys", "describe_keys"]
+__all__ = ["condition_keys", "describe_keys", "string_keys"]
 
 
 def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Hashable, ...] | None:
@@ -46,6 +46,22 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
         if not isinstance(key, Hashable):
             raise TypeError(f"{name} must hold hashable items, got {type(key).__name__}")
     return keys
+
+
+def string_keys(condition: Any, n: int, name: str = "condition") -> list[str]:
+    """The `n` items of a condition that must be strings, such as prompts; empty if it is None.
+
+    Raises:
+        TypeError: If it holds something else, or is no collection.
+        ValueError: If it does not hold `n` items.
+    """
+
+    strings = []
+    for key in condition_keys(condition, n, name) or ():
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must be strings, got {type(key).__name__}")
+        strings.append(key)
+    return strings
 
 
 def describe_keys(keys: Sequence[Hashable], limit: int = 5) -> str:

@@ -22,6 +22,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from .outside import on_hub
+
 __all__ = ["BrokenEntryPoint", "Registry", "build"]
 
 T = TypeVar("T")
@@ -174,7 +176,7 @@ def build(
     if path is not None:
         if str(path).startswith("~"):
             path = Path(path).expanduser()
-        if not str(path) or not (str(path).startswith("hf://") or Path(path).exists()):
+        if not str(path) or not (on_hub(path) or Path(path).exists()):
             raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
         keywords["path"] = path
     signature = inspect.signature(factory)
