@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rwguidance import Model
+from rwguidance import DDIM, Model, Sampler
+from rwguidance.randomness import Generators
 
 __all__ = ["Backbone"]
 
@@ -19,7 +19,7 @@ class Backbone(Model, ABC):
 
         condition = backbone.condition(prompts)
         x_1 = backbone.draw_noise(len(prompts), generator)
-        x_0 = sample(backbone, DDIM(), x_1, backbone.times(30), condition)
+        x_0 = sample(backbone, backbone.sampler, x_1, backbone.times(30), condition, generator)
         images = backbone.decode(x_0)
 
     An adapter flips signs and clocks here and nowhere else: times are in [0, 1], with data at 0.
@@ -40,12 +40,12 @@ class Backbone(Model, ABC):
         """
 
     @abstractmethod
-    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
         r"""States at the noise end, `times(steps)[0]`, scaled by its :math:`\sigma`.
 
         Arguments:
             n: Number of states.
-            generator: Source of randomness.
+            generator: Source of randomness, one or one per state.
 
         Returns:
             States with shape (n, \*event), on the device and in the dtype of the network.
@@ -71,3 +71,9 @@ class Backbone(Model, ABC):
         Returns:
             Strictly decreasing times in [0, 1], float64, with shape (steps + 1,).
         """
+
+    @property
+    def sampler(self) -> Sampler:
+        """The steps that the model's authors recommend between these times."""
+
+        return DDIM()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rwguidance import Prediction, Schedule, outside
 from rwguidance.conditions import string_keys
+from rwguidance.randomness import Generators, normal
 from rwguidance.schedules import Scales, as_times
 
 from .base import Backbone
@@ -261,12 +262,13 @@ class PipelineBackbone(Backbone, ABC):
             for name, value in condition.stacked().items()
         }
 
-    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
         r"""States with which the pipeline starts; the same ones for the same generator.
 
         Arguments:
             n: Number of states.
-            generator: Source of randomness, on the CPU or on the pipeline's device.
+            generator: Source of randomness, on the CPU or on the pipeline's device; one, or one per
+                state.
 
         Returns:
             States with shape (n, C, H, W), on the device and in the dtype of the network.
@@ -274,9 +276,7 @@ class PipelineBackbone(Backbone, ABC):
 
         side = self.pixels_per_latent
         shape = (n, self.channels, self.height // side, self.width // side)
-        device = self.device if generator is None else generator.device
-        noise = torch.randn(shape, generator=generator, device=device, dtype=self.dtype)
-        return self.noise_scale * noise.to(self.device)
+        return self.noise_scale * normal(shape, generator, self.device, self.dtype)
 
     @property
     def channels(self) -> int:

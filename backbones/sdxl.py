@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwguidance import DiscreteSchedule, Prediction
+from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler
 from rwguidance.schedules import Scales
 
 from .pipelines import PipelineBackbone
@@ -120,3 +120,9 @@ class SDXL(PipelineBackbone):
         scheduler = self._scheduler_at(None)
         scale = scheduler.init_noise_sigma / (1 + scheduler.sigmas[0].double() ** 2).sqrt()
         return float(scale)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The steps that the pipeline's scheduler takes."""
+
+        return DDIM(eta=float("Ancestral" in type(self.pipe.scheduler).__name__))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["condition_keys", "describe_keys", "string_keys"]
+__all__ = ["condition_keys", "describe_keys", "string_keys", "take"]
 
 
 def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Hashable, ...] | None:
@@ -69,3 +69,29 @@ def describe_keys(keys: Sequence[Hashable], limit: int = 5) -> str:
 
     shown = ", ".join(repr(key) for key in keys[:limit])
     return shown + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def take(condition: Any, index: list[int]) -> Any:
+    """The condition of the samples `index`, in that order.
+
+    Arguments:
+        condition: None, a tensor, a sequence, a dict of these, or a type of its own whose
+            `condition[index]` does it.
+        index: Numbers of samples; may repeat.
+
+    Raises:
+        TypeError: For types that cannot be indexed so.
+    """
+
+    if condition is None:
+        return None
+    if isinstance(condition, Mapping):
+        return {name: take(value, index) for name, value in condition.items()}
+    if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
+        return [condition[i] for i in index]
+    if isinstance(condition, str | bytes) or not hasattr(condition, "__getitem__"):
+        raise TypeError(
+            "condition must be None, a tensor, a sequence, a dict of these, or take a list of "
+            f"indices, got {type(condition).__name__}"
+        )
+    return condition[index]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .models import Model
 from .prediction import Prediction
+from .randomness import Generators, normal
 from .schedules import Scales, Schedule, as_times
 
 __all__ = [
@@ -62,7 +63,7 @@ class Sampler(ABC):
         t: Tensor,
         s: Tensor,
         condition: Any = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> tuple[Tensor, Prediction]:
         r"""Returns the state at time s, in the dtype of `x_t`, and the prediction at `x_t`.
 
@@ -72,7 +73,7 @@ class Sampler(ABC):
             t: Their time, a float64 scalar.
             s: The next time, smaller than `t`.
             condition: Passed to the model.
-            generator: Source of randomness, for stochastic samplers.
+            generator: Source of randomness, for stochastic samplers: one, or one per sample.
         """
 
 
@@ -90,13 +91,13 @@ class AncestralSampler(Sampler):
         t: Tensor,
         s: Tensor,
         condition: Any = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> tuple[Tensor, Prediction]:
         prediction = model(x_t, t, condition)
         transition = self.transition(prediction, model.schedule.at(s, like=x_t))
         x_s = transition.mean
         if bool((transition.std > 0).any()):
-            noise = torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_s.dtype)
+            noise = normal(x_t.shape, generator, x_t.device, x_s.dtype)
             x_s = x_s + transition.std * noise
         return x_s.to(x_t.dtype), prediction
 
@@ -156,7 +157,7 @@ class Heun(Sampler):
         t: Tensor,
         s: Tensor,
         condition: Any = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> tuple[Tensor, Prediction]:
         prediction = model(x_t, t, condition)
         now, scales = prediction.scales, model.schedule.at(s, like=x_t)
@@ -177,7 +178,7 @@ def sample(
     x_1: Tensor,
     times: Tensor | Sequence[float],
     condition: Any = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     progress: bool = False,
     trace: Trace | None = None,
 ) -> Tensor:
@@ -190,7 +191,8 @@ def sample(
             (B, \*event). The states keep its dtype; predictions are float32 or wider.
         times: At least two times, strictly decreasing in [0, 1].
         condition: Passed to the model.
-        generator: Source of randomness, for stochastic samplers.
+        generator: Source of randomness, for stochastic samplers: one, or one per sample, with
+            which a sample does not depend on its batch.
         progress: Whether to show a progress bar.
         trace: Called with (t, prediction) at every step.
 

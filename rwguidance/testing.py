@@ -16,13 +16,14 @@ batch size; a broken contract is off by orders of magnitude more.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .conditions import take
 from .estimators import ConditionalExpectation, Estimate
 from .guidance import GuidedModel
 from .models import Model
@@ -30,7 +31,7 @@ from .prediction import Prediction
 from .schedules import Schedule
 from .tilt import RewardFunction
 
-__all__ = ["check_estimator", "check_model", "check_reward", "check_schedule", "select_items"]
+__all__ = ["check_estimator", "check_model", "check_reward", "check_schedule"]
 
 Select = Callable[[Any, list[int]], Any]
 """Takes (condition, indices) to the condition of those samples."""
@@ -39,27 +40,6 @@ T = TypeVar("T")
 
 _SINGLES = 4
 """Samples of a batch that are looked at one by one."""
-
-
-def select_items(condition: Any, index: list[int]) -> Any:
-    """The condition of the samples `index`, for None, tensors, sequences and dicts of these.
-
-    Raises:
-        TypeError: For other types; give the check a `select` that knows them.
-    """
-
-    if condition is None:
-        return None
-    if isinstance(condition, Tensor):
-        return condition[index]
-    if isinstance(condition, Mapping):
-        return {name: select_items(value, index) for name, value in condition.items()}
-    if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
-        return [condition[i] for i in index]
-    raise TypeError(
-        "condition must be None, a tensor, a sequence or a dict of these, "
-        f"got {type(condition).__name__}; pass select=(condition, indices) -> condition"
-    )
 
 
 def check_schedule(schedule: Schedule, n: int = 64) -> None:
@@ -144,7 +124,7 @@ def check_model(
     x_0: Tensor | Sequence[int],
     condition: Any = None,
     times: Sequence[float] = (0.1, 0.5, 0.9),
-    select: Select = select_items,
+    select: Select = take,
     seed: int = 0,
 ) -> None:
     r"""Checks that a model predicts consistently, sample by sample, on the library's clock.
@@ -306,7 +286,7 @@ def check_estimator(
     condition: Any = None,
     times: Sequence[float] = (0.3, 0.6, 0.9),
     calls: int = 1,
-    select: Select = select_items,
+    select: Select = take,
 ) -> None:
     r"""Checks that an estimator returns a complete estimate, sample by sample, at the stated cost.
 
@@ -467,7 +447,7 @@ def check_reward(
     x: Tensor,
     condition: Any = None,
     differentiable: bool | None = None,
-    select: Select = select_items,
+    select: Select = take,
 ) -> None:
     r"""Checks that a reward gives one number per item, whatever else is in the batch.
 

@@ -29,7 +29,6 @@ from rwguidance.testing import (
     check_model,
     check_reward,
     check_schedule,
-    select_items,
 )
 
 LAW = toy.GaussianMixture([0.0, 0.5], [[1.0, 0.0], [-1.0, 2.0]], [[[0.5, 0.1], [0.1, 0.4]]])
@@ -286,14 +285,10 @@ def test_a_condition_of_a_foreign_type_needs_a_selector():
         def __init__(self, labels):
             self.labels = labels
 
-    with pytest.raises(TypeError, match="got Labels; pass select="):
+    with pytest.raises(TypeError, match="take a list of indices, got Labels"):
         check_model(Centered(PATH), LABELED, Labels(LABELS))
     select = lambda condition, index: Labels([condition.labels[i] for i in index])
     check_model(Centered(PATH), LABELED, Labels(LABELS), select=select)
-    nested = {"labels": torch.tensor([1, 2, 3]), "names": ("a", "b", "c")}
-    picked = select_items(nested, [2, 0])
-    assert picked["labels"].tolist() == [3, 1]
-    assert picked["names"] == ["c", "a"]
 
 
 @pytest.mark.parametrize(

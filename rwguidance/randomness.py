@@ -1,0 +1,57 @@
+"""Random numbers: drawn from explicit generators, and for every sample by itself where asked."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Generators", "generator_for", "normal"]
+
+Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
+"""One source of randomness for a batch, or one for each sample of it."""
+
+
+def generator_for(seed: int, *names: str | int) -> torch.Generator:
+    """A generator on the CPU for one purpose, independent of those with other names.
+
+    With one of these for each sample, a sample does not depend on its batch.
+
+    Arguments:
+        seed: The seed of a run.
+        names: What the numbers are for, such as a prompt and the number of an image.
+    """
+
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def normal(
+    shape: Sequence[int],
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""Standard normal numbers, drawn on the device of the generator and moved to `device`.
+
+    Arguments:
+        shape: (B, \*event).
+        generator: For the batch, or a sequence with one for each of the B samples.
+        device: Where the numbers go. None is the CPU.
+        dtype: A floating dtype. None is the default one.
+
+    Raises:
+        ValueError: If there are several generators, but not one per sample.
+    """
+
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"generator must hold one per sample, {shape[0]}, got {len(generator)}")
+    draw = lambda one: torch.randn(
+        tuple(shape[1:]), generator=one, device=one.device, dtype=dtype
+    ).to(device)
+    return torch.stack([draw(one) for one in generator])
