@@ -5,12 +5,12 @@ condition must be a collection with one hashable item per sample: a list of prom
 tensor of labels, or a backbone's own type that iterates over such items.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["condition_keys", "describe_keys", "string_keys", "take"]
+__all__ = ["condition_keys", "describe_keys", "lookup", "string_keys", "take"]
 
 
 def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Hashable, ...] | None:
@@ -95,3 +95,28 @@ def take(condition: Any, index: list[int]) -> Any:
             f"indices, got {type(condition).__name__}"
         )
     return condition[index]
+
+
+def lookup(condition: Any) -> Callable[[Sequence[Hashable]], Any]:
+    """A table of what was encoded once: from keys to the condition of samples with these keys.
+
+    Arguments:
+        condition: One whose items can be told apart and taken out, such as what a backbone's
+            `condition(prompts)` returns.
+
+    Returns:
+        A function of keys, which may repeat. It raises ValueError for keys that it does not know.
+    """
+
+    place = {key: i for i, key in enumerate(condition_keys(condition, len(condition)) or ())}
+
+    def encode(keys: Sequence[Hashable]) -> Any:
+        missing = [key for key in dict.fromkeys(keys) if key not in place]
+        if missing:
+            raise ValueError(
+                f"nothing was encoded for {describe_keys(missing)}, only for "
+                + describe_keys(list(place))
+            )
+        return take(condition, [place[key] for key in keys])
+
+    return encode

@@ -275,6 +275,12 @@ class DiscreteSchedule(Schedule):
         self._alpha_squared = table
         self._sigma_squared = 1 - table
 
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The table, float64, with shape (K,)."""
+
+        return self._alpha_squared[1:]
+
     def timestep(self, t: Tensor) -> Tensor:
         """The network's index k, of dtype int64, whose entry is nearest to time `t`."""
 

@@ -28,6 +28,7 @@ from .tilt import Tilt
 from .weights import log_mean_exp
 
 __all__ = [
+    "Encoder",
     "ExpectationObjective",
     "NoisedBatch",
     "Objective",
@@ -39,6 +40,9 @@ __all__ = [
 
 TimeSampler = Callable[[int, torch.Generator], Tensor]
 """Draws n training times in [0, 1], float64, with shape (n,)."""
+
+Encoder = Callable[[list[Any]], Any]
+"""Makes what a model is conditioned on from items of a bank's condition, such as prompts."""
 
 
 def uniform_times(n: int, generator: torch.Generator) -> Tensor:
@@ -77,6 +81,8 @@ class Objective(ABC):
         tilt: The tilt, applied to the bank's rewards (scored here if they are missing).
         batch_size: Draws per step.
         times: Draws the training times.
+        encode: Makes what the model and the networks are conditioned on from items of the bank's
+            condition, one per draw; None if they take these as they are.
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class Objective(ABC):
         tilt: Tilt,
         batch_size: int = 256,
         times: TimeSampler = uniform_times,
+        encode: Encoder | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -95,6 +102,7 @@ class Objective(ABC):
         self.log_w = _centered(tilt.weigh(self.bank.rewards), self.bank)
         self.batch_size = batch_size
         self.times = times
+        self.encode = encode
 
     @abstractmethod
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -105,7 +113,7 @@ class Objective(ABC):
 
         index = torch.randint(len(self.bank), (self.batch_size,), generator=generator)
         t = self.times(self.batch_size, generator)
-        return _noise(self.model, self.bank, self.log_w, index, t, generator)
+        return self._noise(self.bank, self.log_w, index, t, generator)
 
     def base(self, batch: NoisedBatch) -> Prediction:
         """The base model's prediction of a batch, without gradients."""
@@ -114,20 +122,20 @@ class Objective(ABC):
             prediction: Prediction = self.model(batch.x_t, batch.t, batch.condition)
         return prediction
 
+    def _noise(
+        self, bank: Bank, log_w: Tensor, index: Tensor, t: Tensor, generator: torch.Generator
+    ) -> NoisedBatch:
+        """The draws `index` of a bank, noised to times `t`."""
 
-def _noise(
-    model: Model, bank: Bank, log_w: Tensor, index: Tensor, t: Tensor, generator: torch.Generator
-) -> NoisedBatch:
-    """The draws `index` of a bank, noised to times `t`."""
-
-    x_0 = bank.x_0[index]
-    t = t.to(x_0.device)
-    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-    condition = None
-    if bank.condition is not None:
-        condition = [bank.condition[i] for i in index.tolist()]
-    x_t = model.schedule.perturb(x_0, t, noise)
-    return NoisedBatch(x_0, noise, x_t, t, condition, log_w[index])
+        x_0 = bank.x_0[index]
+        t = t.to(x_0.device)
+        noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+        condition: Any = None
+        if bank.condition is not None:
+            condition = [bank.condition[i] for i in index.tolist()]
+            condition = condition if self.encode is None else self.encode(condition)
+        x_t = self.model.schedule.perturb(x_0, t, noise)
+        return NoisedBatch(x_0, noise, x_t, t, condition, log_w[index])
 
 
 class ExpectationObjective(Objective):
@@ -149,6 +157,8 @@ class ExpectationObjective(Objective):
             (batch_size / group_size, group_size); 1 for none.
         batch_size: Draws per step.
         times: Draws the training times.
+        encode: Makes what the model and the networks are conditioned on from items of the bank's
+            condition, one per draw; None if they take these as they are.
 
     References:
         | Reward-weighted guidance, arXiv:2602.00413
@@ -168,8 +178,9 @@ class ExpectationObjective(Objective):
         group_size: int = 1,
         batch_size: int = 256,
         times: TimeSampler = uniform_times,
+        encode: Encoder | None = None,
     ) -> None:
-        super().__init__(model, bank, tilt, batch_size, times)
+        super().__init__(model, bank, tilt, batch_size, times, encode)
         for name, value in (("eta", eta), ("penalty", penalty), ("cycle_weight", cycle_weight)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {value}")
@@ -219,7 +230,7 @@ class ExpectationObjective(Objective):
             [torch.randint(r.start, r.stop, (self.group_size,), generator=generator) for r in rows]
         )
         t = self.times(groups, generator).repeat_interleave(self.group_size)
-        return _noise(self.model, self.bank, self.log_w, index, t, generator)
+        return self._noise(self.bank, self.log_w, index, t, generator)
 
     def _preferred(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """The consistency term on preferred samples, unweighted."""
@@ -228,7 +239,7 @@ class ExpectationObjective(Objective):
         bank, n = self.preferred, self.batch_size
         index = torch.randint(len(bank), (n,), generator=generator)
         no_weights = torch.zeros(len(bank))
-        batch = _noise(self.model, bank, no_weights, index, self.times(n, generator), generator)
+        batch = self._noise(bank, no_weights, index, self.times(n, generator), generator)
         x_t = batch.x_t.requires_grad_()
         gradient = differentiable_gradient(network(x_t, batch.t, batch.condition), x_t)
         return consistency(self._guided(batch, gradient), batch.noise).mean()
@@ -253,6 +264,8 @@ class ShiftObjective(Objective):
             weighted regression (MRGM) into that of the centered residual, with far less noise.
         batch_size: Draws per step.
         times: Draws the training times.
+        encode: Makes what the model and the networks are conditioned on from items of the bank's
+            condition, one per draw; None if they take these as they are.
     """
 
     def __init__(
@@ -263,8 +276,9 @@ class ShiftObjective(Objective):
         expectation: nn.Module | None = None,
         batch_size: int = 256,
         times: TimeSampler = uniform_times,
+        encode: Encoder | None = None,
     ) -> None:
-        super().__init__(model, bank, tilt, batch_size, times)
+        super().__init__(model, bank, tilt, batch_size, times, encode)
         self.expectation = expectation
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:

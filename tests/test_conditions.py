@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import backbones
-from rwguidance.conditions import take
+from rwguidance.conditions import lookup, take
 
 
 def test_conditions_are_indexed_whatever_holds_them():
@@ -22,3 +22,12 @@ def test_conditions_are_indexed_whatever_holds_them():
 def test_what_cannot_be_indexed_is_refused(condition):
     with pytest.raises(TypeError, match="condition must be None, a tensor, a sequence"):
         take(condition, [0])
+
+
+def test_what_was_encoded_once_is_looked_up():
+    text = backbones.TextCondition(("a", "b"), {"text": torch.arange(2.0)})
+    found = lookup(text)(["b", "a", "b"])
+    assert list(found) == ["b", "a", "b"]
+    assert found.embeddings["text"].tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"nothing was encoded for 'c', only for 'a', 'b'"):
+        lookup(text)(["a", "c"])
