@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from rwguidance import Prediction, RectifiedSchedule
+from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
 from .pipelines import PipelineBackbone
@@ -25,18 +25,8 @@ class Flux(PipelineBackbone):
     The dev model was distilled from classifier-free guidance and takes the scale of it as an input,
     the schnell model takes none. So neither has negative prompts or a doubled batch.
 
-    Arguments:
-        pipe: The pipeline.
-        guidance_scale: Scale that a dev model is told. None is 3.5, the pipeline's default.
-        height: Of the images, in pixels. None is the pipeline's default.
-        width: Of the images, in pixels. None is the pipeline's default.
-        steps: What :meth:`times` assumes if it is not told.
-        decode_batch: Images the VAE handles at once. None is all of them.
-        max_sequence_length: Tokens of a prompt that the T5 encoder sees, at most 512; the schnell
-            model was trained on 256.
-
-    Raises:
-        ValueError: If a guidance scale is asked of a schnell model.
+    The scale of a dev model is 3.5 if none is given, as in the pipeline; that of a schnell model
+    must be None. The schnell model was trained on prompts of 256 tokens.
     """
 
     pipeline_class = "FluxPipeline"
@@ -44,29 +34,24 @@ class Flux(PipelineBackbone):
     denoiser = "transformer"
     patch = 2
     default_steps = 28
+    default_sequence_length = 512
+    latent_channels = 16
+    tiny_autoencoder = "taef1"
 
-    def __init__(
-        self,
-        pipe: Any,
-        guidance_scale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        steps: int | None = None,
-        decode_batch: int | None = None,
-        max_sequence_length: int = 512,
-    ) -> None:
-        self.check_pipeline(pipe)
-        embedded = pipe.transformer.config.guidance_embeds
-        if guidance_scale is not None and not embedded:
+    @classmethod
+    def path(cls, pipe: Any) -> Schedule:
+        return RectifiedSchedule()
+
+    @classmethod
+    def scale(cls, pipe: Any, guidance_scale: float | None) -> float | None:
+        if pipe.transformer.config.guidance_embeds:
+            return super().scale(pipe, 3.5 if guidance_scale is None else guidance_scale)
+        if guidance_scale is not None:
             raise ValueError(
                 "guidance_scale must be None, since this model (schnell) takes none, "
                 f"got {guidance_scale}"
             )
-        if embedded and guidance_scale is None:
-            guidance_scale = 3.5
-        schedule = RectifiedSchedule()
-        super().__init__(pipe, schedule, guidance_scale, height, width, steps, decode_batch)
-        self.max_sequence_length = max_sequence_length
+        return None
 
     @property
     def guided(self) -> bool:

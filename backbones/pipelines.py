@@ -14,18 +14,23 @@ samples.
 """
 
 import copy
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from rwguidance import Prediction, Schedule, outside
+from rwguidance import Prediction, Schedule, memory, outside
 from rwguidance.conditions import string_keys
 from rwguidance.randomness import Generators, normal
 from rwguidance.schedules import Scales, as_times
 
+from .autoencoders import check_autoencoder, load_autoencoder
 from .base import Backbone
 from .conditioning import TextCondition
 
@@ -35,21 +40,35 @@ __all__ = ["PipelineBackbone", "require"]
 class PipelineBackbone(Backbone, ABC):
     r"""A text-to-image pipeline of diffusers as a model.
 
-    The pipeline is left as it is, and what is changed on it later holds here too, except its
-    scheduler, from which the path is read once.
+    The pipeline is left as it is, and what is changed on it later holds here too, except the path,
+    which is read from its scheduler once.
 
-    A family says how its network is called (:meth:`network`), what the output means
-    (:meth:`predict`), how prompts are encoded (:meth:`encode_text`) and which times the scheduler
-    visits (:meth:`times`).
+    A family says on which path its network was trained (:meth:`path`), how the network is called
+    (:meth:`network`), what the output means (:meth:`predict`), how prompts are encoded
+    (:meth:`encode_text`) and which times the scheduler visits (:meth:`times`). All families are
+    constructed alike.
 
     Arguments:
         pipe: The pipeline.
-        schedule: The path its network was trained on.
         guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
         height: Of the images, in pixels. None is the pipeline's default.
         width: Of the images, in pixels. None is the pipeline's default.
         steps: What :meth:`times` assumes if it is not told. None is the family's default.
+        max_sequence_length: Tokens of a prompt that the T5 encoder sees, for families that have
+            one. None is the family's default.
         decode_batch: Images the VAE handles at once. None is all of them.
+        checkpoint_decode: Whether gradients through the VAE keep only its inputs, and compute the
+            rest again: the images of one `decode_batch` at a time, for the price of decoding twice.
+        vae: What decodes and encodes instead of the pipeline's VAE: an AutoencoderTiny or
+            AutoencoderKL of diffusers, or a local folder with one, either as `save_pretrained`
+            writes it or in the original layout of TAESD. It is moved to where the pipeline
+            computes.
+
+    Raises:
+        TypeError: If the pipeline, its scheduler or `vae` are of classes that are not supported.
+        FileNotFoundError: If there is no autoencoder where `vae` says.
+        ValueError: If another argument is out of its range, the latents of `vae` are not those of
+            the pipeline, or the pipeline has no T5 encoder whose length could be chosen.
     """
 
     pipeline_class: ClassVar[str]
@@ -67,24 +86,34 @@ class PipelineBackbone(Backbone, ABC):
     default_steps: ClassVar[int]
     """Steps that the family's pipeline takes by default."""
 
+    default_sequence_length: ClassVar[int | None] = None
+    """Tokens that the T5 encoder sees by default. None in families without one."""
+
+    latent_channels: ClassVar[int]
+    """Channels of the latents of the family's published models."""
+
+    tiny_autoencoder: ClassVar[str]
+    """How the files of the family's tiny autoencoder begin."""
+
     def __init__(
         self,
         pipe: Any,
-        schedule: Schedule,
         guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         steps: int | None = None,
+        max_sequence_length: int | None = None,
         decode_batch: int | None = None,
+        checkpoint_decode: bool = False,
+        vae: nn.Module | str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__(schedule)
-        if guidance_scale is not None and not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale}")
+        self.check_pipeline(pipe)
+        super().__init__(self.path(pipe))
+        self.guidance_scale = self.scale(pipe, guidance_scale)
         for name, value in (("steps", steps), ("decode_batch", decode_batch)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.pipe = pipe
-        self.guidance_scale = guidance_scale
         default = pipe.default_sample_size * pipe.vae_scale_factor
         self.height = default if height is None else height
         self.width = default if width is None else width
@@ -93,11 +122,29 @@ class PipelineBackbone(Backbone, ABC):
             if size < multiple or size % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {size}")
         self.steps = self.default_steps if steps is None else steps
+        self.max_sequence_length = self._sequence_length(max_sequence_length)
         self.decode_batch = decode_batch
+        self.checkpoint_decode = checkpoint_decode
         # So that .to(), .eval(), .requires_grad_() and .parameters() reach them.
         self.modules_of_pipe = nn.ModuleDict(
             {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         )
+        self.other_vae: nn.Module | None = None
+        if vae is not None:
+            self.other_vae = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
+            check_autoencoder(self.other_vae, self.channels, self.pixels_per_latent)
+
+    def _sequence_length(self, length: int | None) -> int | None:
+        if length is None:
+            return self.default_sequence_length
+        if self.default_sequence_length is None:
+            raise ValueError(
+                "max_sequence_length is for pipelines with a T5 encoder, which "
+                f"{self.pipeline_class} has not, got {length}"
+            )
+        if not 1 <= length <= 512:
+            raise ValueError(f"max_sequence_length must lie in [1, 512], got {length}")
+        return length
 
     @classmethod
     def check_pipeline(cls, pipe: Any) -> None:
@@ -118,6 +165,27 @@ class PipelineBackbone(Backbone, ABC):
                 f"has {type(pipe.scheduler).__name__}; set "
                 f"pipe.scheduler = {cls.schedulers[0]}.from_config(pipe.scheduler.config)"
             )
+
+    @classmethod
+    @abstractmethod
+    def path(cls, pipe: Any) -> Schedule:
+        """The path on which the pipeline's network was trained.
+
+        Raises:
+            ValueError: If the network was trained in a way that the family does not know.
+        """
+
+    @classmethod
+    def scale(cls, pipe: Any, guidance_scale: float | None) -> float | None:
+        """The guidance scale of a pipeline for which one was, or was not, asked.
+
+        Raises:
+            ValueError: If the pipeline cannot have it.
+        """
+
+        if guidance_scale is not None and not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale}")
+        return guidance_scale
 
     @abstractmethod
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
@@ -227,13 +295,18 @@ class PipelineBackbone(Backbone, ABC):
         """
 
         embeddings = self._embeddings(condition, len(x_t))
+        self._check_devices(x_t, embeddings)
         scales = self.schedule.at(t, like=x_t)
         t = as_times(t, batch=len(x_t)).expand(len(x_t))
 
         x = x_t.to(self.dtype)
         if self.guided:
             x, t = torch.cat((x, x)), torch.cat((t, t))
-        output = self.network(x, t, embeddings)
+        with memory.advice(
+            f"The network had a batch of {len(x)}: sample fewer at once, load its weights with "
+            "dtype=torch.bfloat16, or call pipe.enable_model_cpu_offload()"
+        ):
+            output = self.network(x, t, embeddings)
         output = output.to(torch.promote_types(torch.float32, x_t.dtype))
         if self.guided:
             negative, positive = output.chunk(2)
@@ -261,6 +334,18 @@ class PipelineBackbone(Backbone, ABC):
             name: value.to(self.dtype) if value.is_floating_point() else value
             for name, value in condition.stacked().items()
         }
+
+    def _check_devices(self, x_t: Tensor, embeddings: Mapping[str, Tensor]) -> None:
+        found = {value.device for value in embeddings.values()} | {x_t.device}
+        weights = next(getattr(self.pipe, self.denoiser).parameters()).device
+        # Weights that are offloaded are elsewhere; to ask where they will be used takes longer.
+        if found == {weights} or found == {torch.empty(0, device=self.device).device}:
+            return
+        encoded = ", ".join(sorted({str(value.device) for value in embeddings.values()}))
+        raise ValueError(
+            "x_t and condition must be on the device of the backbone, "
+            f"got x_t on {x_t.device}, condition on {encoded}, the backbone on {self.device}"
+        )
 
     def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
         r"""States with which the pipeline starts; the same ones for the same generator.
@@ -296,6 +381,14 @@ class PipelineBackbone(Backbone, ABC):
 
         return 1.0
 
+    @property
+    def vae(self) -> Any:
+        """The autoencoder in use: the pipeline's, unless another one took its place."""
+
+        if self.other_vae is None:
+            return self.pipe.vae
+        return self.other_vae.to(self.device)
+
     def decode(self, latents: Tensor) -> Tensor:
         r"""Images of clean states, as the pipeline makes them, but without watermark.
 
@@ -312,23 +405,10 @@ class PipelineBackbone(Backbone, ABC):
                 float32 only for the moment of decoding.
         """
 
-        vae = self.pipe.vae
-        chunks = latents.split(self.decode_batch or max(1, len(latents)))
-        if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
-            return torch.cat([self._decode(chunk) for chunk in chunks])
-        if latents.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "decode is not differentiable through this VAE, which overflows in float16; run "
-                "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
-            )
-        vae.to(torch.float32)
-        try:
-            return torch.cat([self._decode(chunk) for chunk in chunks])
-        finally:
-            vae.to(torch.float16)
+        return self._in_chunks(self._decode, latents)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipe.vae
+        vae = self.vae
         scale, shift = self._latent_affine()
         latents = latents.to(self.device)
         z = latents * scale.to(latents) + shift.to(latents)
@@ -349,12 +429,10 @@ class PipelineBackbone(Backbone, ABC):
         if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
             got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else images
             raise TypeError(f"images must be a float tensor of shape (B, 3, H, W), got {got}")
-        return torch.cat(
-            [self._encode(chunk) for chunk in images.split(self.decode_batch or len(images))]
-        )
+        return self._in_chunks(self._encode, images)
 
     def _encode(self, images: Tensor) -> Tensor:
-        vae = self.pipe.vae
+        vae = self.vae
         encoded = vae.encode((2 * images - 1).to(device=self.device, dtype=vae.dtype))
         # A tiny autoencoder has no posterior, only its latents.
         z = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
@@ -362,10 +440,25 @@ class PipelineBackbone(Backbone, ABC):
         scale, shift = self._latent_affine()
         return (z - shift.to(z)) / scale.to(z)
 
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        size = self.decode_batch or max(1, len(batch))
+        differentiable = batch.requires_grad and torch.is_grad_enabled()
+        if differentiable and self.checkpoint_decode:
+            function = partial(checkpoint, function, use_reentrant=False)
+        hint = (
+            f"The VAE had {min(size, len(batch))} images at once: lower decode_batch, pass "
+            "vae=, a tiny autoencoder, or call pipe.enable_vae_tiling() or "
+            "pipe.enable_model_cpu_offload()"
+        )
+        if differentiable and not self.checkpoint_decode:
+            hint += "; where gradients flow, as here, set checkpoint_decode=True"
+        with _widened(self.vae, differentiable), memory.advice(hint):
+            return torch.cat([function(chunk) for chunk in batch.split(size)])
+
     def _latent_affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift from the network's units to those of the VAE, each (1, C or 1, 1, 1)."""
 
-        config = self.pipe.vae.config
+        config = self.vae.config
         column = lambda value: torch.as_tensor(value, dtype=torch.float64).reshape(1, -1, 1, 1)
         scale = 1 / column(config.scaling_factor)
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
@@ -385,6 +478,25 @@ class PipelineBackbone(Backbone, ABC):
         else:
             scheduler.set_timesteps(steps, **keywords)
         return scheduler
+
+
+@contextmanager
+def _widened(vae: Any, differentiable: bool) -> Iterator[None]:
+    """Runs a VAE that overflows in float16 in float32, as the pipelines do."""
+
+    if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
+        yield
+        return
+    if differentiable:
+        raise ValueError(
+            "decode is not differentiable through this VAE, which overflows in float16; run "
+            "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
+        )
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)
 
 
 def require(module: str) -> Any:

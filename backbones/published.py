@@ -12,6 +12,7 @@ import torch
 
 from rwguidance.outside import on_hub, split_hub
 
+from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
 from .pipelines import PipelineBackbone, require
 from .registry import register
@@ -76,7 +77,7 @@ class Published:
         keyword = lambda name, default: inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default
         )
-        own = [keyword(name, None) for name in ("path", "dtype", "config")]
+        own = [keyword(name, None) for name in ("path", "dtype", "variant", "config")]
         options = [
             keyword(name, self.defaults.get(name, parameter.default))
             for name, parameter in inspect.signature(self.family).parameters.items()
@@ -88,6 +89,7 @@ class Published:
         self,
         path: str | os.PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
+        variant: str | None = None,
         config: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> PipelineBackbone:
@@ -98,6 +100,9 @@ class Published:
                 ``hf://owner/name[@revision]``. None is the published repository. With a local path
                 the hub is never asked.
             dtype: The precision of the weights. None is float32.
+            variant: Which files of a folder or repository to read where there are several for the
+                same weights, such as "fp16". It says what is read, not what it is turned into:
+                for that there is `dtype`.
             config: For a single-file checkpoint, a local folder with the pipeline's configuration
                 and tokenizers, which such a file does not hold.
             options: Keywords of the adapter.
@@ -105,7 +110,8 @@ class Published:
         Raises:
             ValueError: If classifier-free guidance is asked of a model that was distilled from it,
                 the folder holds another kind of pipeline, or a single file comes without `config`.
-            FileNotFoundError: If the model is not there; says how to fetch it.
+            FileNotFoundError: If the model, or this variant of it, is not there; says how to fetch
+                it.
         """
 
         options = {**self.defaults, **options}
@@ -115,7 +121,12 @@ class Published:
                 f"{self.name} was distilled to run without classifier-free guidance; "
                 f"guidance_scale must be None, got {scale}"
             )
-        pipe = self._pipeline(path, dtype, config)
+        if options.get("vae") is not None:  # a small file with an error comes before large ones
+            options["vae"] = load_autoencoder(
+                options["vae"], self.family.tiny_autoencoder, dtype or torch.float32
+            )
+            check_channels(options["vae"], self.family.latent_channels)
+        pipe = self._pipeline(path, dtype, variant, config)
         backbone = self.family(pipe=pipe, **options)
         if self.distilled and backbone.guidance_scale is not None and scale is None:
             raise ValueError(
@@ -128,12 +139,11 @@ class Published:
         self,
         path: str | os.PathLike[str] | None,
         dtype: torch.dtype | None,
+        variant: str | None,
         config: str | os.PathLike[str] | None,
     ) -> Any:
         diffusers = require("diffusers")
-        # Renamed in 0.42, which warns of the old name.
-        renamed = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42)
-        keywords: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype or torch.float32}
+        keywords: dict[str, Any] = {**in_dtype(dtype or torch.float32)}
         hub = path is None or on_hub(path)
         if not hub and Path(str(path)).is_file():
             if config is None or not Path(config).is_dir():
@@ -145,18 +155,23 @@ class Published:
                     "DIRECTORY`"
                 )
             read = getattr(diffusers, self.family.pipeline_class).from_single_file
+            if variant is not None:
+                raise ValueError(
+                    f"variant is for folders and repositories, got {variant!r}, but path is the "
+                    f"file {path}"
+                )
             return self._load(read, path, config=str(config), local_files_only=True, **keywords)
         if config is not None:
             raise ValueError(f"config is for single-file checkpoints, but path is {path}")
 
         read = diffusers.DiffusionPipeline.from_pretrained
         if not hub:
-            self._check_folder(Path(str(path)))
-            return self._load(read, path, local_files_only=True, **keywords)
+            self._check_folder(Path(str(path)), variant)
+            return self._load(read, path, variant=variant, local_files_only=True, **keywords)
         source, revision = split_hub(self.repository if path is None else path)
-        return self._load(read, source, revision=revision, **keywords)
+        return self._load(read, source, revision=revision, variant=variant, **keywords)
 
-    def _check_folder(self, folder: Path) -> None:
+    def _check_folder(self, folder: Path, variant: str | None) -> None:
         index = folder / "model_index.json"
         if not index.is_file():
             raise FileNotFoundError(
@@ -167,6 +182,13 @@ class Published:
         if found != self.family.pipeline_class:
             raise ValueError(
                 f"{folder} holds a {found}, but {self.name} is a {self.family.pipeline_class}"
+            )
+        variants = _variants(folder)
+        if variants and variant not in variants:
+            held = " and ".join(f"variant={name!r}" for name in sorted(variants, key=str))
+            raise FileNotFoundError(
+                f"{folder} holds weights of {held}, got variant={variant!r}; pass one that is "
+                f"there, or {self._how_to_get}"
             )
 
     def _load(self, function: Any, source: Any, **keywords: Any) -> Any:
@@ -185,6 +207,17 @@ class Published:
             f"fetch it with `hf download {self.repository} --local-dir DIRECTORY` (after accepting "
             "its license, if it has one to accept) and pass DIRECTORY as path="
         )
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """The variants of which a pipeline's folder holds weights; None is the one without a name."""
+
+    variants: set[str | None] = set()
+    for file in [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]:
+        # model[.fp16].safetensors, or as one of several, model[.fp16]-00001-of-00002.safetensors
+        variant = file.stem.partition(".")[2].split("-")[0]
+        variants.add(variant or None)
+    return variants
 
 
 _SD35 = "stabilityai/stable-diffusion-3.5"

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rwguidance import Prediction, RectifiedSchedule
+from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
 from .pipelines import PipelineBackbone
@@ -18,15 +18,6 @@ class SD3(PipelineBackbone):
 
     Its scheduler corresponds to the sampler DDIM().
 
-    Arguments:
-        pipe: The pipeline.
-        guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
-        height: Of the images, in pixels. None is the pipeline's default.
-        width: Of the images, in pixels. None is the pipeline's default.
-        steps: What :meth:`times` assumes if it is not told.
-        decode_batch: Images the VAE handles at once. None is all of them.
-        max_sequence_length: Tokens of a prompt that the T5 encoder sees, at most 512.
-
     References:
         | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis
           (Esser et al., 2024), arXiv:2403.03206
@@ -37,21 +28,13 @@ class SD3(PipelineBackbone):
     denoiser = "transformer"
     patch = 2
     default_steps = 28
+    default_sequence_length = 256
+    latent_channels = 16
+    tiny_autoencoder = "taesd3"
 
-    def __init__(
-        self,
-        pipe: Any,
-        guidance_scale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        steps: int | None = None,
-        decode_batch: int | None = None,
-        max_sequence_length: int = 256,
-    ) -> None:
-        self.check_pipeline(pipe)
-        schedule = RectifiedSchedule()
-        super().__init__(pipe, schedule, guidance_scale, height, width, steps, decode_batch)
-        self.max_sequence_length = max_sequence_length
+    @classmethod
+    def path(cls, pipe: Any) -> Schedule:
+        return RectifiedSchedule()
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         output: Tensor = self.pipe.transformer(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler
+from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
 from rwguidance.schedules import Scales
 
 from .pipelines import PipelineBackbone
@@ -25,13 +25,7 @@ class SDXL(PipelineBackbone):
     The Euler scheduler corresponds to the sampler DDIM(), the ancestral one, with which the turbo
     model is published, to DDIM(eta=1).
 
-    Arguments:
-        pipe: The pipeline. Its scheduler says whether the network predicts noise or v.
-        guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
-        height: Of the images, in pixels. None is the pipeline's default.
-        width: Of the images, in pixels. None is the pipeline's default.
-        steps: What :meth:`times` assumes if it is not told.
-        decode_batch: Images the VAE handles at once. None is all of them.
+    The pipeline's scheduler says whether the network predicts noise or v.
 
     References:
         | SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis
@@ -45,18 +39,11 @@ class SDXL(PipelineBackbone):
     patch = 1
     default_steps = 50
 
-    schedule: DiscreteSchedule
+    latent_channels = 4
+    tiny_autoencoder = "taesdxl"
 
-    def __init__(
-        self,
-        pipe: Any,
-        guidance_scale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        steps: int | None = None,
-        decode_batch: int | None = None,
-    ) -> None:
-        self.check_pipeline(pipe)
+    @classmethod
+    def path(cls, pipe: Any) -> Schedule:
         config = pipe.scheduler.config
         if config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
@@ -69,10 +56,19 @@ class SDXL(PipelineBackbone):
             )
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise ValueError("networks with an embedding of the guidance scale are not supported")
-        schedule = DiscreteSchedule(pipe.scheduler.alphas_cumprod)
-        super().__init__(pipe, schedule, guidance_scale, height, width, steps, decode_batch)
-        self.predicts_v = config.prediction_type == "v_prediction"
-        self.table_length = len(pipe.scheduler.alphas_cumprod)
+        return DiscreteSchedule(pipe.scheduler.alphas_cumprod)
+
+    @property
+    def predicts_v(self) -> bool:
+        """Whether the network predicts v instead of the noise."""
+
+        return bool(self.pipe.scheduler.config.prediction_type == "v_prediction")
+
+    @property
+    def table_length(self) -> int:
+        """Number of noise levels on which the network was trained."""
+
+        return len(self.pipe.scheduler.alphas_cumprod)
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text, pooled = embeddings["text"], embeddings["pooled"]
