@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +27,9 @@ class Backbone(Model, ABC):
     Arguments:
         schedule: The path the model was trained on.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ()
+    """Names of attributes that change no sample, such as batch sizes: a bank outlives them."""
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class Bank:
             condition.
         rewards: Raw rewards in reward units, with shape (N,), or (N, R) for R rewards; None if not
             scored yet.
+        origin: What made the draws and the rewards, by name, in values that JSON can hold (such as
+            a :func:`rwguidance.fingerprint.fingerprint` of the model); None if nobody said. See
+            :meth:`check_origin`.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.
@@ -39,6 +42,7 @@ class Bank:
     x_0: Tensor
     condition: Any = None
     rewards: Tensor | None = None
+    origin: Mapping[str, Any] | None = None
     rows: dict[Hashable, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +79,25 @@ class Bank:
 
     def __len__(self) -> int:
         return len(self.x_0)
+
+    def check_origin(self, **expected: Any) -> None:
+        """Checks that the bank was made of what one thinks it was.
+
+        Arguments:
+            expected: Some entries of the origin: `bank.check_origin(backbone=fingerprint(model))`.
+
+        Raises:
+            ValueError: If the origin lacks one of them, or has another value.
+        """
+
+        origin = {} if self.origin is None else self.origin
+        differ = [key for key, value in expected.items() if origin.get(key) != value]
+        if differ:
+            details = "; ".join(
+                f"{key} is {origin.get(key, 'not stated')!r}, expected {expected[key]!r}"
+                for key in differ
+            )
+            raise ValueError(f"this bank is of another origin: {details}")
 
     def scored(self, tilt: Tilt, batch_size: int = 64, progress: bool = False) -> "Bank":
         """The same draws with the rewards of `tilt`, evaluated in batches without gradients.
@@ -130,7 +153,7 @@ class Bank:
         tensors = {"x_0": self.x_0.contiguous()}
         if self.rewards is not None:
             tensors["rewards"] = self.rewards.contiguous()
-        metadata = {"condition": json.dumps(self.condition)}
+        metadata = {"condition": json.dumps(self.condition), "origin": json.dumps(self.origin)}
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
@@ -156,7 +179,10 @@ class Bank:
             if "x_0" not in names or "condition" not in metadata:
                 raise ValueError(f"{path} is a safetensors file but not a bank, it holds {names}")
             rewards = file.get_tensor("rewards") if "rewards" in names else None
-            return cls(file.get_tensor("x_0"), json.loads(metadata["condition"]), rewards)
+            condition, origin = (
+                json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
+            )
+            return cls(file.get_tensor("x_0"), condition, rewards, origin)
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:

@@ -1,0 +1,25 @@
+"""From prompts to aligned pictures: what `rwguidance generate` does.
+
+.. code-block:: python
+
+    backbone = backbones.load("sdxl-turbo", device="cuda", dtype=torch.bfloat16)
+    reward = rewards.load("pickscore", device="cuda")
+    method = Importance(bank=64, kl=2.0)
+    generate(backbone, reward, ["a red panda reading"], "out/panda", method, images=4)
+"""
+
+from .pairs import Generated, Row, generate
+from .methods import BestOfN, Importance, Method, Network, PlugInMean
+from .store import Store
+
+__all__ = [
+    "BestOfN",
+    "Generated",
+    "Importance",
+    "Method",
+    "Network",
+    "PlugInMean",
+    "Row",
+    "Store",
+    "generate",
+]

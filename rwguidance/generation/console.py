@@ -1,0 +1,175 @@
+"""A generation on a terminal: progress, a summary, and where everything is."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..samplers import UnreliableEstimate
+from ..tilt import RewardFunction
+from .pairs import Generated, Row, generate
+from .methods import Method
+from .run import Report, TextToImage
+from .store import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["print_generated", "run_generate"]
+
+_PROMPTS = 20
+"""How many prompts the summary lists."""
+
+
+def run_generate(
+    backbone: TextToImage,
+    reward: RewardFunction,
+    prompts: Sequence[str],
+    out: Path,
+    method: Method,
+    images: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    batch_size: int = 4,
+    negative_prompt: str | None = None,
+    store: Store | None = None,
+    restart: bool = False,
+    names: Mapping[str, str] | None = None,
+) -> int:
+    """Calls :func:`rwguidance.generation.generate` with progress bars, and prints a summary.
+
+    The arguments are those of that function.
+
+    Returns:
+        The exit code: 0, or 2 if a prompt or a reward failed, or 130 if the user interrupted.
+    """
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    try:
+        with _unreliable() as doubts, _bars(console) as report:
+            generated = generate(
+                backbone,
+                reward,
+                prompts,
+                out,
+                method,
+                images,
+                seed,
+                steps,
+                batch_size,
+                negative_prompt,
+                store,
+                restart,
+                names,
+                report,
+            )
+    except KeyboardInterrupt:
+        without = " without --restart" if restart else ""
+        _say(console, f"interrupted: the same command{without} goes on where this one stopped")
+        return 130
+    if doubts:
+        _say(console, f"note, for {len(doubts)} of the runs: {doubts[0]}")
+    print_generated(generated)
+    return 2 if generated.failed or any(row.error for row in generated.rows) else 0
+
+
+def print_generated(generated: Generated) -> None:
+    """Prints rewards before and after, prompt by prompt, and what failed to the error stream."""
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, errors = Console(), Console(stderr=True)
+    for prompt, reason in generated.failed.items():
+        _say(errors, f"failed: {prompt}: {reason}")
+    for row in generated.rows:
+        if row.error:
+            _say(errors, f"without reward: {row.prompt}, image {row.number}: {row.error}")
+    prompts = list(dict.fromkeys(row.prompt for row in generated.rows))
+    target = any("tilted mean" in row.facts for row in generated.rows)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("prompt", overflow="ellipsis", no_wrap=True, max_width=44)
+    headings = ("images", "base", "aligned", *(["target"] if target else []), "gain", "SE")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for prompt in prompts[:_PROMPTS]:
+        table.add_row(Text(prompt), *_cells(generated.rows, [prompt], target))
+    if len(prompts) > 1:
+        table.add_row(f"all {len(prompts)} prompts", *_cells(generated.rows, prompts, target))
+    if prompts:
+        console.print(table)
+    if len(prompts) > _PROMPTS:
+        _say(console, f"{len(prompts) - _PROMPTS} more prompts are in {generated.table}")
+    kept = len(generated.rows) - generated.made
+    _say(console, f"{len(generated.rows)} pairs, {kept} of them from before: {generated.table}")
+    for sheet in generated.sheets:
+        _say(console, f"look at {sheet}")
+
+
+def _cells(rows: Sequence[Row], prompts: Sequence[str], target: bool) -> list[str]:
+    """Means over the pairs that have both rewards; the error of the gain is that of the pairs."""
+
+    pairs = [row for row in rows if row.prompt in prompts and row.gain is not None]
+    gains = [row.gain for row in pairs if row.gain is not None]
+    mean = lambda values: statistics.fmean(values) if values else math.nan
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    columns = [mean([row.rewards[0] for row in pairs]), mean([row.rewards[1] for row in pairs])]
+    if target:
+        columns.append(mean([row.facts.get("tilted mean", math.nan) for row in pairs]))
+    columns += [mean(gains), error]
+    return [str(len(pairs)), *("-" if math.isnan(value) else f"{value:.4g}" for value in columns)]
+
+
+@contextmanager
+def _bars(console: "Console") -> Iterator[Report]:
+    from rich import progress
+
+    bars = progress.Progress(
+        progress.TextColumn("{task.description:<18}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with bars:
+        outer = bars.add_task("prompts", total=None)
+        inner = bars.add_task("", total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            task = outer if stage == "prompts" else inner
+            bars.update(task, description=stage, completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def _unreliable() -> Iterator[list[str]]:
+    """Collects doubts about estimates, one per run of the sampler; other warnings pass."""
+
+    doubts: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnreliableEstimate)
+        show: Any = warnings.showwarning
+
+        def collect(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
+            if issubclass(category, UnreliableEstimate):
+                doubts.append(str(message))
+            else:
+                show(message, category, *rest, **keywords)
+
+        warnings.showwarning = collect
+        yield doubts
+
+
+def _say(console: "Console", text: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(text), soft_wrap=True)

@@ -1,0 +1,268 @@
+"""How images are aligned: each method is an object that holds its settings."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..estimators import (
+    ConditionalExpectation,
+    ImportanceSampling,
+    LearnedExpectation,
+    LearnedShift,
+    PlugIn,
+    TargetESS,
+)
+from ..fingerprint import fingerprint
+from ..guidance import GuidedModel
+from ..prediction import Prediction
+from ..tilt import Tilt
+from .run import Run
+
+__all__ = ["Aligned", "BestOfN", "Importance", "Method", "Network", "PlugInMean"]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Aligned samples of one prompt.
+
+    Arguments:
+        x_0: Clean states, with shape (B, *event).
+        facts: What to know about all of them, such as beta, in values that JSON can hold.
+        each: The same by sample.
+    """
+
+    x_0: Tensor
+    facts: dict[str, Any] = field(default_factory=dict)
+    each: Sequence[dict[str, Any]] = ()
+
+
+class Method(ABC):
+    """Makes aligned samples of a prompt."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes the result, in values that JSON can hold."""
+
+    @abstractmethod
+    def align(
+        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
+    ) -> Aligned:
+        """Aligned samples.
+
+        Arguments:
+            run: The run.
+            prompt: The prompt.
+            numbers: The numbers of the images.
+            base: Their unguided samples, from the same noise, with shape (B, *event).
+            rewards: Those of the unguided samples, with shape (B,); NaN where the reward failed.
+        """
+
+
+class Guided(Method):
+    """Samples the guided model, from the same noise as the base model."""
+
+    scale: float
+    window: tuple[float, float]
+
+    @abstractmethod
+    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
+        """The estimator for a prompt, and facts about it."""
+
+    def align(
+        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
+    ) -> Aligned:
+        estimator, facts = self.estimator(run, prompt)
+        model: Any = run.backbone
+        guided = GuidedModel(model, estimator, self.scale, self.window)
+        parts, each = [], []
+        condition = run.condition(prompt, min(run.batch_size, len(numbers)))
+        for start in range(0, len(numbers), run.batch_size):
+            run.report("aligned images", start, len(numbers))
+            names = [("image", prompt, i) for i in numbers[start : start + run.batch_size]]
+            some = run.rows(condition, len(names))
+            effective: list[Tensor] = []
+            trace = lambda t, prediction, seen=effective: _note(seen, prediction)
+            parts.append(run.sample(guided, some, names, trace))
+            each += _effective_draws(effective, len(names))
+        run.report("aligned images", len(numbers), len(numbers))
+        return Aligned(torch.cat(parts), facts, each)
+
+
+@dataclass(frozen=True)
+class Importance(Guided):
+    r"""Training-free guidance from a bank of draws of the prompt (:class:`ImportanceSampling`).
+
+    Arguments:
+        bank: Draws per prompt.
+        beta: Temperature, in reward units; or give `kl`.
+        kl: How far to move the law of each prompt, in nats, which decides its beta.
+        ess: Share of the bank to keep effective by flattening the kernel (:class:`TargetESS`); None
+            is the exact kernel.
+        scale: As for :class:`GuidedModel`.
+        window: As for :class:`GuidedModel`.
+    """
+
+    name: ClassVar[str] = "importance"
+
+    bank: int = 64
+    beta: float | None = None
+    kl: float | None = None
+    ess: float | None = None
+    scale: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.bank < 2:
+            raise ValueError(f"bank must be at least 2 draws, got {self.bank}")
+        if (self.beta is None) == (self.kl is None):
+            raise ValueError(f"give beta or kl, one of them, got {self.beta} and {self.kl}")
+        _positive("beta", self.beta)
+        _positive("kl", self.kl)
+        if self.kl is not None and self.kl >= math.log(self.bank):
+            raise ValueError(
+                f"kl must be less than log(bank) = {math.log(self.bank):.3g} nats, got {self.kl}"
+            )
+        if self.ess is not None:
+            TargetESS(self.ess)
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
+        bank = run.bank(prompt, self.bank, "bank")
+        assert bank.rewards is not None
+        decode = run.backbone.decode
+        if self.kl is None:
+            assert self.beta is not None
+            tilt = Tilt(run.reward, self.beta, decode)
+        else:
+            tilt = Tilt.for_kl(run.reward, bank, self.kl, decode)
+        kernel = None if self.ess is None else TargetESS(self.ess)
+        log_w = tilt.weigh(bank.rewards).double()
+        target = (log_w.softmax(0) * bank.rewards.double().nan_to_num(neginf=0.0)).sum()
+        facts = {
+            "beta": tilt.betas[0],
+            "tilted mean": float(target),
+        }
+        return ImportanceSampling(bank, tilt, kernel), facts
+
+
+@dataclass(frozen=True)
+class PlugInMean(Guided):
+    r"""Reward gradients at the posterior mean (:class:`PlugIn` without the Jacobian).
+
+    Arguments:
+        beta: Temperature, in reward units.
+        prior_variance: Of the clean states, per dimension.
+        scale: As for :class:`GuidedModel`.
+        window: As for :class:`GuidedModel`.
+    """
+
+    name: ClassVar[str] = "plug-in"
+
+    beta: float
+    prior_variance: float = 1.0
+    scale: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _positive("beta", self.beta)
+        _positive("prior_variance", self.prior_variance)
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
+        tilt = Tilt(run.reward, self.beta, run.backbone.decode)
+        estimator = PlugIn(tilt, jacobian=False, prior_variance=self.prior_variance)
+        return estimator, {"beta": self.beta}
+
+
+@dataclass(frozen=True)
+class Network(Guided):
+    """A trained guidance network.
+
+    Arguments:
+        network: For the shift, or for log h.
+        log_h: Whether it is for log h.
+        scale: As for :class:`GuidedModel`.
+        window: As for :class:`GuidedModel`.
+    """
+
+    name: ClassVar[str] = "network"
+
+    network: nn.Module
+    log_h: bool = False
+    scale: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "network": fingerprint(self.network),
+            "log_h": self.log_h,
+            "scale": self.scale,
+            "window": self.window,
+        }
+
+    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
+        kind = LearnedExpectation if self.log_h else LearnedShift
+        return kind(self.network.to(run.device)), {}
+
+
+@dataclass(frozen=True)
+class BestOfN(Method):
+    """The best of n samples by the reward, the base sample among them; the limit of small beta.
+
+    Arguments:
+        n: Samples to choose from, per image.
+    """
+
+    name: ClassVar[str] = "best-of-n"
+
+    n: int = 16
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise ValueError(f"n must be at least 2, got {self.n}")
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def align(
+        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
+    ) -> Aligned:
+        chosen, each = [], []
+        for x_0, reward, number in zip(base, rewards, numbers, strict=True):
+            others = run.bank(prompt, self.n - 1, "candidates", number)
+            assert others.rewards is not None
+            values = torch.cat((reward.reshape(1), others.rewards.to(reward)))
+            best = int(values.nan_to_num(nan=-math.inf, neginf=-math.inf).argmax())
+            chosen.append(x_0 if best == 0 else others.x_0[best - 1])
+            each.append({"chosen": best})
+        return Aligned(torch.stack(chosen), {}, each)
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _note(seen: list[Tensor], prediction: Prediction) -> None:
+    diagnostics = prediction.diagnostics or {}
+    if "ess_tilted" in diagnostics:
+        seen.append(diagnostics["ess_tilted"].double().cpu())
+
+
+def _effective_draws(seen: list[Tensor], n: int) -> list[dict[str, Any]]:
+    if not seen:
+        return [{} for _ in range(n)]
+    table = torch.stack(seen, dim=1)
+    return [{"effective draws": [round(float(v), 2) for v in row]} for row in table]

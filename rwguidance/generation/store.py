@@ -1,0 +1,94 @@
+"""Tensors on disk, found by what they were made of.
+
+A folder per origin, named by its hash, holds runs of tensors in files named by their first number.
+A run is extended file by file, so an interrupted one goes on where it stopped, and a longer one
+begins with a shorter one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..files import replacing
+
+__all__ = ["Drawer", "Store"]
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """The tensors of one origin, in a folder of their own."""
+
+    folder: Path
+
+    def read(self, name: str) -> list[Tensor]:
+        """What is there of a run, in order, up to the first gap, on the CPU.
+
+        Raises:
+            ValueError: If a file is damaged; says which one to delete.
+        """
+
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        parts: list[Tensor] = []
+        done = 0
+        while (path := self._path(name, done)).exists():
+            try:
+                parts.append(load_file(path)["values"])
+            except (SafetensorError, KeyError) as error:
+                raise ValueError(f"{path} is damaged ({error}): delete it") from None
+            done += len(parts[-1])
+        return parts
+
+    def append(self, name: str, start: int, values: Tensor) -> None:
+        """Adds the tensors from number `start` on, atomically."""
+
+        from safetensors.torch import save_file
+
+        with replacing(self._path(name, start)) as partial:
+            save_file({"values": values.detach().cpu().contiguous()}, partial)
+
+    def _path(self, name: str, start: int) -> Path:
+        return self.folder / f"{name}-{start:06d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Drawers by origin.
+
+    Arguments:
+        root: The folder that holds them; made when needed.
+    """
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Store":
+        """The user's own: $XDG_CACHE_HOME/rwguidance, by default in ~/.cache."""
+
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cls(Path(cache) / "rwguidance" / "banks")
+
+    def of(self, origin: Mapping[str, Any]) -> Drawer:
+        """The drawer of an origin, whose values must be what JSON can hold.
+
+        Raises:
+            ValueError: If the folder holds something of another origin.
+        """
+
+        text = json.dumps({**origin, "format": 1}, indent=1, sort_keys=True)
+        folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:24]
+        label = folder / "origin.json"
+        if not label.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(label) as partial:
+                partial.write_text(text, encoding="utf-8")
+        elif label.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{folder} holds draws of another origin: delete it")
+        return Drawer(folder)
