@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-references test-oldest lint types docs check clean
+.PHONY: demo test test-slow test-references test-oldest test-versions lint types docs check clean
 .DEFAULT_GOAL := test
 
 $(VENV)/bin/python:
@@ -46,6 +46,11 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest --quiet --resolution lowest-direct --editable '.[dev]'
 	.venv-oldest/bin/python -m pytest -W default  # old versions meet deprecations of theirs
+
+# The tests of the backbones on several versions of diffusers and transformers: a table.
+test-versions: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/versions.py
 
 clean:
 	rm -rf .venv .venv-oldest docs/_build out

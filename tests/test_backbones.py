@@ -637,6 +637,58 @@ def test_folders_that_hold_something_else(folders, tmp_path):
         backbones.load("sdxl", folders["sdxl"], guidance=5.0)
 
 
+@pytest.mark.parametrize("name", ["sdxl-turbo", "sd3.5-large-turbo", "flux-schnell"])
+def test_a_variant_is_read_where_it_is_asked_for(name, tmp_path):
+    pipe = backbones.tiny(NAMES[name][0])
+    pipe.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    backbone = backbones.load(name, tmp_path, variant="fp16", **SIZE)
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    half = backbones.load(name, tmp_path, dtype=torch.float16, variant="fp16", **SIZE)
+    weights = {key: p.clone() for key, p in half.named_parameters()}
+    assert all(torch.equal(p.half(), weights[key]) for key, p in backbone.named_parameters())
+    for asked in (None, "bf16"):
+        message = f"holds weights of variant='fp16', got variant={asked!r}; pass one"
+        with pytest.raises(FileNotFoundError, match=message):
+            backbones.load(name, tmp_path, variant=asked)
+    backbones.tiny(NAMES[name][0], seed=1).save_pretrained(tmp_path)
+    plain = dict(backbones.load(name, tmp_path, **SIZE).named_parameters())
+    again = dict(backbones.load(name, tmp_path, variant="fp16", **SIZE).named_parameters())
+    assert not all(torch.equal(p.half(), weights[key]) for key, p in plain.items())
+    assert all(torch.equal(p.half(), weights[key]) for key, p in again.items())
+    with pytest.raises(
+        FileNotFoundError, match=r"of variant=None and variant='fp16', got .*'int8'"
+    ):
+        backbones.load(name, tmp_path, variant="int8")
+
+
+def test_the_variants_of_a_folder(tmp_path):
+    (tmp_path / "unet").mkdir()
+    names = ("model.a.safetensors", "model.b-00001-of-00002.safetensors", "model.json.b.index")
+    for name in (*names, "model-00001-of-00002.c.bin"):
+        (tmp_path / "unet" / name).touch()
+    assert backbones.published._variants(tmp_path) == {"a", "b", "c"}
+    (tmp_path / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").touch()
+    assert backbones.published._variants(tmp_path) == {"a", "b", "c", None}
+
+
+def test_a_variant_of_a_repository_or_of_a_file(monkeypatch, tmp_path):
+    asked = []
+    pipe = backbones.tiny("sd3")
+
+    def from_pretrained(source, **keywords):
+        asked.append(keywords["variant"])
+        return pipe
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    backbones.load("sd3.5-large-turbo")
+    backbones.load("sd3.5-large-turbo", "hf://someone/tuned", variant="fp16")
+    assert asked == [None, "fp16"]
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="variant is for folders and repositories, got 'fp16'"):
+        backbones.load("sd3.5-large-turbo", file, config=tmp_path, variant="fp16")
+
+
 def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
     import huggingface_hub
 
@@ -733,6 +785,10 @@ def test_pipelines_that_are_not_supported():
         backbones.from_pipeline(backbones.tiny("flux"), height=18)
     with pytest.raises(ValueError, match="decode_batch must be at least 1, got 0"):
         backbones.from_pipeline(backbones.tiny("flux"), decode_batch=0)
+    with pytest.raises(ValueError, match=r"max_sequence_length must lie in \[1, 512\], got 513"):
+        backbones.from_pipeline(backbones.tiny("flux"), max_sequence_length=513)
+    with pytest.raises(ValueError, match=r"with a T5 encoder, .*XLPipeline has not, got 77"):
+        backbones.from_pipeline(backbones.tiny("sdxl"), max_sequence_length=77)
 
 
 def test_a_function_may_be_registered_but_must_return_a_backbone(monkeypatch):
@@ -745,3 +801,233 @@ def test_a_function_may_be_registered_but_must_return_a_backbone(monkeypatch):
     assert backbones.load("good").default_steps == 28
     with pytest.raises(TypeError, match=r"'bad' must return a backbones\.Backbone, got Identity"):
         backbones.load("bad")
+
+
+# Memory
+
+
+def saved_bytes(function):
+    """Bytes of the distinct tensors that autograd keeps for the gradient of a function's value."""
+
+    kept = {}
+
+    def pack(x):
+        kept[x.data_ptr()] = max(kept.get(x.data_ptr(), 0), x.numel() * x.element_size())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        value = function()
+    return value, sum(kept.values())
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+def test_recomputed_gradients_are_the_gradients_and_keep_only_the_latents(key):
+    pipe, backbone, _, _ = build(key)
+    backbone.requires_grad_(False)
+    latents = 0.3 * randn(0, 4, backbone.channels, 8, 12, dtype=torch.float32)
+    weight = randn(1, 4, 3, 16, 24, dtype=torch.float32)
+    calls, images, gradients, kept = [], [], [], []
+    hook = pipe.vae.decoder.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    for options in ({}, {"decode_batch": 1}, {"decode_batch": 1, "checkpoint_decode": True}):
+        z = latents.clone().requires_grad_()
+        model = backbones.from_pipeline(pipe, **SIZE, **options)
+        decoded, size = saved_bytes(lambda model=model, z=z: model.decode(z))
+        kept.append(size)
+        gradients.append(torch.autograd.grad((weight * decoded).sum(), z)[0])
+        images.append(decoded.detach())
+    hook.remove()
+    assert calls == [4, *(1,) * 4, *(1,) * 8]
+    for i in (1, 2):
+        assert_close(images[i], images[0])
+        assert_close(gradients[i], gradients[0], rtol=1e-4, atol=1e-5 * gradients[0].abs().max())
+    assert float(gradients[0].abs().max()) > 0
+    # What is left are the latents themselves; chunks alone save nothing.
+    assert kept[2] <= latents.numel() * latents.element_size()
+    assert kept[0] > 30 * kept[2]
+    assert kept[1] > 30 * kept[2]
+
+
+def test_nothing_is_decoded_twice_where_no_gradient_flows():
+    pipe = backbones.tiny("sdxl")
+    backbone = backbones.from_pipeline(pipe, **SIZE, checkpoint_decode=True)
+    calls = []
+    hook = pipe.vae.decoder.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    latents = torch.zeros(2, 4, 8, 12)
+    backbone.decode(latents)
+    with torch.no_grad():
+        backbone.decode(latents.requires_grad_())
+    hook.remove()
+    assert calls == [2, 2]
+
+
+def out_of_memory(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+OUT_OF_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    MemoryError("no room"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_running_out_of_memory_says_what_would_help(error, monkeypatch):
+    pipe = backbones.tiny("sdxl")
+    backbone = backbones.from_pipeline(pipe, 3.0, **SIZE, decode_batch=2)
+    x_t, said = torch.zeros(3, 4, 8, 12), str(error)
+    fresh = lambda: out_of_memory(type(error)(said))
+    condition = backbone.condition(["a"] * 3)
+    monkeypatch.setattr(pipe.unet, "forward", fresh())
+    with pytest.raises(type(error), match=r"had a batch of 6: sample fewer .*bfloat16") as caught:
+        backbone(x_t, 0.5, condition)
+    assert str(caught.value).startswith(said)
+    monkeypatch.setattr(pipe.vae.decoder, "forward", fresh())
+    knobs = r"had 2 images at once: lower decode_batch.*vae=.*enable_vae_tiling.*cpu_offload\(\)"
+    with pytest.raises(type(error), match=f"{knobs}$"):
+        backbone.decode(x_t)
+    with pytest.raises(type(error), match=f"{knobs};.*as here, set checkpoint_decode=True$"):
+        backbone.decode(x_t.requires_grad_())
+    monkeypatch.setattr(pipe.vae.encoder, "forward", fresh())
+    with pytest.raises(type(error), match=knobs):
+        backbone.encode(torch.zeros(3, 3, 16, 24))
+
+
+def test_other_errors_get_no_advice(monkeypatch):
+    backbone = backbones.from_pipeline(backbones.tiny("sdxl"), **SIZE)
+    monkeypatch.setattr(backbone.pipe.unet, "forward", out_of_memory(RuntimeError("sizes differ")))
+    with pytest.raises(RuntimeError, match=r"^sizes differ$"):
+        backbone(torch.zeros(1, 4, 8, 12), 0.5, backbone.condition(["a"]))
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_everything_is_on_the_device_of_the_backbone(name):
+    backbone = backbones.from_pipeline(backbones.tiny(name), **SIZE)
+    x_t, condition = torch.zeros(1, backbone.channels, 8, 12), backbone.condition(["a"])
+    away = backbones.TextCondition(
+        condition.prompts, {key: value.to("meta") for key, value in condition.embeddings.items()}
+    )
+    with pytest.raises(ValueError, match=r"x_t on meta, condition on cpu, the backbone on cpu$"):
+        backbone(x_t.to("meta"), 0.5, condition)
+    with pytest.raises(ValueError, match=r"x_t on cpu, condition on meta, the backbone on cpu$"):
+        backbone(x_t, 0.5, away)
+    with pytest.raises(ValueError, match="x_t on meta, condition on meta, the backbone on cpu"):
+        backbone(x_t.to("meta"), 0.5, away)
+    backbone.to("meta")
+    with pytest.raises(ValueError, match="must be on the device of the backbone, got x_t on cpu"):
+        backbone(x_t, 0.5, condition)
+
+
+# The precision of timesteps
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+def test_the_network_is_told_the_times_that_the_pipeline_tells_it(key):
+    pipe, backbone, keywords, eta = build(key)
+    pipe.to(torch.bfloat16)
+    told = []
+
+    def record(module, args, kwargs):
+        told.append((kwargs["timestep"] if "timestep" in kwargs else args[1]).clone())
+
+    network = getattr(pipe, backbone.denoiser)
+    hook = network.register_forward_pre_hook(record, with_kwargs=True)
+    with torch.no_grad():
+        run_pipeline(pipe, keywords, 1, 5)
+        theirs, told = told, []
+        run_backbone(backbone, keywords, 1, 5, eta)
+    hook.remove()
+    assert len(theirs) == len(told) == 5
+    for one, other in zip(theirs, told, strict=True):
+        one, other = (x.double().flatten() for x in (one, other))
+        if key == "flux":  # in bfloat16: equal or off by a hundredth
+            assert torch.equal(one, other)
+        else:
+            assert_close(one, other, rtol=1e-6, atol=0)
+    if key == "flux":
+        exact = backbone.times(5)[:-1]
+        assert bool(((torch.cat(told).double() - exact).abs() > 1e-4).any())  # rounding matters
+
+
+# What is set on the pipeline
+
+
+def tile(pipe):
+    pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 8, 16
+    pipe.vae.enable_tiling()
+
+
+def offload_one_by_one(pipe):
+    from accelerate import cpu_offload
+
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and name not in pipe._exclude_from_cpu_offload:
+            cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+    assert next(pipe.vae.parameters()).is_meta
+
+
+def offload_whole_models(pipe):
+    from accelerate import cpu_offload_with_hook
+
+    hook = None
+    for name in pipe.model_cpu_offload_seq.split("->"):
+        part = pipe.components.get(name)
+        if isinstance(part, torch.nn.Module):
+            _, hook = cpu_offload_with_hook(part, torch.device("cpu"), prev_module_hook=hook)
+
+
+def compile_network(pipe):
+    for name in ("unet", "transformer"):
+        if name in pipe.components:
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+
+
+def own_attention(pipe):
+    attention = diffusers.models.attention_processor
+    if "unet" in pipe.components:
+        pipe.unet.set_attn_processor(attention.AttnProcessor())
+    else:
+        pipe.transformer.set_attn_processor(dict(pipe.transformer.attn_processors))
+
+
+SETTINGS = {
+    "slicing": lambda pipe: pipe.vae.enable_slicing(),
+    "tiling": tile,
+    "sequential-offload": offload_one_by_one,
+    "model-offload": offload_whole_models,
+    "attention": own_attention,
+    "compile": compile_network,
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        # Compiling the network of one family takes seconds, those of the others longer.
+        pytest.param(setting, key, marks=pytest.mark.slow if slow else ())
+        for setting in SETTINGS
+        for key in ("sdxl-cfg", "sd3", "flux")
+        for slow in [setting == "compile" and key != "sd3"]
+    ],
+)
+def test_what_is_set_on_the_pipeline_holds_for_the_backbone(key, setting):
+    pipe, backbone, keywords, eta = build(key)
+    plain = run_pipeline(pipe, keywords, 2, 2, output_type="pt")
+    with torch.random.fork_rng(devices=[]):
+        SETTINGS[setting](pipe)
+        truth = run_pipeline(pipe, keywords, 2, 2, output_type="pt")
+        with torch.no_grad():
+            images = backbone.decode(run_backbone(backbone, keywords, 2, 2, eta))
+            after = backbones.from_pipeline(pipe, backbone.guidance_scale, **SIZE)
+            condition = backbone.condition(PROMPTS[:1])
+            x_t = randn(0, 1, backbone.channels, 8, 12, dtype=torch.float32)
+            assert_close(after(x_t, 0.5, condition).mean, backbone(x_t, 0.5, condition).mean)
+    assert_close(images, truth, rtol=0, atol=2e-5)
+    if setting == "tiling":
+        assert not torch.allclose(truth, plain, atol=1e-4)  # tiles are seen
