@@ -169,6 +169,27 @@ MUTANTS = [
         "test_guidance",
     ),
     Mutant(
+        "pCN: the square root is lost",
+        "particles.py",
+        "math.sqrt(1 - rho**2) * z",
+        "(1 - rho**2) * z",
+        "test_particles",
+    ),
+    Mutant(
+        "pCN: accepts what is worse",
+        "particles.py",
+        "< new_log_w - log_w",
+        "< log_w - new_log_w",
+        "test_particles",
+    ),
+    Mutant(
+        "particles: candidates interleaved, conditions tiled",
+        "particles.py",
+        "tiled = rows * count",
+        "tiled = [row for row in rows for _ in range(count)]",
+        "test_particles",
+    ),
+    Mutant(
         "loss: Itakura-Saito with the ratio inverted",
         "losses.py",
         "return torch.exp(log_w - log_h) + log_h",
@@ -375,6 +396,27 @@ MUTANTS = [
         "z = latents * scale.to(latents) + shift.to(latents)",
         "z = latents * scale.to(latents)",
         "test_backbones",
+    ),
+    Mutant(
+        "draws: every number gets the same noise",
+        "generation/run.py",
+        'names = [("draw", *stream, prompt, i) for i in numbers]',
+        'names = [("draw", *stream, prompt, 0) for i in numbers]',
+        "test_generation",
+    ),
+    Mutant(
+        "best of n: takes the worst",
+        "generation/methods.py",
+        "neginf=-math.inf).argmax())",
+        "neginf=-math.inf).argmin())",
+        "test_generation",
+    ),
+    Mutant(
+        "store: a run of tensors is found one file late",
+        "generation/store.py",
+        "        done = 0\n",
+        "        done = 1\n",
+        "test_generation",
     ),
 ]
 

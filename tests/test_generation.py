@@ -1,6 +1,7 @@
 """From prompts to pictures: exact laws, seeds, resumption, failures, and the command line."""
 
 import csv
+import itertools
 import json
 import math
 import sys
@@ -99,7 +100,7 @@ def spread(steps=12, std=0.1):
     """Standard deviation of a pixel after Euler steps, which is less than that of the law."""
 
     x, times = 1.0, [1 - i / steps for i in range(steps + 1)]
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         mean = std**2 * (1 - t) / (std**2 * (1 - t) ** 2 + t**2) * x
         x = (1 - s) * mean + s * (x - (1 - t) * mean) / t
     return x

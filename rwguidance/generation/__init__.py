@@ -8,8 +8,8 @@
     generate(backbone, reward, ["a red panda reading"], "out/panda", method, images=4)
 """
 
-from .pairs import Generated, Row, generate
 from .methods import BestOfN, Importance, Method, Network, PlugInMean
+from .pairs import Generated, Row, generate
 from .store import Store
 
 __all__ = [

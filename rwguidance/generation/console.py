@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..samplers import UnreliableEstimate
 from ..tilt import RewardFunction
-from .pairs import Generated, Row, generate
 from .methods import Method
+from .pairs import Generated, Row, generate
 from .run import Report, TextToImage
 from .store import Store
 
