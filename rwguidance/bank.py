@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import memory
 from .conditions import condition_keys
 from .files import replacing
 from .tilt import Tilt, check_rewards
@@ -119,7 +120,8 @@ class Bank:
 
             starts = track(starts, description="scoring the bank")
         scores = []
-        with torch.no_grad():
+        hint = f"The bank was scored with {batch_size} draws at once: lower batch_size"
+        with torch.no_grad(), memory.advice(hint):
             for start in starts:
                 rows = slice(start, start + batch_size)
                 condition = None if self.condition is None else self.condition[rows]

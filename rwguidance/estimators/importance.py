@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import memory
 from ..bank import Bank
 from ..conditions import condition_keys, describe_keys
 from ..models import Model
@@ -168,7 +169,11 @@ class ImportanceSampling(ConditionalExpectation):
         groups = self._groups(x_t, condition)
         scales = model.schedule.at(t, like=x_t)
         states = x_t.flatten(1)
-        with torch.autocast(x_t.device.type, enabled=False):
+        hint = (
+            f"Importance sampling had {len(x_t)} samples and {len(self.x_0)} draws: use a smaller "
+            "bank, bank.to(dtype=torch.bfloat16), or a smaller batch"
+        )
+        with torch.autocast(x_t.device.type, enabled=False), memory.advice(hint):
             parts = [self._estimate(states, index, group, scales) for index, group in groups]
         indices = [index for index, _ in groups]
         merged = {name: _merge([part[name] for part in parts], indices) for name in parts[0]}
