@@ -2,6 +2,7 @@
 
 from .base import Backbone
 from .conditioning import TextCondition
+from .guide import guide
 from .pipelines import PipelineBackbone
 from .published import from_pipeline
 from .registry import available, load, register
@@ -13,6 +14,7 @@ __all__ = [
     "TextCondition",
     "available",
     "from_pipeline",
+    "guide",
     "load",
     "register",
     "tiny",

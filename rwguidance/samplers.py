@@ -227,9 +227,9 @@ def sample(
         x_t, prediction = sampler.step(model, x_t, t, s, condition, generator)
         if trace is not None:
             trace(float(t), prediction)
-        doubts += _doubts(float(t), prediction)
+        doubts += doubts_of(float(t), prediction)
     if doubts:
-        warnings.warn(_explain(doubts), UnreliableEstimate, stacklevel=2)
+        warnings.warn(explain_doubts(doubts), UnreliableEstimate, stacklevel=2)
     return x_t
 
 
@@ -246,7 +246,7 @@ def _check_times(times: Tensor | Sequence[float]) -> Tensor:
     return grid
 
 
-def _doubts(t: float, prediction: Prediction) -> list[tuple[float, float]]:
+def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
     """The time and median effective sample size, if most shifts at this step mean nothing."""
 
     diagnostics = prediction.diagnostics or {}
@@ -255,12 +255,12 @@ def _doubts(t: float, prediction: Prediction) -> list[tuple[float, float]]:
     return [(t, float(diagnostics["ess_tilted"].median()))]
 
 
-def _explain(doubts: list[tuple[float, float]]) -> str:
+def explain_doubts(doubts: list[tuple[float, float]]) -> str:
     steps = ", ".join(f"t={t:.3g} ({ess:.1f} effective draws)" for t, ess in doubts[:6])
     more = f" and {len(doubts) - 6} more steps" if len(doubts) > 6 else ""
     return (
         f"most importance-sampling estimates are meaningless at {steps}{more}. "
-        f"Guide only at higher noise, GuidedModel(..., window=(t, 1.0)); flatten the kernel, "
+        "Guide only at higher noise, window=(t, 1.0); flatten the kernel, "
         "ImportanceSampling(..., kernel=TargetESS(0.05)), at the price of bias; or use a larger "
         "bank."
     )

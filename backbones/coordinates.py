@@ -1,0 +1,236 @@
+r"""In which coordinates the schedulers of diffusers keep their states, and what outputs mean.
+
+A scheduler is handed the output of a network and a state. Three kinds of state occur:
+
+- :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`, unscaled ("VE"), of the Euler and Heun families,
+- :math:`\alpha_t x_0 + \sigma_t \epsilon` with :math:`\alpha_t^2 + \sigma_t^2 = 1` ("VP"),
+- :math:`(1 - \sigma) x_0 + \sigma \epsilon` on the straight path ("flow").
+
+Having a table of sigmas says nothing about which of them it is, so the classes are listed one by
+one. The first two are one path here, the :class:`~rwguidance.DiscreteSchedule` of the scheduler's
+table, on which states are :math:`\alpha_t x_0 + \sigma_t \epsilon`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwguidance import DiscreteSchedule, Prediction, RectifiedSchedule, Schedule
+from rwguidance.schedules import Scales, working_dtype
+
+__all__ = ["Coordinates", "coordinates_of", "table_times"]
+
+Level = Callable[[Any, Any], Any]
+"""Where a scheduler stands at a call of `step`: (scheduler, timestep) to a sigma or an index."""
+
+
+def _sigma(scheduler: Any, timestep: Any) -> Any:
+    return scheduler.sigmas[scheduler.step_index]
+
+
+def _sigma_kdpm2(scheduler: Any, timestep: Any) -> Any:
+    first = scheduler.state_in_first_order
+    sigmas = scheduler.sigmas if first else scheduler.sigmas_interpol
+    return sigmas[scheduler.step_index]
+
+
+def _sigma_kdpm2_ancestral(scheduler: Any, timestep: Any) -> Any:
+    if scheduler.state_in_first_order:
+        return scheduler.sigmas[scheduler.step_index]
+    return scheduler.sigmas_interpol[scheduler.step_index - 1]
+
+
+def _index(scheduler: Any, timestep: Any) -> Any:
+    return int(timestep)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A class of schedulers.
+
+    Arguments:
+        state: "ve", "vp" or "flow".
+        level: Where it stands.
+        outputs: The prediction types that its `step` knows.
+    """
+
+    state: str
+    level: Level
+    outputs: tuple[str, ...]
+
+
+_EPS_V = ("epsilon", "v_prediction")
+_ALL = (*_EPS_V, "sample")
+_FLOW = ("flow_prediction",)
+
+_KINDS = {
+    "EulerDiscreteScheduler": _Kind("ve", _sigma, _ALL),
+    "EulerAncestralDiscreteScheduler": _Kind("ve", _sigma, _EPS_V),
+    "HeunDiscreteScheduler": _Kind("ve", _sigma, _ALL),
+    "KDPM2DiscreteScheduler": _Kind("ve", _sigma_kdpm2, _EPS_V),
+    "KDPM2AncestralDiscreteScheduler": _Kind("ve", _sigma_kdpm2_ancestral, _EPS_V),
+    "LMSDiscreteScheduler": _Kind("ve", _sigma, _ALL),
+    "DDIMScheduler": _Kind("vp", _index, _ALL),
+    "DDPMScheduler": _Kind("vp", _index, _ALL),
+    "PNDMScheduler": _Kind("vp", _index, _EPS_V),
+    "LCMScheduler": _Kind("vp", _index, _ALL),
+    "TCDScheduler": _Kind("vp", _index, _ALL),
+    "DPMSolverMultistepScheduler": _Kind("vp", _sigma, _ALL),
+    "DPMSolverSinglestepScheduler": _Kind("vp", _sigma, _ALL),
+    "DEISMultistepScheduler": _Kind("vp", _sigma, _ALL),
+    "UniPCMultistepScheduler": _Kind("vp", _sigma, _ALL),
+    "FlowMatchEulerDiscreteScheduler": _Kind("flow", _sigma, _FLOW),
+    "FlowMatchHeunDiscreteScheduler": _Kind("flow", _sigma, _FLOW),
+    "FlowMatchLCMScheduler": _Kind("flow", _sigma, _FLOW),
+}
+"""Schedulers by the class of diffusers that defines their `step`."""
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    r"""Reads states and outputs of one scheduler.
+
+    Arguments:
+        schedule: The path.
+        unscaled: Whether states come as :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`.
+        output: What outputs are: "epsilon", "v_prediction", "sample" or "flow_prediction".
+        level: Where the scheduler stands, at each call of its `step`.
+    """
+
+    schedule: Schedule
+    unscaled: bool
+    output: str
+    level: Level
+
+    def time(self, scheduler: Any, timestep: Any) -> Tensor:
+        """The time at which `scheduler` is about to step, in [0, 1], a float64 scalar.
+
+        Second stages of a step stand at noise levels of their own, so it is asked at every call.
+
+        Raises:
+            ValueError: If the noise level lies beyond those of the network's path.
+        """
+
+        if getattr(scheduler, "step_index", 0) is None:  # as `step` itself does, later
+            scheduler._init_step_index(timestep)
+        level = torch.as_tensor(self.level(scheduler, timestep), dtype=torch.float64).cpu()
+        if isinstance(self.schedule, RectifiedSchedule):
+            t = level
+        elif self.level is _index:
+            t = (level + 1) / len(scheduler.alphas_cumprod)
+        else:
+            t = table_times(self.schedule, len(scheduler.alphas_cumprod), -2 * level.log())
+        if not 0 <= float(t) <= 1:
+            raise ValueError(
+                f"the scheduler stands at noise level {float(level):.4g}, beyond those on which "
+                "the network was trained"
+            )
+        return t
+
+    def read(self, output: Tensor, sample: Tensor, t: Tensor) -> tuple[Tensor, Prediction]:
+        r"""The state on the path and its prediction, in float32 or wider.
+
+        Arguments:
+            output: The network's output, with shape (B, \*event).
+            sample: The scheduler's state, with the same shape.
+            t: What :meth:`time` returned.
+        """
+
+        dtype = working_dtype(output.dtype, sample.dtype)
+        output, x_t = output.to(dtype), sample.to(dtype)
+        scales = self.schedule.at(t, like=x_t)
+        if self.unscaled:
+            x_t = scales.alpha * x_t
+        return x_t, self._predict(output, x_t, scales)
+
+    def _predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
+        if self.output == "epsilon":
+            return Prediction.from_noise(output, x_t, scales)
+        if self.output == "flow_prediction":
+            return Prediction.from_velocity(output, x_t, scales)
+        if self.output == "v_prediction":  # v = alpha noise - sigma mean
+            output = scales.alpha * x_t - scales.sigma * output
+        return Prediction.from_mean(output, x_t, scales)
+
+    def write(self, prediction: Prediction) -> Tensor:
+        """The output of a network that predicts this."""
+
+        if self.output == "epsilon":
+            return prediction.noise
+        if self.output == "flow_prediction":
+            return prediction.velocity
+        if self.output == "v_prediction":
+            scales = prediction.scales
+            return scales.alpha * prediction.noise - scales.sigma * prediction.mean
+        return prediction.mean
+
+
+def coordinates_of(scheduler: Any) -> Coordinates:
+    """The coordinates of a scheduler of diffusers.
+
+    Raises:
+        TypeError: If its class, or its configuration, is not one of those that are understood.
+    """
+
+    # A subclass with a step of its own is another scheduler.
+    own = next((cls for cls in type(scheduler).__mro__ if "step" in vars(cls)), type(scheduler))
+    kind = _KINDS.get(own.__name__)
+    if kind is None or not own.__module__.startswith("diffusers."):
+        raise TypeError(
+            f"guidance understands the schedulers {', '.join(_KINDS)}; got "
+            f"{type(scheduler).__name__}"
+        )
+    config = scheduler.config
+    flow = kind.state == "flow" or config.get("use_flow_sigmas", False)
+    default = "flow_prediction" if kind.state == "flow" else "epsilon"
+    output = config.get("prediction_type", default)
+    outputs = ("epsilon", "sample", "flow_prediction") if flow else kind.outputs
+    if kind.state == "flow":
+        outputs = kind.outputs
+    if output not in outputs:
+        raise TypeError(
+            f"{type(scheduler).__name__} with{'' if flow else 'out'} flow sigmas must have one of "
+            f"the prediction types {', '.join(outputs)} to be guided, got {output!r}"
+        )
+    reason = _unsupported(config, flow and kind.state != "flow")
+    if reason is not None:
+        raise TypeError(
+            f"{type(scheduler).__name__} cannot be guided with the configuration {reason}"
+        )
+    schedule = RectifiedSchedule() if flow else DiscreteSchedule(scheduler.alphas_cumprod)
+    return Coordinates(schedule, kind.state == "ve", output, kind.level)
+
+
+def _unsupported(config: Any, mixed: bool) -> str | None:
+    """The setting that changes coordinates in a way not understood here, if there is one."""
+
+    if config.get("timestep_type", "discrete") != "discrete":
+        return f"timestep_type={config.timestep_type!r}"
+    if config.get("variance_type") in ("learned", "learned_range"):
+        return f"variance_type={config.variance_type!r}"
+    if config.get("invert_sigmas", False):
+        return "invert_sigmas=True"
+    spacings = ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
+    for name in (f"use_{spacing}" for spacing in spacings):
+        if mixed and config.get(name, False):  # these are sigmas of the other path
+            return f"use_flow_sigmas=True, {name}=True"
+    return None
+
+
+def table_times(schedule: Schedule, length: int, log_snr: Tensor) -> Tensor:
+    """Times of noise levels that a scheduler computed in float32.
+
+    Nearly all of them are entries of its table, and are rounded to these.
+
+    Arguments:
+        schedule: The path through the table.
+        length: Entries of the table.
+        log_snr: In nats, of any shape.
+    """
+
+    position = length * schedule.time(log_snr)
+    nearest = position.round()
+    return torch.where((position - nearest).abs() < 1e-3, nearest, position) / length
