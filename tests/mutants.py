@@ -418,6 +418,27 @@ MUTANTS = [
         "        done = 1\n",
         "test_generation",
     ),
+    Mutant(
+        "networks for latents: states in the units of their path",
+        "networks.py",
+        "x = x_t / (scales.alpha**2 + scales.sigma**2).sqrt()",
+        "x = x_t",
+        "test_networks",
+    ),
+    Mutant(
+        "networks for latents: shift without its size",
+        "networks.py",
+        "return _posterior_variance(scales) * self.last(",
+        "return self.last(",
+        "test_networks",
+    ),
+    Mutant(
+        "objectives: what was encoded does not reach the network",
+        "training.py",
+        "condition if self.encode is None else self.encode(condition)",
+        "condition",
+        "test_networks",
+    ),
 ]
 
 

@@ -298,6 +298,27 @@ def test_a_gradient_reaches_every_parameter(kind):
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_attention_is_that_of_torch():
+    attention = build_latent("shift").encoder.attention
+    x = randn(0, 2, 24, 3, 5)
+    query, key, value = attention.project(attention.norm(x)).flatten(2).mT.chunk(3, dim=-1)
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    expected = x + attention.last(mixed.mT.reshape(x.shape))
+    torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_embedding_scales_and_shifts_what_is_normalized():
+    block = build_latent("shift").encoder.stages[0].blocks[0]
+    x, embedding = randn(0, 2, 8, 4, 4), randn(1, 2, 64)
+    torch.nn.init.zeros_(block.modulation.weight)
+    scale, shift = block.modulation.bias.data.chunk(2)
+    scale.fill_(-1)
+    shift.fill_(0.7)
+    constant = torch.nn.functional.silu(torch.full_like(x, 0.7))
+    expected = x + block.second(constant)  # the norm times zero, plus the shift
+    torch.testing.assert_close(block(x, embedding), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_latents_are_differentiated_twice():
     network = awake_latent(build_latent("expectation", 1, widths=(8, 16)))
     x, t = latents(2, 1, 3, 3)
