@@ -95,6 +95,8 @@ class PipelineBackbone(Backbone, ABC):
     tiny_autoencoder: ClassVar[str]
     """How the files of the family's tiny autoencoder begin."""
 
+    incidental = ("decode_batch", "checkpoint_decode")
+
     def __init__(
         self,
         pipe: Any,

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import backbones
 from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, PlugIn, Tilt, sample
+from rwguidance.fingerprint import fingerprint
 from rwguidance.prediction import Prediction
 from rwguidance.testing import check_model, check_schedule
 
@@ -858,6 +859,16 @@ def test_nothing_is_decoded_twice_where_no_gradient_flows():
         backbone.decode(latents.requires_grad_())
     hook.remove()
     assert calls == [2, 2]
+
+
+def test_what_saves_memory_alone_is_incidental():
+    pipe = backbones.tiny("sdxl")
+    key = lambda **options: fingerprint(
+        backbones.from_pipeline(pipe, 3.0, **SIZE, **options), backbones.PipelineBackbone.incidental
+    )
+    assert key() == key(decode_batch=2) == key(checkpoint_decode=True)
+    assert key() != key(steps=3)
+    assert key() != key(vae=backbones.tiny("sdxl", seed=1).vae)
 
 
 def out_of_memory(error):
