@@ -14,6 +14,7 @@ from .estimators import (
 )
 from .guidance import GuidedModel
 from .models import DenoiserModel, Model, NoiseModel, ScoreModel, VelocityModel
+from .particles import Selection, best_of_n, flow_map, pcn, soft_best_of_n
 from .prediction import Prediction
 from .samplers import DDIM, Heun, Sampler, Transition, UnreliableEstimate, sample
 from .schedules import (
@@ -51,6 +52,7 @@ __all__ = [
     "Scales",
     "Schedule",
     "ScoreModel",
+    "Selection",
     "TargetESS",
     "Tempered",
     "Tilt",
@@ -60,6 +62,10 @@ __all__ = [
     "VPSchedule",
     "VelocityModel",
     "__version__",
+    "best_of_n",
+    "flow_map",
+    "pcn",
     "sample",
+    "soft_best_of_n",
     "toy",
 ]

@@ -407,8 +407,8 @@ MUTANTS = [
     Mutant(
         "best of n: takes the worst",
         "generation/methods.py",
-        "neginf=-math.inf).argmax())",
-        "neginf=-math.inf).argmin())",
+        "run, prompt, number).argmax())",
+        "run, prompt, number).argmin())",
         "test_generation",
     ),
     Mutant(
