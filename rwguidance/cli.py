@@ -279,7 +279,9 @@ def generate(
     beta: Annotated[
         float | None,
         typer.Option(
-            help="Temperature in reward units, for importance and plug-in.", show_default=False
+            help="Temperature in reward units, for importance and plug-in, and for best-of-n to "
+            "draw by weight instead of taking the best.",
+            show_default=False,
         ),
     ] = None,
     kl: Annotated[
@@ -436,7 +438,7 @@ def _method(name: MethodName, given: dict[str, Any]) -> Any:
         MethodName.importance: {"beta", "kl", "bank", "ess", "scale", "window"},
         MethodName.network: {"network", "scale", "window"},
         MethodName.plug_in: {"beta", "scale", "window"},
-        MethodName.best_of_n: {"bank"},
+        MethodName.best_of_n: {"bank", "beta"},
     }[name]
     stray = sorted(set(given) - takes)
     if stray:
@@ -445,7 +447,7 @@ def _method(name: MethodName, given: dict[str, Any]) -> Any:
             + ", ".join(f"--{option}" for option in sorted(takes))
         )
     if name is MethodName.best_of_n:
-        return BestOfN(given.get("bank", 16))
+        return BestOfN(given.get("bank", 16), given.get("beta"))
     if name is MethodName.importance:
         return Importance(**(given if {"beta", "kl"} & set(given) else {"kl": 1.0, **given}))
     needed = "network" if name is MethodName.network else "beta"

@@ -234,6 +234,17 @@ def test_best_of_n_is_the_best_and_never_worse_than_the_base(tmp_path):
     assert_within(best.mean(), mean_of("abcd") + 1.4236 * s, 0.62 * s / math.sqrt(50))
 
 
+def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
+    s = 100 * spread() / math.sqrt(3)
+    beta = s  # the tilted mean is s / beta = 1 standard deviation higher, at 1/2 nat
+    made = run(tmp_path, BestOfN(16, beta), ["abcd"], images=200, batch_size=512)
+    rewards = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64)
+    # the bias is of order 1 / n; the standard deviation of the tilted law is that of the law
+    assert_within(rewards.mean(), 100 * mean_of("abcd") + s, s * (1 / math.sqrt(200) + 1 / 16 / 5))
+    assert_within(rewards.std(), s, s * (1 / math.sqrt(2 * 199) + 1 / 16 / 5))
+    assert len({row.facts["chosen"] for row in made.rows}) == 16
+
+
 # Seeds.
 
 
@@ -469,6 +480,7 @@ def test_a_reward_on_another_device_is_refused(tmp_path):
         (lambda: PlugInMean(0.0), "beta must be positive"),
         (lambda: PlugInMean(1.0, prior_variance=math.nan), "prior_variance must be positive"),
         (lambda: BestOfN(1), "n must be at least 2"),
+        (lambda: BestOfN(4, beta=0.0), "beta must be positive"),
     ],
 )
 def test_methods_check_their_settings(make, message):
@@ -624,7 +636,7 @@ def test_unreliable_steps_are_noted_once(command):
         (("--prompt", "a", "--prompts", "b.txt"), "one of them"),
         (("--prompt", "a", "--method", "plug-in"), "--method plug-in needs --beta"),
         (("--prompt", "a", "--method", "network"), "--method network needs --network"),
-        (("--prompt", "a", "--method", "best-of-n", "--beta", "1"), "--beta is not for --method"),
+        (("--prompt", "a", "--method", "best-of-n", "--ess", "1"), "--ess is not for --method"),
         (("--prompt", "a", "--method", "plug-in", "--kl", "1"), "--kl is not for --method plug-in"),
         (("--prompt", "a", "--kl", "9"), "kl must be less than log"),
         (("--prompt", "a", "--path", "pickscore=x"), "path names 'pickscore', which is neither"),

@@ -21,6 +21,7 @@ from ..estimators import (
 from ..fingerprint import fingerprint
 from ..guidance import GuidedModel
 from ..prediction import Prediction
+from ..randomness import generator_for
 from ..tilt import Tilt
 from .run import Run
 
@@ -219,19 +220,26 @@ class Network(Guided):
 
 @dataclass(frozen=True)
 class BestOfN(Method):
-    """The best of n samples by the reward, the base sample among them; the limit of small beta.
+    r"""One of n samples, the base sample among them: the best, or one drawn by its weight.
+
+    Drawn with probabilities proportional to :math:`\exp(r / \beta)`, a picture has the tilted law
+    up to a bias of order 1 / n, also where the model takes one step. The best is the limit of small
+    beta.
 
     Arguments:
         n: Samples to choose from, per image.
+        beta: Temperature of the draw, in reward units; None takes the best.
     """
 
     name: ClassVar[str] = "best-of-n"
 
     n: int = 16
+    beta: float | None = None
 
     def __post_init__(self) -> None:
         if self.n < 2:
             raise ValueError(f"n must be at least 2, got {self.n}")
+        _positive("beta", self.beta)
 
     def settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -244,10 +252,20 @@ class BestOfN(Method):
             others = run.bank(prompt, self.n - 1, "candidates", number)
             assert others.rewards is not None
             values = torch.cat((reward.reshape(1), others.rewards.to(reward)))
-            best = int(values.nan_to_num(nan=-math.inf, neginf=-math.inf).argmax())
-            chosen.append(x_0 if best == 0 else others.x_0[best - 1])
-            each.append({"chosen": best})
+            values = values.nan_to_num(nan=-math.inf, neginf=-math.inf)
+            pick = int(self._drawn(values, run, prompt, number).argmax())
+            chosen.append(x_0 if pick == 0 else others.x_0[pick - 1])
+            each.append({"chosen": pick})
         return Aligned(torch.stack(chosen), {}, each)
+
+    def _drawn(self, values: Tensor, run: Run, prompt: str, number: int) -> Tensor:
+        """Values whose largest is the pick: with Gumbel noise added, a draw from the softmax."""
+
+        if self.beta is None:
+            return values
+        generator = generator_for(run.seed, "pick", prompt, number)
+        uniform = torch.rand(len(values), generator=generator, dtype=torch.float64)
+        return values / self.beta - (-uniform.log()).log()
 
 
 def _positive(name: str, value: float | None) -> None:
