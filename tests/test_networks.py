@@ -307,6 +307,16 @@ def test_attention_is_that_of_torch():
     torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_every_stage_of_the_way_down_reaches_the_way_up():
+    network = build_latent("shift")
+    outputs = [randn(i, 1, width, 8 // 2**i, 8 // 2**i) for i, width in enumerate((8, 16, 24))]
+    embedding = randn(3, 1, 64)
+    out = network.decoder(outputs, embedding)
+    for i in range(3):
+        changed = [value + (i == j) for j, value in enumerate(outputs)]
+        assert (network.decoder(changed, embedding) - out).abs().max() > 1e-6
+
+
 def test_the_embedding_scales_and_shifts_what_is_normalized():
     block = build_latent("shift").encoder.stages[0].blocks[0]
     x, embedding = randn(0, 2, 8, 4, 4), randn(1, 2, 64)
