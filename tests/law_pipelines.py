@@ -130,3 +130,31 @@ def exactly(law):
     return lambda x_t, t, schedule, text: law.denoise(x_t.flatten(1), t, schedule).reshape(
         x_t.shape
     )
+
+
+def table_network(pipe, denoise):
+    """A forward of the U-Net of SDXL that knows its noise level from the timestep alone."""
+
+    table = pipe.scheduler.alphas_cumprod.double()
+    schedule = DiscreteSchedule(table)
+
+    def forward(x, timestep, encoder_hidden_states, **_):
+        index = round(float(timestep.flatten()[0]))
+        alpha = table[index].sqrt()
+        mean = denoise(x.double(), (index + 1) / len(table), schedule, encoder_hidden_states)
+        kind = pipe.scheduler.config.prediction_type
+        return (output_of(kind, mean, x.double(), alpha, (1 - alpha**2).sqrt()).to(x.dtype),)
+
+    return forward
+
+
+def straight_network(pipe, denoise):
+    """A forward of the transformer of SD3 that knows its time from the timestep alone."""
+
+    def forward(hidden_states, timestep, encoder_hidden_states, **_):
+        t = timestep.flatten()[0].double() / 1000
+        x_t = hidden_states.double()
+        mean = denoise(x_t, t, RectifiedSchedule(), encoder_hidden_states)
+        return (((x_t - mean) / t).to(hidden_states.dtype),)
+
+    return forward
