@@ -14,6 +14,7 @@ from torch import Tensor
 from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
 from rwguidance.schedules import Scales
 
+from .coordinates import table_times
 from .pipelines import PipelineBackbone
 
 __all__ = ["SDXL"]
@@ -106,10 +107,7 @@ class SDXL(PipelineBackbone):
 
     def times(self, steps: int | None = None) -> Tensor:
         sigmas = self._scheduler_at(steps).sigmas.double()  # sigma / alpha, from noise to data
-        position = self.table_length * self.schedule.time(-2 * sigmas.log())
-        # The scheduler computes in float32; nearly all of its sigmas are entries of the table.
-        nearest = position.round()
-        return torch.where((position - nearest).abs() < 1e-3, nearest, position) / self.table_length
+        return table_times(self.schedule, self.table_length, -2 * sigmas.log())
 
     @property
     def noise_scale(self) -> float:
