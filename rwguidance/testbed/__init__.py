@@ -1,0 +1,1 @@
+"""A text-to-image test bed in which truth is known: its data, and how its models are trained."""
