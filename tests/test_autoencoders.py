@@ -183,6 +183,16 @@ def test_the_other_autoencoder_moves_with_the_backbone_and_lets_gradients_throug
     assert {p.device.type for p in tiny.parameters()} == {"meta"}
 
 
+def test_a_vae_that_overflows_does_not_matter_if_another_one_decodes():
+    pipe = backbones.tiny("sdxl")
+    pipe.vae.half()
+    assert pipe.vae.config.force_upcast
+    backbone = backbones.from_pipeline(pipe, **SIZE, vae=tiny_autoencoder())
+    latents = randn(0, 2, 4, 8, 12, dtype=torch.float32).requires_grad_()
+    (gradient,) = torch.autograd.grad(backbone.decode(latents).sum(), latents)
+    assert float(gradient.abs().max()) > 0
+
+
 def test_it_follows_to_where_the_pipeline_computes():
     backbone = backbones.from_pipeline(backbones.tiny("sdxl"), **SIZE, vae=tiny_autoencoder())
     assert backbone.vae.device.type == "cpu"
