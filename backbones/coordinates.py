@@ -2,9 +2,13 @@ r"""In which coordinates the schedulers of diffusers keep their states, and what
 
 A scheduler is handed the output of a network and a state. Three kinds of state occur:
 
-- :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`, unscaled ("VE"), of the Euler and Heun families,
-- :math:`\alpha_t x_0 + \sigma_t \epsilon` with :math:`\alpha_t^2 + \sigma_t^2 = 1` ("VP"),
-- :math:`(1 - \sigma) x_0 + \sigma \epsilon` on the straight path ("flow").
+- :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`, unscaled: EulerDiscrete, EulerAncestralDiscrete,
+  HeunDiscrete, KDPM2Discrete, KDPM2AncestralDiscrete and LMSDiscrete,
+- :math:`\alpha_t x_0 + \sigma_t \epsilon` with :math:`\alpha_t^2 + \sigma_t^2 = 1`: DDIM, DDPM,
+  PNDM, LCM, TCD, and without flow sigmas DPMSolverMultistep, DPMSolverSinglestep, DEISMultistep and
+  UniPCMultistep,
+- :math:`(1 - \sigma) x_0 + \sigma \epsilon` on the straight path: FlowMatchEulerDiscrete,
+  FlowMatchHeunDiscrete, FlowMatchLCM, and these four solvers with flow sigmas.
 
 Having a table of sigmas says nothing about which of them it is, so the classes are listed one by
 one. The first two are one path here, the :class:`~rwguidance.DiscreteSchedule` of the scheduler's
@@ -185,11 +189,8 @@ def coordinates_of(scheduler: Any) -> Coordinates:
         )
     config = scheduler.config
     flow = kind.state == "flow" or config.get("use_flow_sigmas", False)
-    default = "flow_prediction" if kind.state == "flow" else "epsilon"
-    output = config.get("prediction_type", default)
-    outputs = ("epsilon", "sample", "flow_prediction") if flow else kind.outputs
-    if kind.state == "flow":
-        outputs = kind.outputs
+    outputs = _FLOW if flow else kind.outputs
+    output = config.get("prediction_type", outputs[0])
     if output not in outputs:
         raise TypeError(
             f"{type(scheduler).__name__} with{'' if flow else 'out'} flow sigmas must have one of "
