@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import assert_within
 
-from rwguidance.testbed import data, flow, runs, scenes, vae, words
+from rwguidance.testbed import data, flow, law, runs, scenes, vae, words
 from rwguidance.testbed.attention import CountedAttention
 from rwguidance.testbed.data import ROLES, SIZE, Drawing, Drawings, deal, load_names, render
 from rwguidance.testbed.scenes import COLORS, Scene, paint, sample
@@ -328,6 +328,39 @@ class TestScenes:
         pictures, captions = scenes.draw(drawings, 5, seeded(3))
         assert captions == [item.caption for item in sample(drawings, 5, seeded(3))]
         assert torch.equal(pictures, paint(drawings, sample(drawings, 5, seeded(3))))
+
+
+class TestLaw:
+    def test_scenes_of_one_caption(self, drawings, generator):
+        found = scenes.given(drawings, "sun on a red background", 40, generator)
+        bare = {item.caption.removeprefix("a ") for item in found}
+        assert bare == {"sun on a red background"}
+        assert {item.background for item in found} == {tuple(c / 255 for c in COLORS["red"])}
+        used = {item.drawing for item in found}
+        assert used == {i for i, entry in enumerate(drawings.entries) if entry.name == "sun"}
+
+    def test_a_kind_is_drawn_in_many_ways(self, drawings, generator):
+        found = scenes.given(drawings, "a fruit", 40, generator)
+        assert len({drawings.entries[item.drawing].name for item in found}) > 4
+
+    @pytest.mark.parametrize("caption", ["xylophone", "sun and key"])
+    def test_what_no_scene_has_is_said(self, drawings, generator, caption):
+        with pytest.raises(ValueError, match="no scene of these drawings has the caption"):
+            scenes.given(drawings, caption, 1, generator)
+
+    @pytest.mark.parametrize(("count", "scales"), [(40, [1.0] * 8), (200, [3.0, 1.0, 1.0, 0.5])])
+    def test_the_effective_dimension(self, generator, count, scales):
+        scale = torch.tensor(scales, dtype=torch.float64)
+        found = [
+            law.effective_dimension(
+                5 + scale * torch.randn(count, len(scale), generator=generator, dtype=scale.dtype)
+            )
+            for _ in range(200)
+        ]
+        truth = scale.square().sum() ** 2 / (scale**4).sum()
+        found = torch.tensor(found, dtype=torch.float64)
+        # A ratio of unbiased estimates is biased by a little, relatively by about 1 / count.
+        assert_within(found.mean(), truth, found.std() / math.sqrt(200) + 0.01 * truth)
 
 
 class TestRuns:

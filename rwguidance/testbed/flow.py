@@ -296,6 +296,8 @@ def train(
     parts = [getattr(pipe, name).train() for name in _PARTS]
     averages = [copy.deepcopy(part).eval().requires_grad_(False) for part in parts]
     pipe.transformer.set_attn_processor(CountedAttention())
+    for encoder in parts[1:]:  # the fused kernel is slow on the way back here, too
+        encoder.config._attn_implementation = "eager"
     weights = [p for part in parts for p in part.parameters()]
     means = [p for part in averages for p in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.99), weight_decay=0.01)

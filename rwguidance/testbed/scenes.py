@@ -13,7 +13,7 @@ All random numbers come from a generator that the caller gives.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from .data import Drawings, sources
 
-__all__ = ["COLORS", "KINDS", "Scene", "draw", "paint", "sample"]
+__all__ = ["COLORS", "KINDS", "Scene", "draw", "given", "paint", "sample"]
 
 COLORS = {
     "white": (255, 255, 255),
@@ -142,6 +142,35 @@ def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
             )
         )
     return scenes
+
+
+def given(drawings: Drawings, caption: str, count: int, generator: Generator) -> list[Scene]:
+    """Draws scenes of one caption, exactly: those of :func:`sample` that have it.
+
+    Arguments:
+        drawings: Those to choose from.
+        caption: Of every scene; a leading article does not matter.
+        count: How many.
+        generator: Source of all random numbers, on the CPU.
+
+    Raises:
+        ValueError: If in a thousand tries for each scene the caption did not come up once.
+    """
+
+    bare = lambda text: re.sub("^an? ", "", text)
+    fits = lambda entry: entry.name in caption or KINDS.get(entry.kind, "?") in caption
+    index = [i for i, entry in enumerate(drawings.entries) if fits(entry)]
+    part = Drawings([drawings.entries[i] for i in index], drawings.pixels[index])
+    found: list[Scene] = []
+    tries = 0
+    while len(found) < count:
+        if not index or (tries >= 1000 * count and not found):
+            raise ValueError(f"no scene of these drawings has the caption {caption!r}")
+        tries += 4 * count
+        for scene in sample(part, 4 * count, generator):
+            if bare(scene.caption) == bare(caption):
+                found.append(replace(scene, drawing=index[scene.drawing]))
+    return found[:count]
 
 
 def paint(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tensor:
