@@ -277,7 +277,7 @@ class _Guidance:
         if self.call.size is None:
             raise ValueError(
                 "guidance needs the height and width of the images, to which FLUX latents are "
-                "unpacked; only a call of the guided pipeline itself tells them"
+                "unpacked; only calls of a guided pipeline that is not modular tell them"
             )
         side = int(self.pipe.image_processor.config.vae_scale_factor)
         height, width = (size // side for size in self.call.size)
@@ -457,12 +457,12 @@ def _embeddings(
     Empty for families without adapter.
     """
 
-    if not isinstance(encoded, tuple):
-        return {}, None
-    if _is_of(pipe, "StableDiffusionXL") or _is_of(pipe, "StableDiffusion3"):
+    four = _is_of(pipe, "StableDiffusionXL") or _is_of(pipe, "StableDiffusion3")
+    if four and len(encoded or ()) == 4:
         text, negative_text, pooled, negative_pooled = encoded
-    elif _is_of(pipe, "Flux"):
-        text, pooled, negative_text, negative_pooled = *encoded[:2], None, None
+    elif _is_of(pipe, "Flux") and len(encoded or ()) == 3:
+        text, pooled, _ = encoded
+        negative_text = negative_pooled = None  # the scale is an input of the network
     else:
         return {}, None
     if len(text) != n:

@@ -497,6 +497,23 @@ def test_embeddings_reach_the_network_without_their_prompts():
     assert distance(latents, truth) <= 1e-6
 
 
+def test_negative_prompts_are_no_condition():
+    pipe, probe = tiny("flux"), Probe()
+    if "true_cfg_scale" not in inspect.signature(type(pipe).__call__).parameters:
+        pytest.skip("this version of diffusers has no such option")
+    expected = backbones.from_pipeline(pipe, 3.5, **TOKENS).condition(PROMPTS)
+    run_case("flux", guide(pipe, probe), 1, negative_prompt=["y"] * 3, true_cfg_scale=3.0)
+    for name, value in expected.embeddings.items():
+        assert_close(probe.told[0][2].embeddings[name], value)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("HeunDiscreteScheduler", 5), ("PNDMScheduler", 4)])
+def test_prompts_are_known_until_the_last_visit_of_the_last_timestep(name, calls):
+    probe = Probe()
+    run_case("sdxl", guide(sdxl_with(name, "epsilon", {}), probe), 3)
+    assert [list(told[2]) for told in probe.told] == [PROMPTS] * calls
+
+
 def test_an_explicit_condition_is_handed_on_as_it_is():
     pipe, probe, condition = tiny("sdxl"), Probe(), ["other", "keys", "here"]
     run_case("sdxl", guide(pipe, probe, condition=condition), 1)
@@ -708,6 +725,7 @@ def test_schedulers_can_be_copied_and_rebuilt():
     truth, plain = run_case("sdxl", guided, 2), run_case("sdxl", pipe, 2)
     guided.scheduler = twin
     assert torch.equal(run_case("sdxl", guided, 2), truth)
+    assert list(probe.told[-1][2]) == PROMPTS, "a copy belongs to the same calls"
     guided.scheduler = rebuilt
     assert torch.equal(run_case("sdxl", guided, 2), plain)
 
