@@ -8,7 +8,6 @@ of the space of latents the draws vary, :math:`(\operatorname{tr} C)^2 / \operat
 their covariance :math:`C`, all drawings together and within one.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -50,7 +49,7 @@ def measure(
     names: int = 20,
     count: int = 256,
     seed: int = 0,
-) -> dict[str, Sequence[float]]:
+) -> dict[str, list[float]]:
     """Prints and returns, for kinds of prompts, means over names of modes and dimensions.
 
     Arguments:
