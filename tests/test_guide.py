@@ -405,6 +405,13 @@ def test_inference_mode_and_other_schedulers_reach_the_network_too(jacobian):
     assert distance(run(pipe, 1, **keywords), truth) > 1e-2
 
 
+def test_inference_mode_lets_estimators_ask_elsewhere():
+    guided = guide(tiny("sdxl"), Elsewhere())
+    truth = run_case("sdxl-cfg", guided, 2)
+    with torch.inference_mode():
+        assert torch.equal(run_case("sdxl-cfg", guided, 2), truth)
+
+
 @pytest.mark.parametrize("estimator", ["importance", "plug-in", "shift", "log-h"])
 @pytest.mark.parametrize("key", ["sdxl-cfg", "flux"])
 def test_the_network_is_called_as_often_as_without_guidance(key, estimator):
