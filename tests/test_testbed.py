@@ -50,13 +50,18 @@ def icons(style, shade):
     slugs = ["red-apple", "blue-heart", "sun", "pizza", "key", "car", "green-apple", "blue-book"]
     if style == "fxemoji":
         slugs = [slug.replace("-", "") for slug in slugs]
-    table = {slug: {"body": body(i, shade)} for i, slug in enumerate(slugs)}
+    other_names = {"twemoji": ("pizza", "pizza-slice"), "emojione": ("sun", "sol")}
+    was, name = other_names.get(style, ("", ""))
+    slugs = [name if slug == was else slug for slug in slugs]
+    table = {"mirrored": {"body": body(11, shade)}} if style == "noto-v1" else {}
+    table |= {slug: {"body": body(i, shade)} for i, slug in enumerate(slugs)}
     table["hidden-thing"] = {"body": body(1, shade), "hidden": True}
     table["unheard-of"] = {"body": body(1, shade)}
     aliases = {}
     if style == "noto":
         table["automobile"] = table.pop("car")
-        aliases = {"car": {"parent": "automobile"}, "mirrored": {"parent": "key", "hFlip": True}}
+        aliases = {"car": {"parent": "automobile"}, "sol": {"parent": "sun"}}
+        aliases["mirrored"] = {"parent": "key", "hFlip": True}
         table["waving-hand-light"] = {"body": body(1, shade)}
     return {"icons": table, "aliases": aliases, "width": 16, "height": 16}
 
@@ -74,14 +79,16 @@ def packages(tmp_path_factory):
         for i, name in enumerate((*TRAIN, *HELD_OUT))
     ]
     rows.append({"hexcode": "1F1E6", "label": "regional indicator A", "tags": []})
+    rows.append(rows[0] | {"hexcode": "1F5FF", "label": "hidden thing"})
     groups = {"groups": {"4": "food-drink"}, "subgroups": {"42": "food-fruit"}}
     members = {"en/data.json": rows, "meta/groups.json": groups}
     row = table["words"]
     row["integrity"] = archive(folder, row["package"], row["version"], members)
     codes = {f"{0x1F300 + i:x}": name.replace(" ", "-") for i, name in enumerate(TRAIN)}
+    pizza = f"{0x1F300 + TRAIN.index('pizza'):x}"
     codes[TONED] = "waving-hand-light"
     for shade, row in enumerate(table["styles"]):
-        chars = codes if row["name"] == "noto" else {}
+        chars = {"noto": codes, "twemoji": {pizza: "pizza-slice"}}.get(row["name"], {})
         members = {"icons.json": icons(row["name"], shade), "chars.json": chars}
         row["integrity"] = archive(folder, row["package"], row["version"], members)
     return folder, table
@@ -224,6 +231,11 @@ class TestRendering:
     def test_colors_are_multiplied_by_alpha(self):
         pixels = render(svg('<rect width="32" height="32" fill="#f00" opacity="0.5"/>'))
         assert pixels[:, 5, 5].tolist() == [128, 0, 0, 128]
+
+    def test_no_color_is_stronger_than_its_alpha(self):
+        stripes = "".join(f'<rect x="{x}" width="1" height="32"/>' for x in range(0, 32, 4))
+        pixels = render(svg(f'<g fill="#fff">{stripes}</g><circle r="9" cx="9" cy="16"/>'))
+        assert bool((pixels[:3] <= pixels[3:]).all())
 
     def test_an_empty_drawing_is_refused(self):
         with pytest.raises(ValueError, match="the drawing is empty"):
@@ -434,7 +446,7 @@ def parts_of(pipe):
 
 
 class Spy(torch.nn.Module):
-    """A transformer that says zero and remembers what it was asked."""
+    """A transformer that returns its input and remembers what it was asked."""
 
     def __init__(self):
         super().__init__()
@@ -442,7 +454,7 @@ class Spy(torch.nn.Module):
 
     def forward(self, **inputs):
         self.seen = inputs
-        return (torch.zeros_like(inputs["hidden_states"]),)
+        return (inputs["hidden_states"],)
 
 
 class TestFlow:
@@ -478,7 +490,8 @@ class TestFlow:
             loss = flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, draws)
         t = spy.seen["timestep"][:, None, None, None] / 1000
         noise = (spy.seen["hidden_states"] - (1 - t) * latents) / t
-        assert float(loss) == pytest.approx(float((noise - latents).square().mean()), rel=1e-3)
+        error = spy.seen["hidden_states"] - (noise - latents)
+        assert float(loss) == pytest.approx(float(error.square().mean()), rel=1e-3)
         flat = noise.flatten().double()
         assert_within(flat.mean(), 0, 1 / math.sqrt(flat.numel()))
         assert_within(flat.square().mean(), 1, math.sqrt(2 / flat.numel()))
@@ -509,6 +522,12 @@ class TestFlow:
         assert_within(share.mean(), 0.5, math.sqrt(1 / 12 / 500))
         assert 0 <= float(share.min()) < 0.02
         assert 0.98 < float(share.max()) < 1
+
+    def test_one_caption_in_ten_is_left_out(self, generator):
+        tokens, empty = torch.ones(4000, 3), torch.zeros(1, 3)
+        found = flow.leave_out(tokens, empty, generator)
+        assert bool((found == found[:, :1]).all())
+        assert_within(1 - found[:, 0].mean(), 0.1, math.sqrt(0.1 * 0.9 / 4000))
 
     def test_latents_are_used_again_until_they_are_replaced(self, pipe, drawings):
         pool = flow.Latents(
@@ -598,6 +617,20 @@ class TestTraining:
             "red apple", height=64, width=64, num_inference_steps=2, generator=draws
         ).images
         assert images[0].size == (64, 64)
+
+    def test_averages_follow_the_weights(self, trained, built):
+        settings = {"batch": 4, "kept": 8, "every": 2, "smoke": True}
+        flow.train(built, trained / "vae", trained / "first", steps=1, **settings)
+        state = torch.load(trained / "first.state", weights_only=True)["modules"]
+        with runs.seeded(0):
+            autoencoder = vae.new(smoke=True)
+        tokenizer = flow.read(trained / "first", autoencoder).tokenizer
+        first = flow.new(autoencoder, tokenizer, smoke=True).transformer.state_dict()
+        for name in ("proj_out.weight", "context_embedder.weight"):
+            now = state["transformer"][name]
+            expected = torch.lerp(first[name], now, 9 / 11)
+            assert torch.allclose(state["average_transformer"][name], expected, atol=1e-7)
+            assert not torch.allclose(first[name], now)
 
     def test_a_run_goes_on_and_starts_from_what_was_written(self, trained, built, capsys):
         settings = {"batch": 4, "kept": 8, "every": 3, "smoke": True}

@@ -43,7 +43,17 @@ from .scenes import COLORS, draw
 from .vae import encode
 from .words import LENGTH, save_tokenizer, texts
 
-__all__ = ["Latents", "check_prompts", "export", "loss_of", "new", "read", "sheet", "train"]
+__all__ = [
+    "Latents",
+    "check_prompts",
+    "export",
+    "leave_out",
+    "loss_of",
+    "new",
+    "read",
+    "sheet",
+    "train",
+]
 
 _PARTS = ("transformer", "text_encoder", "text_encoder_2")
 _DROPPED = 0.1
@@ -192,6 +202,19 @@ def loss_of(
     return (velocity.float() - (noise - latents)).square().mean()
 
 
+def leave_out(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
+    """Tokens in which one caption in ten, at random, is replaced by `empty`.
+
+    Arguments:
+        tokens: Of the captions, with shape (B, L).
+        empty: Of the empty caption, with shape (1, L).
+        generator: Chooses.
+    """
+
+    dropped = torch.rand(len(tokens), 1, generator=generator) < _DROPPED
+    return torch.where(dropped, empty, tokens)
+
+
 def check_prompts() -> list[str]:
     """Sixty prompts of names that are learned, every other with a background."""
 
@@ -316,9 +339,9 @@ def train(
     def loss() -> Tensor:
         pool.renew(max(1, batch // 8))
         latents, tokens = pool.batch(batch, generator)
-        dropped = torch.rand(batch, 1, generator=generator) < _DROPPED
+        tokens = leave_out(tokens, empty, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return loss_of(parts, latents, torch.where(dropped, empty, tokens), generator)
+            return loss_of(parts, latents, tokens, generator)
 
     def after(step: int, value: float) -> None:
         decay = min(0.999, (1 + step) / (10 + step))
