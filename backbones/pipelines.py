@@ -228,6 +228,14 @@ class PipelineBackbone(Backbone, ABC):
             Strictly decreasing times in [0, 1], float64, with shape (steps + 1,).
         """
 
+    def extra_repr(self) -> str:
+        """Settings of pipeline, scheduler and VAE as they are now: a fingerprint looks at them."""
+
+        vae = self.pipe.vae if self.other_vae is None else self.other_vae
+        parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
+        public = lambda config: {k: config[k] for k in sorted(config) if not k.startswith("_")}
+        return "\n".join(f"{name}: {public(part.config)}" for name, part in parts.items())
+
     @property
     def guided(self) -> bool:
         """Whether there is classifier-free guidance, for which the network sees twice the batch."""

@@ -871,6 +871,28 @@ def test_what_saves_memory_alone_is_incidental():
     assert key() != key(vae=backbones.tiny("sdxl", seed=1).vae)
 
 
+def test_settings_that_are_in_no_weights_change_the_fingerprint():
+    pipe = backbones.tiny("sdxl")
+    backbone = backbones.from_pipeline(pipe)
+    keys = [fingerprint(backbone)]
+    for part, change in (
+        (pipe.scheduler, {"prediction_type": "v_prediction"}),
+        (pipe.vae, {"scaling_factor": 0.5}),
+        (pipe, {"force_zeros_for_empty_prompt": False}),
+    ):
+        part.register_to_config(**change)
+        keys.append(fingerprint(backbone))
+    assert len(set(keys)) == 4
+
+
+def test_the_folder_of_the_weights_does_not_change_the_fingerprint(tmp_path):
+    keys = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        backbones.tiny("sd3.5-turbo").save_pretrained(folder)
+        keys.append(fingerprint(backbones.load("sd3.5-large-turbo", folder)))
+    assert keys[0] == keys[1]
+
+
 def out_of_memory(error):
     def fail(*args, **kwargs):
         raise error
