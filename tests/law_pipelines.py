@@ -1,6 +1,7 @@
 """Tiny pipelines whose network is the exact one of a law, without the library's conversions."""
 
 import copy
+import inspect
 
 import diffusers
 import torch
@@ -37,9 +38,20 @@ FLOW = {
     if hasattr(diffusers, name)  # older versions lack some
 }
 FLOW_SIGMAS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler")
+SOLVERS = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+)
 
 PIPES = {}
+
+
+def knows(name, config):
+    """Whether the scheduler of this version of diffusers has all of these settings."""
+
+    return set(config) <= set(inspect.signature(getattr(diffusers, name).__init__).parameters)
 
 
 def tiny(name):

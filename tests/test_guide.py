@@ -20,6 +20,7 @@ from law_pipelines import (
     diffusion_network,
     exactly,
     flow_network,
+    knows,
     tiny,
     with_scheduler,
 )
@@ -176,7 +177,7 @@ def test_the_exact_shift_gives_the_run_of_the_tilted_law(name, output, config, s
     assert error <= 2e-5
 
 
-FLOWS = [*FLOW.items(), *((name, FLOW_SIGMAS) for name in (*SOLVERS, "DEISMultistepScheduler"))]
+FLOWS = [*FLOW.items(), *((name, FLOW_SIGMAS) for name in SOLVERS if knows(name, FLOW_SIGMAS))]
 
 
 @pytest.mark.parametrize(
@@ -202,17 +203,16 @@ def test_the_exact_shift_gives_the_run_of_the_tilted_law_on_straight_paths(name,
     assert error <= 2e-5
 
 
-@pytest.mark.parametrize("name", ["flux", "flux-schnell"])
-def test_packed_latents_are_unpacked_for_the_estimator(name):
-    pipe = tiny(name)
-    size = {"height": 8, "width": 4}  # two tokens, one above the other
-    law, tilt = mixture(3, 128), tilt_of("quadratic", 5, 128)
+def test_packed_latents_are_unpacked_for_the_estimator():
+    pipe = tiny("flux")
+    size = {"height": 8, "width": 8}
+    law, tilt = mixture(3, 256), tilt_of("quadratic", 5, 256)
     pack = lambda x: pipe._pack_latents(x, *x.shape)
-    unpack = lambda x: pipe._unpack_latents(x, size["height"], size["width"], 2)
+    unpack = lambda x: pipe._unpack_latents(x, *size.values(), pipe.vae_scale_factor)
     network = lambda pipe, denoise: flow_network(pipe, denoise, unpack, pack)
-    latents = pack(randn(0, 3, 16, 4, 2, dtype=torch.float32))
+    latents = pack(randn(0, 3, 16, 4, 4, dtype=torch.float32))
     error = tilted_and_guided(
-        pipe, pipe.transformer, network, law, tilt, 4, latents=latents, **size, **TOKENS
+        pipe, pipe.transformer, network, law, tilt, 3, latents=latents, **size, **TOKENS
     )
     assert error <= 2e-5
 
@@ -430,16 +430,22 @@ def test_the_network_is_called_as_often_as_without_guidance(key, estimator):
 
 @pytest.mark.parametrize("key", ["sdxl-cfg", "sd3", "flux"])
 def test_images_of_one_prompt_are_neighbors(key):
+    # Compared in the same call: some versions of SD3 pair the images with each other's pooled text.
     pipe = tiny(CASES[key][0])
-    estimator = importance((4 if "sdxl" in key else 16, 8, 12), PROMPTS[:2])
     repeated = [prompt for prompt in PROMPTS[:2] for _ in range(2)]
-    truth = run_case(key, guide(pipe, estimator), 2, repeated)
-    guided = guide(pipe, estimator)
-    latents = run_case(key, guided, 2, PROMPTS[:2], num_images_per_prompt=2)
-    assert distance(latents, truth) <= 1e-5
+    backbone = backbones.from_pipeline(pipe, CASES[key][1], **({} if "sdxl" in key else TOKENS))
+    expected = backbone.condition(repeated).embeddings["text"]
+    estimator = importance((4 if "sdxl" in key else 16, 8, 12), PROMPTS[:2])
+    call = lambda *guidance, **keywords: run_case(
+        key, guide(pipe, *guidance, **keywords), 2, PROMPTS[:2], num_images_per_prompt=2
+    )
+    assert torch.equal(call(estimator), call(estimator, condition=repeated))
+    call(PlugIn(Tilt(reward, 0.5)), window=(0.0, 0.99))  # finds the network's own embeddings
     probe = Probe()
-    run_case(key, guide(pipe, probe), 2, PROMPTS[0], num_images_per_prompt=3)
-    assert [list(told[2]) for told in probe.told] == [[PROMPTS[0]] * 3] * 2
+    call(probe)
+    for _, _, condition, _ in probe.told:
+        assert list(condition) == repeated
+        assert_close(condition.embeddings["text"], expected)
 
 
 @pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
@@ -564,7 +570,7 @@ def test_modular_pipelines(name, blocks):
     pipe = tiny(name)
     modular = getattr(diffusers, blocks)().init_pipeline()
     names = set(modular.component_names)
-    modular.update_components(**{k: v for k, v in pipe.components.items() if k in names and v})
+    modular.register_components(**{k: v for k, v in pipe.components.items() if k in names and v})
     modular.set_progress_bar_config(disable=True)
 
     def latents(pipe):
@@ -782,27 +788,29 @@ def test_mistakes_are_explained_at_once():
         run_case("sdxl", guide(pipe, importance((4, 9, 9))), 1)
 
 
+REFUSED = [
+    ("EDMEulerScheduler", {}, r"understands the schedulers EulerDiscreteScheduler, .*got EDME"),
+    ("IPNDMScheduler", {}, "got IPNDMScheduler"),
+    ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type='continuous'"),
+    ("EulerAncestralDiscreteScheduler", {"prediction_type": "sample"}, "got 'sample'"),
+    ("DDIMScheduler", {"prediction_type": "flow_prediction"}, "got 'flow_prediction'"),
+    ("DDPMScheduler", {"variance_type": "learned_range"}, "variance_type='learned_range'"),
+    ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas=True"),
+    (
+        "UniPCMultistepScheduler",
+        {**FLOW_SIGMAS, "use_karras_sigmas": True},
+        "use_flow_sigmas=True, use_karras_sigmas=True",
+    ),
+    (
+        "DPMSolverMultistepScheduler",
+        {**FLOW_SIGMAS, "prediction_type": "v_prediction"},
+        "with flow sigmas must have .*got 'v_prediction'",
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "config", "message"),
-    [
-        ("EDMEulerScheduler", {}, r"understands the schedulers EulerDiscreteScheduler, .*got EDME"),
-        ("IPNDMScheduler", {}, "got IPNDMScheduler"),
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type='continuous'"),
-        ("EulerAncestralDiscreteScheduler", {"prediction_type": "sample"}, "got 'sample'"),
-        ("DDIMScheduler", {"prediction_type": "flow_prediction"}, "got 'flow_prediction'"),
-        ("DDPMScheduler", {"variance_type": "learned_range"}, "variance_type='learned_range'"),
-        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas=True"),
-        (
-            "UniPCMultistepScheduler",
-            {**FLOW_SIGMAS, "use_karras_sigmas": True},
-            "use_flow_sigmas=True, use_karras_sigmas=True",
-        ),
-        (
-            "DPMSolverMultistepScheduler",
-            {**FLOW_SIGMAS, "prediction_type": "v_prediction"},
-            "with flow sigmas must have .*got 'v_prediction'",
-        ),
-    ],
+    ("name", "config", "message"), [case for case in REFUSED if knows(case[0], case[1])]
 )
 def test_schedulers_that_are_not_understood_are_refused(name, config, message):
     pipe = tiny("sdxl")
