@@ -229,6 +229,7 @@ def score(
     from rewards.console import run_score
 
     paths, options = _paths(path), _options(option)
+    _check_device(device)
     names = [name.strip() for name in reward.split(",")]
     precision = None if dtype is None else getattr(torch, dtype.value)
     try:
@@ -400,6 +401,7 @@ def generate(
         "window": window,
     }
     how = _method(method, {key: value for key, value in settings.items() if value is not None})
+    _check_device(device)
     precision = None if dtype is None else getattr(torch, dtype.value)
     try:
         judge = rewards.load(reward, paths.get(reward), device, **options.get(reward, {}))
@@ -457,6 +459,18 @@ def _method(name: MethodName, given: dict[str, Any]) -> Any:
         return PlugInMean(**given)
     trained = load(given.pop("network"))
     return Network(trained, isinstance(trained, LatentExpectation), **given)
+
+
+def _check_device(device: str | None) -> None:
+    """Raises ValueError if there is no such device, where torch raises this or that."""
+
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
 
 
 def _paths(entries: list[str] | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ __all__ = ["replacing"]
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbor of `path` to write to, which takes its place when the block succeeds.
 
-    If the block fails, the neighbor is removed and an old file at `path` stays as it was.
+    If the block fails, the neighbor is removed and an old file at `path` stays as it was. Writers
+    of the same file do not meet: each has a neighbor of its own, and the last one stays.
     """
 
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial
         os.replace(partial, path)

@@ -50,25 +50,12 @@ class GuidedModel(Model):
             raise TypeError(
                 f"estimator must be a ConditionalExpectation, got {type(estimator).__name__}"
             )
-        if not callable(scale):
-            if not isinstance(scale, SupportsFloat):
-                raise TypeError(
-                    f"scale must be a number or a function of the time, got {type(scale).__name__}"
-                )
-            if not math.isfinite(scale):
-                raise ValueError(f"scale must be finite, got {scale}")
-        if not isinstance(window, Sequence) or len(window) != 2:
-            raise TypeError(f"window must be two times (low, high), got {window!r}")
-        low, high = window
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"window must be times (low, high) with 0 <= low <= high <= 1, got {window}"
-            )
+        check_strength(scale, window)
         super().__init__(base.schedule)
         self.base = base
         self.estimator = estimator
         self.scale = scale
-        self.window = (float(low), float(high))
+        self.window = (float(window[0]), float(window[1]))
 
     def forward(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Prediction:
         times = as_times(t, batch=len(x_t))
@@ -97,3 +84,22 @@ class GuidedModel(Model):
                 f"got {tuple(scale.shape)}"
             )
         return scale
+
+
+def check_strength(scale: float | Callable[[Tensor], Tensor], window: tuple[float, float]) -> None:
+    """Checks scale and window of a :class:`GuidedModel`, which raises what this raises."""
+
+    if not callable(scale):
+        if not isinstance(scale, SupportsFloat):
+            raise TypeError(
+                f"scale must be a number or a function of the time, got {type(scale).__name__}"
+            )
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+    if not isinstance(window, Sequence) or len(window) != 2:
+        raise TypeError(f"window must be two times (low, high), got {window!r}")
+    low, high = window
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"window must be times (low, high) with 0 <= low <= high <= 1, got {window}"
+        )

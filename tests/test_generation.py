@@ -18,6 +18,7 @@ import rewards
 from rwguidance import DDIM, RectifiedSchedule, toy
 from rwguidance.bank import Bank
 from rwguidance.cli import main
+from rwguidance.files import replacing
 from rwguidance.generation import (
     BestOfN,
     Importance,
@@ -26,7 +27,7 @@ from rwguidance.generation import (
     Store,
     generate,
 )
-from rwguidance.generation.pictures import read_facts
+from rwguidance.generation.pictures import _fit, read_facts
 from rwguidance.generation.store import Drawer
 from rwguidance.networks import LatentShift
 
@@ -156,6 +157,32 @@ def test_pictures_table_and_sheet_agree(tmp_path):
     with Image.open(made.sheets[0]) as sheet:
         assert sheet.width >= 6 * 128
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_sheets_are_those_of_the_last_run(tmp_path):
+    many = [f"prompt {i}" for i in range(13)]
+    options = {"method": BestOfN(2), "steps": 1}
+    names = lambda: sorted(path.name for path in tmp_path.glob("*.png"))
+    run(tmp_path, prompts=many, **options)
+    assert names() == ["sheet-1.png", "sheet-2.png"]
+    (tmp_path / "sheet-of-mine.png").touch()
+    run(tmp_path, prompts=many[:2], **options)
+    assert names() == ["sheet-of-mine.png", "sheet.png"]
+
+
+def test_a_long_prompt_is_cut_in_a_sheet_without_measuring_it_whole():
+    class Pen:
+        measured = 0
+
+        def textlength(self, text, font):
+            self.measured += len(text)
+            return 6 * len(text)
+
+    pen = Pen()
+    text = _fit(pen, "long prompt " * 2000, None, 300)
+    assert text == ("long prompt " * 2000)[:47] + "..."
+    assert pen.measured < 100_000
+    assert _fit(pen, "a\n b", None, 300) == "a b"
 
 
 def test_base_pictures_are_the_models_own(tmp_path):
@@ -315,6 +342,56 @@ def test_a_damaged_picture_is_made_again(tmp_path):
     assert_same_pictures(again.rows[1], first.rows[1])
 
 
+def test_pictures_in_the_wrong_place_are_made_again(tmp_path):
+    first = run(tmp_path, images=2)
+    base, aligned = first.rows[0].files
+    kept = base.read_bytes(), aligned.read_bytes()
+    base.write_bytes(kept[1])
+    aligned.write_bytes(kept[0])
+    one, other = first.rows[1].files[0], first.rows[3].files[0]  # of another prompt
+    one.write_bytes(other.read_bytes())
+    again = run(tmp_path, images=2)
+    assert again.made == 2
+    assert (base.read_bytes(), aligned.read_bytes()) == kept
+
+
+def test_pairs_are_written_batch_by_batch(tmp_path):
+    class Watched(Law):
+        incidental = (*Law.incidental, "encoded", "most")
+        encoded, most = 0, 0
+
+        def condition(self, prompts):
+            self.encoded += 1
+            return super().condition(prompts)
+
+        def decode(self, latents):
+            self.most = max(self.most, len(latents))
+            return super().decode(latents)
+
+    options = {"prompts": ["ab"], "images": 6, "batch_size": 2}
+    method = Importance(bank=8, beta=5.0)
+    run(tmp_path / "a", method, backbone=(law := Watched()), **options)
+    # the bank is drawn once, without a store too
+    assert (law.calls, law.most, law.encoded) == ((4 + 3 + 3) * 12, 2, 1)
+    law = Watched()
+    law.breaks_at = (4 + 3 + 1) * 12
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", method, backbone=law, **options)
+    assert len(list(tmp_path.glob("b/*/*.png"))) == 4
+    assert run(tmp_path / "b", method, backbone=Watched(), **options).made == 4
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as one:
+        one.write_text("one")
+        with replacing(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
 def test_banks_are_shared_between_runs_and_extended(tmp_path):
     store = Store(tmp_path / "store")
     options = {"store": store, "prompts": ["ab"], "batch_size": 8}
@@ -451,6 +528,9 @@ def test_pictures_of_other_settings_are_not_mixed(tmp_path):
         ({"prompts": "a cat"}, TypeError, "a list of strings"),
         ({"images": 0}, ValueError, "images must be at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"prompts": ["a\ud800"]}, ValueError, r"half of a surrogate pair in 'a\\ud800'"),
+        ({"negative_prompt": "\udcff"}, ValueError, "half of a surrogate pair"),
+        ({"method": PlugInMean(1.0, window=(0.95, 0.99))}, ValueError, "window must hold the time"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(tmp_path, change, error, message):
@@ -459,6 +539,31 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, change, error, mess
         run(tmp_path, backbone=law, **change)
     assert law.calls == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_that_recommends_no_steps_must_be_told(tmp_path):
+    class Undecided(Law):
+        def times(self, steps):
+            return super().times(steps)
+
+    with pytest.raises(ValueError, match="steps must be given, as Undecided recommends"):
+        run(tmp_path, backbone=Undecided())
+    assert run(tmp_path, backbone=Undecided(), steps=3).made == 2
+
+
+def test_settings_that_made_no_picture_do_not_bind_the_folder(tmp_path):
+    bad = lambda images, prompts: images.mean((1, 2, 3)) > 0
+    assert run(tmp_path, reward=Brightness(bad, factor=2.0)).failed
+    assert run(tmp_path).made == 2
+
+
+def test_a_picture_outside_its_range_fails_instead_of_wrapping_around(tmp_path):
+    class Bright(Law):
+        def decode(self, latents):
+            return latents + 1
+
+    made = run(tmp_path, prompts=["ab"], backbone=Bright())
+    assert "pictures must lie in [0, 1], got values from 1." in made.failed["ab"]
 
 
 def test_a_reward_on_another_device_is_refused(tmp_path):
@@ -479,6 +584,9 @@ def test_a_reward_on_another_device_is_refused(tmp_path):
         (lambda: Importance(beta=1.0, ess=1.5), "fraction must lie in"),
         (lambda: PlugInMean(0.0), "beta must be positive"),
         (lambda: PlugInMean(1.0, prior_variance=math.nan), "prior_variance must be positive"),
+        (lambda: Importance(beta=1.0, window=(0.9, 0.1)), "window must be times"),
+        (lambda: PlugInMean(1.0, scale=math.inf), "scale must be finite"),
+        (lambda: Network(nn.Identity(), window=(0.0, 1.1)), "window must be times"),
         (lambda: BestOfN(1), "n must be at least 2"),
         (lambda: BestOfN(4, beta=0.0), "beta must be positive"),
     ],
@@ -495,6 +603,16 @@ def test_plain_functions_are_rewards_but_their_values_are_not_stored(tmp_path):
     stored = [path.name for path in (tmp_path / "store").rglob("*.safetensors")]
     assert stored
     assert all(name.startswith("draws") for name in stored)
+
+
+def test_pictures_of_another_plain_function_are_made_again(tmp_path):
+    options = {"prompts": ["ab"], "method": BestOfN(2)}
+    run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)), **options)
+    again = run(tmp_path, reward=lambda images, prompts: 1 - images.mean((1, 2, 3)), **options)
+    assert again.made == 1
+    assert again.rows[0].rewards[0] == pytest.approx(
+        1 - pixels(again.rows[0])[0].mean() / 255, abs=0.01
+    )
 
 
 def test_unwritable_prompts_and_long_ones_have_folders(tmp_path):
@@ -642,6 +760,10 @@ def test_unreliable_steps_are_noted_once(command):
         (("--prompt", "a", "--path", "pickscore=x"), "path names 'pickscore', which is neither"),
         (("--prompt", "a", "--option", "shade:x"), "option must be NAME:KEY=VALUE"),
         (("--prompt", "a", "--prompt", "a"), "distinct, got 'a' twice"),
+        (("--prompt", "a", "--device", "gpu"), "device 'gpu' cannot be used"),
+        (("--prompt", "a", "--window", "1", "0.5"), "window must be times (low, high)"),
+        (("--prompt", "a", "--window", "0.1", "0.11"), "window must hold the time of a step, 1"),
+        (("--prompt", "a", "--scale", "nan"), "scale must be finite, got nan"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_1(command, arguments, message):

@@ -5,6 +5,7 @@ import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,31 +93,34 @@ def print_generated(generated: Generated) -> None:
     for row in generated.rows:
         if row.error:
             _say(errors, f"without reward: {row.prompt}, image {row.number}: {row.error}")
-    prompts = list(dict.fromkeys(row.prompt for row in generated.rows))
+    pairs: dict[str, list[Row]] = {}
+    for row in generated.rows:
+        pairs.setdefault(row.prompt, []).append(row)
     target = any("tilted mean" in row.facts for row in generated.rows)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("prompt", overflow="ellipsis", no_wrap=True, max_width=44)
     headings = ("images", "base", "aligned", *(["target"] if target else []), "gain", "SE")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for prompt in prompts[:_PROMPTS]:
-        table.add_row(Text(prompt), *_cells(generated.rows, [prompt], target))
-    if len(prompts) > 1:
-        table.add_row(f"all {len(prompts)} prompts", *_cells(generated.rows, prompts, target))
-    if prompts:
+    for prompt, rows in islice(pairs.items(), _PROMPTS):
+        table.add_row(Text(prompt), *_cells(rows, target))
+    if len(pairs) > 1:
+        table.add_row(f"all {len(pairs)} prompts", *_cells(generated.rows, target))
+    if pairs:
         console.print(table)
-    if len(prompts) > _PROMPTS:
-        _say(console, f"{len(prompts) - _PROMPTS} more prompts are in {generated.table}")
+    if len(pairs) > _PROMPTS:
+        _say(console, f"{len(pairs) - _PROMPTS} more prompts are in {generated.table}")
     kept = len(generated.rows) - generated.made
     _say(console, f"{len(generated.rows)} pairs, {kept} of them from before: {generated.table}")
-    for sheet in generated.sheets:
-        _say(console, f"look at {sheet}")
+    sheets = list(map(str, generated.sheets))
+    if sheets:
+        _say(console, "look at " + " to ".join(dict.fromkeys((sheets[0], sheets[-1]))))
 
 
-def _cells(rows: Sequence[Row], prompts: Sequence[str], target: bool) -> list[str]:
+def _cells(rows: Sequence[Row], target: bool) -> list[str]:
     """Means over the pairs that have both rewards; the error of the gain is that of the pairs."""
 
-    pairs = [row for row in rows if row.prompt in prompts and row.gain is not None]
+    pairs = [row for row in rows if row.gain is not None]
     gains = [row.gain for row in pairs if row.gain is not None]
     mean = lambda values: statistics.fmean(values) if values else math.nan
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan

@@ -19,7 +19,7 @@ from ..estimators import (
     TargetESS,
 )
 from ..fingerprint import fingerprint
-from ..guidance import GuidedModel
+from ..guidance import GuidedModel, check_strength
 from ..prediction import Prediction
 from ..randomness import generator_for
 from ..tilt import Tilt
@@ -52,16 +52,19 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """Everything that changes the result, in values that JSON can hold."""
 
+    def check(self, times: Tensor) -> None:  # noqa: B027
+        """Raises ValueError if the method makes no sense at these times, before any work."""
+
     @abstractmethod
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
-        """Aligned samples.
+        """Aligned samples, of one batch of a prompt's images.
 
         Arguments:
             run: The run.
             prompt: The prompt.
-            numbers: The numbers of the images.
+            numbers: The numbers of the images, of which there are at most `run.batch_size`.
             base: Their unguided samples, from the same noise, with shape (B, *event).
             rewards: Those of the unguided samples, with shape (B,); NaN where the reward failed.
         """
@@ -73,6 +76,18 @@ class Guided(Method):
     scale: float
     window: tuple[float, float]
 
+    def __post_init__(self) -> None:
+        check_strength(self.scale, self.window)
+
+    def check(self, times: Tensor) -> None:
+        low, high = self.window
+        steps = [float(t) for t in times[:-1]]
+        if not any(low <= t <= high for t in steps):
+            raise ValueError(
+                f"window must hold the time of a step, {', '.join(f'{t:.3g}' for t in steps)}, "
+                f"got {self.window}"
+            )
+
     @abstractmethod
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         """The estimator for a prompt, and facts about it."""
@@ -83,18 +98,11 @@ class Guided(Method):
         estimator, facts = self.estimator(run, prompt)
         model: Any = run.backbone
         guided = GuidedModel(model, estimator, self.scale, self.window)
-        parts, each = [], []
-        condition = run.condition(prompt, min(run.batch_size, len(numbers)))
-        for start in range(0, len(numbers), run.batch_size):
-            run.report("aligned images", start, len(numbers))
-            names = [("image", prompt, i) for i in numbers[start : start + run.batch_size]]
-            some = run.rows(condition, len(names))
-            effective: list[Tensor] = []
-            trace = lambda t, prediction, seen=effective: _note(seen, prediction)
-            parts.append(run.sample(guided, some, names, trace))
-            each += _effective_draws(effective, len(names))
-        run.report("aligned images", len(numbers), len(numbers))
-        return Aligned(torch.cat(parts), facts, each)
+        names = [("image", prompt, i) for i in numbers]
+        effective: list[Tensor] = []
+        trace = lambda t, prediction: _note(effective, prediction)
+        x_0 = run.sample(guided, prompt, names, trace)
+        return Aligned(x_0, facts, _effective_draws(effective, len(names)))
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ class Importance(Guided):
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bank < 2:
             raise ValueError(f"bank must be at least 2 draws, got {self.bank}")
         if (self.beta is None) == (self.kl is None):
@@ -175,6 +184,7 @@ class PlugInMean(Guided):
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _positive("beta", self.beta)
         _positive("prior_variance", self.prior_variance)
 

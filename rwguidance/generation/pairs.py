@@ -2,16 +2,17 @@
 
 import csv
 import hashlib
+import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rwguidance
 
@@ -98,7 +99,8 @@ def generate(
     A picture depends on the seed, its prompt and its number; neither on the other prompts nor on
     the batch size (up to rounding). An interrupted run goes on where it stopped when it is called
     again: finished pairs are recognized by the settings in their metadata, and draws of the model
-    come from the store.
+    come from the store. With a plain function as the reward, which cannot be told apart from
+    another, pairs are made again.
 
     Arguments:
         backbone: The model, see :class:`backbones.Backbone`.
@@ -127,12 +129,13 @@ def generate(
     """
 
     prompts = _distinct(prompts)
+    _check_text(*prompts, negative_prompt or "")
     for name, value in (("images", images), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     require("PIL.Image", "pictures need", "rewards")
-    authors: Any = backbone
-    times = authors.times() if steps is None else authors.times(steps)
+    times = _times(backbone, steps)
+    method.check(times)
     run = Run(backbone, reward, times, seed, batch_size, negative_prompt, store, report)
     _check_device(run)
     settings = {
@@ -151,16 +154,21 @@ def generate(
     made = 0
     for i, prompt in enumerate(prompts):
         report("prompts", i, len(prompts))
-        done, missing = _finished(out, prompt, images, settings)
+        some, missing = _finished(out, prompt, images, settings)
+        made -= len(some)
         try:
-            new = _align(run, method, prompt, missing, out, settings) if missing else []
+            for start in range(0, len(missing), batch_size):
+                report("pairs", start, len(missing))
+                numbers = missing[start : start + batch_size]
+                some += _align(run, method, prompt, numbers, out, settings)
         except (ValueError, FloatingPointError) as error:
             failed[prompt] = str(error)
-            new = []
-        made += len(new)
-        rows += sorted((*done, *new), key=lambda row: row.number)
-        table = _write_table(out, rows, failed)
+        made += len(some)
+        rows += sorted(some, key=lambda row: row.number)
+        if missing:
+            _write_table(out, rows, failed)
     report("prompts", len(prompts), len(prompts))
+    table = _write_table(out, rows, failed)
     sheets = _write_sheets(out, rows, settings)
     return Generated(tuple(rows), failed, table, sheets, made)
 
@@ -170,12 +178,32 @@ def _distinct(prompts: Sequence[str]) -> list[str]:
         raise TypeError(f"prompts must be a list of strings, got {prompts!r:.80}")
     if not prompts:
         raise ValueError("prompts must hold at least one prompt, got none")
-    twice = [prompt for prompt in prompts if list(prompts).count(prompt) > 1]
+    twice = [prompt for prompt, count in Counter(prompts).items() if count > 1]
     if twice:
         raise ValueError(
             f"prompts must be distinct, got {twice[0]!r} twice; ask for more images instead"
         )
     return list(prompts)
+
+
+def _check_text(*texts: str) -> None:
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"prompts must be text, got half of a surrogate pair in {text!a}")
+
+
+def _times(backbone: TextToImage, steps: int | None) -> Tensor:
+    times: Any = backbone.times
+    if steps is not None:
+        return backbone.times(steps)
+    try:
+        inspect.signature(times).bind()
+    except TypeError:
+        raise ValueError(
+            f"steps must be given, as {type(backbone).__name__} recommends no number of them"
+        ) from None
+    recommended: Tensor = times()
+    return recommended
 
 
 def _check_device(run: Run) -> None:
@@ -193,7 +221,7 @@ def _claim(out: Path, settings: dict[str, Any], restart: bool) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     label = out / "settings.json"
-    if label.exists() and not restart:
+    if label.exists() and not restart and any(out.glob("*/*.png")):
         try:
             found = dict(json.loads(label.read_text(encoding="utf-8")))
         except ValueError:
@@ -212,7 +240,7 @@ def _files(out: Path, prompt: str, number: int) -> tuple[Path, Path]:
     """Where a pair of pictures goes, whatever else is asked for."""
 
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
     folder = out / (f"{slug}-{digest}" if slug else digest)
     base, aligned = (folder / f"{number:04d}-{kind}.png" for kind in _KINDS)
     return base, aligned
@@ -223,18 +251,35 @@ def _finished(
 ) -> tuple[list[Row], list[int]]:
     """The pairs that are there with these settings, and the numbers of those that are not."""
 
+    if settings["reward key"] is None:  # it cannot be known which reward it was
+        return [], list(range(images))
     done, missing = [], []
     for number in range(images):
-        files = _files(out, prompt, number)
-        found = [read_facts(path) if path.exists() else None for path in files]
-        if any(facts is None or facts.get("settings") != settings for facts in found):
+        facts = [read_facts(path) or {} for path in _files(out, prompt, number)]
+        expected = zip(_about(prompt, number, settings), facts, strict=True)
+        if all(known == {key: fact.get(key) for key in known} for known, fact in expected):
+            done.append(_row(out, facts))
+        else:
             missing.append(number)
-            continue
-        base, aligned = (facts or {} for facts in found)
-        rewards = (base.get("reward"), aligned.get("reward"))
-        error = "; ".join(facts["error"] for facts in (base, aligned) if facts.get("error"))
-        done.append(Row(prompt, number, files, rewards, aligned.get("facts", {}), error))
     return done, missing
+
+
+def _about(prompt: str, number: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What identifies the pictures of a pair."""
+
+    return [
+        {"prompt": prompt, "number": number, "kind": kind, "settings": settings} for kind in _KINDS
+    ]
+
+
+def _row(out: Path, facts: Sequence[Mapping[str, Any]]) -> Row:
+    """A pair from the facts in its pictures."""
+
+    base, aligned = facts
+    prompt, number = base["prompt"], base["number"]
+    rewards = (base["reward"], aligned["reward"])
+    error = "; ".join(filter(None, (base["error"], aligned["error"])))
+    return Row(prompt, number, _files(out, prompt, number), rewards, aligned["facts"], error)
 
 
 def _align(
@@ -245,17 +290,10 @@ def _align(
     out: Path,
     settings: dict[str, Any],
 ) -> list[Row]:
-    """Makes and writes the pairs of one prompt."""
+    """Makes and writes the pairs of one batch."""
 
     model: Any = run.backbone
-    condition = run.condition(prompt, min(run.batch_size, len(numbers)))
-    parts = []
-    for start in range(0, len(numbers), run.batch_size):
-        run.report("base images", start, len(numbers))
-        names = [("image", prompt, i) for i in numbers[start : start + run.batch_size]]
-        parts.append(run.sample(model, run.rows(condition, len(names)), names))
-    run.report("base images", len(numbers), len(numbers))
-    base = torch.cat(parts)
+    base = run.sample(model, prompt, [("image", prompt, i) for i in numbers])
     images = run.decode(base)
     scores = run.score(images, prompt)
     aligned = method.align(run, prompt, numbers, base, scores.values)
@@ -267,30 +305,20 @@ def _align(
         files = _files(out, prompt, number)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         each = aligned.each[i] if aligned.each else {}
-        about = {"prompt": prompt, "number": number, "settings": settings}
-        facts = {**aligned.facts, **each}
-        rewards, errors = [], []
-        for kind, picture, found, path in (
-            ("base", images[i], scores, files[0]),
-            ("aligned", aligned_images[i], aligned_scores, files[1]),
-        ):
-            reward, error = _reward(found, i)
-            own = {"kind": kind, "reward": reward, "error": error}
-            save_picture(
-                picture, path, {**about, **own, "facts": facts if kind == "aligned" else {}}
-            )
-            rewards.append(reward)
-            errors.append(error)
-        error = "; ".join(filter(None, errors))
-        rows.append(Row(prompt, number, files, (rewards[0], rewards[1]), facts, error))
+        facts = _about(prompt, number, settings)
+        facts[0].update(**_reward(scores, i), facts={})
+        facts[1].update(**_reward(aligned_scores, i), facts={**aligned.facts, **each})
+        save_picture(images[i], files[0], facts[0])
+        save_picture(aligned_images[i], files[1], facts[1])
+        rows.append(_row(out, facts))
     return rows
 
 
-def _reward(scores: Scores, i: int) -> tuple[float | None, str]:
+def _reward(scores: Scores, i: int) -> dict[str, Any]:
     value = float(scores.values[i])
     if math.isfinite(value):
-        return value, ""
-    return None, scores.errors.get(i, f"the reward is {value}")
+        return {"reward": value, "error": ""}
+    return {"reward": None, "error": scores.errors.get(i, f"the reward is {value}")}
 
 
 def _write_table(out: Path, rows: Sequence[Row], failed: Mapping[str, str]) -> Path:
@@ -320,10 +348,12 @@ def _flat(value: Any) -> Any:
 def _write_sheets(out: Path, rows: Sequence[Row], settings: dict[str, Any]) -> tuple[Path, ...]:
     """Sheets of the first pairs of every prompt."""
 
-    lines = []
-    for prompt in dict.fromkeys(row.prompt for row in rows):
-        some = [row for row in rows if row.prompt == prompt][:_PAIRS_PER_ROW]
-        lines.append((prompt, [_cells(row) for row in some]))
+    pairs: dict[str, list[list[Cell]]] = {}
+    for row in rows:
+        some = pairs.setdefault(row.prompt, [])
+        if len(some) < _PAIRS_PER_ROW:
+            some.append(_cells(row))
+    lines = list(pairs.items())
     title = f"{settings['method']['name']}: base beside aligned, from the same noise"
     sheets = []
     for number, start in enumerate(range(0, len(lines), _ROWS_PER_SHEET), 1):
@@ -331,6 +361,9 @@ def _write_sheets(out: Path, rows: Sequence[Row], settings: dict[str, Any]) -> t
             out / ("sheet.png" if len(lines) <= _ROWS_PER_SHEET else f"sheet-{number}.png")
         )
         save_sheet(lines[start : start + _ROWS_PER_SHEET], sheets[-1], title)
+    for path in out.glob("sheet*.png"):  # of a run with more prompts, or fewer
+        if re.fullmatch(r"sheet(-\d+)?\.png", path.name) and path not in sheets:
+            path.unlink()
     return tuple(sheets)
 
 

@@ -31,6 +31,9 @@ def save_picture(image: Tensor, path: Path, facts: dict[str, Any]) -> None:
         image: In [0, 1], with shape (3, H, W); rounded to 8 bits.
         path: The file.
         facts: Values that JSON can hold.
+
+    Raises:
+        ValueError: If the image holds values outside [0, 1].
     """
 
     info = require("PIL.PngImagePlugin", "pictures need", "rewards").PngInfo()
@@ -102,6 +105,9 @@ def save_sheet(
 
 
 def _to_pil(image: Tensor) -> "Image":
+    if bool(((image < 0) | (image > 1)).any()):  # 8 bits would wrap around
+        low, high = (float(value) for value in image.aminmax())
+        raise ValueError(f"pictures must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
     levels = (255 * image.detach().float()).round().to(torch.uint8).permute(1, 2, 0).cpu()
     picture: Image = require("PIL.Image", "pictures need", "rewards").fromarray(levels.numpy())
     return picture
@@ -120,8 +126,9 @@ def _thumb(image_module: Any, path: Path) -> "Image":
 def _fit(pen: Any, text: str, font: Any, width: int) -> str:
     """A text in one line of a width, cut where it is longer."""
 
-    text = " ".join(text.split())
-    if pen.textlength(text, font) <= width:
+    whole = " ".join(text.split())
+    text = whole[:width]  # no letter is narrower than a pixel
+    if text == whole and pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength(text + "...", font) > width:
         text = text[:-1]

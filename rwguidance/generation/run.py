@@ -6,7 +6,7 @@ rounding of the device, which may differ between batch sizes).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -31,7 +31,11 @@ Report = Callable[[str, int, int], None]
 
 
 class TextToImage(Protocol):
-    """What is needed of a backbone; :class:`backbones.Backbone` has it."""
+    """What is needed of a backbone; :class:`backbones.Backbone` has it.
+
+    Conditions have a length and iterate over the prompts, one per sample. `times` may take no
+    argument for the number of steps that the model's authors recommend.
+    """
 
     schedule: Schedule
 
@@ -45,6 +49,8 @@ class TextToImage(Protocol):
     def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+    def times(self, steps: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -109,28 +115,36 @@ class Run:
 
         return fingerprint(self.reward) if isinstance(self.reward, nn.Module) else None
 
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {}
+
+    def _keep(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made for this key the last time, or what is made now; one of each kind."""
+
+        if self._kept.get(what, (None,))[0] != key:
+            self._kept.pop(what, None)  # never two at a time
+            self._kept[what] = key, make()
+        return self._kept[what][1]
+
     def condition(self, prompt: str, n: int) -> Any:
         """The condition of `n` samples of one prompt, encoded once."""
 
         encode: Any = self.backbone.condition
         negative = () if self.negative_prompt is None else (self.negative_prompt,)
-        return take(encode([prompt], *negative), [0] * n)
-
-    @staticmethod
-    def rows(condition: Any, n: int) -> Any:
-        """The condition of the first `n` samples."""
-
-        return take(condition, list(range(n)))
+        one = self._keep("condition", prompt, lambda: encode([prompt], *negative))
+        return take(one, [0] * n)
 
     def sample(
         self,
         model: Model,
-        condition: Any,
+        prompt: str,
         names: Sequence[tuple[str | int, ...]],
         trace: Trace | None = None,
     ) -> Tensor:
-        """Clean states of a model, guided or not, for samples with these names."""
+        """Clean states of a model, guided or not, for samples of a prompt with these names."""
 
+        condition = self.condition(prompt, len(names))
         generators = [generator_for(self.seed, *name) for name in names]
         x_1 = torch.cat([self.backbone.draw_noise(1, generator) for generator in generators])
         sampler = self.backbone.sampler
@@ -148,13 +162,12 @@ class Run:
         name = "-".join(map(str, ("draws", *stream)))
         parts = [] if store is None else store.read(name)
         done = sum(map(len, parts))
-        condition = self.condition(prompt, min(self.batch_size, n))
         base: Any = self.backbone
         while done < n:
             numbers = range(done, min(n, done + self.batch_size))
             self.report("draws", done, n)
             names = [("draw", *stream, prompt, i) for i in numbers]
-            x_0 = self.sample(base, self.rows(condition, len(names)), names)
+            x_0 = self.sample(base, prompt, names)
             if not bool(x_0.isfinite().all()):
                 raise FloatingPointError(
                     f"the model drew NaN or inf for {prompt!r} in {x_0.dtype}; try another dtype"
@@ -169,10 +182,18 @@ class Run:
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         """Draws of one prompt with their rewards, from the store as far as they are there.
 
+        The last one stays in memory, for the next batch of images.
+
         Raises:
             ValueError: If the reward of a draw is NaN or +inf; names the draws.
         """
 
+        bank: Bank = self._keep(
+            "bank", (prompt, n, *stream), lambda: self._bank(prompt, n, *stream)
+        )
+        return bank
+
+    def _bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         x_0 = self.draws(prompt, n, *stream)
         origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
         store = None
@@ -196,10 +217,10 @@ class Run:
         return Bank(x_0, [prompt] * n, rewards, origin)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """Images of clean states, on the CPU, with shape (B, 3, H, W)."""
+        """Images of clean states, with shape (B, 3, H, W)."""
 
         with torch.no_grad():
-            return torch.cat([self.backbone.decode(x).cpu() for x in x_0.split(self.batch_size)])
+            return self.backbone.decode(x_0)
 
     def score(self, images: Tensor, prompt: str) -> Scores:
         """Rewards of images of one prompt; where the reward fails for some, those of the others."""
@@ -210,8 +231,7 @@ class Run:
         def attempt(rows: range) -> None:
             try:
                 with torch.no_grad():
-                    batch = images[rows.start : rows.stop].to(self.device)
-                    found = tilt.score(batch, [prompt] * len(rows))
+                    found = tilt.score(images[rows.start : rows.stop], [prompt] * len(rows))
                 values[rows.start : rows.stop] = found.double().cpu()
             except ValueError as error:
                 if len(rows) == 1:
@@ -220,6 +240,5 @@ class Run:
                 for row in rows:
                     attempt(range(row, row + 1))
 
-        for start in range(0, len(images), self.batch_size):
-            attempt(range(start, min(len(images), start + self.batch_size)))
+        attempt(range(len(images)))
         return Scores(values, errors)

@@ -66,7 +66,7 @@ class Store:
         root: The folder that holds them; made when needed.
     """
 
-    root: Path
+    root: Path | str
 
     @classmethod
     def default(cls) -> "Store":
@@ -83,7 +83,7 @@ class Store:
         """
 
         text = json.dumps({**origin, "format": 1}, indent=1, sort_keys=True)
-        folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:24]
+        folder = Path(self.root) / hashlib.sha256(text.encode()).hexdigest()[:24]
         label = folder / "origin.json"
         if not label.exists():
             folder.mkdir(parents=True, exist_ok=True)
