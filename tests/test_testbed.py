@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import assert_within
 
-from rwguidance.testbed import data, flow, law, runs, scenes, vae, words
+from rwguidance.testbed import data, flow, law, muon, runs, scenes, vae, words
 from rwguidance.testbed.attention import CountedAttention
 from rwguidance.testbed.data import ROLES, SIZE, Drawing, Drawings, deal, load_names, render
 from rwguidance.testbed.scenes import COLORS, Scene, paint, sample
@@ -404,6 +404,58 @@ class TestRuns:
         assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
 
 
+class TestMuon:
+    @pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])
+    def test_matrices_are_nearly_orthogonal_and_keep_their_axes(self, generator, shape):
+        matrices = torch.randn(*shape, generator=generator) * 1e-6
+        found = muon.orthogonal(matrices).float()
+        u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+        inside = u.mT @ found @ vh.mT
+        values = inside.diagonal(dim1=1, dim2=2)
+        assert 0.5 < float(values.min()) <= float(values.max()) < 1.4
+        assert float((inside - torch.diag_embed(values)).abs().max()) < 0.1
+
+    def steps(self, optimizer, weight, count=4):
+        draws = torch.Generator().manual_seed(3)
+        for _ in range(count):
+            weight.grad = torch.randn(weight.shape, generator=draws)
+            optimizer.step()
+        return weight.detach()
+
+    def test_what_is_no_matrix_is_moved_by_adam(self, generator):
+        start = torch.randn(5, 4, generator=generator)
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        rows = [{"params": [ours], "matrices": False}]
+        settings = {"lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.9)}
+        found = self.steps(muon.Muon(rows, **settings), ours)
+        expected = self.steps(torch.optim.AdamW([theirs], **settings), theirs)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+    def test_matrices_follow_their_momentum(self, generator):
+        start = torch.randn(6, 9, generator=generator)
+        weight = torch.nn.Parameter(start.clone())
+        rows = [{"params": [weight], "matrices": True}]
+        optimizer = muon.Muon(rows, lr=0.1, momentum=0.7, weight_decay=0.2)
+        found = self.steps(optimizer, weight, count=2)
+        draws = torch.Generator().manual_seed(3)
+        expected, momentum = start, torch.zeros(6, 9)
+        for _ in range(2):
+            gradient = torch.randn(6, 9, generator=draws)
+            momentum = 0.7 * momentum + 0.3 * gradient
+            step = muon.orthogonal((0.3 * gradient + 0.7 * momentum)[None])[0].float()
+            expected = expected * (1 - 0.1 * 0.2) - 0.1 * 0.2 * 3 * step
+        assert torch.allclose(found, expected, atol=1e-3)
+
+    def test_only_weights_of_linear_layers_in_blocks_are_matrices(self, pipe):
+        matrices, others = muon.groups(parts_of(pipe))
+        names = {p: name for part in parts_of(pipe) for name, p in part.named_parameters()}
+        assert len(matrices["params"]) + len(others["params"]) == len(names)
+        found = {names[p] for p in matrices["params"]}
+        assert {name for name in found if name.startswith("transformer_blocks.")}
+        assert not {name for name in found if "embed" in name or "bias" in name}
+        assert {names[p] for p in others["params"]} >= {"proj_out.weight", "pos_embed.proj.weight"}
+
+
 @pytest.fixture(scope="module")
 def tokenizer(drawings, tmp_path_factory):
     return words.save_tokenizer(words.texts(drawings), tmp_path_factory.mktemp("tokenizer"))
@@ -637,7 +689,16 @@ class TestTraining:
         folders = (built, trained / "vae")
         flow.train(*folders, trained / "flow", steps=3, **settings)
         assert "going on at step 2" in capsys.readouterr().out
-        flow.train(*folders, trained / "second", steps=0, start=trained / "flow", **settings)
+        first = json.loads((trained / "flow" / "figures.json").read_text())
+        assert first["pictures_seen"] == 12
+        flow.train(*folders, trained / "second", steps=1, start=trained / "flow", **settings)
         assert "going on" not in capsys.readouterr().out
-        figures = json.loads((trained / "flow" / "figures.json").read_text())
-        assert figures["pictures_seen"] == 12
+        second = json.loads((trained / "second" / "figures.json").read_text())
+        assert (second["steps"], second["pictures_seen"]) == (1, 16)
+        state = torch.load(trained / "second.state", weights_only=True)["modules"]
+        with runs.seeded(0):
+            autoencoder = vae.new(smoke=True)
+        start = flow.read(trained / "flow", autoencoder).transformer.state_dict()
+        for name, value in start.items():
+            moved = (state["transformer"][name] - value).abs().max()
+            assert 0 <= float(moved) < 1e-3, name

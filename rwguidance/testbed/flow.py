@@ -38,6 +38,7 @@ from torch import Generator, Tensor, nn
 from ..outside import require
 from .attention import CountedAttention
 from .data import Drawings, load_names
+from .muon import Muon, groups
 from .runs import Run, learning_rate, seeded
 from .scenes import COLORS, draw
 from .vae import encode
@@ -323,11 +324,14 @@ def train(
         encoder.config._attn_implementation = "eager"
     weights = [p for part in parts for p in part.parameters()]
     means = [p for part in averages for p in part.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = Muon(groups(parts), lr=peak)
     generator = Generator().manual_seed(seed)
     names = [*_PARTS, *(f"average_{name}" for name in _PARTS)]
     modules = dict(zip(names, [*parts, *averages], strict=True))
     run = Run(out.with_suffix(".state"), modules, optimizer, generator)
+    if start is not None:
+        before = json.loads((start / "figures.json").read_text(encoding="utf-8"))
+        run.seen, run.seconds = before["pictures_seen"], 60 * before["minutes"]
     if resume and run.restore():
         print(f"going on at step {run.step}")
     # Pictures are drawn anew after an interruption: others than those of the steps before.
