@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -21,13 +22,16 @@ from rwguidance.cli import main
 from rwguidance.files import replacing
 from rwguidance.generation import (
     BestOfN,
+    Generated,
     Importance,
     Network,
     PlugInMean,
+    Row,
     Store,
     generate,
 )
-from rwguidance.generation.pictures import _fit, read_facts
+from rwguidance.generation.console import print_generated
+from rwguidance.generation.pictures import Cell, _fit, read_facts, save_sheet
 from rwguidance.generation.store import Drawer
 from rwguidance.networks import LatentShift
 
@@ -168,6 +172,19 @@ def test_sheets_are_those_of_the_last_run(tmp_path):
     (tmp_path / "sheet-of-mine.png").touch()
     run(tmp_path, prompts=many[:2], **options)
     assert names() == ["sheet-of-mine.png", "sheet.png"]
+
+
+@pytest.mark.parametrize("size", [(512, 256), (256, 512), (40, 640)])
+def test_sheets_leave_no_empty_space_beside_or_below_pictures(tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "one.png")
+    groups = [[Cell(tmp_path / "one.png", "base 12.34")] * 2] * 2
+    save_sheet([("a cat", groups)] * 3, tmp_path / "sheet.png", "title")
+    sheet = Image.open(tmp_path / "sheet.png")
+    width, height = (round(256 * length / max(size)) for length in size)
+    assert sheet.width <= 4 * max(width, 112) + 64
+    assert sheet.height <= 3 * height + 4 * 72
+    red = (numpy.asarray(sheet) == (255, 0, 0)).all(-1).sum()
+    assert red == 12 * width * height
 
 
 def test_a_long_prompt_is_cut_in_a_sheet_without_measuring_it_whole():
@@ -621,6 +638,19 @@ def test_unwritable_prompts_and_long_ones_have_folders(tmp_path):
     folders = {row.files[0].parent for row in made.rows}
     assert len(folders) == 6
     assert all(folder.parent == tmp_path for folder in folders)
+
+
+def test_numbers_are_whole_on_a_narrow_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    files, facts = (tmp_path, tmp_path), {"tilted mean": 56.789}
+    prompts = ["a red panda reading a newspaper in a very narrow\nterminal", "ab"]
+    rows = tuple(Row(p, i, files, (12.34, 34.5678), facts) for p in prompts for i in range(2))
+    print_generated(Generated(rows, {}, tmp_path, tuple(map(Path, "abc")), 4))
+    out = capsys.readouterr().out
+    for number in ("12.34", "34.57", "56.79", "22.23"):
+        assert out.count(number) == 3
+    assert "in a very narrow" not in " ".join(out.split())
+    assert out.endswith("look at a to c\n")
 
 
 # The command line.

@@ -98,12 +98,14 @@ def print_generated(generated: Generated) -> None:
         pairs.setdefault(row.prompt, []).append(row)
     target = any("tilted mean" in row.facts for row in generated.rows)
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("prompt", overflow="ellipsis", no_wrap=True, max_width=44)
+    table.add_column("prompt")  # gives way where the terminal is narrow: numbers must not be cut
     headings = ("images", "base", "aligned", *(["target"] if target else []), "gain", "SE")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for prompt, rows in islice(pairs.items(), _PROMPTS):
-        table.add_row(Text(prompt), *_cells(rows, target))
+        text = Text(" ".join(prompt.split()))
+        text.truncate(44, overflow="ellipsis")
+        table.add_row(text, *_cells(rows, target))
     if len(pairs) > 1:
         table.add_row(f"all {len(pairs)} prompts", *_cells(generated.rows, target))
     if pairs:

@@ -21,6 +21,7 @@ _KEY = "rwguidance"
 _THUMB = 256
 _MARGIN = 16
 _GAP = 3
+_CAPTION = 112
 _TEXT = 13
 
 
@@ -79,11 +80,12 @@ def save_sheet(
     font = require("PIL.ImageFont", "pictures need", "rewards").load_default(_TEXT)
     thumb = lambda cell: _thumb(image_module, cell.path)
     thumbs = [[[thumb(cell) for cell in group] for group in groups] for _, groups in rows]
-    side = max(length for row in thumbs for group in row for t in group for length in t.size)
-    group_width = lambda group: len(group) * (side + _GAP) - _GAP + _MARGIN
+    sizes = [thumb.size for row in thumbs for group in row for thumb in group]
+    across, down = max(_CAPTION, *(size[0] for size in sizes)), max(size[1] for size in sizes)
+    group_width = lambda group: len(group) * (across + _GAP) - _GAP + _MARGIN
     width = max(_MARGIN + sum(map(group_width, row)) for row in thumbs)
     width, line = max(width, 360), _TEXT + 7
-    step = side + 2 * line + _MARGIN
+    step = down + 2 * line + _MARGIN
     sheet = image_module.new("RGB", (width, line + 2 * _MARGIN + len(rows) * step), "white")
     pen = draw_module.Draw(sheet)
 
@@ -97,8 +99,8 @@ def save_sheet(
         for cells, pictures in zip(groups, row, strict=True):
             for cell, picture in zip(cells, pictures, strict=True):
                 sheet.paste(picture, (left, top + line))
-                write(left, top + line + picture.height + 2, cell.caption, side, "#444444")
-                left += side + _GAP
+                write(left, top + line + picture.height + 2, cell.caption, across, "#444444")
+                left += across + _GAP
             left += _MARGIN - _GAP
     with replacing(path) as partial:
         sheet.save(partial, format="PNG")
