@@ -192,7 +192,7 @@ def test_differentiating_through_the_network_is_exact_for_linear_rewards(key):
         assert_moments(x, *moments)
 
 
-@pytest.mark.parametrize("key", ["euler", "ancestral"])
+@pytest.mark.parametrize("key", ["euler", pytest.param("ancestral", marks=pytest.mark.slow)])
 def test_with_classifier_free_guidance_the_composed_law_is_tilted(key):
     d, scale = 16, 3.0
     negative, positive = gaussian(d), gaussian(d)
@@ -215,7 +215,7 @@ def test_with_classifier_free_guidance_the_composed_law_is_tilted(key):
         assert_moments(x, *moments)
 
 
-@pytest.mark.parametrize("key", ["euler", "ancestral"])
+@pytest.mark.parametrize("key", ["ancestral", pytest.param("euler", marks=pytest.mark.slow)])
 def test_a_large_bank_gives_the_tilted_mixture_at_many_steps(key):
     # Two modes, and a reward that changes their weights from 1/2 and moves them.
     d = 4
