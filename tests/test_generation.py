@@ -548,6 +548,7 @@ def test_pictures_of_other_settings_are_not_mixed(tmp_path):
         ({"prompts": ["a\ud800"]}, ValueError, r"half of a surrogate pair in 'a\\ud800'"),
         ({"negative_prompt": "\udcff"}, ValueError, "half of a surrogate pair"),
         ({"method": PlugInMean(1.0, window=(0.95, 0.99))}, ValueError, "window must hold the time"),
+        ({"method": PlugInMean(1.0, window=(0.0, 0.05))}, ValueError, "window must hold the time"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(tmp_path, change, error, message):
