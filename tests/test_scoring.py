@@ -830,7 +830,7 @@ def test_texts_beside_images_are_the_default_if_prompts_are_needed(folder, run):
             ["--reward", "brightness", "--out", "no/scores.csv"],
             r"no folder no to write scores\.csv",
         ),
-        (["--reward", "brightness", "--path", "x"], "path must be NAME=PATH, once per rew.*'x'"),
+        (["--reward", "brightness", "--path", "x"], "path must be NAME=PATH, once per name.*'x'"),
         (["--reward", "brightness", "--path", "a=x"], "path names 'a', which is not among bright"),
         (["--reward", "brightness", "--path", "brightness=x"], "no file or directory with the rew"),
         (["--reward", "brightness", "--device", "abacus"], "device 'abacus' cannot be used: "),
