@@ -59,17 +59,19 @@ def save_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> Any
             pre.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size - len(alphabet) - 2,
-        initial_alphabet=alphabet,
+        vocab_size=size - 2,
+        # In this order from the start: else ties would be decided by the order of a hash table,
+        # and every run would learn another tokenizer.
+        special_tokens=letters,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     learner.train_from_iterator(corpus, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    tokens += dict.fromkeys(a + b for a, b in merges)
-    vocabulary = {token: i for i, token in enumerate([*dict.fromkeys(tokens), _START, _END])}
+    tokens = dict.fromkeys([*letters, *(a + b for a, b in merges), _START, _END])
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
