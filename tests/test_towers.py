@@ -1,0 +1,575 @@
+"""The image-text towers of the test bed: losses, false captions, formats, and smoke runs."""
+
+import io
+import itertools
+import json
+import math
+import re
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_within
+
+import rewards
+from rwguidance.testbed import data, encoders, towers, words
+from rwguidance.testbed.data import SIZE, Drawing, Drawings, load_names
+from rwguidance.testbed.encoders import KINDS, Towers
+from rwguidance.testbed.scenes import COLORS, Scene, paint, sample
+
+NAMES = ("red apple", "pizza", "carrot", "lemon", "sun", "key", "green apple", "cow face")
+FOOD = ("red apple", "pizza", "carrot", "lemon", "green apple")
+SENTENCES = ["red apple", "a small sun on an orange background, noto style", "", "zürich 42!"]
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    """A square of a color and a size of its own for every name, a bar for every style."""
+
+    entries, pixels = [], []
+    for i, name in enumerate(NAMES):
+        roles = data.deal(name, [row["name"] for row in data.sources()["styles"]])
+        for j, (style, role) in enumerate(roles.items()):
+            kind = "food-fruit" if name in FOOD else "object-other"
+            entries.append(Drawing(name, style, "x", kind, ("thing",), role))
+            picture = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
+            picture[:, 5 : 25 + 6 * i, 5:75] = 255
+            picture[:3, 5 : 25 + 6 * i, 5:75] = torch.tensor(
+                [31 * i, 255 - 31 * i, 90 * i % 256], dtype=torch.uint8
+            )[:, None, None]
+            picture[:, 76:, : 8 + 8 * j] = 255
+            pixels.append(picture)
+    return Drawings(entries, torch.stack(pixels))
+
+
+@pytest.fixture(scope="module")
+def folder(drawings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    drawings.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(drawings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("words")
+    words.save_tokenizer(words.texts(drawings), path)
+    return path
+
+
+def test_a_tokenizer_learned_again_is_the_same(drawings, tokenizer, tmp_path):
+    corpus = words.texts(drawings)
+    words.save_tokenizer(corpus, tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / name).read_bytes() == (tokenizer / name).read_bytes()
+
+
+def normal(generator, *shape):
+    return torch.randn(*shape, generator=generator)
+
+
+class TestContrastive:
+    def test_it_is_two_cross_entropies(self, generator):
+        x, y, others = (normal(generator, n, 5).double() for n in (3, 3, 2))
+        log_scale = torch.tensor(1.3, dtype=torch.float64)
+        score = lambda a, b: math.exp(1.3) * float(a @ b / a.norm() / b.norm())
+        log_sum = lambda values: math.log(sum(math.exp(v) for v in values))
+        terms = []
+        for i in range(3):
+            own = score(x[i], y[i])
+            forward = log_sum([score(x[i], c) for c in (*y, *others)])
+            backward = log_sum([score(p, y[i]) for p in x])
+            terms.append((forward - own + backward - own) / 2)
+        found = towers.contrastive(x, y, others, log_scale)
+        assert float(found) == pytest.approx(sum(terms) / 3, rel=1e-6)
+
+    def test_pictures_and_captions_must_be_aligned(self, generator):
+        x = normal(generator, 6, 16)
+        none = torch.empty(0, 16)
+        scale = torch.tensor(3.0)
+        assert towers.contrastive(x, x, none, scale) < 0.01
+        assert towers.contrastive(x, x.roll(1, 0), none, scale) > 10
+
+    def test_false_captions_count_for_pictures_alone(self, generator):
+        x, y = normal(generator, 4, 8), normal(generator, 4, 8)
+        scale = torch.tensor(2.0)
+        without = towers.contrastive(x, y, y[:0], scale)
+        doubled = towers.contrastive(x, y, y, scale)
+        assert float(doubled - without) == pytest.approx(math.log(2) / 2, rel=1e-5)
+
+    def test_the_factor_is_bounded_and_half_precision_is_widened(self, generator):
+        x, y = normal(generator, 4, 8).bfloat16(), normal(generator, 4, 8).bfloat16()
+        at = lambda s: towers.contrastive(x, y, y[:0], torch.tensor(s))
+        assert at(9.0) == at(math.log(100.0))
+        assert at(4.0) != at(math.log(100.0))
+        assert at(4.0).dtype == torch.float32
+        exact = towers.contrastive(x.double(), y.double(), y[:0].double(), torch.tensor(4.0))
+        assert float(at(4.0)) == pytest.approx(float(exact), rel=1e-5)
+
+
+class TestPreference:
+    def test_it_is_that_of_bradley_and_terry(self, generator):
+        first, second, y = (normal(generator, 4, 5) for _ in range(3))
+        label = torch.tensor([1.0, 0.0, 0.5, 1.0])
+        cosine = lambda a: F.cosine_similarity(a.double(), y.double())
+        odds = (math.exp(2.0) * (cosine(first) - cosine(second))).sigmoid()
+        expected = -(label * odds.log() + (1 - label) * (1 - odds).log()).mean()
+        found = towers.preference(first, second, y, label, torch.tensor(2.0))
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+    def test_it_says_what_pick_score_says(self, generator, folder, tokenizer, tmp_path):
+        pick = encoders.new("pick", tokenizer, smoke=True)
+        pick.write(tmp_path)
+        reward = rewards.load("pickscore", tmp_path)
+        pictures = torch.rand(2, 3, 64, 64, generator=generator)
+        pictures = (255 * pictures).round() / 255
+        with torch.no_grad():
+            odds = reward.prefer(pictures, "red apple")
+            first, second = encoders.read("pick", tmp_path).embed_pictures(pictures).split(1)
+            y = encoders.read("pick", tmp_path).embed_captions(["red apple"])
+            loss = towers.preference(first, second, y, torch.ones(1), reward.logit_scale.log_scale)
+        assert float(loss) == pytest.approx(-math.log(float(odds.flatten()[0])), rel=1e-4)
+
+
+def scene(caption, **changes):
+    values = {"drawing": 0, "background": COLORS["red"], "scale": 0.8, "angle": 0.0}
+    values |= {"place": (0.0, 0.0), "hue": 0.0, "caption": caption}
+    return Scene(**(values | changes))
+
+
+class TestDistractor:
+    entry = Drawing("red apple", "noto", "x", "food-fruit", (), "judge")
+    relatives = types.MappingProxyType({"food-fruit": ["lemon", "pear", "red apple"]})
+
+    def found(self, caption, generator, entry=entry, relatives=relatives):
+        return {towers.distractor(scene(caption), entry, relatives, generator) for _ in range(2000)}
+
+    def test_every_respect_that_is_named_is_changed_and_no_other(self, generator):
+        style = next(row["words"] for row in data.sources()["styles"] if row["name"] == "noto")
+        styles = {row["words"] for row in data.sources()["styles"]} - {style}
+        caption = f"a small red apple on an orange background, {style} style, fruit"
+        rest = f", {style} style, fruit"
+        expected = {f"a small {n} on an orange background{rest}" for n in ("lemon", "pear")}
+        expected |= {f"a large red apple on an orange background{rest}"}
+        expected |= {
+            f"a small red apple on a {color} background{rest}" for color in set(COLORS) - {"orange"}
+        }
+        expected |= {f"a small red apple on an orange background, {s} style, fruit" for s in styles}
+        assert self.found(caption, generator) == expected
+
+    def test_respects_are_equally_likely(self, generator):
+        caption = "red apple on a blue background"
+        count = 4000
+        false = [
+            towers.distractor(scene(caption), self.entry, self.relatives, generator)
+            for _ in range(count)
+        ]
+        share = sum("red apple" in text for text in false) / count
+        assert_within(share, 0.5, math.sqrt(0.25 / count))
+
+    def test_words_of_names_are_not_mistaken(self, generator):
+        entry = Drawing("small airplane", "noto", "x", "transport-air", (), "judge")
+        relatives = {"transport-air": ["small airplane", "rocket"]}
+        assert self.found("small airplane", generator, entry, relatives) == {"rocket"}
+        large = self.found("large small airplane", generator, entry, relatives)
+        assert large == {"large rocket", "small small airplane"}
+
+    def test_kinds_and_lonely_names(self, generator):
+        found = self.found("fruit", generator)
+        assert "insect" in found
+        assert "fruit" not in found
+        alone = {"food-fruit": ["red apple"]}
+        assert self.found("red apple", generator, relatives=alone) == {"thing"}
+
+    def test_names_are_compared_as_captions_spell_them(self, generator):
+        entry = Drawing("woman\u2019s hat", "noto", "x", "clothing", (), "judge")
+        relatives = {"clothing": ["woman\u2019s hat", "man\u2019s shoe"]}
+        assert self.found("woman's hat", generator, entry, relatives) == {"man's shoe"}
+
+
+class TestPool:
+    def pool(self, drawings, step=0, seed=3):
+        return towers.Pool(towers._own(drawings, "judge"), 40, 4, seed, step)
+
+    def same(self, one, other):
+        return torch.equal(one.pictures, other.pictures) and (
+            (one.captions, one.others, one.names) == (other.captions, other.others, other.names)
+        )
+
+    def test_what_it_holds_depends_on_the_step_alone(self, drawings):
+        one = self.pool(drawings)
+        for step in range(13):
+            one.advance(step)
+        other = self.pool(drawings, step=13)
+        assert all(itertools.starmap(self.same, zip(one.chunks, other.chunks, strict=True)))
+        first = self.pool(drawings)
+        assert not any(itertools.starmap(self.same, zip(one.chunks, first.chunks, strict=True)))
+        assert not self.same(self.pool(drawings, seed=4).chunks[0], self.pool(drawings).chunks[0])
+
+    def test_a_step_replaces_the_oldest(self, drawings):
+        pool = self.pool(drawings)
+        before = list(pool.chunks)
+        pool.advance(0)
+        pool.advance(1)
+        assert [a is b for a, b in zip(pool.chunks, before, strict=True)] == 2 * [False] + 8 * [
+            True
+        ]
+
+    def test_names_differ_and_rows_belong_together(self, drawings, generator):
+        pool = self.pool(drawings)
+        rows = [
+            (caption, other, picture.numpy().tobytes())
+            for chunk in pool.chunks
+            for caption, other, picture in zip(
+                chunk.captions, chunk.others, chunk.pictures, strict=True
+            )
+        ]
+        for _ in range(20):
+            batch = pool.batch(4, generator)
+            assert len(set(batch.names)) == 4
+            for i, name in enumerate(batch.names):
+                caption, other = batch.captions[i], batch.others[i]
+                assert name in caption or "fruit" in caption
+                assert (caption, other, batch.pictures[i].numpy().tobytes()) in rows
+                assert other != caption
+
+    def test_pictures_are_what_captions_say(self, drawings):
+        part = towers._own(drawings, "judge")[-1]
+        chunk = towers.Pool([part], 4, 4, 3).chunks[0]
+        scenes = sample(part, 4, torch.Generator().manual_seed(3_000_009))
+        assert chunk.captions == [s.caption for s in scenes]
+        assert (chunk.pictures.float() / 255 - paint(part, scenes)).abs().max() <= 0.502 / 255
+
+    def test_too_large_a_batch_is_refused(self, drawings, generator):
+        with pytest.raises(ValueError, match="batch must be at most the number of names"):
+            self.pool(drawings).batch(9, generator)
+
+    def test_no_two_roles_share_a_drawing(self, drawings):
+        rows = lambda part: {row.numpy().tobytes() for row in part.pixels.flatten(1)}
+        judge, pick, hps = (
+            set.union(*map(rows, towers._own(drawings, kind))) for kind in ("judge", "pick", "hps")
+        )
+        generator = rows(drawings.where("generator"))
+        assert pick == hps
+        assert not judge & pick
+        assert not (judge | pick) & generator
+        assert len(judge | pick | generator) == len(drawings)
+
+
+class TestRoughen:
+    def test_it_stays_a_picture_and_the_mean_is_kept(self, generator):
+        pictures = torch.rand(2000, 3, 8, 8, generator=generator) * 0.4 + 0.3
+        found = towers.roughen(pictures, generator)
+        assert found.shape == pictures.shape
+        assert 0 <= float(found.min()) <= float(found.max()) <= 1
+        ratio = found.flatten(1).mean(1) / pictures.flatten(1).mean(1)
+        assert_within(ratio.mean(), 1.0, ratio.std() / math.sqrt(2000))
+        assert 0.13 < float((ratio - 1).abs().max()) < 0.16
+
+
+class TestFirstOf:
+    def test_chance_and_certainty(self, generator):
+        scores = normal(generator, 4000, 30)
+        right = torch.randint(30, (4000,), generator=generator)
+        found = towers.first_of(scores, right, 10, generator)
+        assert_within(found, 0.1, math.sqrt(0.09 / 4000))
+        scores.scatter_(1, right[:, None], 9.0)
+        assert towers.first_of(scores, right, 30, generator) == 1.0
+        assert towers.first_of(torch.zeros(5, 30), right[:5], 30, generator) == 0.0
+
+    def test_the_others_are_drawn_from_all_but_the_right_one(self, generator):
+        # One candidate beats the right one, so it is first unless that one is drawn.
+        scores = torch.zeros(4000, 20)
+        scores[:, 3], scores[:, 7] = 1.0, 2.0
+        right = torch.full((4000,), 3)
+        found = towers.first_of(scores, right, 6, generator)
+        assert_within(found, 1 - 5 / 19, math.sqrt(5 / 19 * 14 / 19 / 4000))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    draws = torch.Generator().manual_seed(0)
+    return torch.randint(256, (4, 3, 64, 64), generator=draws).float() / 255
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    """Towers of every kind with the log of their scale changed, and where they were written."""
+
+    found = {}
+    for i, kind in enumerate(KINDS):
+        model = encoders.new(kind, tokenizer, smoke=True, seed=i)
+        with torch.no_grad():
+            model.log_scale.fill_(2.0)
+        folder = tmp_path_factory.mktemp(kind)
+        model.write(folder)
+        found[kind] = (model.eval(), folder)
+    return found
+
+
+class TestFormats:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_is_read_is_what_was_written_in_half_precision(self, saved, kind, pictures):
+        model, folder = saved[kind]
+        again = encoders.read(kind, folder)
+        before, after = model.state_dict(), again.state_dict()
+        assert set(before) == set(after)
+        for name, value in before.items():
+            assert value.dtype == after[name].dtype
+            assert torch.equal(
+                after[name], value.half().float() if value.is_floating_point() else value
+            )
+        with torch.no_grad():
+            assert torch.allclose(
+                again.eval()(pictures, SENTENCES), model(pictures, SENTENCES), atol=2e-3
+            )
+        again.write(folder)
+        assert torch.equal(encoders.read(kind, folder).log_scale, again.log_scale)
+
+    def test_transformers_and_pick_score_agree(self, saved, pictures):
+        import transformers
+
+        _, folder = saved["pick"]
+        ours = encoders.read("pick", folder).eval()
+        plain = transformers.CLIPModel.from_pretrained(folder).float().eval()
+        processor = transformers.CLIPImageProcessor.from_pretrained(folder)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+        inputs = tokenizer(SENTENCES, padding=True, truncation=True, return_tensors="pt")
+        pixels = processor(
+            [(255 * p).round().byte().permute(1, 2, 0).numpy() for p in pictures],
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            expected = plain(**inputs, **pixels).logits_per_image
+            cosines = ours(pictures, SENTENCES)
+            found = rewards.load("pickscore", folder)(pictures, SENTENCES)
+        assert torch.allclose(found, expected.diagonal(), atol=1e-4)
+        assert torch.allclose(math.exp(2.0) * cosines, expected.diagonal(), atol=1e-4)
+        assert float(expected.std()) > 0.1
+
+    def test_open_clip_and_hpsv2_agree(self, saved, pictures):
+        import open_clip
+
+        _, folder = saved["hps"]
+        ours = encoders.read("hps", folder).eval()
+        architecture = json.loads((folder / "architecture.json").read_text())
+        with torch.random.fork_rng(devices=[]):
+            plain = open_clip.CLIP(**architecture).eval()
+        file = folder / "HPS_v2_compressed.pt"
+        plain.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
+        tokens = open_clip.SimpleTokenizer(context_length=24)(SENTENCES)
+        mean, std = (
+            torch.tensor(v)[:, None, None]
+            for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        )
+        reward = rewards.load("hpsv2", folder, architecture=architecture)
+        with torch.no_grad():
+            x = plain.encode_image((pictures - mean) / std, normalize=True)
+            y = plain.encode_text(tokens, normalize=True)
+            expected = (x * y).sum(-1)
+            found = reward(pictures, SENTENCES)
+            assert torch.allclose(ours(pictures, SENTENCES), expected, atol=1e-5)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert float(reward.logit_scale.log_scale) == 2.0
+        assert float(expected.std()) > 0.01
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_prompt_fits_or_is_cut(self, saved, kind):
+        model, _ = saved[kind]
+        with torch.no_grad():
+            long = model.embed_captions(["red apple " * 40, "red apple"])
+            assert long.isfinite().all()
+            assert not torch.allclose(long[0], long[1])
+            alone = model.embed_captions(["red apple"])
+        assert torch.allclose(long[1], alone[0], atol=1e-5)
+
+
+def settings(**changes):
+    return {"batch": 4, "kept": 16, "smoke": True} | changes
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A smoke run of every kind."""
+
+    out = tmp_path_factory.mktemp("trained")
+    for kind in KINDS:
+        towers.train(kind, folder, out / kind, steps=4, **settings())
+    return out
+
+
+class TestTraining:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_smoke_run_writes_figures_and_a_card(self, trained, kind):
+        figures = json.loads((trained / kind / "figures.json").read_text())
+        shares = {"name_of_other_drawings", "name_held_out_from_generators", "background", "style"}
+        assert all(0 <= figures[key] <= 1 for key in shares)
+        card = (trained / kind / "README.md").read_text()
+        assert f"rwguidance.testbed.towers {kind} --steps 4" in card
+        state = torch.load(trained / f"{kind}.state", weights_only=True)["modules"]["towers"]
+        for name, value in encoders.read(kind, trained / kind).state_dict().items():
+            wanted = state[name]
+            assert torch.equal(
+                value, wanted.half().float() if value.is_floating_point() else wanted
+            )
+
+    @pytest.mark.parametrize("kind", ["judge", "pick"])
+    def test_an_interrupted_run_ends_where_another_does(self, trained, folder, kind, capsys):
+        out = trained / f"{kind}-parts"
+        # A rate that depends on the number of steps would differ: all is warmup here.
+        towers.train(kind, folder, out, steps=2, **settings())
+        towers.train(kind, folder, out, steps=4, **settings())
+        assert "going on at step 2" in capsys.readouterr().out
+        whole, parts = (
+            torch.load(trained / f"{name}.state", weights_only=True)["modules"]["towers"]
+            for name in (kind, f"{kind}-parts")
+        )
+        first = torch.load(trained / f"{kind}.state", weights_only=True)["step"]
+        assert first == 4
+        for name, value in whole.items():
+            assert torch.equal(value, parts[name]), name
+
+    def test_the_judge_learns(self, folder, tmp_path, capsys):
+        towers.train("judge", folder, tmp_path / "judge", steps=300, peak=3e-3, **settings(kept=64))
+        lines = re.findall('{"step.*}', capsys.readouterr().out)
+        losses = [json.loads(line)["loss"] for line in lines]
+        assert losses[-1] < losses[0] - 0.3, losses
+        figures = json.loads((tmp_path / "judge" / "figures.json").read_text())
+        judge = encoders.read("judge", tmp_path / "judge").eval()
+        assert figures["steps"] == 300
+        found = towers.measure(judge, Drawings.load(folder), "judge", 200)
+        assert found["name_of_own_drawings"] > 0.4  # by chance 1 / 8
+        assert found["name_of_other_drawings"] > 0.4
+
+    def test_what_is_asked_wrongly_is_said(self, folder, tmp_path):
+        with pytest.raises(ValueError, match="kind must be one of judge, pick, hps, got 'clip'"):
+            towers.train("clip", folder)
+        with pytest.raises(ValueError, match="start must be a folder of towers"):
+            towers.train("pick", folder, pairs=tmp_path / "pairs.parquet")
+
+
+class Colors(Towers):
+    """Knows the color of the last pixel and the words of a caption, nothing else."""
+
+    log_scale = torch.zeros(())
+
+    def __init__(self):
+        super().__init__(None)
+
+    def embed_pictures(self, pictures):
+        colors = torch.tensor(list(COLORS.values())) / 255
+        distance = (pictures[:, :, -1, -1][:, None] - colors).abs().sum(-1)
+        return (distance < 0.02).float() + 1e-3
+
+    def embed_captions(self, captions):
+        return torch.tensor([[float(f" {c} " in text) for c in COLORS] for text in captions]) + 1e-3
+
+    def write(self, folder):
+        raise NotImplementedError
+
+
+def test_backgrounds_are_found_by_who_sees_them(drawings):
+    empty = Drawings(drawings.entries, torch.zeros_like(drawings.pixels))
+    found = towers.measure(Colors(), empty, "judge", 100)
+    assert found["background"] == 1.0
+    assert found["style"] < 0.4
+    assert found["name_of_other_drawings"] == 0.0
+
+
+def encoded(picture):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_pairs(path, count=64, **changes):
+    """Dark and bright pictures, of which the bright are preferred."""
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    draws = torch.Generator().manual_seed(0)
+    bright_first = torch.rand(count, generator=draws) < 0.5
+    base = torch.randint(60, (count, 2, 3, 64, 64), generator=draws).byte()
+    base[torch.arange(count), (~bright_first).long()] += 150
+    columns = {
+        "caption": [f"{NAMES[i % 6]} on a {list(COLORS)[i % 12]} background" for i in range(count)],
+        "jpg_0": [encoded(pair[0]) for pair in base],
+        "jpg_1": [encoded(pair[1]) for pair in base],
+        "label_0": bright_first.float().tolist(),
+        "label_1": (~bright_first).float().tolist(),
+        "ranking_id": list(range(count)),
+    }
+    columns |= changes
+    parquet.write_table(pa.table({k: v for k, v in columns.items() if v is not None}), path)
+    return base
+
+
+class TestPairs:
+    def test_they_are_read_as_written(self, tmp_path):
+        base = write_pairs(tmp_path / "pairs.parquet")
+        pairs = towers.Pairs(tmp_path / "pairs.parquet")
+        assert torch.equal(pairs.pictures, base)
+        bright = pairs.pictures.float().flatten(2).mean(2)
+        assert torch.equal(pairs.labels, (bright[:, 0] > bright[:, 1]).float())
+        learned, checked = pairs.split(4)
+        captions = lambda index: {pairs.captions[i] for i in index.tolist()}
+        assert captions(learned).isdisjoint(captions(checked))
+        assert (len(captions(learned)), len(captions(checked))) == (9, 3)
+        assert len(learned) + len(checked) == len(pairs) == 64
+
+    def test_what_is_wrong_is_said(self, tmp_path):
+        path = tmp_path / "pairs.parquet"
+        write_pairs(path, 4, label_1=None)
+        with pytest.raises(ValueError, match=r"lacks \['label_1'\]"):
+            towers.Pairs(path)
+        write_pairs(path, 4, label_1=[1.0] * 4, label_0=[1.0] * 4)
+        with pytest.raises(ValueError, match="must add to 1"):
+            towers.Pairs(path)
+        write_pairs(path, 4)
+        with pytest.raises(ValueError, match=r"must have 32 x 32 pixels, got \(64, 64\)"):
+            towers.Pairs(path, 32)
+
+    def test_ties_do_not_count(self, tmp_path):
+        class Bright(Colors):
+            def embed_pictures(self, pictures):
+                return torch.stack([pictures.mean((1, 2, 3)), torch.full((len(pictures),), 0.3)], 1)
+
+            def embed_captions(self, captions):
+                return torch.tensor([[1.0, 0.0]]).expand(len(captions), -1)
+
+        path = tmp_path / "pairs.parquet"
+        write_pairs(path)
+        pairs = towers.Pairs(path)
+        assert pairs.agreement(Bright(), torch.arange(64)) == 1.0
+        pairs.labels[:16] = 1 - pairs.labels[:16]
+        assert pairs.agreement(Bright(), torch.arange(64)) == 0.75
+        pairs.labels[:16] = 0.5
+        assert pairs.agreement(Bright(), torch.arange(64)) == 1.0
+
+    @pytest.mark.parametrize("kind", ["pick", "hps"])
+    def test_preferences_are_learned(self, trained, folder, tmp_path, kind):
+        write_pairs(tmp_path / "pairs.parquet")
+        towers.train(
+            kind,
+            folder,
+            tmp_path / kind,
+            steps=40,
+            peak=3e-3,
+            start=trained / kind,
+            pairs=tmp_path / "pairs.parquet",
+            **settings(batch=8),
+        )
+        figures = json.loads((tmp_path / kind / "figures.json").read_text())
+        assert figures["agreement_on_pairs_learned"] > 0.9
+        assert "--start CONTRASTIVE --pairs FILE" in (tmp_path / kind / "README.md").read_text()
+        before = encoders.read(kind, trained / kind)
+        pairs = towers.Pairs(tmp_path / "pairs.parquet")
+        assert pairs.agreement(before.eval(), torch.arange(64)) < 0.9
+
+
+def test_names_are_known():
+    names = load_names()
+    assert set(NAMES) <= {*names["train"], *names["held_out"]}
