@@ -363,9 +363,7 @@ class _Recorded(Model):
         )
 
     def _is_here(self, x_t: Tensor, t: float | Tensor) -> bool:
-        if t is not self.t and not bool((as_times(t).cpu() == self.t).all()):
-            return False
-        return x_t is self.x_t or (x_t.shape == self.x_t.shape and torch.equal(x_t, self.x_t))
+        return bool((as_times(t).cpu() == self.t).all()) and torch.equal(x_t, self.x_t)
 
     def _check(self, prediction: Prediction) -> None:
         old, new = (

@@ -342,7 +342,7 @@ class Elsewhere(ConditionalExpectation):
         order = [1, 2, 0]
         other = model(
             0.9 * x_t[order] if "state" in self.differ else x_t,
-            0.5 * t if "time" in self.differ else t,
+            torch.tensor([1.0, 0.5, 0.5]) * t if "time" in self.differ else t,
             condition[order] if "prompts" in self.differ else condition,
         )
         shift = 0.3 * other.mean
@@ -507,6 +507,9 @@ def test_prompts_of_a_former_call_are_not_taken_for_those_of_this_one():
     run_case("sdxl", guided, 2)
     with pytest.raises(ValueError, match=unknown):
         run_case("sdxl", other, 2)
+    other.scheduler = guide(pipe, PlugIn(Tilt(reward, 0.5))).scheduler
+    with pytest.raises(ValueError, match=r"embeddings of this call are not known"):
+        run_case("sdxl", other, 2)
     told = guide(pipe, importance((4, 8, 12), PROMPTS), condition=PROMPTS)
     assert torch.equal(call(told), run_case("sdxl", guided, 2))
     with pytest.raises((TypeError, AttributeError), match=r"NoneType.*pass guide"):
@@ -543,8 +546,10 @@ def test_negative_prompts_are_no_condition():
 @pytest.mark.parametrize(("name", "calls"), [("HeunDiscreteScheduler", 5), ("PNDMScheduler", 4)])
 def test_prompts_are_known_until_the_last_visit_of_the_last_timestep(name, calls):
     probe = Probe()
-    run_case("sdxl", guide(sdxl_with(name, "epsilon", {}), probe), 3)
-    assert [list(told[2]) for told in probe.told] == [PROMPTS] * calls
+    guided = guide(sdxl_with(name, "epsilon", {}), probe)
+    for _ in range(2):
+        run_case("sdxl", guided, 3)
+    assert [list(told[2]) for told in probe.told] == [PROMPTS] * 2 * calls
 
 
 def test_an_explicit_condition_is_handed_on_as_it_is():
@@ -655,6 +660,37 @@ def test_a_call_that_the_adapter_would_not_repeat_is_refused(key, keywords):
     for estimator in (PlugIn(Tilt(reward, 0.5)), Elsewhere()):
         with pytest.raises(ValueError, match=r"differs by .* composes its predictions"):
             run_case(key, guide(pipe, estimator, window=(0.0, 0.99)), 2, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "refused"),
+    [
+        (torch.float32, 0.9e-3, False),
+        (torch.float32, 1.1e-3, True),
+        (torch.bfloat16, 0.022, False),
+        (torch.bfloat16, 0.042, True),
+    ],
+)
+def test_no_image_may_differ_by_more_than_rounding_when_asked_again(dtype, error, refused):
+    pipe = backbones.tiny("sdxl").to(dtype)
+    other = torch.tensor([0, 1, 0])  # the size of the others must not hide one image
+    size = torch.tensor([1000.0, 1.0, 1000.0])
+
+    def forward(x, timestep, encoder_hidden_states, **_):
+        factor = size * (1 + error * other * torch.is_grad_enabled())
+        return ((torch.tanh(x) * factor[:, None, None, None]).to(x.dtype),)
+
+    expected = (
+        pytest.raises(ValueError, match="differs by") if refused else contextlib.nullcontext()
+    )
+    with replaced(pipe.unet, forward), expected:
+        run_case("sdxl", guide(pipe, PlugIn(Tilt(reward, 0.5))), 1)
+
+
+def test_a_network_that_says_zero_says_the_same_again():
+    pipe = tiny("sdxl")
+    with replaced(pipe.unet, lambda x, *_, **__: (0 * x,)):
+        run_case("sdxl", guide(pipe, PlugIn(Tilt(reward, 0.5))), 1)
 
 
 # Random numbers
@@ -799,6 +835,24 @@ def test_unreliable_guidance_warns_once_per_run():
         with pytest.warns(UnreliableEstimate, match=r"meaningless at t=.*, t=") as record:
             run_case("sdxl", guided, 4)
         assert sum(issubclass(one.category, UnreliableEstimate) for one in record) == 1
+
+
+def test_doubts_of_a_run_that_was_stopped_are_forgotten():
+    pipe = tiny("sdxl")
+    estimator = importance((4, 8, 12), kernel=None)
+    guided, fresh = guide(pipe, estimator), guide(pipe, estimator)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_case("sdxl", guided, 5, callback_on_step_end=stop)
+    messages = []
+    for one in (guided, fresh):
+        with pytest.warns(UnreliableEstimate) as record:
+            run_case("sdxl", one, 2)
+        messages.append(str(record[0].message))
+    assert messages[0] == messages[1]
 
 
 # Mistakes
