@@ -30,10 +30,10 @@ __all__ = ["Aligned", "BestOfN", "Importance", "Method", "Network", "PlugInMean"
 
 @dataclass(frozen=True)
 class Aligned:
-    """Aligned samples of one prompt.
+    r"""Aligned samples of one prompt.
 
     Arguments:
-        x_0: Clean states, with shape (B, *event).
+        x_0: Clean states, with shape (B, \*event).
         facts: What to know about all of them, such as beta, in values that JSON can hold.
         each: The same by sample.
     """
@@ -59,13 +59,13 @@ class Method(ABC):
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
-        """Aligned samples, of one batch of a prompt's images.
+        r"""Aligned samples, of one batch of a prompt's images.
 
         Arguments:
             run: The run.
             prompt: The prompt.
             numbers: The numbers of the images, of which there are at most `run.batch_size`.
-            base: Their unguided samples, from the same noise, with shape (B, *event).
+            base: Their unguided samples, from the same noise, with shape (B, \*event).
             rewards: Those of the unguided samples, with shape (B,); NaN where the reward failed.
         """
 

@@ -1,10 +1,14 @@
 r"""The flow teacher of the test bed: a small StableDiffusion3Pipeline, trained from scratch.
 
+.. code-block:: text
+
     python -m rwguidance.testbed.flow --data FOLDER --vae FOLDER --out FOLDER
 
 trains the transformer and two text encoders together on the generators' drawings of the names to
 learn, in the latents of :mod:`rwguidance.testbed.vae`, and writes a folder that
 ``diffusers.StableDiffusion3Pipeline.from_pretrained`` reads, given the autoencoder:
+
+.. code-block:: python
 
     pipe = StableDiffusion3Pipeline.from_pretrained(
         folder, vae=AutoencoderKL.from_pretrained(vae_folder), text_encoder_3=None, tokenizer_3=None
