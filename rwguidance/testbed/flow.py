@@ -283,7 +283,7 @@ def train(
     out: Path = Path("out/testbed/emoji-flow-teacher"),
     steps: int = 40_000,
     batch: int = 64,
-    peak: float = 1e-3,
+    peak: float = 2e-3,
     kept: int = 12_288,
     seed: int = 0,
     threads: int = 1,
@@ -298,7 +298,7 @@ def train(
         data: Folder of the drawings.
         vae: Folder of the autoencoder.
         out: Folder to write to; the state of the run lies beside it.
-        steps: In all.
+        steps: In all. With no more than an earlier run took, writes what it reached.
         batch: Pictures of a step.
         peak: The largest learning rate.
         kept: Encoded pictures kept at a time.
@@ -360,16 +360,20 @@ def train(
             recent.clear()
             line = {"step": step, "loss": round(mean, 4), "seen": run.seen}
             print(json.dumps({**line, "minutes": round(run.seconds / 60, 1)}), flush=True)
-        if step % every == 0 or step == steps:
-            averaged = type(pipe)(**{**pipe.components, **dict(zip(_PARTS, averages, strict=True))})
-            export(averaged, words, out)
-            figures = {"steps": step, "pictures_seen": run.seen, "loss": value}
-            figures["minutes"] = round(run.seconds / 60, 1)
-            (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-            prompts = check_prompts()[: 4 if smoke else None]
-            sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{step:06d}.png")
+        if step % every == 0 and step < steps:
+            write()
+
+    def write() -> None:
+        averaged = type(pipe)(**{**pipe.components, **dict(zip(_PARTS, averages, strict=True))})
+        export(averaged, words, out)
+        figures: dict[str, float] = {"steps": run.step, "pictures_seen": run.seen}
+        figures["minutes"] = round(run.seconds / 60, 1)
+        (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        prompts = check_prompts()[: 4 if smoke else None]
+        sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
 
     run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
+    write()
 
 
 def _tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
