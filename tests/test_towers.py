@@ -257,14 +257,33 @@ class TestPool:
 
 
 class TestRoughen:
-    def test_it_stays_a_picture_and_the_mean_is_kept(self, generator):
-        pictures = torch.rand(2000, 3, 8, 8, generator=generator) * 0.4 + 0.3
+    def test_light_varies_about_what_it_was(self, generator):
+        pictures = torch.full((2000, 3, 8, 8), 0.4)
+        ratio = towers.roughen(pictures, generator) / 0.4
+        ratio = ratio.flatten(1)
+        assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), atol=1e-5)
+        assert_within(ratio[:, 0].mean(), 1.0, 0.15 / math.sqrt(3 * 2000))
+        assert 0.145 < float((ratio - 1).abs().max()) < 0.151
+
+    def test_shapes_vary_and_areas_do_not(self, generator):
+        row = torch.linspace(-1, 1, 64)
+        disk = (row[:, None].square() + row.square() < 0.3).float()
+        pictures = disk.expand(500, 3, 64, 64)
+        found = towers.roughen(pictures, generator).mean(1)
+        weight = found / found.sum((1, 2), keepdim=True)
+        wide, high = ((weight.sum(d) * row.square()).sum(1) for d in (1, 2))
+        log_ratio = (wide / high).log()
+        assert_within(log_ratio.mean(), 0.0, log_ratio.std() / math.sqrt(500))
+        assert 0.3 < float(log_ratio.std()) < 0.8
+        area = found.sum((1, 2)) / found.amax((1, 2)) / disk.sum()
+        assert_within(area.mean(), 1.0, 0.01)
+        assert float(found.min()) == 0.0
+
+    def test_a_picture_stays_one(self, generator):
+        pictures = torch.rand(50, 3, 64, 64, generator=generator)
         found = towers.roughen(pictures, generator)
         assert found.shape == pictures.shape
         assert 0 <= float(found.min()) <= float(found.max()) <= 1
-        ratio = found.flatten(1).mean(1) / pictures.flatten(1).mean(1)
-        assert_within(ratio.mean(), 1.0, ratio.std() / math.sqrt(2000))
-        assert 0.13 < float((ratio - 1).abs().max()) < 0.16
 
 
 class TestFirstOf:

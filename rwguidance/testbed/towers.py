@@ -24,6 +24,7 @@ References:
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -144,14 +145,28 @@ def distractor(
 
 
 def roughen(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pictures more or less blurred, saturated and bright, as those of generators are.
+    """Pictures sheared and stretched, and more or less blurred, saturated and bright.
+
+    Few drawings of a name are known, and those of other styles have other proportions; generators
+    blur. Areas stay as they are, for captions speak of sizes. What comes in from outside has the
+    color of the border.
 
     Arguments:
         pictures: In [0, 1], with shape (B, 3, H, W).
         generator: Says by how much.
     """
 
-    mix, color, light = torch.rand(3, len(pictures), 1, 1, 1, generator=generator)
+    count = len(pictures)
+    stretch, shear, angle = 2 * torch.rand(3, count, generator=generator) - 1
+    longer, angle, shear = (0.25 * stretch).exp(), math.pi / 15 * angle, 0.25 * shear
+    zero = torch.zeros(count)
+    triangle = torch.stack((longer, shear, zero, 1 / longer), dim=1).unflatten(1, (2, 2))
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack((cos, -sin, sin, cos), dim=1).unflatten(1, (2, 2))
+    matrix = torch.cat((turn @ triangle, torch.zeros(count, 2, 1)), dim=2)
+    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
+    pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    mix, color, light = torch.rand(3, count, 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
     x = torch.lerp(pictures, blurred, mix)
     gray = x.mean(1, keepdim=True)
