@@ -699,9 +699,10 @@ class Shade(rewards.Reward):
         return images[:, 0].mean((1, 2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shade():
-    rewards.register("shade")(Shade)
+@pytest.fixture(autouse=True)
+def shade(monkeypatch):
+    values = rewards.registry._registry._values
+    monkeypatch.setattr(rewards.registry._registry, "_values", {**values, "shade": Shade})
 
 
 @pytest.mark.parametrize("backbone", ["sdxl-turbo", "sd3.5-large-turbo"])
