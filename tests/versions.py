@@ -30,6 +30,7 @@ FILES = [
     "test_tiny_pipelines.py",
     "test_autoencoders.py",
     "test_guide.py",
+    "test_pipeline_oracle.py",
     "test_generation.py",
 ]
 SHOWN = ("torch", "diffusers", "transformers", "huggingface_hub")
