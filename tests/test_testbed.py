@@ -7,6 +7,7 @@ import json
 import math
 import re
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -705,3 +706,43 @@ class TestTraining:
         for name, value in start.items():
             moved = (state["transformer"][name] - value).abs().max()
             assert 0 <= float(moved) < 1e-3, name
+
+
+class TestWhatIsShipped:
+    WEIGHTS = Path(flow.__file__).parent / "weights"
+
+    def test_it_says_nothing_of_where_it_was_made(self):
+        texts = [*self.WEIGHTS.rglob("*.json"), *self.WEIGHTS.rglob("*.md")]
+        assert len(texts) > 8
+        for path in texts:
+            assert not re.search(r'"/\w', path.read_text(encoding="utf-8")), path
+
+    def test_the_teacher_draws_what_it_is_asked_for_through_the_adapter_too(self):
+        import diffusers
+
+        import backbones
+        from rwguidance import sample as run
+
+        with runs.seeded(0):
+            autoencoder = diffusers.AutoencoderKL.from_pretrained(self.WEIGHTS / "emoji-vae")
+        pipe = flow.read(self.WEIGHTS / "emoji-flow-teacher", autoencoder)
+        pipe.set_progress_bar_config(disable=True)
+        prompts = [f"red apple on a {color} background" for color in ("black", "white")]
+        size = {"height": 64, "width": 64, "max_sequence_length": 1}
+        backbone = backbones.from_pipeline(pipe, 4.0, **size)
+        generator = lambda: torch.Generator().manual_seed(0)
+        plain = pipe(
+            prompts, num_inference_steps=6, guidance_scale=4.0, generator=generator(),
+            output_type="pt", **size,
+        ).images  # fmt: skip
+        with torch.no_grad():
+            noise = backbone.draw_noise(2, generator())
+            x_0 = run(
+                backbone, backbone.sampler, noise, backbone.times(6), backbone.condition(prompts)
+            )
+            images = backbone.decode(x_0)
+        torch.testing.assert_close(images, plain, rtol=0, atol=1e-4)
+        dark, light = images[:, :, :6, :].mean((1, 2, 3)).tolist()
+        assert dark < 0.3 < 0.7 < light
+        red, green, _ = images[:, :, 24:44, 20:44].mean((0, 2, 3)).tolist()
+        assert red > 1.5 * green

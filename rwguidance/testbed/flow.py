@@ -274,7 +274,10 @@ def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
         if folder / name != tokenizer:
             shutil.copytree(tokenizer, folder / name, dirs_exist_ok=True)
     for name in _PARTS:
-        copy.deepcopy(getattr(pipe, name)).half().save_pretrained(folder / name)
+        part = copy.deepcopy(getattr(pipe, name)).half()
+        if name == "transformer":  # not where it was started from
+            part.register_to_config(_name_or_path="")
+        part.save_pretrained(folder / name)
 
 
 def train(
