@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TextCondition"]
+__all__ = ["TextCondition", "named_embeddings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,3 +102,18 @@ class TextCondition:
 
 def _cat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def named_embeddings(
+    encoded: Sequence[Any],
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """What `encode_prompt` of SDXL and SD3 pipelines returns, by name: positive and negative.
+
+    Arguments:
+        encoded: Text, negative text, pooled and negative pooled embeddings; the negative ones are
+            None without classifier-free guidance.
+    """
+
+    text, negative_text, pooled, negative_pooled = encoded
+    negative = {"text": negative_text, "pooled": negative_pooled}
+    return {"text": text, "pooled": pooled}, None if negative_text is None else negative

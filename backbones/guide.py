@@ -26,16 +26,13 @@ from rwguidance import ConditionalExpectation, GuidedModel, Model, Prediction
 from rwguidance.samplers import UnreliableEstimate, doubts_of, explain_doubts
 from rwguidance.schedules import as_times
 
-from .conditioning import TextCondition
+from .conditioning import TextCondition, named_embeddings
 from .coordinates import Coordinates, coordinates_of
 from .flux import Flux
 from .pipelines import PipelineBackbone, require
-from .sd3 import SD3
-from .sdxl import SDXL
+from .published import family_of
 
 __all__ = ["guide"]
-
-_FAMILIES: tuple[type[PipelineBackbone], ...] = (SDXL, SD3, Flux)
 
 
 def guide(
@@ -406,7 +403,8 @@ def _evaluate(
         condition: What the estimator asks for.
     """
 
-    family = _family_of(pipe)
+    purpose = "the estimator asks the network again, which takes"
+    family = family_of(pipe, purpose, f"; use {_ADVICE}")
     if condition is told:
         condition = text
     if condition is None or (isinstance(condition, TextCondition) and not condition.embeddings):
@@ -417,18 +415,6 @@ def _evaluate(
     with torch.inference_mode(False):  # copies, since embeddings may come from inside of it
         prediction: Prediction = _adapter(family, pipe)(x_t, t, condition[:])
     return prediction
-
-
-def _family_of(pipe: Any) -> type[PipelineBackbone]:
-    names = [cls.__name__ for cls in type(pipe).__mro__]
-    for family in _FAMILIES:
-        if family.pipeline_class in names:
-            return family
-    raise TypeError(
-        "the estimator asks the network again, which takes a pipeline of one of the classes "
-        f"{', '.join(family.pipeline_class for family in _FAMILIES)}, "
-        f"got {type(pipe).__name__}; use {_ADVICE}"
-    )
 
 
 def _adapter(family: type[PipelineBackbone], pipe: Any) -> PipelineBackbone:
@@ -457,16 +443,13 @@ def _embeddings(
 
     four = _is_of(pipe, "StableDiffusionXL") or _is_of(pipe, "StableDiffusion3")
     if four and len(encoded or ()) == 4:
-        text, negative_text, pooled, negative_pooled = encoded
+        positive, negative = named_embeddings(encoded)
     elif _is_of(pipe, "Flux") and len(encoded or ()) == 3:
-        text, pooled, _ = encoded
-        negative_text = negative_pooled = None  # the scale is an input of the network
+        # The scale is an input of the network.
+        positive, negative = {"text": encoded[0], "pooled": encoded[1]}, None
     else:
         return {}, None
-    if len(text) != n:
-        return {}, None
-    negative = {"text": negative_text, "pooled": negative_pooled}
-    return {"text": text, "pooled": pooled}, None if negative_text is None else negative
+    return (positive, negative) if len(positive["text"]) == n else ({}, None)
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from .sdxl import SDXL
 
 __all__ = ["Published", "from_pipeline"]
 
-_FAMILIES: tuple[type[PipelineBackbone], ...] = (SDXL, SD3, Flux)
+FAMILIES: tuple[type[PipelineBackbone], ...] = (SDXL, SD3, Flux)
+"""The families that are adapted."""
 
 
 def from_pipeline(
@@ -44,13 +45,29 @@ def from_pipeline(
             that are.
     """
 
+    family = family_of(pipe, "pipe must be")
+    return family(pipe=pipe, guidance_scale=guidance_scale, **options)
+
+
+def family_of(pipe: Any, purpose: str, advice: str = "") -> type[PipelineBackbone]:
+    """The family whose pipelines are of the class of this one.
+
+    Arguments:
+        pipe: A pipeline of diffusers.
+        purpose: Who needs it, as a message begins: "pipe must be".
+        advice: How the message ends.
+
+    Raises:
+        TypeError: If there is none; lists the classes that have one.
+    """
+
     names = [cls.__name__ for cls in type(pipe).__mro__]
-    for family in _FAMILIES:
+    for family in FAMILIES:
         if family.pipeline_class in names:
-            return family(pipe=pipe, guidance_scale=guidance_scale, **options)
-    supported = ", ".join(family.pipeline_class for family in _FAMILIES)
+            return family
+    supported = ", ".join(family.pipeline_class for family in FAMILIES)
     raise TypeError(
-        f"pipe must be a pipeline of one of the classes {supported}, got {type(pipe).__name__}"
+        f"{purpose} a pipeline of one of the classes {supported}, got {type(pipe).__name__}{advice}"
     )
 
 

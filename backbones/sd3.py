@@ -8,6 +8,7 @@ from torch import Tensor
 from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
+from .conditioning import named_embeddings
 from .pipelines import PipelineBackbone
 
 __all__ = ["SD3", "shift_of_size"]
@@ -52,7 +53,7 @@ class SD3(PipelineBackbone):
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        text, negative_text, pooled, negative_pooled = self.pipe.encode_prompt(
+        encoded = self.pipe.encode_prompt(
             prompt=prompts,
             prompt_2=None,
             prompt_3=None,
@@ -61,10 +62,7 @@ class SD3(PipelineBackbone):
             negative_prompt=negative_prompts,
             max_sequence_length=self.max_sequence_length,
         )
-        positive = {"text": text, "pooled": pooled}
-        if not self.guided:
-            return positive, None
-        return positive, {"text": negative_text, "pooled": negative_pooled}
+        return named_embeddings(encoded)
 
     def times(self, steps: int | None = None) -> Tensor:
         keywords = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
 from rwguidance.schedules import Scales
 
+from .conditioning import named_embeddings
 from .coordinates import table_times
 from .pipelines import PipelineBackbone
 
@@ -94,16 +95,13 @@ class SDXL(PipelineBackbone):
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        text, negative_text, pooled, negative_pooled = self.pipe.encode_prompt(
+        encoded = self.pipe.encode_prompt(
             prompts,
             device=self.device,
             do_classifier_free_guidance=self.guided,
             negative_prompt=negative_prompts,
         )
-        positive = {"text": text, "pooled": pooled}
-        if not self.guided:
-            return positive, None
-        return positive, {"text": negative_text, "pooled": negative_pooled}
+        return named_embeddings(encoded)
 
     def times(self, steps: int | None = None) -> Tensor:
         sigmas = self._scheduler_at(steps).sigmas.double()  # sigma / alpha, from noise to data
