@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwguidance.conditions import string_keys
+from rwguidance.conditions import has_half_surrogate, string_keys
 from rwguidance.schedules import working_dtype
 
 from .images import Images, SizeGroups, group_by_size
@@ -230,12 +230,6 @@ class Reward(nn.Module, ABC):
         if prompts is None:
             raise ValueError(f"{self.spec.name} needs prompts, one per image, got None")
         return as_strings(prompts, n)
-
-
-def has_half_surrogate(text: str) -> bool:
-    """Whether a string holds what no encoding of text can: JSON allows it."""
-
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def as_strings(prompts: Any, n: int | None = None) -> list[str]:

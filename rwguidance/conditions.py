@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["condition_keys", "describe_keys", "lookup", "string_keys", "take"]
+__all__ = ["condition_keys", "describe_keys", "has_half_surrogate", "lookup", "string_keys", "take"]
 
 
 def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Hashable, ...] | None:
@@ -62,6 +62,12 @@ def string_keys(condition: Any, n: int, name: str = "condition") -> list[str]:
             raise TypeError(f"{name} must be strings, got {type(key).__name__}")
         strings.append(key)
     return strings
+
+
+def has_half_surrogate(text: str) -> bool:
+    """Whether a string holds what no encoding of text can: JSON allows it."""
+
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def describe_keys(keys: Sequence[Hashable], limit: int = 5) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import rwguidance
 
+from ..conditions import has_half_surrogate
 from ..files import replacing
 from ..outside import require
 from ..tilt import RewardFunction
@@ -188,7 +189,7 @@ def _distinct(prompts: Sequence[str]) -> list[str]:
 
 def _check_text(*texts: str) -> None:
     for text in texts:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if has_half_surrogate(text):
             raise ValueError(f"prompts must be text, got half of a surrogate pair in {text!a}")
 
 
