@@ -381,6 +381,7 @@ def generate(
     from rewards.prompt_files import read_prompts
 
     from .generation import Store
+    from .generation import generate as generate_pairs
     from .generation.console import run_generate
 
     if (prompt is None) == (prompts is None):
@@ -412,7 +413,7 @@ def generate(
         if type(error) is not LookupError:  # a KeyError is ours
             raise
         raise ValueError(str(error)) from None
-    code = run_generate(
+    work = lambda report: generate_pairs(
         model,
         judge,
         texts,
@@ -426,8 +427,9 @@ def generate(
         Store.default() if cache is None else Store(cache),
         restart,
         {"backbone name": backbone, "reward name": reward},
+        report,
     )
-    raise typer.Exit(code)
+    raise typer.Exit(run_generate(work, restart))
 
 
 def _method(name: MethodName, given: dict[str, Any]) -> Any:

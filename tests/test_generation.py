@@ -257,6 +257,18 @@ def test_a_flattened_kernel_keeps_its_share(tmp_path):
     assert flat[-1] > exact[-1]
 
 
+def test_an_estimator_serves_all_batches_of_its_prompt(tmp_path):
+    made = []
+
+    class Counted(Importance):
+        def estimator(self, run, prompt):
+            made.append(prompt)
+            return super().estimator(run, prompt)
+
+    run(tmp_path, Counted(bank=8, beta=5.0), images=5, batch_size=2)
+    assert made == ["ab", "abcdef"]
+
+
 def test_scale_and_window_reach_the_guided_model(tmp_path):
     base = run(tmp_path / "a", Importance(bank=32, beta=5.0, scale=0.0), ["ab"]).rows[0]
     assert base.gain == 0

@@ -3,18 +3,14 @@
 import math
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..samplers import UnreliableEstimate
-from ..tilt import RewardFunction
-from .methods import Method
-from .pairs import Generated, Row, generate
-from .run import Report, TextToImage
-from .store import Store
+from .pairs import Generated, Row
+from .run import Report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,24 +21,12 @@ _PROMPTS = 20
 """How many prompts the summary lists."""
 
 
-def run_generate(
-    backbone: TextToImage,
-    reward: RewardFunction,
-    prompts: Sequence[str],
-    out: Path,
-    method: Method,
-    images: int = 1,
-    seed: int = 0,
-    steps: int | None = None,
-    batch_size: int = 4,
-    negative_prompt: str | None = None,
-    store: Store | None = None,
-    restart: bool = False,
-    names: Mapping[str, str] | None = None,
-) -> int:
-    """Calls :func:`rwguidance.generation.generate` with progress bars, and prints a summary.
+def run_generate(work: Callable[[Report], Generated], restart: bool = False) -> int:
+    """Runs a generation with progress bars, and prints a summary.
 
-    The arguments are those of that function.
+    Arguments:
+        work: Calls :func:`rwguidance.generation.generate` with the `report` that it is given.
+        restart: Whether it replaces what is there, for what is said after an interruption.
 
     Returns:
         The exit code: 0, or 2 if a prompt or a reward failed, or 130 if the user interrupted.
@@ -53,22 +37,7 @@ def run_generate(
     console = Console(stderr=True)
     try:
         with _unreliable() as doubts, _bars(console) as report:
-            generated = generate(
-                backbone,
-                reward,
-                prompts,
-                out,
-                method,
-                images,
-                seed,
-                steps,
-                batch_size,
-                negative_prompt,
-                store,
-                restart,
-                names,
-                report,
-            )
+            generated = work(report)
     except KeyboardInterrupt:
         without = " without --restart" if restart else ""
         _say(console, f"interrupted: the same command{without} goes on where this one stopped")

@@ -95,7 +95,8 @@ class Guided(Method):
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
-        estimator, facts = self.estimator(run, prompt)
+        make = lambda: self.estimator(run, prompt)
+        estimator, facts = run.keep("estimator", (self, prompt), make)
         model: Any = run.backbone
         guided = GuidedModel(model, estimator, self.scale, self.window)
         names = [("image", prompt, i) for i in numbers]

@@ -6,7 +6,7 @@ rounding of the device, which may differ between batch sizes).
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -119,7 +119,7 @@ class Run:
     def _kept(self) -> dict[str, Any]:
         return {}
 
-    def _keep(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+    def keep(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for this key the last time, or what is made now; one of each kind."""
 
         if self._kept.get(what, (None,))[0] != key:
@@ -132,7 +132,7 @@ class Run:
 
         encode: Any = self.backbone.condition
         negative = () if self.negative_prompt is None else (self.negative_prompt,)
-        one = self._keep("condition", prompt, lambda: encode([prompt], *negative))
+        one = self.keep("condition", prompt, lambda: encode([prompt], *negative))
         return take(one, [0] * n)
 
     def sample(
@@ -188,9 +188,7 @@ class Run:
             ValueError: If the reward of a draw is NaN or +inf; names the draws.
         """
 
-        bank: Bank = self._keep(
-            "bank", (prompt, n, *stream), lambda: self._bank(prompt, n, *stream)
-        )
+        bank: Bank = self.keep("bank", (prompt, n, *stream), lambda: self._bank(prompt, n, *stream))
         return bank
 
     def _bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
