@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rwguidance.randomness import seeded
+
 from .pipelines import require
 
 __all__ = ["tiny"]
@@ -40,9 +42,7 @@ def tiny(name: str, seed: int = 0) -> Any:
         names = ", ".join(map(repr, _PIPELINES))
         raise LookupError(f"there is no tiny pipeline {name!r}, there are {names}")
     require("diffusers")
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the generators of all devices.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         pipe = _PIPELINES[name]()
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):

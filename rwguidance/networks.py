@@ -9,8 +9,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .conditions import condition_keys
 from .files import replacing
+from .randomness import seeded
 from .schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -111,7 +111,7 @@ class _Trunk(nn.Module):
     ) -> None:
         super().__init__()
         self.labels = None if labels is None else {key: i for i, key in enumerate(labels)}
-        with _seeded(seed):
+        with seeded(seed):
             self.first = nn.Linear(inputs + 2 * _FREQUENCIES, width)
             self.embedding = None if labels is None else nn.Embedding(len(labels), width)
             self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
@@ -265,7 +265,7 @@ class LatentExpectation(_LatentNetwork):
         seed: int = 0,
     ) -> None:
         super().__init__(channels, schedule, text, widths, depth, seed)
-        with _seeded(seed):
+        with seeded(seed):
             self.encoder = _Encoder(channels, text or 0, self.widths, depth)
             self.head = nn.Linear(widths[-1], widths[-1])
             self.last = nn.Linear(widths[-1], 1)
@@ -312,7 +312,7 @@ class LatentShift(_LatentNetwork):
         seed: int = 0,
     ) -> None:
         super().__init__(channels, schedule, text, widths, depth, seed)
-        with _seeded(seed):
+        with seeded(seed):
             self.encoder = _Encoder(channels, text or 0, self.widths, depth)
             self.decoder = _Decoder(self.widths, depth)
             self.norm = nn.GroupNorm(_GROUPS, widths[0])
@@ -510,16 +510,6 @@ def _waves(angle: Tensor) -> Tensor:
 
     angles = angle[:, None] * torch.arange(1, _FREQUENCIES + 1, device=angle.device)
     return torch.cat((angles.sin(), angles.cos()), dim=1)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Within, the global generator starts from a seed; after, it is where it was."""
-
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed, which would also seed the accelerators' generators for good
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _silence(layer: nn.Conv2d | nn.Linear) -> None:

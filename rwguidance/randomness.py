@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Generators", "generator_for", "normal"]
+__all__ = ["Generators", "generator_for", "normal", "seeded"]
 
 Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
 """One source of randomness for a batch, or one for each sample of it."""
@@ -55,3 +56,16 @@ def normal(
         tuple(shape[1:]), generator=one, device=one.device, dtype=dtype
     ).to(device)
     return torch.stack([draw(one) for one in generator])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, the global generator of the CPU starts from a seed; after, it is where it was.
+
+    For what takes no generator, such as the initial weights of layers.
+    """
+
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the accelerators' generators, for good.
+        torch.default_generator.manual_seed(seed)
+        yield

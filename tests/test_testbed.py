@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import assert_within
 
+from rwguidance.randomness import seeded
 from rwguidance.testbed import data, flow, law, muon, runs, scenes, vae, words
 from rwguidance.testbed.attention import CountedAttention
 from rwguidance.testbed.data import ROLES, SIZE, Drawing, Drawings, deal, load_names, render
@@ -336,11 +337,11 @@ class TestScenes:
         assert len({item.drawing for item in items}) == len(drawings)
 
     def test_the_generator_decides(self, drawings):
-        seeded = lambda seed: torch.Generator().manual_seed(seed)
-        assert sample(drawings, 5, seeded(3)) == sample(drawings, 5, seeded(3))
-        pictures, captions = scenes.draw(drawings, 5, seeded(3))
-        assert captions == [item.caption for item in sample(drawings, 5, seeded(3))]
-        assert torch.equal(pictures, paint(drawings, sample(drawings, 5, seeded(3))))
+        fresh = lambda seed: torch.Generator().manual_seed(seed)
+        assert sample(drawings, 5, fresh(3)) == sample(drawings, 5, fresh(3))
+        pictures, captions = scenes.draw(drawings, 5, fresh(3))
+        assert captions == [item.caption for item in sample(drawings, 5, fresh(3))]
+        assert torch.equal(pictures, paint(drawings, sample(drawings, 5, fresh(3))))
 
 
 class TestLaw:
@@ -379,7 +380,7 @@ class TestLaw:
 class TestRuns:
     def train(self, path, steps, restore):
         generator = torch.Generator().manual_seed(1)
-        with runs.seeded(0):
+        with seeded(0):
             layer = torch.nn.Linear(3, 1)
         optimizer = torch.optim.AdamW(layer.parameters())
         run = runs.Run(path, {"layer": layer}, optimizer, generator)
@@ -651,7 +652,7 @@ class TestTraining:
     def test_the_pipeline_is_read_by_its_class_and_draws(self, trained):
         import diffusers
 
-        with runs.seeded(0):
+        with seeded(0):
             autoencoder = diffusers.AutoencoderKL.from_pretrained(trained / "vae")
         pipe = flow.read(trained / "flow", autoencoder)
         state = torch.load(trained / "flow.state", weights_only=True)["modules"]
@@ -675,7 +676,7 @@ class TestTraining:
         settings = {"batch": 4, "kept": 8, "every": 2, "smoke": True}
         flow.train(built, trained / "vae", trained / "first", steps=1, **settings)
         state = torch.load(trained / "first.state", weights_only=True)["modules"]
-        with runs.seeded(0):
+        with seeded(0):
             autoencoder = vae.new(smoke=True)
         tokenizer = flow.read(trained / "first", autoencoder).tokenizer
         first = flow.new(autoencoder, tokenizer, smoke=True).transformer.state_dict()
@@ -700,7 +701,7 @@ class TestTraining:
         second = json.loads((trained / "second" / "figures.json").read_text())
         assert (second["steps"], second["pictures_seen"]) == (1, 16)
         state = torch.load(trained / "second.state", weights_only=True)["modules"]
-        with runs.seeded(0):
+        with seeded(0):
             autoencoder = vae.new(smoke=True)
         start = flow.read(trained / "flow", autoencoder).transformer.state_dict()
         for name, value in start.items():
@@ -723,7 +724,7 @@ class TestWhatIsShipped:
         import backbones
         from rwguidance import sample as run
 
-        with runs.seeded(0):
+        with seeded(0):
             autoencoder = diffusers.AutoencoderKL.from_pretrained(self.WEIGHTS / "emoji-vae")
         pipe = flow.read(self.WEIGHTS / "emoji-flow-teacher", autoencoder)
         pipe.set_progress_bar_config(disable=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..outside import require
-from .runs import seeded
+from ..randomness import seeded
 from .words import LENGTH
 
 __all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "new", "read"]

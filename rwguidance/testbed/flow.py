@@ -40,10 +40,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..outside import require
+from ..randomness import seeded
 from .attention import CountedAttention
 from .data import Drawings, load_names
 from .muon import Muon, groups
-from .runs import Run, learning_rate, seeded
+from .runs import Run, learning_rate
 from .scenes import COLORS, draw
 from .vae import encode
 from .words import LENGTH, save_tokenizer, texts

@@ -1,8 +1,7 @@
 """Long training runs that may be interrupted: what they save, and how a rate of learning falls."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from ..files import replacing
 
-__all__ = ["Run", "learning_rate", "seeded"]
+__all__ = ["Run", "learning_rate"]
 
 
 class Run:
@@ -119,12 +118,3 @@ def learning_rate(
     rise = (step + 1) / warmup
     fall = 0.01 + 0.99 * (steps - step) / max(1.0, tail * steps)
     return peak * min(1.0, rise, fall)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Makes what is initialized inside reproducible and leaves the global generators alone."""
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -15,8 +15,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..outside import require
+from ..randomness import seeded
 from .data import Drawings, load_names
-from .runs import Run, learning_rate, seeded
+from .runs import Run, learning_rate
 from .scenes import draw
 
 __all__ = ["encode", "export", "loss_of", "new", "psnr", "train"]
