@@ -54,15 +54,17 @@ class Muon(torch.optim.Optimizer):
         for p in weights:
             by_shape.setdefault(p.shape, []).append(p)
         for shape, some in by_shape.items():
+            rows, columns = shape[0], shape[1:].numel()
             updates = []
             for p in some:
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 gradient = cast(Tensor, p.grad)
                 momentum.lerp_(gradient, 1 - group["momentum"])
                 updates.append(torch.lerp(gradient, momentum, group["momentum"]))
-            scale = group["lr"] * 0.2 * max(shape) ** 0.5
-            for p, update in zip(some, orthogonal(torch.stack(updates)), strict=True):
-                p.add_(update.to(p.dtype), alpha=-scale)
+            scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+            turned = orthogonal(torch.stack(updates).flatten(2))
+            for p, update in zip(some, turned, strict=True):
+                p.add_(update.unflatten(1, shape[1:]).to(p.dtype), alpha=-scale)
 
     def _adam(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         first, second = group["betas"]
@@ -102,7 +104,9 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Parameters in two groups: the weights of linear layers inside blocks, and the others.
+    """Parameters in two groups: the matrices inside blocks, and the others.
+
+    A convolution counts as a matrix with a row for each of its output channels.
 
     Arguments:
         modules: Whose parameters they are; their blocks are in lists of modules.
@@ -113,7 +117,8 @@ def groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     for module in modules:
         for name, parameter in module.named_parameters():
             inside = any(part.isdigit() for part in name.split("."))
-            (matrices if parameter.ndim == 2 and inside else others)[parameter] = None
+            matrix = inside and parameter.ndim in (2, 4)
+            (matrices if matrix else others)[parameter] = None
     return [
         {"params": list(matrices), "matrices": True},
         {"params": list(others), "matrices": False},
