@@ -1,7 +1,9 @@
 """The gold utility of the test bed and the preferences that are drawn by it."""
 
+import io
 import math
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,12 @@ class Brightness(Towers):
 
     def write(self, folder):
         raise NotImplementedError
+
+
+def decoded(raw):
+    from PIL import Image
+
+    return torch.from_numpy(numpy.array(Image.open(io.BytesIO(raw)))).permute(2, 0, 1)
 
 
 @pytest.fixture
@@ -112,18 +120,41 @@ class TestPreferences:
         with pytest.raises(ValueError, match="temperature must be positive, got 0"):
             gold.prefer(utilities, 0.0)
 
+    @pytest.mark.parametrize("agreement", [0.6, 0.8, 0.95])
+    def test_the_temperature_says_how_often_noise_changes_a_preference(self, generator, agreement):
+        utilities = 3 * torch.randn(5000, 2, generator=generator)
+        temperature = gold.temperature_for(utilities, agreement)
+        noisy = gold.prefer(utilities, temperature, generator)
+        same = (noisy == gold.prefer(utilities)).double().mean()
+        assert_within(same, agreement, math.sqrt(agreement * (1 - agreement) / 5000))
+        twice = gold.temperature_for(2 * utilities, agreement)
+        assert twice == pytest.approx(2 * temperature, rel=1e-6)
+
+    def test_an_agreement_that_cannot_be_is_refused(self):
+        utilities = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+        with pytest.raises(ValueError, match=r"agreement must be at most 0\.667"):
+            gold.temperature_for(utilities, 0.8)
+        with pytest.raises(ValueError, match=r"between 0\.5 and 1, got 1\.0"):
+            gold.temperature_for(utilities, 1.0)
+
     def test_pairs_are_read_as_they_were_written(self, tmp_path, generator):
-        pictures = torch.randint(256, (3, 2, 3, 64, 64), generator=generator).byte()
-        pictures[2, 1] = pictures[2, 0]
-        labels = torch.tensor([1.0, 0.0, 0.5])
+        pictures = torch.randint(256, (4, 3, 64, 64), generator=generator).byte()
+        pictures[3] = pictures[0]
+        index = torch.tensor([[0, 1], [2, 1], [0, 3]])
+        labels, utilities = torch.tensor([1.0, 0.0, 0.5]), torch.rand(3, 2, generator=generator)
         captions = ["red apple", "sun", "key"]
-        gold.write_pairs(tmp_path / "new" / "pairs.parquet", pictures, captions, labels)
-        pairs = Pairs(tmp_path / "new" / "pairs.parquet")
-        assert torch.equal(pairs.pictures, pictures)
+        path = tmp_path / "new" / "pairs.parquet"
+        gold.write_pairs(path, pictures, index, captions, labels, utilities)
+        pairs = Pairs(path)
         assert torch.equal(pairs.labels, labels)
         assert pairs.captions == captions
         from pyarrow import parquet
 
-        table = parquet.read_table(tmp_path / "new" / "pairs.parquet").to_pydict()
+        table = parquet.read_table(path).to_pydict()
+        for side in (0, 1):
+            found = [decoded(raw) for raw in table[f"jpg_{side}"]]
+            assert torch.equal(torch.stack(found), pictures[index[:, side]])
+            assert table[f"utility_{side}"] == utilities[:, side].tolist()
         assert table["are_different"] == [True, True, False]
         assert table["image_0_uid"][2] == table["image_1_uid"][2] != table["image_0_uid"][1]
+        assert table["image_1_uid"][0] == table["image_1_uid"][1]

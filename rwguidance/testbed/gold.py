@@ -28,7 +28,16 @@ from ..files import replacing
 from ..outside import require
 from .encoders import Towers
 
-__all__ = ["WEIGHTS", "Gold", "colorfulness", "contrast", "prefer", "sharpness", "write_pairs"]
+__all__ = [
+    "WEIGHTS",
+    "Gold",
+    "colorfulness",
+    "contrast",
+    "prefer",
+    "sharpness",
+    "temperature_for",
+    "write_pairs",
+]
 
 WEIGHTS = {"match": 10.0, "sharpness": 4.0, "contrast": 4.0, "colorfulness": 2.0}
 """Of the terms of the utility."""
@@ -150,33 +159,74 @@ def prefer(
     return (torch.rand(odds.shape, generator=generator, dtype=odds.dtype) < odds).to(odds.dtype)
 
 
-def write_pairs(path: Path, pictures: Tensor, captions: Sequence[str], labels: Tensor) -> None:
+def temperature_for(utilities: Tensor, agreement: float) -> float:
+    r"""The temperature at which noisy preferences agree with clean ones as often as wanted.
+
+    It solves :math:`E[\sigma(|u_0 - u_1| / T)] = a` by bisection.
+
+    Arguments:
+        utilities: Of both pictures of pairs, with shape (N, 2).
+        agreement: The share a, between 0.5 and 1.
+
+    Raises:
+        ValueError: If the share is not between 0.5 and 1, or the pairs cannot reach it because too
+            many of them are ties.
+    """
+
+    if not 0.5 < agreement < 1:
+        raise ValueError(f"agreement must lie between 0.5 and 1, got {agreement}")
+    distance = (utilities[:, 0] - utilities[:, 1]).abs().double()
+    share = lambda exponent: float((distance * 2.0**-exponent).sigmoid().mean())
+    low, high = -60.0, 60.0
+    if share(low) < agreement:
+        raise ValueError(f"agreement must be at most {share(low):.3f} for these pairs")
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) > agreement else (low, middle)
+    return float(2.0**low)
+
+
+def write_pairs(
+    path: Path,
+    pictures: Tensor,
+    index: Tensor,
+    captions: Sequence[str],
+    labels: Tensor,
+    utilities: Tensor,
+) -> None:
     """Writes pairs as :class:`rwguidance.testbed.towers.Pairs` reads them.
 
-    The columns are those of Pick-a-Pic that say something here. As PNG, not JPEG, which would
-    change pictures as small as these.
+    The columns are those of Pick-a-Pic that say something here, and the utilities, `utility_0` and
+    `utility_1`, from which clean preferences follow. Pictures are PNG, not JPEG, which would change
+    pictures as small as these. As in Pick-a-Pic, a picture may be in several pairs.
 
     Arguments:
         path: A parquet file.
-        pictures: Of type uint8, with shape (N, 2, 3, H, W).
+        pictures: Of type uint8, with shape (M, 3, H, W).
+        index: Of the first and of the second picture of each pair, with shape (N, 2).
         captions: One for each pair.
         labels: 1 if the first picture is preferred, 0 if the second is, 0.5 for a tie, shape (N,).
+        utilities: Of both pictures of each pair, with shape (N, 2).
     """
 
     arrow = require("pyarrow", "writing preferences needs", "rewards")
     parquet = require("pyarrow.parquet", "writing preferences needs", "rewards")
-    first, second = ([_encode(pair[i]) for pair in pictures] for i in (0, 1))
-    name = lambda raws: [hashlib.sha256(raw).hexdigest()[:16] for raw in raws]
+    raws = [_encode(picture) for picture in pictures]
+    names = [hashlib.sha256(raw).hexdigest()[:16] for raw in raws]
+    first, second = index.T.tolist()
+    pick = lambda values, where: [values[i] for i in where]
     table = {
         "caption": list(captions),
-        "jpg_0": first,
-        "jpg_1": second,
-        "image_0_uid": name(first),
-        "image_1_uid": name(second),
+        "jpg_0": pick(raws, first),
+        "jpg_1": pick(raws, second),
+        "image_0_uid": pick(names, first),
+        "image_1_uid": pick(names, second),
         "label_0": labels.tolist(),
         "label_1": (1 - labels).tolist(),
+        "utility_0": utilities[:, 0].tolist(),
+        "utility_1": utilities[:, 1].tolist(),
         "has_label": [True] * len(first),
-        "are_different": [a != b for a, b in zip(first, second, strict=True)],
+        "are_different": [names[i] != names[j] for i, j in zip(first, second, strict=True)],
         "ranking_id": list(range(len(first))),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
