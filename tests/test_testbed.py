@@ -149,6 +149,9 @@ class TestDrawings:
         part = drawings.where("judge", ["sun", "key"])
         assert {e.role for e in part.entries} == {"judge"}
         assert {e.name for e in part.entries} == {"sun", "key"}
+        for encoded in (True, False):
+            part = drawings.where("judge", encoded=encoded)
+            assert {(e.role, e.encoded) for e in part.entries} == {("judge", encoded)}
         parts = [drawings.where(role) for role in ROLES]
         assert sum(map(len, parts)) == len(drawings)
         rows = torch.cat([p.pixels for p in parts]).flatten(1).unique(dim=0)
@@ -192,6 +195,44 @@ class TestRoles:
 
     def test_the_roles_of_a_name_do_not_change(self):
         assert "".join(deal("red apple", self.STYLES)[s][0] for s in self.STYLES) == "jjgggpgp"
+
+        pinned = {
+            "pizza": "ggppjgjp",
+            "green apple": "gpggpjjg",
+            "dog": "jgppggjp",
+        }
+        for name, roles in pinned.items():
+            assert "".join(deal(name, self.STYLES)[s][0] for s in self.STYLES) == roles
+
+    def test_what_no_prompt_asks_for_is_dealt_to_judge_and_proxies(self):
+        moved = []
+        for i in range(600):
+            first = deal(f"thing {i}", self.STYLES)
+            second = deal(f"thing {i}", self.STYLES, asked=False)
+            assert second["fluent"] == second["fluent-flat"]
+            for style in self.STYLES:
+                if first[style] != "generator":
+                    assert second[style] == first[style]
+                elif style != "fluent-flat":
+                    moved.append(second[style])
+        assert set(moved) == {"judge", "proxy"}
+        assert len(moved) == 1800
+        share = sum(role == "judge" for role in moved) / len(moved)
+        assert_within(share, 0.5, math.sqrt(0.25 / len(moved)))
+        single = [deal(f"thing {i}", ["noto"], asked=False)["noto"] for i in range(200)]
+        assert 60 < sum(role == "judge" for role in single) < 140
+
+    def test_drawings_keep_the_role_of_the_generators_where_prompts_ask(self, drawings):
+        for entry in drawings.entries:
+            first = deal(entry.name, self.STYLES)[entry.style]
+            asked = entry.name in (*load_names()["train"], *load_names()["held_out"])
+            assert entry.role == deal(entry.name, self.STYLES, asked)[entry.style]
+            held_out = entry.name in load_names()["held_out"]
+            assert entry.encoded == (first == "generator" and not held_out)
+        assert {e.role for e in drawings.entries if e.name == "car"} == {"judge", "proxy"}
+        assert "generator" in {e.role for e in drawings.entries if e.name == "sun"}
+        assert any(e.encoded for e in drawings.entries if e.name == "car")
+        assert not any(e.encoded for e in drawings.entries if e.name in HELD_OUT)
 
     def test_every_role_gets_its_share(self):
         for i in range(50):

@@ -11,6 +11,9 @@ Every drawing has one of three roles, which no two parts of the test bed share: 
 learned to draw, neither a proxy reward nor the judge has seen. The roles of a name's drawings are
 dealt in an order that the hash of name and style decides, so that every part knows every style and
 every name, but from other drawings. The two Fluent styles draw the same shapes and stay together.
+
+Of names that no prompt has, generators draw nothing. There their drawings go to the judge and to
+the proxies, half each by a hash; but the autoencoder has seen them, which is trained as if not.
 """
 
 import base64
@@ -67,6 +70,7 @@ class Drawing:
         kind: The smaller one: "food-fruit".
         tags: Words that go with the name.
         role: Who may see it, one of `ROLES`.
+        encoded: Whether the autoencoder learns from it, too.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Drawing:
     kind: str
     tags: tuple[str, ...]
     role: str
+    encoded: bool = False
 
 
 class Drawings:
@@ -97,8 +102,13 @@ class Drawings:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def where(self, role: str | None = None, names: Iterable[str] | None = None) -> "Drawings":
-        """Those of a role, of some names, or both.
+    def where(
+        self,
+        role: str | None = None,
+        names: Iterable[str] | None = None,
+        encoded: bool | None = None,
+    ) -> "Drawings":
+        """Those of a role, of some names, that the autoencoder learns from or not, or all of it.
 
         Raises:
             ValueError: If the role is unknown, or nothing is left.
@@ -110,7 +120,9 @@ class Drawings:
         index = [
             i
             for i, entry in enumerate(self.entries)
-            if role in (None, entry.role) and (wanted is None or entry.name in wanted)
+            if role in (None, entry.role)
+            and (wanted is None or entry.name in wanted)
+            and encoded in (None, entry.encoded)
         ]
         if not index:
             raise ValueError(f"there is no drawing of role {role!r} with one of the names")
@@ -243,6 +255,8 @@ def read_drawings(styles: Mapping[str, Path], words: Path) -> tuple[list[Drawing
     hands: dict[str, list[str]] = {}
     for code, style in found:
         hands.setdefault(code, []).append(style)
+    names = load_names()
+    asked = {*names["train"], *names["held_out"]}
     drawings = []
     for (code, style), document in found.items():
         row = known[code]
@@ -255,28 +269,35 @@ def read_drawings(styles: Mapping[str, Path], words: Path) -> tuple[list[Drawing
             group=classes["groups"][str(row["group"])],
             kind=classes["subgroups"][str(row["subgroup"])],
             tags=tuple(row.get("tags", ())),
-            role=deal(name, hands[code])[style],
+            role=deal(name, hands[code], name in asked)[style],
+            encoded=deal(name, hands[code])[style] == "generator" and name not in names["held_out"],
         )
         drawings.append((drawing, document))
     drawings.sort(key=lambda pair: (pair[0].name, pair[0].style))
     return [drawing for drawing, _ in drawings], [document for _, document in drawings]
 
 
-def deal(name: str, styles: Iterable[str]) -> dict[str, str]:
+def deal(name: str, styles: Iterable[str], asked: bool = True) -> dict[str, str]:
     """The role of each drawing of a name.
 
     Arguments:
         name: Of what is drawn.
         styles: Those that draw it.
+        asked: Whether prompts have the name. If not, the generators get nothing: a hand that would
+            be theirs goes to the judge or to the proxies, as its hash says.
 
     Returns:
         A role for each style.
     """
 
     styles = set(styles)
-    hands = {_SAME_HAND.get(style, style) for style in styles}
-    order = sorted(hands, key=lambda hand: hashlib.sha256(f"{name}/{hand}".encode()).digest())
+    digest = lambda hand: hashlib.sha256(f"{name}/{hand}".encode()).digest()
+    order = sorted({_SAME_HAND.get(style, style) for style in styles}, key=digest)
     roles = dict(zip(order, _DEAL, strict=False))
+    if not asked:
+        for hand in order:
+            if roles[hand] == "generator":
+                roles[hand] = ("judge", "proxy")[digest(hand)[-1] % 2]
     return {style: roles[_SAME_HAND.get(style, style)] for style in styles}
 
 

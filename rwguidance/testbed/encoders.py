@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from ..outside import require
 from ..randomness import seeded
 from .words import LENGTH
 
-__all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "new", "read"]
+__all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "new", "read", "start_as"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -46,16 +47,39 @@ class Towers(nn.Module):
 
     @property
     @abstractmethod
+    def dimension(self) -> int:
+        """Length of an embedding."""
+
+    @property
+    @abstractmethod
     def log_scale(self) -> Tensor:
         """Logarithm of what the cosine is multiplied by in training, a scalar."""
 
     @abstractmethod
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
-        """Embeddings of pictures in [0, 1] with shape (B, 3, 64, 64); shape (B, D)."""
+    def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Embeddings of pictures.
+
+        Arguments:
+            pictures: In [0, 1], with shape (B, 3, 64, 64).
+            patches: Indices of those patches of each that a transformer sees, with shape (B, K),
+                row by row from the upper left; None for all. Convolutions see all.
+
+        Returns:
+            Embeddings with shape (B, D).
+        """
 
     @abstractmethod
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        """Tokens of captions, those that are too long cut, with shape (B, L)."""
+
+    @abstractmethod
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Embeddings of captions from their tokens, with shape (B, D)."""
+
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
         """Embeddings of captions, with shape (B, D)."""
+
+        return self.embed_tokens(self.tokens(captions))
 
     @abstractmethod
     def write(self, folder: Path) -> None:
@@ -87,14 +111,18 @@ class Judge(Towers):
     def __init__(
         self,
         tokenizer: Path,
-        widths: Sequence[int] = (48, 96, 192),
+        widths: Sequence[int] = (48, 96, 160),
         text: int = 96,
         dimension: int = 128,
     ) -> None:
         super().__init__(tokenizer)
         transformers = require("transformers", "the test bed needs", "testbed")
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer)
-        self.settings = {"widths": list(widths), "text": text, "dimension": dimension}
+        self.settings: dict[str, Any] = {
+            "widths": list(widths),
+            "text": text,
+            "dimension": dimension,
+        }
         first, second, third = widths
         self.picture = nn.Sequential(
             nn.Conv2d(3, first, 6, stride=4, padding=1),
@@ -116,15 +144,22 @@ class Judge(Towers):
         self.scale = nn.Parameter(torch.tensor(_SCALE))
 
     @property
+    def dimension(self) -> int:
+        return int(self.settings["dimension"])
+
+    @property
     def log_scale(self) -> Tensor:
         return self.scale
 
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
+    def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
         embedded: Tensor = self.picture(_normalize(pictures))
         return embedded
 
-    def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        embedded: Tensor = self.text(**_tokens(self.tokenizer, captions)).text_embeds
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        return _tokens(self.tokenizer, captions)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.text(tokens).text_embeds
         return embedded
 
     def write(self, folder: Path) -> None:
@@ -149,18 +184,28 @@ class Pick(Towers):
         transformers = require("transformers", "the test bed needs", "testbed")
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer)
         self.model = model
+        self.chosen = _Chosen()
+        model.vision_model.embeddings.register_forward_hook(lambda *args: self.chosen(args[-1]))
+
+    @property
+    def dimension(self) -> int:
+        return int(self.model.config.projection_dim)
 
     @property
     def log_scale(self) -> Tensor:
         return cast(Tensor, self.model.logit_scale)
 
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
-        pooled = self.model.vision_model(pixel_values=_normalize(pictures)).pooler_output
+    def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
+        with self.chosen.set(patches):
+            pooled = self.model.vision_model(pixel_values=_normalize(pictures)).pooler_output
         embedded: Tensor = self.model.visual_projection(pooled)
         return embedded
 
-    def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        pooled = self.model.text_model(**_tokens(self.tokenizer, captions)).pooler_output
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        return _tokens(self.tokenizer, captions)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        pooled = self.model.text_model(tokens).pooler_output
         embedded: Tensor = self.model.text_projection(pooled)
         return embedded
 
@@ -195,19 +240,29 @@ class HPS(Towers):
         open_clip = require("open_clip", "the test bed's HPS needs", "rewards")
         self.architecture = architecture
         self.model = open_clip.CLIP(**architecture)
+        self.model.visual.patch_dropout = self.chosen = _Chosen()
         length = architecture["text_cfg"]["context_length"]
         self.tokenizer = open_clip.SimpleTokenizer(context_length=length)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.architecture["embed_dim"])
 
     @property
     def log_scale(self) -> Tensor:
         return cast(Tensor, self.model.logit_scale)
 
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
-        embedded: Tensor = self.model.encode_image(_normalize(pictures))
+    def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
+        with self.chosen.set(patches):
+            embedded: Tensor = self.model.encode_image(_normalize(pictures))
         return embedded
 
-    def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        embedded: Tensor = self.model.encode_text(self.tokenizer(list(captions)))
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        tokens: Tensor = self.tokenizer(list(captions))
+        return tokens
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.model.encode_text(tokens)
         return embedded
 
     def write(self, folder: Path) -> None:
@@ -215,6 +270,32 @@ class HPS(Towers):
         text = json.dumps(self.architecture, indent=2)
         (folder / _HPS_CONFIG).write_text(text, encoding="utf-8")
         torch.save({"state_dict": _half(self.model)}, folder / _HPS_FILE)
+
+
+def start_as(hps: HPS, pick: Pick) -> None:
+    """Gives an HPS the image tower of a Pick of the same size.
+
+    Both published rewards were fine-tuned from the same CLIP, too.
+    """
+
+    ours, theirs = hps.model.visual, pick.model.vision_model
+    rows = lambda layer, kind: torch.cat(
+        [layer.self_attn.get_parameter(f"{part}_proj.{kind}") for part in "qkv"]
+    )
+    with torch.no_grad():
+        ours.class_embedding.copy_(theirs.embeddings.class_embedding)
+        ours.positional_embedding.copy_(theirs.embeddings.position_embedding.weight)
+        ours.conv1.weight.copy_(theirs.embeddings.patch_embedding.weight)
+        ours.proj.copy_(pick.model.visual_projection.weight.T)
+        pairs = [(ours.ln_pre, theirs.pre_layrnorm), (ours.ln_post, theirs.post_layernorm)]
+        for block, layer in zip(ours.transformer.resblocks, theirs.encoder.layers, strict=True):
+            block.attn.in_proj_weight.copy_(rows(layer, "weight"))
+            block.attn.in_proj_bias.copy_(rows(layer, "bias"))
+            pairs += [(block.ln_1, layer.layer_norm1), (block.ln_2, layer.layer_norm2)]
+            pairs += [(block.attn.out_proj, layer.self_attn.out_proj)]
+            pairs += [(block.mlp.c_fc, layer.mlp.fc1), (block.mlp.c_proj, layer.mlp.fc2)]
+        for mine, other in pairs:
+            mine.load_state_dict(other.state_dict())
 
 
 KINDS: dict[str, type[Towers]] = {"judge": Judge, "pick": Pick, "hps": HPS}
@@ -235,15 +316,15 @@ def new(kind: str, tokenizer: Path, smoke: bool = False, seed: int = 0) -> Tower
         if kind == "judge":
             return Judge(tokenizer, (8, 8, 16), 32, 32) if smoke else Judge(tokenizer)
         if kind == "pick":
-            return Pick(tokenizer, _clip(tokenizer, *((32, 2, 32) if smoke else (192, 4, 96))))
-        width, layers = (32, 2) if smoke else (160, 5)
+            return Pick(tokenizer, _clip(tokenizer, *((32, 2, 32) if smoke else (128, 4, 96))))
+        width, layers = (32, 2) if smoke else (128, 4)
         vision = {"layers": layers, "width": width, "head_width": 32}
-        text = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+        text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 2}
         return HPS(
             {
                 "embed_dim": 128,
                 "vision_cfg": {"image_size": 64, "patch_size": 8, **vision},
-                "text_cfg": {**text, "width": 32 if smoke else 64, "heads": 1 if smoke else 2},
+                "text_cfg": text,
             }
         )
 
@@ -287,6 +368,28 @@ class _Block(nn.Module):
         return x + y
 
 
+class _Chosen(nn.Module):
+    """Some of the patches of each picture, and the row before them that stands for the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches: Tensor | None = None
+
+    @contextmanager
+    def set(self, patches: Tensor | None) -> Iterator[None]:
+        self.patches = patches
+        try:
+            yield
+        finally:
+            self.patches = None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.patches is None:
+            return rows
+        index = torch.cat((torch.zeros_like(self.patches[:, :1]), 1 + self.patches), dim=1)
+        return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
 def _clip(tokenizer: Path, width: int, layers: int, text: int) -> Any:
     transformers = require("transformers", "the test bed needs", "testbed")
     words = transformers.CLIPTokenizer.from_pretrained(tokenizer)
@@ -298,6 +401,7 @@ def _clip(tokenizer: Path, width: int, layers: int, text: int) -> Any:
         "image_size": 64,
         "patch_size": 8,
         "projection_dim": 128,
+        "hidden_act": "gelu",
     }
     config = transformers.CLIPConfig(
         text_config=_text_config(words, text, 128), vision_config=vision, projection_dim=128
@@ -320,10 +424,16 @@ def _text_config(tokenizer: Any, width: int, dimension: int) -> dict[str, Any]:
     }
 
 
-def _tokens(tokenizer: Any, captions: Sequence[str]) -> Any:
-    return tokenizer(
-        list(captions), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
-    )
+def _tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    # What follows the end of a caption its embedding does not see, so no mask is needed.
+    tokens: Tensor = tokenizer(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=LENGTH,
+        return_tensors="pt",
+    ).input_ids
+    return tokens
 
 
 def _normalize(pictures: Tensor) -> Tensor:

@@ -6,31 +6,40 @@ r"""Image-text towers, trained on painted scenes and their captions, then on pre
 
 trains one of :mod:`rwguidance.testbed.encoders` to tell which caption belongs to which picture, and
 with ``--start FOLDER --pairs FILE`` one that was trained so to tell which of two pictures is
-preferred. The judge sees the judge's drawings, both others those of the proxies, of all names.
+preferred. The judge sees the judge's drawings, both others those of the proxies: of the names that
+prompts have and, as often, of these and all other things.
 
-No two pictures of a batch show the same name; else a caption would often be true of another picture
-than its own. Names alone would then tell captions apart, and towers would not learn what else
-prompts say. So to every caption comes one that is false of its picture in one word: another
-background, style or size, or a name of the same kind.
+A batch is made of pairs of pictures that show the same name, from other hands if there are, and no
+name twice; else a caption would often be true of another picture than its own. Towers learn
+
+- which caption belongs to which picture, among the first pictures of all pairs and among the second
+  ones. Names alone would tell captions apart, and towers would not learn what else prompts say. So
+  to every caption of a first picture comes one that is false of it in one word: another background,
+  style or size, or a name of the same kind;
+- which second picture shows the same as which first one, by a linear function of the embeddings:
+  few hands draw a name, and what is common to them is learned from the other names, too.
 
 References:
     | Learning Transferable Visual Models From Natural Language Supervision
       (Radford et al., 2021), arXiv:2103.00020
     | When and why vision-language models behave like bags-of-words, and what to do about it?
       (Yuksekgonul et al., 2023), arXiv:2210.01936
+    | Supervised Contrastive Learning (Khosla et al., 2020), arXiv:2004.11362
+    | Scaling Language-Image Pre-training via Masking (Li et al., 2022), arXiv:2212.00794
     | Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation
       (Kirstain et al., 2023), arXiv:2305.01569
 """
 
+import copy
 import io
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +47,10 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..outside import require
+from ..randomness import seeded
 from .data import Drawing, Drawings, load_names, sources
-from .encoders import KINDS, Towers, new, read
+from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
+from .muon import Muon, groups
 from .runs import Run, learning_rate
 from .scenes import COLORS, Scene, paint, sample
 from .scenes import KINDS as THINGS
@@ -47,12 +58,16 @@ from .words import save_tokenizer, texts
 
 __all__ = [
     "Batch",
+    "Hands",
     "Pairs",
     "Pool",
+    "blur",
     "contrastive",
+    "disguise",
     "distractor",
     "first_of",
     "measure",
+    "pierce",
     "preference",
     "roughen",
     "train",
@@ -61,10 +76,28 @@ __all__ = [
 _ROLES = {"judge": "judge", "pick": "proxy", "hps": "proxy"}
 _SIZE_WORDS = {"small": "large", "large": "small"}
 _LARGEST_SCALE = 100.0
-_FRESH = 4
+_USES = 8
+_BEND = 0.12
+_SMOOTHING = 0.1
+_ENCODED = 8
+_SIDED = re.compile("left|right|clock")
+_THINGS = (
+    "activities",
+    "animals-nature",
+    "food-drink",
+    "objects",
+    "smileys-emotion",
+    "travel-places",
+)
 
 
-def contrastive(pictures: Tensor, captions: Tensor, others: Tensor, log_scale: Tensor) -> Tensor:
+def contrastive(
+    pictures: Tensor,
+    captions: Tensor,
+    others: Tensor,
+    log_scale: Tensor,
+    smoothing: float = 0.0,
+) -> Tensor:
     r"""Cross-entropy of each picture's own caption, and of each caption's own picture.
 
     The logits are :math:`e^s \cos(x_i, y_j)`, the factor at most 100.
@@ -74,6 +107,7 @@ def contrastive(pictures: Tensor, captions: Tensor, others: Tensor, log_scale: T
         captions: Of the captions of these pictures, in the same order.
         others: Of captions that are true of none of the pictures, with shape (M, D).
         log_scale: The scalar s.
+        smoothing: Share of the target that all candidates get alike.
 
     Returns:
         The mean of both, in float32.
@@ -82,8 +116,8 @@ def contrastive(pictures: Tensor, captions: Tensor, others: Tensor, log_scale: T
     x, y = (F.normalize(e.float(), dim=-1) for e in (pictures, torch.cat((captions, others))))
     logits = _factor(log_scale) * x @ y.T
     right = torch.arange(len(x))
-    backward = F.cross_entropy(logits[:, : len(x)].T, right)
-    return (F.cross_entropy(logits, right) + backward) / 2
+    backward = F.cross_entropy(logits[:, : len(x)].T, right, label_smoothing=smoothing)
+    return (F.cross_entropy(logits, right, label_smoothing=smoothing) + backward) / 2
 
 
 def preference(
@@ -144,19 +178,57 @@ def distractor(
     return str(pick(changes))
 
 
-def roughen(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pictures sheared and stretched, and more or less blurred, saturated and bright.
+def disguise(pixels: Tensor, generator: Generator) -> Tensor:
+    """Drawings as other hands might draw them: other colors, other contrast, some with an outline.
 
-    Few drawings of a name are known, and those of other styles have other proportions; generators
-    blur. Areas stay as they are, for captions speak of sizes. What comes in from outside has the
-    color of the border.
+    Arguments:
+        pixels: Red, green, blue and alpha in [0, 1], premultiplied, with shape (B, 4, H, W).
+        generator: Says how.
+    """
+
+    count = len(pixels)
+    color, alpha = pixels[:, :3], pixels[:, 3:]
+    saturation, contrast, light, gray = torch.rand(4, count, 1, 1, 1, generator=generator)
+    saturation = torch.where(gray < 0.1, 0.0, 0.5 + saturation)
+    mean = color.mean(1, keepdim=True)
+    color = mean + (color - mean) * saturation
+    middle = color.sum((1, 2, 3)) / (3 * alpha.sum((1, 2, 3))).clamp(min=1.0)
+    middle = middle[:, None, None, None] * alpha
+    color = middle * (0.8 + 0.4 * light) + (color - middle) * (0.6 + 0.8 * contrast)
+    color = color.clamp(min=0).minimum(alpha)
+    outlined = torch.rand(count, 1, 1, 1, generator=generator) < 0.2
+    alpha = torch.where(outlined, F.max_pool2d(alpha, 5, stride=1, padding=2), alpha)
+    return torch.cat((color, alpha), dim=1)
+
+
+def blur(pictures: Tensor, generator: Generator) -> Tensor:
+    """Pictures more or less blurred, as generators do, up to means over 5 x 5 pixels.
+
+    Arguments:
+        pictures: With shape (B, C, H, W).
+        generator: Says by how much.
+    """
+
+    mix = 3 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
+    means = lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    once = means(pictures)
+    x = torch.lerp(pictures, once, (mix / 2).clamp(max=1))
+    return torch.lerp(x, means(once), (mix - 2).clamp(min=0))
+
+
+def roughen(pictures: Tensor, generator: Generator) -> Tensor:
+    """Pictures sheared, stretched and bent, lighter or darker.
+
+    Few drawings of a name are known, and those of other styles have other proportions. Areas stay
+    as they are on average, for captions speak of sizes. What comes in from outside has the color of
+    the border.
 
     Arguments:
         pictures: In [0, 1], with shape (B, 3, H, W).
         generator: Says by how much.
     """
 
-    count = len(pictures)
+    count, _, height, width = pictures.shape
     stretch, shear, angle = 2 * torch.rand(3, count, generator=generator) - 1
     longer, angle, shear = (0.25 * stretch).exp(), math.pi / 15 * angle, 0.25 * shear
     zero = torch.zeros(count)
@@ -165,27 +237,43 @@ def roughen(pictures: Tensor, generator: Generator) -> Tensor:
     turn = torch.stack((cos, -sin, sin, cos), dim=1).unflatten(1, (2, 2))
     matrix = torch.cat((turn @ triangle, torch.zeros(count, 2, 1)), dim=2)
     grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
+    bend = _BEND * (2 * torch.rand(count, 2, 4, 4, generator=generator) - 1)
+    bend = F.interpolate(bend, (height, width), mode="bilinear", align_corners=True)
+    grid += bend.permute(0, 2, 3, 1)
     pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-    mix, color, light = torch.rand(3, count, 1, 1, 1, generator=generator)
-    blurred = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
-    x = torch.lerp(pictures, blurred, mix)
-    gray = x.mean(1, keepdim=True)
-    return ((gray + (x - gray) * (0.75 + 0.5 * color)) * (0.85 + 0.3 * light)).clamp(0, 1)
+    light = torch.rand(count, 1, 1, 1, generator=generator)
+    return (pictures * (0.85 + 0.3 * light)).clamp(0, 1)
+
+
+def pierce(pictures: Tensor, generator: Generator) -> Tensor:
+    """Pictures with a square hole of their mean color, of at most 0.3 of the side, anywhere.
+
+    Arguments:
+        pictures: With shape (B, C, H, W).
+        generator: Says where, and how large.
+    """
+
+    count, _, height, width = pictures.shape
+    place = torch.rand(count, 2, generator=generator)
+    size = 0.3 * torch.rand(count, 1, generator=generator)
+    inside = lambda where, n: (torch.linspace(0, 1, n) - where[:, None]).abs() < size / 2
+    hole = inside(place[:, 0], height)[:, None, :, None] & inside(place[:, 1], width)[:, None, None]
+    return torch.where(hole, pictures.mean((2, 3), keepdim=True), pictures)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures, captions and false captions.
+    """Pairs of pictures that show the same name in different hands, captions and false captions.
 
     Arguments:
-        pictures: Of type uint8, with shape (B, 3, 64, 64).
-        captions: One for each.
-        others: One that is false, for each.
-        names: What each picture shows.
+        pictures: Of type uint8, with shape (B, 2, 3, 64, 64).
+        captions: Two for each pair.
+        others: One that is false of the first picture, for each pair.
+        names: What each pair shows.
     """
 
     pictures: Tensor
-    captions: list[str]
+    captions: list[tuple[str, str]]
     others: list[str]
     names: list[str]
 
@@ -197,20 +285,29 @@ class Pool:
     there sees the same pictures.
 
     Arguments:
-        parts: Drawings to paint, as many pictures from each part.
-        size: Pictures kept.
-        fresh: Pictures replaced in a step.
+        parts: Drawings to paint, as many pairs from each part.
+        size: Pairs kept.
+        fresh: Pairs replaced in a step.
         seed: Of the pictures.
         step: Where the run is.
+        vae: An autoencoder through which an eighth of the pictures go, for generated pictures come
+            out of it; None for none.
     """
 
     def __init__(
-        self, parts: Sequence[Drawings], size: int, fresh: int, seed: int, step: int = 0
+        self,
+        parts: Sequence[Drawings],
+        size: int,
+        fresh: int,
+        seed: int,
+        step: int = 0,
+        vae: Any = None,
     ) -> None:
-        self.parts, self.fresh, self.seed = parts, fresh, seed
+        self.parts, self.fresh, self.seed, self.vae = parts, fresh, seed, vae
         self.relatives: dict[str, list[str]] = {}
         for kind, name in sorted({(e.kind, e.name) for part in parts for e in part.entries}):
             self.relatives.setdefault(kind, []).append(name)
+        self.partners = [_partners(part) for part in parts]
         self.count = max(1, size // fresh)
         numbers = range(step, step + self.count)
         painted = {number % self.count: self._paint(number) for number in numbers}
@@ -222,10 +319,10 @@ class Pool:
         self.chunks[step % self.count] = self._paint(step + self.count)
 
     def batch(self, count: int, generator: Generator) -> Batch:
-        """Pictures with different names, at random.
+        """Pairs with different names, at random.
 
         Raises:
-            ValueError: If there are fewer names than pictures wanted.
+            ValueError: If there are fewer names than pairs wanted.
         """
 
         where: dict[str, tuple[int, int]] = {}
@@ -236,7 +333,8 @@ class Pool:
                 break
         if len(where) < count:
             raise ValueError(
-                f"batch must be at most the number of names in the pool, {len(where)}, got {count}"
+                f"batch must be at most twice the number of names in the pool, {len(where)}, "
+                f"got {2 * count}"
             )
         chosen = [(self.chunks[slot], row) for slot, row in where.values()]
         return Batch(
@@ -248,16 +346,41 @@ class Pool:
 
     def _paint(self, number: int) -> Batch:
         generator = Generator().manual_seed(1_000_003 * self.seed + number)
-        part = self.parts[number % len(self.parts)]
-        scenes = sample(part, self.fresh, generator)
+        which = number % len(self.parts)
+        part = self.parts[which]
+        uniform = lambda: float(torch.rand((), generator=generator))
+        pick = lambda options: options[int(uniform() * len(options))]
+        first = sample(part, self.fresh, generator)
+        second = []
+        for scene in first:
+            index = pick(self.partners[which][scene.drawing])
+            one = Drawings([part.entries[index]], part.pixels[index : index + 1])
+            second.append(replace(sample(one, 1, generator)[0], drawing=index))
+        scenes = [*first, *second]
         entries = [part.entries[scene.drawing] for scene in scenes]
         false = [
-            distractor(scene, entry, self.relatives, generator)
-            for scene, entry in zip(scenes, entries, strict=True)
+            distractor(scene, part.entries[scene.drawing], self.relatives, generator)
+            for scene in first
         ]
-        pictures = (255 * paint(part, scenes)).round().byte()
         captions = [scene.caption for scene in scenes]
-        return Batch(pictures, captions, false, [entry.name for entry in entries])
+        pixels = part.pixels[[scene.drawing for scene in scenes]].float() / 255
+        other = (255 * disguise(pixels, generator)).round().byte()
+        seen = [
+            replace(scene, drawing=i, hue=_hue(scene, entry, uniform()))
+            for i, (scene, entry) in enumerate(zip(scenes, entries, strict=True))
+        ]
+        pictures = blur(paint(Drawings(entries, other), seen), generator)
+        mirrored = torch.rand(len(scenes), generator=generator) < 0.5
+        mirrored &= torch.tensor([not _SIDED.search(entry.name) for entry in entries])
+        pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+        if self.vae is not None:
+            pictures[::_ENCODED] = _encoded(self.vae, pictures[::_ENCODED])
+        return Batch(
+            torch.stack((255 * pictures).round().byte().chunk(2), dim=1),
+            list(zip(captions[: self.fresh], captions[self.fresh :], strict=True)),
+            false,
+            [entry.name for entry in entries[: self.fresh]],
+        )
 
 
 class Pairs:
@@ -286,9 +409,10 @@ class Pairs:
             raise ValueError(f"in {path}, label_0 and label_1 must add to 1 in every row")
         self.captions: list[str] = table["caption"]
         self.labels = labels[0]
-        self.pictures = torch.stack(
-            [torch.stack([_decode(raw, size) for raw in table[f"jpg_{i}"]]) for i in (0, 1)], dim=1
-        )
+        self.pictures = torch.empty(len(self.captions), 2, 3, size, size, dtype=torch.uint8)
+        for i in (0, 1):
+            for row, raw in enumerate(table[f"jpg_{i}"]):
+                self.pictures[row, i] = _decode(raw, size)
         """Of type uint8, with shape (N, 2, 3, size, size)."""
 
     def __len__(self) -> int:
@@ -301,10 +425,16 @@ class Pairs:
         kept = torch.tensor([order[caption] % share == share - 1 for caption in self.captions])
         return (~kept).nonzero()[:, 0], kept.nonzero()[:, 0]
 
-    def loss(self, towers: Towers, index: Tensor) -> Tensor:
-        """The loss of :func:`preference` on some of the pairs."""
+    def loss(self, towers: Towers, index: Tensor, patches: Tensor | None = None) -> Tensor:
+        """The loss of :func:`preference` on some of the pairs.
 
-        first, second, captions = self._embed(towers, index)
+        Arguments:
+            towers: The towers.
+            index: Which pairs, with shape (B,).
+            patches: What is seen of the pictures, see `Towers.embed_pictures`, with shape (2 B, K).
+        """
+
+        first, second, captions = self._embed(towers, index, patches)
         return preference(first, second, captions, self.labels[index], towers.log_scale)
 
     @torch.no_grad()
@@ -319,8 +449,11 @@ class Pairs:
             right.append((difference > 0) == (self.labels[part] > 0.5))
         return float(torch.cat(right).float().mean())
 
-    def _embed(self, towers: Towers, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        both = towers.embed_pictures(self.pictures[index].flatten(0, 1).float() / 255)
+    def _embed(
+        self, towers: Towers, index: Tensor, patches: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pictures = self.pictures[index].flatten(0, 1).float() / 255
+        both = towers.embed_pictures(pictures, patches)
         first, second = both.unflatten(0, (len(index), 2)).unbind(1)
         return first, second, towers.embed_captions([self.captions[i] for i in index.tolist()])
 
@@ -403,8 +536,11 @@ def train(
     kept: int = 2048,
     seed: int | None = None,
     threads: int = 1,
+    vae: Path | None = None,
+    vision: Path | None = None,
     start: Path | None = None,
     pairs: Path | None = None,
+    compiled: bool = False,
     resume: bool = True,
     smoke: bool = False,
 ) -> None:
@@ -421,98 +557,203 @@ def train(
         kept: Painted pictures kept at a time.
         seed: Of weights, pictures and batches. Default: another for every kind.
         threads: Of PyTorch.
+        vae: Folder of the autoencoder. Default: the shipped one.
+        vision: Folder of a "pick", with whose image tower "hps" starts.
         start: Folder of towers to start from, with a new optimizer; `pairs` needs it.
         pairs: Preferences to learn instead of captions, a parquet file, see `Pairs`.
+        compiled: Whether to compile the networks first: needs a compiler of C++ and two minutes.
         resume: Whether to go on where an earlier run was.
         smoke: Tiny towers, for tests.
 
     Raises:
-        ValueError: If the kind is unknown, or `pairs` is given without `start`.
+        ValueError: If the kind is unknown, `pairs` is given without `start`, or `vision` with
+            another kind than "hps" or with `start`.
     """
 
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if pairs is not None and start is None:
         raise ValueError("start must be a folder of towers trained on captions if pairs are given")
+    if vision is not None and (kind != "hps" or start is not None):
+        raise ValueError('vision must be given with kind "hps" and without start alone')
     torch.set_num_threads(threads)
     seed = 1 + list(KINDS).index(kind) if seed is None else seed
     suffix = "" if kind == "judge" or pairs is not None else "-contrastive"
     out = data / f"emoji-{kind}{suffix}" if out is None else out
     drawings = Drawings.load(data)
-    if start is None:
-        words = out.with_name(f"{out.name}-words")
+    words = out.with_name(f"{out.name}-words")
+    if start is not None:
+        towers = read(kind, start)
+    else:
         if kind != "hps":
             save_tokenizer(texts(drawings), words)
         towers = new(kind, words, smoke, seed)
-    else:
-        towers = read(kind, start)
-    optimizer = torch.optim.AdamW(_groups(towers), lr=peak, betas=(0.9, 0.98))
+    if vision is not None:
+        start_as(cast(HPS, towers), cast(Pick, read("pick", vision)))
+    for module in towers.modules():  # the fused kernel is slow on a CPU's way back
+        if hasattr(module, "config"):
+            cast(Any, module).config._attn_implementation = "eager"
+    average = copy.deepcopy(towers).eval().requires_grad_(False)
+    with seeded(seed):
+        hands = Hands(towers.dimension)
+    modules = {"towers": towers, "hands": hands, "average": average}
+    parts = [towers] if pairs is not None else [towers, hands]
+    optimizer = Muon(groups(parts), lr=peak, weight_decay=0.05)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_name(f"{out.name}.state"), {"towers": towers}, optimizer, generator)
+    run = Run(out.with_name(f"{out.name}.state"), modules, optimizer, generator)
     if resume and run.restore():
         print(f"going on at step {run.step}")
     if pairs is None:
-        loss = _captions_loss(towers, _own(drawings, kind), batch, kept, seed, run)
+        diffusers = require("diffusers", "the test bed needs", "testbed")
+        vae = vae or Path(__file__).with_name("weights") / "emoji-vae"
+        autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
+        fresh = max(1, batch // 2 // _USES)
+        pool = Pool(_own(drawings, kind), kept // 2, fresh, seed, run.step, autoencoder)
+        loss = _captions_loss(towers, hands, pool, batch, run, steps, compiled)
         final: Callable[[], dict[str, float]] = lambda: measure(
-            towers.eval(), drawings, _ROLES[kind], 8 if smoke else 1000
+            average, drawings, _ROLES[kind], 8 if smoke else 1000
         )
     else:
-        loss, final = _pairs_loss(towers, Pairs(pairs), batch, generator)
+        known = Pairs(pairs)
+        loss = _pairs_loss(towers, known, batch, run, steps)
+        final = lambda: _agreements(average, known)
+    rate = lambda step: learning_rate(step, steps, peak, max(1, min(100, steps // 10)), 0.5)
     recent: list[float] = []
+    weights: list[Tensor] = list(towers.parameters())
+    means: list[Tensor] = list(average.parameters())
 
     def after(step: int, value: float) -> None:
+        decay = min(0.998, (1 + step) / (10 + step))
+        torch._foreach_lerp_(means, [w.detach() for w in weights], 1 - decay)
         recent.append(value)
         if step % 100 == 0 or step == steps:
             line = {"step": step, "loss": round(sum(recent) / len(recent), 4), "seen": run.seen}
             recent.clear()
             print(json.dumps({**line, "minutes": round(run.seconds / 60, 1)}), flush=True)
 
-    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
+    run.train(steps, batch, rate, loss, after)
+    average.write(out)
     figures = {**final(), "steps": steps, "batch": batch, "peak": peak, "seed": seed}
     figures["minutes"] = round(run.seconds / 60, 1)
-    towers.write(out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     (out / "README.md").write_text(_card(kind, towers, figures, pairs), encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
 
+class Hands(nn.Module):
+    """What is compared of two pictures of the same name: a linear function of their embeddings.
+
+    Arguments:
+        dimension: Of the embeddings.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dimension, dimension // 2, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss of :func:`contrastive` between both pictures of each pair."""
+
+        first, second = self.project(first.float()), self.project(second.float())
+        return contrastive(first, second, second[:0], self.log_scale)
+
+
 def _captions_loss(
-    towers: Towers, parts: Sequence[Drawings], batch: int, kept: int, seed: int, run: Run
+    towers: Towers, hands: Hands, pool: Pool, batch: int, run: Run, steps: int, compiled: bool
 ) -> Callable[[], Tensor]:
-    pool = Pool(parts, kept, max(1, batch // _FRESH), seed, run.step)
+    embed = torch.compile(_embed_both, dynamic=False) if compiled else _embed_both
 
     def loss() -> Tensor:
-        drawn = pool.batch(batch, run.generator)
+        drawn = pool.batch(batch // 2, run.generator)
         pool.advance(run.step)
-        pictures = roughen(drawn.pictures.float() / 255, run.generator)
+        pictures = drawn.pictures.transpose(0, 1).flatten(0, 1).float() / 255
+        pictures = pierce(roughen(pictures, run.generator), run.generator)
+        patches = _patches(len(pictures), run, steps)
+        first, second = zip(*drawn.captions, strict=True)
         with _quick():
-            x = towers.embed_pictures(pictures)
-            y, others = towers.embed_captions(drawn.captions + drawn.others).split(batch)
-        return contrastive(x, y, others, towers.log_scale)
+            tokens = towers.tokens([*first, *second, *drawn.others])
+            x, y = embed(towers, pictures, patches, tokens)
+        pairs, (*captions, others) = x.float().chunk(2), y.float().chunk(3)
+        # What is false of a first picture may be true of the second one.
+        own = [
+            contrastive(pairs[i], captions[i], false, towers.log_scale, _SMOOTHING)
+            for i, false in enumerate((others, others[:0]))
+        ]
+        return (own[0] + own[1]) / 2 + hands(*pairs)
 
     return loss
 
 
+def _embed_both(
+    towers: Towers, pictures: Tensor, patches: Tensor | None, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    return towers.embed_pictures(pictures, patches), towers.embed_tokens(tokens)
+
+
+def _patches(count: int, run: Run, steps: int) -> Tensor | None:
+    """Half of the 64 patches of each picture, in the last fifth of the steps all."""
+
+    if run.step >= 0.8 * steps:
+        return None
+    return torch.rand(count, 64, generator=run.generator).argsort(1)[:, :32]
+
+
 def _pairs_loss(
-    towers: Towers, pairs: Pairs, batch: int, generator: Generator
-) -> tuple[Callable[[], Tensor], Callable[[], dict[str, float]]]:
-    learned, checked = pairs.split()
+    towers: Towers, pairs: Pairs, batch: int, run: Run, steps: int
+) -> Callable[[], Tensor]:
+    learned, _ = pairs.split()
 
     def loss() -> Tensor:
-        index = learned[torch.randint(len(learned), (batch,), generator=generator)]
+        index = learned[torch.randint(len(learned), (batch,), generator=run.generator)]
+        patches = _patches(2 * batch, run, steps)
         with _quick():
-            return pairs.loss(towers, index)
+            return pairs.loss(towers, index, patches)
 
-    def final() -> dict[str, float]:
-        towers.eval()
-        parts = {"pairs_learned": learned, "pairs_of_other_captions": checked}
-        return {
-            f"agreement_on_{key}": round(pairs.agreement(towers, index), 4)
-            for key, index in parts.items()
-            if len(index)
-        }
+    return loss
 
-    return loss, final
+
+def _agreements(towers: Towers, pairs: Pairs) -> dict[str, float]:
+    names = ("pairs_learned", "pairs_of_other_captions")
+    parts = {name: part[:4096] for name, part in zip(names, pairs.split(), strict=True)}
+    return {
+        f"agreement_on_{name}": round(pairs.agreement(towers, part), 4)
+        for name, part in parts.items()
+        if len(part)
+    }
+
+
+def _partners(part: Drawings) -> list[list[int]]:
+    """For each drawing those of its name in other styles, or itself if there are none."""
+
+    same: dict[str, list[int]] = {}
+    for i, entry in enumerate(part.entries):
+        same.setdefault(entry.name, []).append(i)
+    return [[j for j in same[entry.name] if j != i] or [i] for i, entry in enumerate(part.entries)]
+
+
+def _hue(scene: Scene, entry: Drawing, uniform: float) -> float:
+    """The hue of a scene; of one in five turned by up to 90 degrees, if the name has no color.
+
+    Arguments:
+        scene: The scene.
+        entry: What it shows.
+        uniform: A random number in [0, 1].
+    """
+
+    if uniform > 0.2 or set(COLORS) & set(re.findall("[a-z]+", entry.name)):
+        return scene.hue
+    return scene.hue + 900.0 * (uniform - 0.1)
+
+
+@torch.no_grad()
+def _encoded(vae: Any, pictures: Tensor) -> Tensor:
+    """Pictures as the autoencoder gives them back."""
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        latents = vae.encode(2 * pictures - 1).latent_dist.mode()
+        decoded: Tensor = vae.decode(latents).sample
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 
 @contextmanager
@@ -524,22 +765,12 @@ def _quick() -> Iterator[None]:
 
 
 def _own(drawings: Drawings, kind: str) -> tuple[Drawings, ...]:
-    """The drawings of a kind's role: three times of the names that prompts have, once of all."""
+    """The drawings of a kind's role: of names that prompts have, and of these and more things."""
 
-    names = load_names()
-    role = _ROLES[kind]
-    asked = drawings.where(role, [*names["train"], *names["held_out"]])
-    return asked, asked, asked, drawings.where(role)
-
-
-def _groups(towers: nn.Module) -> list[dict[str, Any]]:
-    """Matrices, which decay, and vectors and the scale, which do not."""
-
-    weights = list(towers.parameters())
-    return [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": 0.05},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    names, role = load_names(), _ROLES[kind]
+    asked = [*names["train"], *names["held_out"]]
+    things = [*asked, *(entry.name for entry in drawings.entries if entry.group in _THINGS)]
+    return drawings.where(role, asked), drawings.where(role, things)
 
 
 def _endings(

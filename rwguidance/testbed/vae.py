@@ -2,7 +2,7 @@
 
     python -m rwguidance.testbed.vae --data FOLDER --out FOLDER
 
-trains it on the generators' drawings of all names but the held out, and writes a folder that
+trains it on half of the drawings of all names but the held out, and writes a folder that
 ``diffusers.AutoencoderKL.from_pretrained`` reads. An interrupted run goes on where it was.
 """
 
@@ -140,9 +140,9 @@ def train(
 
     torch.set_num_threads(threads)
     drawings, names = Drawings.load(data), load_names()
-    held_out = set(names["held_out"])
-    others = {entry.name for entry in drawings.entries} - held_out
-    own = drawings.where("generator", others)
+    held_out = names["held_out"]
+    others = {entry.name for entry in drawings.entries} - set(held_out)
+    own = drawings.where(names=others, encoded=True)
     vae = new(smoke, seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     generator = Generator().manual_seed(seed)
@@ -165,9 +165,10 @@ def train(
     pictures = lambda part, count: draw(part, count, check)[0]
     count = 16 if smoke else 512
     export(vae, pictures(own.where(names=names["train"]), 2 * count), out)
+    unseen = drawings.where("judge", others, encoded=False)
     figures = {
         "psnr_training_drawings": psnr(vae, pictures(own, count)),
-        "psnr_other_drawings": psnr(vae, pictures(drawings.where("judge", others), count)),
+        "psnr_other_drawings": psnr(vae, pictures(unseen, count)),
         "psnr_held_out_names": psnr(vae, pictures(drawings.where(names=held_out), count)),
         "steps": steps,
         "pictures_seen": run.seen,
