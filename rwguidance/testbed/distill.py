@@ -18,7 +18,8 @@ its solutions, without guidance, at the noise levels where their pipelines call 
   the clean end at once. The largest one alone makes a model of one step. What the others see is a
   clean end with fresh noise on it, as the pipeline's ancestral steps make it.
 
-Paths start from noise and captions; no picture is needed. Each is used several times.
+Paths start from noise and captions; no picture is needed. Each is used several times, and many are
+followed at once, since a small batch costs a CPU hardly less than a large one.
 
 References:
     | PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator
@@ -485,6 +486,12 @@ class Pool(nn.Module):
             getattr(self, name)[number % self.count] = value
         self.made.add_(1)
 
+    @property
+    def seen(self) -> int:
+        """Examples made so far, those counted in that made room for others."""
+
+        return int(self.made) * self.level.shape[1]
+
     def batch(self, count: int, generator: Generator) -> Examples:
         """Some of the examples, chosen uniformly."""
 
@@ -550,8 +557,9 @@ def train(
     out: Path | None = None,
     data: Path = Path("out/testbed"),
     steps: int = 2000,
-    batch: int = 128,
-    fresh: int = 16,
+    batch: int = 256,
+    fresh: int = 128,
+    uses: int = 4,
     peak: float = 5e-4,
     guidance: float = 3.0,
     own: float = 0.5,
@@ -575,7 +583,8 @@ def train(
         data: Folder of the drawings.
         steps: In all. With no more than an earlier run took, writes what it reached.
         batch: Examples of a step.
-        fresh: Paths of the teacher that are followed in a step.
+        fresh: Paths of the teacher that are followed at a time.
+        uses: How often an example is used, on average, before there must be new ones.
         peak: The largest learning rate.
         guidance: Scale of the teacher's classifier-free guidance.
         own: Share of the states in which windows of the flow begin that the student led to.
@@ -622,7 +631,8 @@ def train(
     recent: list[float] = []
 
     def loss() -> Tensor:
-        pool.renew()
+        if pool.seen * uses < (run.step + 1) * batch:
+            pool.renew()
         return student.loss(pool.batch(batch, generator), generator)
 
     def after(step: int, value: float) -> None:
@@ -662,7 +672,7 @@ def train(
     figures["minutes"] = round(run.seconds / 60, 1)
     (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     card = _card(
-        kind, student, guide, figures, f"--fresh {fresh} --peak {peak} --guidance {guidance}"
+        kind, student, guide, figures, f"--uses {uses} --peak {peak} --guidance {guidance}"
     )
     (out / "README.md").write_text(card, encoding="utf-8")
     print(json.dumps(figures, indent=2))
