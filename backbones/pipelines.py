@@ -92,6 +92,9 @@ class PipelineBackbone(Backbone, ABC):
     latent_channels: ClassVar[int]
     """Channels of the latents of the family's published models."""
 
+    shifts_latents: ClassVar[bool] = True
+    """Whether the family's pipeline adds the shift that an autoencoder's configuration names."""
+
     tiny_autoencoder: ClassVar[str]
     """How the files of the family's tiny autoencoder begin."""
 
@@ -474,7 +477,8 @@ class PipelineBackbone(Backbone, ABC):
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is not None and std is not None:
             return column(std) * scale, column(mean)
-        return scale, column(getattr(config, "shift_factor", None) or 0.0)
+        shift = getattr(config, "shift_factor", None) if self.shifts_latents else None
+        return scale, column(shift or 0.0)
 
     def _scheduler_at(self, steps: int | None, **keywords: Any) -> Any:
         """A copy of the pipeline's scheduler, set to a number of steps."""

@@ -3,14 +3,17 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rwguidance.outside import on_hub, split_hub
+from rwguidance.testbed import shipped
 
 from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
@@ -78,14 +81,14 @@ class Published:
     Arguments:
         name: Its name here.
         family: The adapter.
-        repository: The repository on the hub.
+        repository: The repository on the hub; None if it comes with this distribution.
         defaults: Keywords of the adapter that differ from its own defaults.
         distilled: Whether it was distilled to run without classifier-free guidance.
     """
 
     name: str
     family: type[PipelineBackbone]
-    repository: str
+    repository: str | None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     distilled: bool = False
 
@@ -114,8 +117,8 @@ class Published:
 
         Arguments:
             path: A folder as `save_pretrained` writes it, a single-file checkpoint, or
-                ``hf://owner/name[@revision]``. None is the published repository. With a local path
-                the hub is never asked.
+                ``hf://owner/name[@revision]``. None is the published repository, or what comes
+                with this distribution. With a local path the hub is never asked.
             dtype: The precision of the weights. None is float32.
             variant: Which files of a folder or repository to read where there are several for the
                 same weights, such as "fp16". It says what is read, not what it is turned into:
@@ -142,7 +145,8 @@ class Published:
             options["vae"] = load_autoencoder(
                 options["vae"], self.family.tiny_autoencoder, dtype or torch.float32
             )
-            check_channels(options["vae"], self.family.latent_channels)
+            if self.repository is not None:
+                check_channels(options["vae"], self.family.latent_channels)
         pipe = self._pipeline(path, dtype, variant, config)
         backbone = self.family(pipe=pipe, **options)
         if self.distilled and backbone.guidance_scale is not None and scale is None:
@@ -161,8 +165,13 @@ class Published:
     ) -> Any:
         diffusers = require("diffusers")
         keywords: dict[str, Any] = {**in_dtype(dtype or torch.float32)}
-        hub = path is None or on_hub(path)
-        if not hub and Path(str(path)).is_file():
+        if path is None:
+            named = self.repository and f"hf://{self.repository}"
+            path = named or shipped.folder(self.name)
+        hub = on_hub(path)
+        if self.repository is None and (hub or Path(path).is_file()):
+            raise ValueError(f"path must be a local folder, as {self.name} is one, got {path}")
+        if not hub and Path(path).is_file():
             if config is None or not Path(config).is_dir():
                 # Without it, diffusers asks the hub whatever it is told.
                 raise ValueError(
@@ -183,19 +192,39 @@ class Published:
 
         read = diffusers.DiffusionPipeline.from_pretrained
         if not hub:
-            self._check_folder(Path(str(path)), variant)
-            return self._load(read, path, variant=variant, local_files_only=True, **keywords)
-        source, revision = split_hub(self.repository if path is None else path)
+            keywords |= self._absent(Path(path), dtype or torch.float32, variant)
+            with _without_bars() if self.repository is None else nullcontext():
+                return self._load(read, path, variant=variant, local_files_only=True, **keywords)
+        source, revision = split_hub(path)
         return self._load(read, source, revision=revision, variant=variant, **keywords)
 
-    def _check_folder(self, folder: Path, variant: str | None) -> None:
+    def _absent(
+        self, folder: Path, dtype: torch.dtype, variant: str | None
+    ) -> dict[str, nn.Module | None]:
+        """Checks a folder, and returns those components that it is complete without.
+
+        diffusers wants to be told even of those that the folder says are none, such as the third
+        text encoder where SD3 goes without.
+        """
+
+        index = self._check_folder(folder, variant)
+        absent: dict[str, nn.Module | None] = {
+            name: None for name, component in index.items() if component == [None, None]
+        }
+        if self.repository is None and not (folder / "vae").is_dir():
+            shared = shipped.folder("emoji-vae")
+            absent["vae"] = load_autoencoder(shared, self.family.tiny_autoencoder, dtype)
+        return absent
+
+    def _check_folder(self, folder: Path, variant: str | None) -> dict[str, Any]:
         index = folder / "model_index.json"
         if not index.is_file():
             raise FileNotFoundError(
                 f"no model_index.json in {folder}: expected a folder as save_pretrained writes it, "
                 f"or a single file; {self._how_to_get}"
             )
-        found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        found = content.get("_class_name")
         if found != self.family.pipeline_class:
             raise ValueError(
                 f"{folder} holds a {found}, but {self.name} is a {self.family.pipeline_class}"
@@ -207,6 +236,7 @@ class Published:
                 f"{folder} holds weights of {held}, got variant={variant!r}; pass one that is "
                 f"there, or {self._how_to_get}"
             )
+        return content
 
     def _load(self, function: Any, source: Any, **keywords: Any) -> Any:
         try:
@@ -220,10 +250,31 @@ class Published:
 
     @property
     def _how_to_get(self) -> str:
+        if self.repository is None:
+            module = shipped.MODELS[self.name]
+            return (
+                "without path= it is what comes with rwguidance, and "
+                f"`python -m rwguidance.testbed.{module}` trains another"
+            )
         return (
             f"fetch it with `hf download {self.repository} --local-dir DIRECTORY` (after accepting "
             "its license, if it has one to accept) and pass DIRECTORY as path="
         )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Within, nothing shows progress: what is small is there before one has read how far it is."""
+
+    loggers = [require(name).utils.logging for name in ("diffusers", "transformers")]
+    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
+    for logger in shown:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger in shown:
+            logger.enable_progress_bar()
 
 
 def _variants(folder: Path) -> set[str | None]:
@@ -239,6 +290,7 @@ def _variants(folder: Path) -> set[str | None]:
 
 _SD35 = "stabilityai/stable-diffusion-3.5"
 _FLUX = "black-forest-labs/FLUX.1"
+_ZEROS = 1  # in place of what a third text encoder would see, which these have not
 
 # Steps and scales of the model cards.
 for _published in (
@@ -260,5 +312,13 @@ for _published in (
         distilled=True,
     ),
     Published("flux-dev", Flux, f"{_FLUX}-dev", {"steps": 50, "guidance_scale": 3.5}),
+    Published("emoji-flow", SD3, None, {"steps": 4, "max_sequence_length": _ZEROS}, distilled=True),
+    Published(
+        "emoji-flow-teacher",
+        SD3,
+        None,
+        {"steps": 20, "guidance_scale": 3.0, "max_sequence_length": _ZEROS},
+    ),
+    Published("emoji-turbo", SDXL, None, {"steps": 1}, distilled=True),
 ):
     register(_published.name)(_published)

@@ -42,6 +42,7 @@ class SDXL(PipelineBackbone):
     default_steps = 50
 
     latent_channels = 4
+    shifts_latents = False
     tiny_autoencoder = "taesdxl"
 
     @classmethod

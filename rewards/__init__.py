@@ -5,6 +5,7 @@ from .base import Reward, RewardFile, RewardSpec
 from .clipscore import CLIPScore
 from .composite import LowerConfidenceBound, Normalized, WeightedSum
 from .constraints import ConstrainedTilt, constrained_tilt
+from .emoji import EmojiHPS, EmojiPick
 from .hpsv2 import HPSv2, HPSv21
 from .hpsv3 import HPSv3
 from .imagereward import ImageReward
@@ -24,6 +25,8 @@ __all__ = [
     "Affine",
     "CLIPScore",
     "ConstrainedTilt",
+    "EmojiHPS",
+    "EmojiPick",
     "HPSv2",
     "HPSv3",
     "HPSv21",

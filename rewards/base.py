@@ -13,7 +13,10 @@ from rwguidance.schedules import working_dtype
 
 from .images import Images, SizeGroups, group_by_size
 
-__all__ = ["Reward", "RewardFile", "RewardSpec"]
+__all__ = ["SHIPPED", "Reward", "RewardFile", "RewardSpec"]
+
+SHIPPED = "this distribution"
+"""The source of files that come with rwguidance, see :mod:`rwguidance.testbed.shipped`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class RewardFile:
 
     Arguments:
         name: Its name, the one that is looked for in a local directory.
-        source: Where it is published: ``hf://owner/repository`` or a web address.
+        source: Where it is published: ``hf://owner/repository``, a web address, or `SHIPPED`.
         digest: ``sha256:...`` or ``md5:...`` of the published file, or None if unknown.
     """
 

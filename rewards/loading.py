@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from rwguidance import outside
 from rwguidance.outside import on_hub, split_hub
+from rwguidance.testbed import shipped
 
-from .base import RewardFile, RewardSpec
+from .base import SHIPPED, RewardFile, RewardSpec
 
 __all__ = [
     "PathLike",
@@ -213,6 +214,8 @@ def assign_weights(
 
 
 def _download(spec: RewardSpec, file: RewardFile, source: str) -> Path:
+    if source == SHIPPED:
+        return shipped.folder(spec.name) / file.name
     if not on_hub(source):
         return _from_web(spec, file, source)
     hub = require("huggingface_hub", spec.name)
@@ -244,6 +247,12 @@ def _from_web(spec: RewardSpec, file: RewardFile, url: str) -> Path:
 
 
 def _how_to_get(spec: RewardSpec, file: RewardFile) -> str:
+    if file.source == SHIPPED:
+        files = " and ".join(other.name for other in spec.files)
+        return (
+            f"{spec.name} needs {files}; without path= it is what comes with rwguidance, and "
+            f"`python -m rwguidance.testbed.{shipped.MODELS[spec.name]}` trains another"
+        )
     sources: dict[str, list[str]] = {}
     for other in spec.files:
         sources.setdefault(other.source, []).append(other.name)

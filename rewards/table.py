@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import overload
 
-from .base import RewardSpec
+from .base import SHIPPED, RewardFile, RewardSpec
 
 __all__ = ["HEADINGS", "RewardTable", "cells", "column_widths", "facts"]
 
@@ -129,13 +129,16 @@ def facts(spec: RewardSpec) -> dict[str, str]:
         "weights license": spec.weights_license,
         "commercial use": f"{_yes(spec.commercial_use)} (a summary, not legal advice)",
         "files": "\n".join(
-            f"{file.name}\n  from {file.source}\n  digest {file.digest or 'unknown'}"
-            for file in spec.files
+            f"{file.name}\n  from {file.source}\n  digest {_digest(file)}" for file in spec.files
         )
         or "none",
         "parity": spec.parity or "not stated",
         "citation": spec.citation,
     }
+
+
+def _digest(file: RewardFile) -> str:
+    return file.digest or ("in hashes.json, beside it" if file.source == SHIPPED else "unknown")
 
 
 def _yes(flag: bool | None) -> str:
