@@ -16,7 +16,7 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.demo  ## run the main job; prints where its pictures are
+demo: $(VENV)/.demo  ## align two text-to-image models; prints where the pictures are
 	$(BIN)/rwguidance demo
 
 test: $(VENV)/.dev  ## the default tests

@@ -86,15 +86,44 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything.", min=0)] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A small run, in seconds.")] = False,
+    digits: Annotated[
+        bool,
+        typer.Option(
+            "--digits", help="An exact model of digits and a mixture in the plane instead."
+        ),
+    ] = False,
 ) -> None:
-    """Align an exact model of handwritten digits, and a mixture in the plane, and show it."""
+    """Align two small text-to-image models with a learned reward, and show what it did."""
 
     import torch
 
-    from .demo import run
+    from .demo import run, run_digits
+    from .demo.emoji import PROMPTS, Case, Scorer, Settings
+    from .outside import require
+    from .testbed import network, shipped
+    from .testbed.data import load_names
 
-    torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
-    run(out, seed=seed, quick=quick)
+    if digits:
+        torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
+        run_digits(out, seed=seed, quick=quick)
+        return
+    for module in ("diffusers", "transformers", "PIL"):
+        require(module, "the demo needs", "demo")
+    for name in ("emoji-flow", "emoji-turbo", "emoji-pick", "emoji-judge", "emoji-turbo-guide"):
+        shipped.folder(name)  # raises where it is missing, before anything else is loaded
+
+    import backbones
+    import rewards
+
+    guide, figures = network.read(shipped.folder("emoji-turbo-guide"))
+    load = lambda name: backbones.load(name).requires_grad_(False).eval()
+    flow, turbo = load("emoji-flow"), load("emoji-turbo")
+    cases = [Case("emoji-flow", flow, 4), Case("emoji-turbo", turbo, 1, guide, figures["beta"])]
+    names = [name for part in load_names().values() for name in part]
+    things = dict(list(PROMPTS.items())[: 2 if quick else None])
+    scorer = Scorer(rewards.load("emoji-pick").eval(), shipped.gold(), things, names)
+    settings = Settings(images=2, bank=8, nats=0.5) if quick else Settings()
+    run(cases, scorer, out, settings, seed)
 
 
 @app.command()

@@ -71,13 +71,13 @@ def test_a_wrong_option_is_explained_with_exit_code_2(run):
 
 def test_a_missing_extra_names_the_install_line(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    code, _, err = run("demo", "--quick", "--out", str(tmp_path))
+    code, _, err = run("demo", "--digits", "--quick", "--out", str(tmp_path))
     assert code == 1
     assert "pip install 'rwguidance[demo]'" in err
 
 
-def test_the_demo_writes_two_pictures_and_two_tables(run, tmp_path):
-    code, out, _ = run("demo", "--quick", "--out", str(tmp_path / "new" / "folder"))
+def test_the_demo_on_digits_writes_two_pictures_and_two_tables(run, tmp_path):
+    code, out, _ = run("demo", "--digits", "--quick", "--out", str(tmp_path / "new" / "folder"))
     assert code == 0
     files = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
     assert files == ["digits.csv", "digits.png", "mixture.csv", "mixture.png"]

@@ -1,4 +1,7 @@
-"""The main job: align an exact model of real digits, and a mixture in the plane, and show it."""
+"""The main job: align two text-to-image models with a learned reward, and show it.
+
+And a smaller one, where everything is exact: a model of real digits, and a mixture in the plane.
+"""
 
 import csv
 import time
@@ -7,17 +10,126 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import emoji
 from .digits import Row, align_digits
+from .emoji import Case, Mean, Scorer, Settings
 from .mixture import Panel, align_mixture, problem
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["run"]
+__all__ = ["run", "run_digits"]
 
 
-def run(out: Path, seed: int = 0, quick: bool = False) -> list[Path]:
-    """Runs the demo and returns the files it wrote: two pictures and two tables.
+def run(
+    cases: Sequence[Case],
+    scorer: Scorer,
+    out: Path,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Runs the demo on pictures and returns the files it wrote: a contact sheet and a table.
+
+    Arguments:
+        cases: The models.
+        scorer: Has the prompts, and says what is good.
+        out: Folder to write to; made if missing.
+        settings: How much is drawn; None is the default.
+        seed: Of everything.
+    """
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .figures import draw_emoji
+
+    settings = Settings() if settings is None else settings
+    console = Console()
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    each = settings.bank + settings.images * (2 + settings.candidates)
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), TimeElapsedColumn())
+    rows, blocks = [], []
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=len(cases) * len(scorer.things) * each)
+
+        def report(stage: str, pictures: int) -> None:
+            bar.update(task, advance=pictures, description=stage or None)
+
+        for case in cases:
+            found, pairs = emoji.align(case, scorer, settings, seed, report)
+            rows += found
+            blocks.append(pairs)
+        report("done", 0)
+
+    files = [out / "emoji.png", out / "emoji.csv"]
+    draw_emoji(list(scorer.things), blocks, files[0])
+    _write_csv(files[1], [_flat(row) for row in rows])
+    console.print(_emoji_table(rows, len(scorer.things), settings.images))
+    for row in rows:
+        if row.excess is not None:
+            console.print(emoji.verdict(row), highlight=False)
+    console.print(f"done in {time.perf_counter() - started:.0f} s; look at")
+    for path in files:
+        console.print(f"  {path}", soft_wrap=True)
+    return files
+
+
+def _emoji_table(rows: Sequence[emoji.Row], prompts: int, images: int) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{prompts} prompts, {images} pictures each. Base: means; others: gains over base\n"
+        "from the same noise, ± standard error over prompts. Proxy: the learned reward.\n"
+        "Match: how often the judge finds the thing among 100, in %. Target: means of the\n"
+        "tilted bank minus those of the bank. Calls, s: network calls and seconds per picture,\n"
+        "and once per prompt for its bank. ESS: effective draws at each step.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    headings = ("model", "method", "proxy", "gold", "match", "calls", "s", "once", "s", "ESS")
+    for i, name in enumerate(headings):
+        justify: Any = "left" if i < 2 or name == "ESS" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for i, row in enumerate(rows):
+        first = i == 0 or rows[i - 1].model != row.model
+        if i and first:
+            table.add_section()
+        table.add_row(
+            row.model if first else "",
+            row.method,
+            _with_error(row.proxy, 2),
+            _with_error(row.gold, 2),
+            _with_error(Mean(100 * row.match.value, 100 * row.match.error), 0),
+            str(row.calls or ""),
+            f"{row.seconds:.2f}" if row.calls else "",
+            str(row.setup_calls or ""),
+            f"{row.setup_seconds:.1f}" if row.setup_calls else "",
+            " ".join(f"{value:.3g}" for value in row.ess),
+        )
+    return table
+
+
+def _with_error(mean: Mean, digits: int) -> str:
+    return f"{mean.value:.{digits}f} ± {mean.error:.{digits}f}"
+
+
+def _flat(row: emoji.Row) -> dict[str, object]:
+    """A row as the table on disk has it: numbers only, means beside their errors."""
+
+    flat: dict[str, object] = {}
+    for key, value in vars(row).items():
+        if isinstance(value, Mean) or key == "excess":
+            flat[key] = value.value if value else ""
+            flat[f"{key}_error"] = value.error if value else ""
+        else:
+            flat[key] = " ".join(f"{v:.4g}" for v in value) if key == "ess" else value
+    return flat
+
+
+def run_digits(out: Path, seed: int = 0, quick: bool = False) -> list[Path]:
+    """Runs the demo on digits and returns the files it wrote: two pictures and two tables.
 
     Arguments:
         out: Folder to write to; made if missing.

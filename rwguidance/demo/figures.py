@@ -1,4 +1,4 @@
-"""The demo's two pictures. Written with an explicit Agg canvas: no global state, no display."""
+"""The demo's pictures. Written with an explicit Agg canvas: no global state, no display."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import replacing
+from ..outside import require
 from ..toy import Law
 from .digits import PROMPTS, Pictures
+from .emoji import Pairs
 from .mixture import Panel
 
-__all__ = ["draw_digits", "draw_mixture"]
+__all__ = ["draw_digits", "draw_emoji", "draw_mixture"]
 
 _BASE, _ALIGNED = "#6b7280", "#c2410c"
 
@@ -75,6 +78,55 @@ def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) ->
         fontsize=10,
     )
     figure.savefig(path, dpi=140)
+
+
+def draw_emoji(
+    prompts: Sequence[str], blocks: Sequence[Pairs], path: Path, columns: int = 3, rows: int = 2
+) -> None:
+    """A cell for each prompt: base beside aligned of every model, some pictures under each other.
+
+    Arguments:
+        prompts: As many as there are pictures of every model.
+        blocks: The models.
+        path: A PNG file.
+        columns: Of cells.
+        rows: Pictures of a prompt, or as many as there are.
+    """
+
+    image = require("PIL.Image", "contact sheets need", "demo")
+    pen_of = require("PIL.ImageDraw", "contact sheets need", "demo").Draw
+    font = require("PIL.ImageFont", "contact sheets need", "demo").load_default(15)
+    side, gap, margin, line = 128, 3, 18, 24
+    rows = min(rows, *(block.base.shape[1] for block in blocks))
+    width = len(blocks) * (2 * side + gap + margin)
+    height = rows * (side + gap) + line + margin
+    down = -(-len(prompts) // columns)
+    size = (margin + columns * (width + margin), 2 * line + margin + down * height)
+    sheet = image.new("RGB", size, "white")
+    pen = pen_of(sheet)
+    for column in range(min(columns, len(prompts))):
+        for i, block in enumerate(blocks):
+            left = margin + column * (width + margin) + i * (2 * side + gap + margin)
+            pen.text((left, margin // 2), block.model, "black", font)
+            for j, (word, color) in enumerate((("base", _BASE), ("aligned", _ALIGNED))):
+                pen.text((left + j * (side + gap), margin // 2 + line), word, color, font)
+    for k, prompt in enumerate(prompts):
+        left = margin + k % columns * (width + margin)
+        top = 2 * line + margin + k // columns * height
+        for i, block in enumerate(blocks):
+            for j, pictures in enumerate((block.base, block.aligned)):
+                for row in range(rows):
+                    place = (
+                        left + i * (2 * side + gap + margin) + j * (side + gap),
+                        top + row * (side + gap),
+                    )
+                    levels = (255 * pictures[k, row]).round().clamp(0, 255).byte()
+                    picture = image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+                    picture = picture.resize((side, side), image.Resampling.NEAREST)
+                    sheet.paste(picture, place)
+        pen.text((left, top + rows * (side + gap)), prompt, "black", font)
+    with replacing(path) as partial:
+        sheet.save(partial, format="PNG")
 
 
 def _digit(axis: Any, picture: Tensor, color: str) -> None:
