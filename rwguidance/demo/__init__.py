@@ -80,35 +80,36 @@ def _emoji_table(rows: Sequence[emoji.Row], prompts: int, images: int) -> "Table
     from rich.table import Table
 
     table = Table(
-        title=f"{prompts} prompts, {images} pictures each. Base: means; others: gains over base\n"
-        "from the same noise, ± standard error over prompts. Proxy: the learned reward.\n"
-        "Match: how often the judge finds the thing among 100, in %. Target: means of the\n"
-        "tilted bank minus those of the bank. Calls, s: network calls and seconds per picture,\n"
-        "and once per prompt for its bank. ESS: effective draws at each step.",
+        title=f"{prompts} prompts, {images} pictures each. Base: means. Others: gains over\n"
+        "base from the same noise, ± standard error over prompts. Proxy: the learned\n"
+        "reward. Gold: what it was learned from. Match: pictures in which the judge finds\n"
+        "the thing among 100, in %. Target: means of the tilted bank minus its means.\n"
+        "Calls of the network and seconds: per picture, + per prompt for its bank.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    headings = ("model", "method", "proxy", "gold", "match", "calls", "s", "once", "s", "ESS")
-    for i, name in enumerate(headings):
-        justify: Any = "left" if i < 2 or name == "ESS" else "right"
+    for name in ("", "proxy", "gold", "match", "calls", "s"):
+        justify: Any = "right" if name else "left"
         table.add_column(name, justify=justify, no_wrap=True)
     for i, row in enumerate(rows):
-        first = i == 0 or rows[i - 1].model != row.model
-        if i and first:
+        if i == 0 or rows[i - 1].model != row.model:
             table.add_section()
+            table.add_row(f"[bold]{row.model}[/bold]")
         table.add_row(
-            row.model if first else "",
             row.method,
             _with_error(row.proxy, 2),
             _with_error(row.gold, 2),
             _with_error(Mean(100 * row.match.value, 100 * row.match.error), 0),
-            str(row.calls or ""),
-            f"{row.seconds:.2f}" if row.calls else "",
-            str(row.setup_calls or ""),
-            f"{row.setup_seconds:.1f}" if row.setup_calls else "",
-            " ".join(f"{value:.3g}" for value in row.ess),
+            _sum(row.calls, row.setup_calls, 0),
+            _sum(row.seconds, row.setup_seconds, 2),
         )
     return table
+
+
+def _sum(each: float, once: float, digits: int) -> str:
+    if not each:
+        return ""
+    return f"{each:.{digits}f}" + (f" + {once:.{digits}f}" if once else "")
 
 
 def _with_error(mean: Mean, digits: int) -> str:

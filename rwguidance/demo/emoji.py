@@ -233,7 +233,11 @@ def align(
 
 
 def verdict(row: Row) -> str:
-    """In words, whether a guided method reached the target, and what became of gold."""
+    """In words, whether a guided method reached the target, and what became of gold.
+
+    Raises:
+        ValueError: If the row was not held against a target.
+    """
 
     if row.excess is None:
         raise ValueError(f"{row.method} was not held against a target")
@@ -251,7 +255,9 @@ def verdict(row: Row) -> str:
         gold = "gold falls: the proxy is being exploited"
     else:
         gold = "the change of gold is within two standard errors of none"
-    return f"{row.model}, {row.method}: {reached}; {gold}."
+    draws = ", ".join(f"{value:.2g}" for value in row.ess)
+    effective = f" Effective draws at its steps: {draws}." if draws else ""
+    return f"{row.model}, {row.method}: {reached}; {gold}.{effective}"
 
 
 def _tilted(tilt: Tilt, values: Tensor) -> Tensor:

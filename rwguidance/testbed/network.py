@@ -445,7 +445,8 @@ def train(
     if smoke:
         settings = Settings(4, 4, 0.3, 3, 16, widths=(8,), checked=2, seed=seed)
     model: Any = _load(backbones.load, backbone, "emoji-turbo").requires_grad_(False).eval()
-    model.pipe.vae.to(dtype=getattr(torch, decoder), memory_format=torch.channels_last)
+    model.pipe.vae.to(dtype=getattr(torch, decoder))
+    model.to(memory_format=torch.channels_last)
     judge = _load(rewards.load, reward, "emoji-pick").requires_grad_(False).eval()
     started = time.monotonic()
     store = Store(out.with_name(f"{out.name}.state"))
