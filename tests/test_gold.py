@@ -51,8 +51,8 @@ class TestTerms:
         light = pictures.mean((1, 2, 3))
         match = torch.where(torch.arange(6) % 2 == 0, light, 1 - light)
         match = match / (light.square() + (1 - light).square()).sqrt()
-        expected = 10 * match + 4 * gold.sharpness(pictures) + 4 * gold.contrast(pictures)
-        expected += 2 * gold.colorfulness(pictures)
+        expected = 5 * match + 12 * gold.sharpness(pictures) + 8 * gold.contrast(pictures)
+        expected += 4 * gold.colorfulness(pictures)
         assert torch.allclose(utility(pictures, prompts), expected, atol=1e-5)
         assert set(utility.terms(pictures, prompts)) == set(gold.WEIGHTS)
 

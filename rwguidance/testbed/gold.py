@@ -2,11 +2,12 @@ r"""The gold utility, by which the test bed says how good a picture is, and pref
 
 The utility of a picture x for a prompt y is
 
-.. math:: u(x, y) = 10 \cos(e_x, e_y) + 4 \, s(x) + 4 \, c(x) + 2 \, m(x)
+.. math:: u(x, y) = 5 \cos(e_x, e_y) + 12 \, s(x) + 8 \, c(x) + 4 \, m(x)
 
 with the judge's embeddings, the sharpness s, the contrast c and the colorfulness m. The last three
-do not depend on the prompt. The weights are chosen, not fitted: known and deterministic is what a
-gold utility must be, for proxy rewards learn from it and over-optimization is measured by it.
+do not depend on the prompt. The weights are chosen, not fitted, such that among pictures of one
+prompt no term decides alone. Known and deterministic is what a gold utility must be, for proxy
+rewards learn from it and over-optimization is measured by it.
 
 Preferences are those of Bradley and Terry: the first of two pictures is preferred with probability
 :math:`\sigma((u(x_0, y) - u(x_1, y)) / T)`.
@@ -39,7 +40,7 @@ __all__ = [
     "write_pairs",
 ]
 
-WEIGHTS = {"match": 10.0, "sharpness": 4.0, "contrast": 4.0, "colorfulness": 2.0}
+WEIGHTS = {"match": 5.0, "sharpness": 12.0, "contrast": 8.0, "colorfulness": 4.0}
 """Of the terms of the utility."""
 
 _LUMINANCE = (0.299, 0.587, 0.114)

@@ -5,7 +5,7 @@
     python -m rwguidance.testbed.preferences --data FOLDER --flow FOLDER --turbo FOLDER \\
         --judge FOLDER --out FILE.parquet
 
-lets both generators draw pictures of captions, as many of each, pairs all pictures of a caption
+lets the generators draw pictures of captions, as many of each, pairs all pictures of a caption
 with each other, and draws noisy preferences by :class:`rwguidance.testbed.gold.Gold`. What was
 drawn is kept in parts beside the file, so that an interrupted run goes on.
 """
@@ -32,15 +32,15 @@ _PART = 32
 
 
 class Generators:
-    """Both generators, each run as it is meant to be: four steps and one, without guidance.
+    """The generators, each run as it is meant to be: four steps and one, without guidance.
 
     Arguments:
         flow_folder: Of the flow of four steps.
-        turbo_folder: Of the model of one step.
+        turbo_folder: Of the model of one step; None to go without.
         vae: Folder of the autoencoder.
     """
 
-    def __init__(self, flow_folder: Path, turbo_folder: Path, vae: Path) -> None:
+    def __init__(self, flow_folder: Path, turbo_folder: Path | None, vae: Path) -> None:
         diffusers = require("diffusers", "the test bed needs", "testbed")
         self.vae = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
         self.runs: list[tuple[Any, dict[str, Any]]] = [
@@ -48,11 +48,10 @@ class Generators:
                 flow.read(flow_folder, self.vae),
                 {"num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 1},
             ),
-            (
-                turbo.read(turbo_folder, self.vae),
-                {"num_inference_steps": 1, "guidance_scale": 0.0},
-            ),
         ]
+        if turbo_folder is not None:
+            settings = {"num_inference_steps": 1, "guidance_scale": 0.0}
+            self.runs.append((turbo.read(turbo_folder, self.vae), settings))
         for pipe, _ in self.runs:
             pipe.set_progress_bar_config(disable=True)
 
@@ -66,7 +65,7 @@ class Generators:
             generator: Source of all noise.
 
         Returns:
-            Pictures with shape (captions, 2 * each, 3, 64, 64), those of the flow first.
+            Pictures with shape (captions, generators * each, 3, 64, 64), those of the flow first.
         """
 
         prompts = [caption for caption in captions for _ in range(each)]
@@ -120,7 +119,7 @@ def train(
     data: Path = Path("out/testbed"),
     vae: Path = Path("out/testbed/emoji-vae"),
     flow: Path = Path("out/testbed/emoji-flow"),
-    turbo: Path = Path("out/testbed/emoji-turbo"),
+    turbo: Path | None = None,
     judge: Path = Path("out/testbed/emoji-judge"),
     out: Path = Path("out/testbed/preferences.parquet"),
     captions: int = 3500,
@@ -135,7 +134,7 @@ def train(
         data: Folder of the drawings.
         vae: Folder of the autoencoder.
         flow: Folder of the flow of four steps.
-        turbo: Folder of the model of one step.
+        turbo: Folder of the model of one step; without, the flow draws alone.
         judge: Folder of the judge.
         out: The file to write.
         captions: How many captions.
@@ -150,6 +149,7 @@ def train(
     torch.set_num_threads(threads)
     texts = captions_of(Drawings.load(data), captions, Generator().manual_seed(seed))
     generators, gold = Generators(flow, turbo, vae), Gold(read("judge", judge))
+    count = each * len(generators.runs)
     folder = out.with_suffix(".parts")
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -158,7 +158,7 @@ def train(
         if not path.exists():
             noise = Generator().manual_seed(1_000_003 * (seed + 1) + start)
             pictures = generators.draw(some, each, noise)
-            prompts = [text for text in some for _ in range(2 * each)]
+            prompts = [text for text in some for _ in range(count)]
             terms = gold.terms(pictures.flatten(0, 1).float() / 255, prompts)
             with replacing(path) as partial:
                 save_file({"pictures": pictures, **terms}, partial)
@@ -167,11 +167,11 @@ def train(
     pictures = torch.cat([part["pictures"] for part in parts]).flatten(0, 1)
     terms = {name: torch.cat([part[name] for part in parts]) for name in WEIGHTS}
     utilities = torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(0)
-    index = pairs_of(captions, 2 * each)
+    index = pairs_of(captions, count)
     both = utilities[index]
     temperature = temperature_for(both, agreement)
     labels = prefer(both, temperature, Generator().manual_seed(seed + 1))
-    of_pairs = [texts[i] for i in (index[:, 0] // (2 * each)).tolist()]
+    of_pairs = [texts[i] for i in (index[:, 0] // count).tolist()]
     write_pairs(out, pictures, index, of_pairs, labels, both)
     within = lambda values: float(values.unflatten(0, (captions, -1)).std(1).mean())
     figures: dict[str, float] = {
@@ -180,8 +180,9 @@ def train(
         "captions": captions,
         "temperature": round(temperature, 4),
         "agreement_with_clean": round(float((labels == prefer(both)).float().mean()), 4),
-        "flow_preferred": round(_preferred(labels, index, 2 * each, each), 4),
     }
+    if turbo is not None:
+        figures["flow_preferred"] = round(_preferred(labels, index, count, each), 4)
     for name, weight in WEIGHTS.items():
         figures[f"spread_within_captions_of_{name}"] = round(weight * within(terms[name]), 4)
     out.with_suffix(".json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
