@@ -58,6 +58,7 @@ def test_the_hashes_are_those_of_the_files():
     assert all(re.fullmatch(r"[0-9a-f]{64}", d) for files in known.values() for d in files.values())
     assert {path.name for path in WEIGHTS.iterdir()} == {*THERE, "hashes.json"}
     assert all(shipped.folder(name) == WEIGHTS / name for name in THERE)
+    assert shipped.names() == THERE
 
 
 def test_everything_is_small():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .encoders import Towers
     from .gold import Gold
 
-__all__ = ["MODELS", "digests", "folder", "gold", "judge", "parameters", "report", "write"]
+__all__ = ["MODELS", "digests", "folder", "gold", "judge", "names", "parameters", "report", "write"]
 
 MODELS: Mapping[str, str] = {
     "emoji-flow": "distill",
@@ -38,6 +38,16 @@ MODELS: Mapping[str, str] = {
 _WEIGHTS = Path(__file__).with_name("weights")
 _HASHES = "hashes.json"
 _COMMAND = f"python -m {__package__}.shipped"
+
+
+def names() -> list[str]:
+    """The models that come with this version, sorted.
+
+    Raises:
+        ValueError: If the file of hashes cannot be read.
+    """
+
+    return sorted(_known(_WEIGHTS))
 
 
 def folder(name: str) -> Path:
