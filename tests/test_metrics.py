@@ -193,7 +193,7 @@ class TestPrecisionRecall:
     def test_by_hand(self):
         column = lambda *values: torch.tensor(values, dtype=torch.float64)[:, None]
         real = column(0.0, 1.0, 10.0, 11.0)  # balls of radius 1: [-1, 2] and [9, 12]
-        made = column(0.5, 1.5, 1.9, 2.5)  # of radii 1, 0.4, 0.4, 0.6: [-0.5, 3.1]
+        made = column(0.5, 1.5, 2.0, 2.5)  # of radii 1, and three times 0.5: [-0.5, 3]
         assert metrics.precision_recall(made, real, k=1) == (0.75, 0.5)
         # One mode lost: all that is made is real, half of what is real is made.
         lost = column(0.1, 0.4, 0.6, 0.9, 1.0)
