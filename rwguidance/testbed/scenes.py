@@ -138,7 +138,7 @@ def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
                 angle=_DEGREES * (2 * u[11] - 1),
                 place=(2 * u[12] - 1, 2 * u[13] - 1),
                 hue=_HUE * (2 * u[14] - 1),
-                caption=re.sub("[\u2018-\u201d]", "'", caption),
+                caption=_plain(caption),
             )
         )
     return scenes
@@ -158,7 +158,10 @@ def given(drawings: Drawings, caption: str, count: int, generator: Generator) ->
     """
 
     bare = lambda text: re.sub("^an? ", "", text)
-    fits = lambda entry: entry.name in caption or KINDS.get(entry.kind, "?") in caption
+    # What comes after the size, and before background, style and tag.
+    heads = {bare(caption), re.sub("^(small|large) ", "", bare(caption))}
+    shows = lambda word: any(re.match(re.escape(word) + r"( on an? |,|$)", head) for head in heads)
+    fits = lambda entry: shows(_plain(entry.name)) or shows(KINDS.get(entry.kind, "?"))
     index = [i for i, entry in enumerate(drawings.entries) if fits(entry)]
     part = Drawings([drawings.entries[i] for i in index], drawings.pixels[index])
     found: list[Scene] = []
@@ -208,6 +211,12 @@ def draw(
 
     scenes = sample(drawings, count, generator)
     return paint(drawings, scenes, size), [scene.caption for scene in scenes]
+
+
+def _plain(text: str) -> str:
+    """Without curly quotes."""
+
+    return re.sub("[\u2018-\u201d]", "'", text)
 
 
 def _article(word: str) -> str:
