@@ -41,7 +41,7 @@ class EmojiPick(PickScore):
         formula="exp(logit_scale) * cos(image, prompt)",
         preprocessing="8-bit bicubic to 64 on the shorter side, central 64 x 64",
         context_length=16,
-        typical_range=(-10.0, 20.0),
+        typical_range=(-1.0, 8.0),
         files=clip_files(SHIPPED),
         parity="as pickscore, whose code it runs",
         citation="rwguidance; drawings credited in rwguidance/testbed/NOTICE",
