@@ -273,6 +273,9 @@ class TestEmoji:
         means = [numpy.asarray(tile, dtype=numpy.float32).mean() / 255 for tile in light]
         assert means[0] == pytest.approx(means[2], abs=0.01), "the same noise"
         assert means[3] - means[2] == pytest.approx(0.2, abs=0.02)
+        # The third prompt is lighter.
+        third = pixels.crop((18 + 2 * 572, 66, 18 + 2 * 572 + 128, 66 + 128))
+        assert numpy.asarray(third, dtype=numpy.float32).mean() / 255 > means[0] + 0.08
 
 
 @pytest.fixture

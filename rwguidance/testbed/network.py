@@ -317,7 +317,7 @@ class Settings:
     nats: float = 1.0
     steps: int = 1000
     batch: int = 64
-    peak: float = 1e-3
+    peak: float = 2e-3
     widths: tuple[int, ...] = (32, 64)
     checked: int = 8
     seed: int = 0
@@ -408,7 +408,7 @@ def train(
     nats: float = 1.0,
     steps: int = 1000,
     batch: int = 64,
-    peak: float = 1e-3,
+    peak: float = 2e-3,
     checked: int = 8,
     decoder: str = "float32",
     seed: int = 0,
