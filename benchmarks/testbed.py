@@ -205,6 +205,12 @@ def importance(kernel: Any = None) -> Make:
     return lambda material: rw.ImportanceSampling(material.bank, material.tilt, kernel)
 
 
+def pooled(side: int) -> Make:
+    return lambda material: Pooled(
+        material.bank, material.tilt, material.bank.x_0.shape[-1] // side
+    )
+
+
 def plug_in(jacobian: bool) -> Make:
     return lambda material: rw.PlugIn(
         material.tilt, jacobian=jacobian, prior_variance=material.variance
@@ -222,7 +228,6 @@ def methods_of(
     """The methods that differ on a model of so many steps; windows need more than one."""
 
     exact, flat = importance(), importance(rw.TargetESS(0.15))
-    pooled = lambda material: Pooled(material.bank, material.tilt, 4)
     methods: list[Method] = [
         Guided("importance", exact, STRENGTHS, bank),
         Guided(f"importance, bank of {small}", exact, SOME, small),
@@ -233,8 +238,9 @@ def methods_of(
         Guided("15 % ESS, first two steps", flat, SOME, bank, 2),
         Guided("5 % ESS", importance(rw.TargetESS(0.05)), SOME, bank),
         Guided("tempered by 0.25", importance(rw.Tempered(0.25)), SOME, bank),
-        Guided("pooled kernel", pooled, STRENGTHS, bank),
-        Guided("pooled kernel, first two steps", pooled, SOME, bank, 2),
+        Guided("pooled to 2 x 2", pooled(2), SOME, bank),
+        Guided("pooled to 1 x 1", pooled(1), STRENGTHS, bank),
+        Guided("pooled to 1 x 1, first two steps", pooled(1), SOME, bank, 2),
         Guided("plug-in", plug_in(False), STRENGTHS, bank, every=every),
         Guided("plug-in, Jacobian", plug_in(True), STRENGTHS, bank, every=every),
     ]

@@ -337,6 +337,8 @@ COLUMNS = (
 )
 
 
+PRINTED = ("proxy gain", "share", "gold gain", "right gain", "kernel", "calls", "bank")
+
 PARTS = (("proxy", 3), ("gold", 3), ("right", 3), ("proxy gain", 3), ("gold gain", 3))
 
 
@@ -387,7 +389,7 @@ DRAWN = (
     "importance",
     "importance, first step",
     "15 % ESS",
-    "pooled kernel",
+    "pooled to 1 x 1",
     "plug-in",
     "soft best of 16",
     "network",
@@ -417,6 +419,8 @@ def draw_figures(
         if name != "right gain":
             _curve(axis, targets, "nats", name, "exactly tilted", "k--")
         axis.set(xlabel="strength, nats", ylabel=name, xscale="log")
+        axis.set_xticks([row["nats"] for row in targets], [row["nats"] for row in targets])
+        axis.minorticks_off()
         axis.axhline(0, color="gray", lw=0.5)
     axes[0].legend(fontsize=7)
 
@@ -463,7 +467,7 @@ def _curve(
     )
 
 
-SHEET = ("base", "importance", "15 % ESS", "pooled kernel", "plug-in", "network")
+SHEET = ("base", "importance", "15 % ESS", "pooled to 1 x 1", "plug-in", "network")
 
 
 def draw_sheet(results: Results, out: Path, name: str) -> None:
@@ -500,12 +504,12 @@ def report(
         all_steps += steps
         rows = shown_rows(table, SHOWN)
         screen = Table(title=f"{name}, {SHOWN} nats", title_justify="left")
-        for head in ("method", *(head for head, _ in COLUMNS)):
+        printed = [(head, digits) for head, digits in COLUMNS if head in PRINTED]
+        for head in ("method", *(head for head, _ in printed)):
             screen.add_column(head, justify="left" if head == "method" else "right")
         for row in rows:
-            screen.add_row(
-                str(row["method"]), *(cell_of(row, head, digits) for head, digits in COLUMNS)
-            )
+            cells = [cell_of(row, head, digits) for head, digits in printed]
+            screen.add_row(str(row["method"]), *cells)
         console.print(screen)
         exact = [{"method": f"{row['nats']} nats", **row} for row in targets]
         parts = [row for row in table if row.get("part") in ("learned", "held out")]
