@@ -188,7 +188,7 @@ class TestKnownAnswers:
         methods = testbed.methods_of(1, 8, 24, 24, 2)
         case = case_of(testbed, 1, methods, bank=24, large=24)
         case = replace(case, methods=[m for m in methods if "best" not in m.name])
-        results, rows = run(testbed, report, case, tmp_path)
+        results, rows = run(testbed, report, case, tmp_path, block=2)
         base = results.columns["base", None].all().proxy
         whole = {"importance", "15 % ESS", "5 % ESS", "tempered by 0.25"}
         whole |= {"pooled to 2 x 2", "pooled to 1 x 1"}
@@ -200,9 +200,13 @@ class TestKnownAnswers:
         found = {(row["method"], row["nats"]): row for row in rows}
         assert found["importance", 1.0]["share"] == pytest.approx(1.0, rel=1e-4)
         assert found["importance, bank of 8", 1.0]["share error"] > 0.01
+        seldom = found["importance, bank of 24", 1.0]  # on the first and the third block
+        assert seldom["prompts"] == 4
+        assert seldom["share"] == pytest.approx(1.0, rel=1e-4)
+        assert seldom["share error"] < 1e-4
         # The reward is linear, and the law nearly normal with the variance of the bank.
         plug = found["plug-in", 0.5]
-        assert plug["prompts"] == 3
+        assert plug["prompts"] == 4
         assert found["importance", 0.5]["prompts"] == 6
         assert abs(plug["share"] - 1) < 5 * plug["share error"] + 0.1
 
