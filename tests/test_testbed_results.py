@@ -290,6 +290,15 @@ class TestKnownAnswers:
             expected = red(images, None) / block.betas[1.0][text]
             assert torch.allclose(material.tilt(block.x_0[i], [text] * 16), expected)
         assert len(set(block.betas[1.0].values())) == 3
+        few = block.material(1.0, 5).bank
+        for i, text in enumerate(block.texts):
+            assert torch.equal(few.x_0[few.rows[text]], block.x_0[i, :5])
+            assert torch.equal(few.rewards[few.rows[text]], material.bank.rewards[16 * i :][:5])
+
+    def test_one_block_in_so_many_has_the_large_banks(self, testbed):
+        case = case_of(testbed, 1, [], bank=24, large=32)
+        sizes = [testbed.Block(case, testbed.prompts_of(1), number).n for number in range(4)]
+        assert sizes == [32, 24, 32, 24]
 
     def test_pictures_start_from_their_own_noise_whatever_the_block(self, testbed):
         case = case_of(testbed, 1, [])
