@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
         for parameter in network.parameters():  # else captions would change nothing
             parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=noise))
     flow.export(pipe, path / "words", path / "flow")
-    turbo.export(unet_pipe, path / "words", path / "unet")
+    flow.export(unet_pipe, path / "words", path / "unet")
     return path
 
 

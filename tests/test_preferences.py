@@ -42,7 +42,7 @@ def built(tmp_path_factory):
     autoencoder.half().save_pretrained(out / "vae")
     pipe = flow.new(autoencoder.float(), tokenizer, smoke=True)
     flow.export(pipe, out / "words", out / "flow")
-    turbo.export(turbo.new(pipe, smoke=True), out / "words", out / "turbo")
+    flow.export(turbo.new(pipe, smoke=True), out / "words", out / "turbo")
     encoders.new("judge", out / "words", smoke=True).write(out / "judge")
     return out
 

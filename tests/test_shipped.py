@@ -150,7 +150,7 @@ def weights(tmp_path_factory):
     pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(
         **turbo.SCHEDULE, timestep_spacing="trailing"
     )
-    turbo.export(pipe, tokenizer, root / "emoji-turbo")
+    flow.export(pipe, tokenizer, root / "emoji-turbo")
     for kind in encoders.KINDS:
         encoders.new(kind, tokenizer, smoke=True).write(root / f"emoji-{kind}")
     return root

@@ -197,7 +197,7 @@ def read_teacher(folder: Path, vae: Any, guidance: float, compiled: bool = False
     """The teacher in a folder, of either class.
 
     Arguments:
-        folder: What :func:`rwguidance.testbed.flow.export` or that of `turbo` wrote.
+        folder: What :func:`rwguidance.testbed.flow.export` wrote.
         vae: The autoencoder.
         guidance: Scale of classifier-free guidance.
         compiled: Whether to compile the network.
@@ -326,7 +326,6 @@ class FlowStudent(Student):
 
     counts = (4,)
     options: ClassVar[Mapping[str, Any]] = {"max_sequence_length": 1}
-    export = staticmethod(flow.export)
 
     def __init__(
         self,
@@ -399,7 +398,6 @@ class TurboStudent(Student):
     """
 
     counts = (1, 4)
-    export = staticmethod(turbo.export)
 
     def __init__(
         self,
@@ -648,7 +646,7 @@ def train(
 
     def write() -> None:
         pipe = student.pipe(student.average)
-        student.export(pipe, teacher / "tokenizer", out)
+        flow.export(pipe, teacher / "tokenizer", out)
         prompts = flow.check_prompts()[: 4 if smoke else None]
         for count in student.counts:
             path = out.with_name("sheets") / f"{out.name}-{count}-{run.seen:08d}.png"

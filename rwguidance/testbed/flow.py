@@ -288,7 +288,7 @@ def sheet(
 
 
 def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
-    """Writes a pipeline in half precision, without its autoencoder.
+    """Writes a pipeline, of this class or that of `turbo`, in half precision without autoencoder.
 
     Arguments:
         pipe: The pipeline; not changed.
@@ -302,9 +302,10 @@ def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
         # As it was learned: what versions of transformers write is not what all of them read.
         if folder / name != tokenizer:
             shutil.copytree(tokenizer, folder / name, dirs_exist_ok=True)
-    for name in _PARTS:
+    network = "transformer" if hasattr(pipe, "transformer") else "unet"
+    for name in (network, *_PARTS[1:]):
         part = copy.deepcopy(getattr(pipe, name)).half()
-        if name == "transformer":  # not where it was started from
+        if name == network:  # not where it was started from
             part.register_to_config(_name_or_path="")
         part.save_pretrained(folder / name)
 

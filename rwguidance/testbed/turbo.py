@@ -24,7 +24,6 @@ References:
 
 import copy
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from torch import Generator, Tensor, nn
 from ..outside import require
 from ..randomness import seeded
 from .data import Drawings, load_names
-from .flow import Latents, check_prompts, sheet
+from .flow import Latents, check_prompts, export, sheet
 from .flow import read as read_flow
 from .muon import Muon, groups
 from .runs import Run, learning_rate
@@ -45,7 +44,6 @@ __all__ = [
     "SIZES",
     "copy_input",
     "embed",
-    "export",
     "loss_of",
     "new",
     "noise_of",
@@ -159,7 +157,7 @@ def copy_input(unet: Any) -> None:
 
 
 def read(folder: Path, vae: Any) -> Any:
-    """The pipeline that :func:`export` wrote, in single precision, around an autoencoder."""
+    """What :func:`rwguidance.testbed.flow.export` wrote, in single precision, around a `vae`."""
 
     diffusers = require("diffusers", "the test bed needs", "testbed")
     with seeded(0):  # what is read replaces random weights
@@ -232,28 +230,6 @@ def loss_of(
     x_t = square.sqrt() * latents + (1 - square).sqrt() * noise
     predicted = noise_of(unet, x_t, step, text * kept[:, None, None], pooled * kept[:, None])
     return ((predicted.float() - noise).square() / square).mean()
-
-
-def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
-    """Writes a pipeline in half precision, without its autoencoder.
-
-    Arguments:
-        pipe: The pipeline; not changed.
-        tokenizer: Folder of its tokenizer.
-        folder: To write to.
-    """
-
-    pipe.save_config(folder)
-    pipe.scheduler.save_pretrained(folder / "scheduler")
-    for name in ("tokenizer", "tokenizer_2"):
-        # As it was learned: what versions of transformers write is not what all of them read.
-        if folder / name != tokenizer:
-            shutil.copytree(tokenizer, folder / name, dirs_exist_ok=True)
-    for name in _PARTS:
-        part = copy.deepcopy(getattr(pipe, name)).half()
-        if name == "unet":  # not where it was started from
-            part.register_to_config(_name_or_path="")
-        part.save_pretrained(folder / name)
 
 
 def train(
