@@ -86,7 +86,7 @@ def exact(monkeypatch):
 
 
 def captions(pipe, count):
-    return flow._tokens(pipe.tokenizer, [NAMES[i % len(NAMES)] for i in range(count)])
+    return words.tokens_of(pipe.tokenizer, [NAMES[i % len(NAMES)] for i in range(count)])
 
 
 def gaussian_velocity(parts, x_t, t, tokens, log_count):
@@ -433,14 +433,14 @@ def run(kind, folder, out, **settings):
 class Interrupted(distill.Run):
     """A run that ends after two steps."""
 
-    def train(self, steps, batch, rate, loss, after):
-        def end(step, value):
-            after(step, value)
+    def train(self, steps, batch, rate, loss, after, printed):
+        def end(step):
+            after(step)
             if step == 2:
                 self.save()
                 raise KeyboardInterrupt
 
-        super().train(steps, batch, rate, loss, end)
+        super().train(steps, batch, rate, loss, end, printed)
 
 
 class TestTraining:

@@ -427,7 +427,8 @@ class TestRuns:
         run = runs.Run(path, {"layer": layer}, optimizer, generator)
         assert run.restore() == restore
         loss = lambda: layer(torch.randn(4, 3, generator=generator)).square().mean()
-        run.train(steps, 4, lambda step: runs.learning_rate(step, 8, 0.1, 2), loss, lambda *_: None)
+        rate = lambda step: runs.learning_rate(step, 8, 0.1, 2)
+        run.train(steps, 4, rate, loss, printed=3)
         return layer.weight.detach(), run
 
     def test_an_interrupted_run_ends_where_another_does(self, tmp_path):
@@ -437,6 +438,29 @@ class TestRuns:
         assert torch.equal(whole, parts)
         assert (run.step, run.seen) == (8, 32)
         assert run.seconds > 0
+
+    def test_lines_give_the_mean_of_the_losses_since_the_last_one(self, tmp_path, capsys):
+        with seeded(0):
+            layer = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        run = runs.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
+        losses = iter([1.0, 2.0, 6.0, 5.0])
+        steps: list[int] = []
+        loss = lambda: next(losses) + 0.0 * layer.weight.sum()
+        run.train(4, 2, lambda step: 0.0, loss, steps.append, printed=3)
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        found = [(line["step"], line["loss"], line["seen"]) for line in lines]
+        assert found == [(3, 3.0, 6), (4, 5.0, 8)]
+        assert steps == [1, 2, 3, 4]
+
+    def test_averages_move_towards_weights_slower_and_slower(self):
+        average, weight = torch.tensor([2.0]), torch.tensor([4.0])
+        runs.move_averages([average], [weight], 0)  # a tenth remains
+        assert float(average) == pytest.approx(0.1 * 2 + 0.9 * 4)
+        average = torch.tensor([2.0])
+        runs.move_averages([average], [weight], 100_000, 0.9)
+        assert float(average) == pytest.approx(0.9 * 2 + 0.1 * 4)
+        assert float(weight) == 4.0
 
     def test_the_learning_rate(self):
         rates = [runs.learning_rate(step, 100, 2.0, 10) for step in range(101)]
@@ -523,7 +547,7 @@ class TestTokenizer:
             assert decoded.replace(" ", "") == text.replace(" ", "")
 
     def test_prompts_have_one_length(self, tokenizer):
-        ids = flow._tokens(tokenizer, ["", "red " * 40])
+        ids = words.tokens_of(tokenizer, ["", "red " * 40])
         assert ids.shape == (2, words.LENGTH)
         assert ids[0].tolist() == [tokenizer.bos_token_id] + 15 * [tokenizer.eos_token_id]
         assert ids[1, -1] == tokenizer.eos_token_id
@@ -579,7 +603,7 @@ class TestFlow:
     def test_the_loss_is_of_noise_minus_data_on_straight_lines(self, pipe, tokenizer, generator):
         spy = Spy()
         latents = torch.randn(400, 8, 8, 8, generator=generator)
-        tokens = flow._tokens(tokenizer, ["red apple"]).expand(400, -1)
+        tokens = words.tokens_of(tokenizer, ["red apple"]).expand(400, -1)
         with torch.no_grad():
             draws = torch.Generator().manual_seed(7)
             loss = flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, draws)
@@ -602,7 +626,7 @@ class TestFlow:
                 prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=1
             )
             latents = torch.zeros(2, 8, 8, 8)
-            tokens = flow._tokens(tokenizer, prompts)
+            tokens = words.tokens_of(tokenizer, prompts)
             flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, generator)
         assert torch.equal(spy.seen["encoder_hidden_states"], text)
         assert torch.equal(spy.seen["pooled_projections"], pooled)
@@ -610,7 +634,7 @@ class TestFlow:
     def test_counts_reach_the_attention(self, pipe, tokenizer, generator):
         processor = CountedAttention()
         pipe.transformer.set_attn_processor(processor)
-        tokens = flow._tokens(tokenizer, ["red apple"]).expand(500, -1)
+        tokens = words.tokens_of(tokenizer, ["red apple"]).expand(500, -1)
         with torch.no_grad():
             flow.loss_of(parts_of(pipe), torch.zeros(500, 8, 8, 8), tokens, generator)
         share = processor.log_count / math.log(256)

@@ -9,6 +9,7 @@ from conftest import assert_within
 
 from rwguidance.randomness import seeded
 from rwguidance.testbed import flow, muon, runs, scenes, turbo, vae, words
+from rwguidance.testbed.words import tokens_of
 from rwguidance.testbed.data import Drawing, Drawings
 
 pytest.importorskip("diffusers")
@@ -132,7 +133,7 @@ class TestLoss:
         size = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 0.0}
         pipe(prompts, generator=draws, output_type="latent", **size)
         hook.remove()
-        tokens = flow._tokens(pipe.tokenizer, prompts)
+        tokens = tokens_of(pipe.tokenizer, prompts)
         text, pooled = turbo.embed((pipe.text_encoder, pipe.text_encoder_2), tokens)
         torch.testing.assert_close(seen["text"], text, rtol=0, atol=1e-6)
         torch.testing.assert_close(seen["text_embeds"], pooled, rtol=0, atol=1e-6)
@@ -204,7 +205,7 @@ class TestTraining:
         words = flow.read(trained / "flow", autoencoder)
         for key, value in pipe.text_encoder_2.state_dict().items():
             assert torch.equal(value, words.text_encoder_2.state_dict()[key])
-        tokens = flow._tokens(pipe.tokenizer, ["red apple", "on a blue background"])
+        tokens = tokens_of(pipe.tokenizer, ["red apple", "on a blue background"])
         for ours, theirs in zip(
             pipe.text_encoder(tokens, output_hidden_states=True).hidden_states,
             words.text_encoder(tokens, output_hidden_states=True).hidden_states,

@@ -48,9 +48,10 @@ from .attention import CountedAttention
 from .data import Drawings, load_names
 from .law import effective_dimension
 from .muon import Muon, groups
-from .runs import Run, learning_rate
+from .runs import Run, learning_rate, move_averages
 from .scenes import given, paint, sample
 from .vae import encode
+from .words import tokens_of
 
 __all__ = [
     "Examples",
@@ -104,7 +105,7 @@ class FlowTeacher:
         self.pipe, self.guidance, self.velocity = pipe, guidance, velocity
         self.parts: Sequence[Any] = _frozen(pipe, "transformer")
         self.parts[0].set_attn_processor(CountedAttention())
-        self.empty = flow._tokens(pipe.tokenizer, [""])
+        self.empty = tokens_of(pipe.tokenizer, [""])
         self.shift = float(pipe.vae.config.shift_factor * pipe.vae.config.scaling_factor)
 
     @torch.no_grad()
@@ -275,7 +276,7 @@ class Student(ABC):
         generator = generator_for(self.seed, "paths", number)
         captions = [scene.caption for scene in sample(self.drawings, self.fresh, generator)]
         noise = self.noise(self.fresh, generator)
-        tokens = flow._tokens(self.teacher.pipe.tokenizer, captions)
+        tokens = tokens_of(self.teacher.pipe.tokenizer, captions)
         return self.along(noise, tokens, number, generator)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
@@ -369,7 +370,7 @@ class FlowStudent(Student):
         sigmas = torch.tensor(self.sigmas)
         upper, lower = sigmas[batch.level], sigmas[batch.level + 1]
         target = (batch.start - batch.end) / (upper - lower)[:, None, None, None]
-        log_count = torch.rand(len(upper), generator=generator) * math.log(flow._MOST_ZEROS)
+        log_count = flow.log_counts(len(upper), generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             v = self.velocity(self._parts(), batch.start, upper, batch.tokens, log_count)
         return (v.float() - target).square().mean()
@@ -536,7 +537,7 @@ def measure(
             output_type="latent",
             **student.options,
         ).images
-        tokens = flow._tokens(teacher.pipe.tokenizer, [prompt] * draws)
+        tokens = tokens_of(teacher.pipe.tokenizer, [prompt] * draws)
         wanted = student.target(noise, tokens)
         scenes = given(student.drawings, prompt, draws, generator)
         true = encode(pipe.vae, paint(student.drawings, scenes))
@@ -626,21 +627,14 @@ def train(
         print(f"going on at step {run.step}")
     means: list[Tensor] = list(student.average.parameters())
     weights = list(student.network.parameters())
-    recent: list[float] = []
 
     def loss() -> Tensor:
         if pool.seen * uses < (run.step + 1) * batch:
             pool.renew()
         return student.loss(pool.batch(batch, generator), generator)
 
-    def after(step: int, value: float) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, [w.detach() for w in weights], 1 - decay)
-        recent.append(value)
-        if step % 50 == 0 or step == steps:
-            line = {"step": step, "loss": round(sum(recent) / len(recent), 4), "seen": run.seen}
-            recent.clear()
-            print(json.dumps({**line, "minutes": round(run.seconds / 60, 1)}), flush=True)
+    def after(step: int) -> None:
+        move_averages(means, weights, step)
         if step % every == 0 and step < steps:
             write()
 
@@ -653,7 +647,7 @@ def train(
             flow.sheet(pipe, prompts, path, guidance=0.0, steps=count)
 
     rate = lambda step: learning_rate(step, steps, peak, warmup=min(200, 1 + steps // 10))
-    run.train(steps, batch, rate, loss, after)
+    run.train(steps, batch, rate, loss, after, printed=50)
     write()
     student.teacher = read_teacher(teacher, autoencoder, guidance)  # for batches of any size
     first = student.counts[0]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..outside import require
 from ..randomness import seeded
-from .words import LENGTH
+from .words import LENGTH, tokens_of
 
 __all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "new", "read", "start_as"]
 
@@ -156,7 +156,7 @@ class Judge(Towers):
         return embedded
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        return _tokens(self.tokenizer, captions)
+        return tokens_of(self.tokenizer, captions)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.text(tokens).text_embeds
@@ -202,7 +202,7 @@ class Pick(Towers):
         return embedded
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        return _tokens(self.tokenizer, captions)
+        return tokens_of(self.tokenizer, captions)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         pooled = self.model.text_model(tokens).pooler_output
@@ -422,18 +422,6 @@ def _text_config(tokenizer: Any, width: int, dimension: int) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-
-
-def _tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    # What follows the end of a caption its embedding does not see, so no mask is needed.
-    tokens: Tensor = tokenizer(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        max_length=LENGTH,
-        return_tensors="pt",
-    ).input_ids
-    return tokens
 
 
 def _normalize(pictures: Tensor) -> Tensor:

@@ -44,16 +44,17 @@ from ..randomness import seeded
 from .attention import CountedAttention
 from .data import Drawings, load_names
 from .muon import Muon, groups
-from .runs import Run, learning_rate
+from .runs import Run, learning_rate, move_averages
 from .scenes import COLORS, draw
 from .vae import encode
-from .words import LENGTH, save_tokenizer, texts
+from .words import LENGTH, save_tokenizer, texts, tokens_of
 
 __all__ = [
     "Latents",
     "check_prompts",
     "export",
     "leave_out",
+    "log_counts",
     "loss_of",
     "new",
     "read",
@@ -173,7 +174,7 @@ class Latents:
         pictures, captions = draw(self.drawings, count, self.generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latents = encode(self.vae, pictures)
-        return latents, _tokens(self.tokenizer, captions)
+        return latents, tokens_of(self.tokenizer, captions)
 
 
 def loss_of(
@@ -196,9 +197,20 @@ def loss_of(
     t = torch.randn(len(latents), generator=generator).sigmoid()
     noise = torch.randn(latents.shape, generator=generator)
     x_t = torch.lerp(latents, noise, t[:, None, None, None])
-    count = torch.rand(len(latents), generator=generator) * math.log(_MOST_ZEROS)
-    predicted = (velocity or velocity_of)(parts, x_t, t, tokens, count)
+    counts = log_counts(len(latents), generator)
+    predicted = (velocity or velocity_of)(parts, x_t, t, tokens, counts)
     return (predicted.float() - (noise - latents)).square().mean()
+
+
+def log_counts(count: int, generator: Generator) -> Tensor:
+    """Logarithms of how many zeros follow the tokens of captions, uniform from those of 1 to 256.
+
+    Arguments:
+        count: How many captions.
+        generator: Chooses.
+    """
+
+    return torch.rand(count, generator=generator) * math.log(_MOST_ZEROS)
 
 
 def velocity_of(
@@ -377,8 +389,7 @@ def train(
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
     pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
-    empty = _tokens(pipe.tokenizer, [""])
-    recent: list[float] = []
+    empty = tokens_of(pipe.tokenizer, [""])
 
     velocity = torch.compile(velocity_of, dynamic=False) if compiled else velocity_of
 
@@ -389,15 +400,8 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return loss_of(parts, latents, tokens, generator, velocity)
 
-    def after(step: int, value: float) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, [w.detach() for w in weights], 1 - decay)
-        recent.append(value)
-        if step % 100 == 0 or step == steps:
-            mean = sum(recent) / len(recent)
-            recent.clear()
-            line = {"step": step, "loss": round(mean, 4), "seen": run.seen}
-            print(json.dumps({**line, "minutes": round(run.seconds / 60, 1)}), flush=True)
+    def after(step: int) -> None:
+        move_averages(means, weights, step)
         if step % every == 0 and step < steps:
             write()
 
@@ -412,17 +416,6 @@ def train(
 
     run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
     write()
-
-
-def _tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    tokens: Tensor = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=LENGTH,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    return tokens
 
 
 if __name__ == "__main__":

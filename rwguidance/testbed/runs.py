@@ -1,7 +1,8 @@
 """Long training runs that may be interrupted: what they save, and how a rate of learning falls."""
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ..files import replacing
 
-__all__ = ["Run", "learning_rate"]
+__all__ = ["Run", "learning_rate", "move_averages"]
 
 
 class Run:
@@ -70,21 +71,24 @@ class Run:
         batch: int,
         rate: Callable[[int], float],
         loss: Callable[[], Tensor],
-        after: Callable[[int, float], None],
+        after: Callable[[int], None] = lambda step: None,
+        printed: int = 100,
     ) -> None:
-        """Takes steps until `steps` were taken in all.
+        """Takes steps until `steps` were taken in all, and prints the mean of the losses.
 
         Arguments:
             steps: Their number, those before the run was restored counted in.
             batch: Pictures of a step.
             rate: The learning rate at a step.
             loss: Draws a batch and returns its loss.
-            after: Called after every step with the number of steps and the loss.
+            after: Called after every step with the number of steps.
+            printed: Steps between two lines.
         """
 
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         saved = started = time.monotonic()
         before = self.seconds
+        recent: list[float] = []
         while self.step < steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(self.step)
@@ -96,10 +100,32 @@ class Run:
             self.step += 1
             self.seen += batch
             self.seconds = before + time.monotonic() - started
-            after(self.step, float(value.detach()))
+            recent.append(float(value.detach()))
+            if self.step % printed == 0 or self.step == steps:
+                mean = round(sum(recent) / len(recent), 4)
+                line = {"step": self.step, "loss": mean, "seen": self.seen}
+                print(json.dumps({**line, "minutes": round(self.seconds / 60, 1)}), flush=True)
+                recent.clear()
+            after(self.step)
             if time.monotonic() - saved > self.every or self.step == steps:
                 self.save()
                 saved = time.monotonic()
+
+
+def move_averages(
+    averages: Sequence[Tensor], weights: Sequence[Tensor], step: int, decay: float = 0.999
+) -> None:
+    """Moves averages of weights towards these, in place.
+
+    Arguments:
+        averages: At the start equal to the weights.
+        weights: After a step.
+        step: Number of steps; in the first ones averages reach less far back.
+        decay: What remains of an average after one step.
+    """
+
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averages), [w.detach() for w in weights], share)
 
 
 def learning_rate(

@@ -51,7 +51,7 @@ from ..randomness import seeded
 from .data import Drawing, Drawings, load_names, sources
 from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
 from .muon import Muon, groups
-from .runs import Run, learning_rate
+from .runs import Run, learning_rate, move_averages
 from .scenes import COLORS, Scene, paint, sample
 from .scenes import KINDS as THINGS
 from .words import save_tokenizer, texts
@@ -76,7 +76,7 @@ __all__ = [
 _ROLES = {"judge": "judge", "pick": "proxy", "hps": "proxy"}
 _SIZE_WORDS = {"small": "large", "large": "small"}
 _LARGEST_SCALE = 100.0
-_USES = 8
+_USES = 4
 _BEND = 0.12
 _SMOOTHING = 0.1
 _ENCODED = 8
@@ -618,20 +618,10 @@ def train(
         loss = _pairs_loss(towers, known, batch, run, steps)
         final = lambda: _agreements(average, known)
     rate = lambda step: learning_rate(step, steps, peak, max(1, min(100, steps // 10)), 0.5)
-    recent: list[float] = []
     weights: list[Tensor] = list(towers.parameters())
     means: list[Tensor] = list(average.parameters())
 
-    def after(step: int, value: float) -> None:
-        decay = min(0.998, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, [w.detach() for w in weights], 1 - decay)
-        recent.append(value)
-        if step % 100 == 0 or step == steps:
-            line = {"step": step, "loss": round(sum(recent) / len(recent), 4), "seen": run.seen}
-            recent.clear()
-            print(json.dumps({**line, "minutes": round(run.seconds / 60, 1)}), flush=True)
-
-    run.train(steps, batch, rate, loss, after)
+    run.train(steps, batch, rate, loss, lambda step: move_averages(means, weights, step, 0.998))
     average.write(out)
     figures = {**final(), "steps": steps, "batch": batch, "peak": peak, "seed": seed}
     figures["minutes"] = round(run.seconds / 60, 1)

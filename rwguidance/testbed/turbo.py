@@ -37,7 +37,7 @@ from .data import Drawings, load_names
 from .flow import Latents, check_prompts, export, sheet
 from .flow import read as read_flow
 from .muon import Muon, groups
-from .runs import Run, learning_rate
+from .runs import Run, learning_rate, move_averages
 
 __all__ = [
     "SCHEDULE",
@@ -289,7 +289,6 @@ def train(
     alphas = pipe.scheduler.alphas_cumprod
     means, weights = list(average.parameters()), list(unet.parameters())
     predict = torch.compile(noise_of, dynamic=False) if compiled else noise_of
-    recent: list[float] = []
 
     def loss() -> Tensor:
         pool.renew(max(1, batch // 8))
@@ -299,14 +298,8 @@ def train(
             text, pooled = embed(encoders, tokens)
             return loss_of(unet, latents, text, pooled, alphas, generator, predict)
 
-    def after(step: int, value: float) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, [w.detach() for w in weights], 1 - decay)
-        recent.append(value)
-        if step % 100 == 0 or step == steps:
-            line = {"step": step, "loss": round(sum(recent) / len(recent), 4), "seen": run.seen}
-            recent.clear()
-            print(json.dumps({**line, "minutes": round(run.seconds / 60, 1)}), flush=True)
+    def after(step: int) -> None:
+        move_averages(means, weights, step)
         if step % every == 0 and step < steps:
             write()
 

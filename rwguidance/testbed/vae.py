@@ -155,11 +155,7 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return loss_of(vae, pictures, generator)
 
-    def report(step: int, value: float) -> None:
-        if step % 50 == 0 or step == steps:
-            print(f"step {step} loss {value:.4f} {run.seconds / 60:.1f} min", flush=True)
-
-    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, report)
+    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, printed=50)
     vae.eval()
     check = Generator().manual_seed(seed + 1)
     pictures = lambda part, count: draw(part, count, check)[0]

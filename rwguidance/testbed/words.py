@@ -1,15 +1,17 @@
 """The tokenizer of the test bed: byte-pair encoding as CLIP's, learned from names and tags."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..outside import require
 from .data import Drawings, load_names, sources
 from .scenes import COLORS, KINDS
 
-__all__ = ["LENGTH", "save_tokenizer", "texts"]
+__all__ = ["LENGTH", "save_tokenizer", "texts", "tokens_of"]
 
 LENGTH = 16
 """Tokens of a prompt, start and end counted in; what is longer is cut."""
@@ -81,3 +83,24 @@ def save_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> Any
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
     return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def tokens_of(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Tokens of captions, those that are too long cut, with shape (B, 16).
+
+    There is no mask: text towers as CLIP's do not look ahead, and what they give is read at the end
+    of the caption.
+
+    Arguments:
+        tokenizer: As :func:`save_tokenizer` returns it.
+        captions: The captions.
+    """
+
+    tokens: Tensor = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return tokens
