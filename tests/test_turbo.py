@@ -9,8 +9,8 @@ from conftest import assert_within
 
 from rwguidance.randomness import seeded
 from rwguidance.testbed import flow, muon, runs, scenes, turbo, vae, words
-from rwguidance.testbed.words import tokens_of
 from rwguidance.testbed.data import Drawing, Drawings
+from rwguidance.testbed.words import tokens_of
 
 pytest.importorskip("diffusers")
 
