@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-references test-oldest test-versions lint types docs check clean
+.PHONY: demo test test-slow test-references test-oldest test-versions lint types docs check figures clean
 .DEFAULT_GOAL := test
 
 $(VENV)/bin/python:
@@ -39,6 +39,9 @@ docs: $(VENV)/.dev  ## HTML in docs/_build, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 check: lint types test docs  ## everything that CI runs
+
+figures: $(VENV)/.dev  ## the figures in README.md and docs/ anew, from the shipped weights
+	$(BIN)/python benchmarks/figures.py
 
 # The tests on the oldest supported versions, in an environment of their own.
 test-oldest:

@@ -18,6 +18,7 @@ from backbones import Backbone
 from rwguidance import toy
 from rwguidance.particles import flow_map
 from rwguidance.randomness import normal
+from rwguidance.testbed.data import Drawing, Drawings
 from rwguidance.testing import check_estimator
 
 ROOT = Path(__file__).parents[1]
@@ -363,3 +364,135 @@ class TestRuns:
         assert 0 <= best["best of 2"] <= best["best of 4"] <= best["best of 8"]
         (plug,) = [r for r in flow if r["method"] == "plug-in" and r["nats"] == 1.0]
         assert plug["prompts"] == 4
+
+
+@pytest.fixture(scope="module")
+def models(testbed):
+    return importlib.import_module("benchmarks.testbed_models")
+
+
+class Drawn(Still):
+    """Pictures of one color."""
+
+    def times(self, steps=1):
+        return super().times(steps)
+
+    def decode(self, latents):
+        return (0.5 + 0.2 * latents.mean((2, 3), keepdim=True).tanh()).expand(-1, 3, 64, 64)
+
+
+class TestModels:
+    def test_names_of_prompts(self, models):
+        names = ["red heart", "cat on a mat", "house on an orange background"]
+        assert [models.name_of(name) for name in names] == ["red heart", "cat on a mat", "house"]
+
+    def test_means_are_over_groups_without_what_is_unknown(self, models):
+        groups = ["a", "a", "b", "b", "c", "d"]
+        values = torch.tensor([1.0, 3.0, 5.0, math.nan, math.nan, 2.0])
+        # Means 2, 5 and 2: mean 3, variance 3.
+        assert models.mean_over(groups, values) == pytest.approx((3.0, 1.0))
+
+    def test_a_proxy_that_is_gold_always_agrees_and_its_opposite_never(self, models, generator):
+        names = {"gold": 1.0, "opposite": -1.0}
+        gold = lambda pictures, prompts: pictures.mean((1, 2, 3)) * len(prompts[0])
+        proxies = {
+            name: (lambda pictures, prompts, sign=sign: sign * pictures.mean((1, 2, 3)))
+            for name, sign in names.items()
+        }
+        sizes = models.Sizes(captions=5, pictures=2)
+        rows = models.measure_proxies(proxies, {"one": Drawn(), "two": Drawn()}, gold, sizes)
+        found = {row["method"]: (row["all pairs"], row["held-out names"]) for row in rows}
+        assert found == {"gold": (1.0, 1.0), "opposite": (0.0, 0.0)}
+
+    def test_a_proxy_that_knows_nothing_agrees_half_of_the_time(self, models):
+        gold = lambda pictures, prompts: pictures.mean((1, 2, 3))
+        calls = iter(range(1000))
+        noise = lambda pictures, prompts: torch.rand(
+            len(pictures), generator=torch.Generator().manual_seed(next(calls))
+        )
+        sizes = models.Sizes(captions=100, pictures=4)
+        row = models.measure_proxies({"noise": noise}, {"one": Drawn()}, gold, sizes)[0]
+        assert row["all pairs"] == pytest.approx(0.5, abs=4 * row["all pairs error"])
+        # Of six pairs of four pictures, within 100 captions.
+        assert 0.01 < row["all pairs error"] < 0.04
+
+    def test_ties_of_gold_have_no_part(self, models):
+        gold = lambda pictures, prompts: torch.zeros(len(pictures))
+        sizes = models.Sizes(captions=4, pictures=2)
+        row = models.measure_proxies({"any": gold}, {"one": Drawn()}, gold, sizes)[0]
+        assert math.isnan(row["all pairs"])
+
+    def test_modes_are_the_drawings_that_pictures_spread_over(self, models):
+        pixels = torch.zeros(3, 4, 80, 80, dtype=torch.uint8)
+        pixels[:, 3] = 255
+        for i in range(3):
+            pixels[i, i] = 255
+        entries = [
+            Drawing("red heart", style, "x", "y", (), "generator")
+            for style in ("noto", "fluent", "twemoji")
+        ]
+        drawings = Drawings(entries, pixels)
+        plain = torch.eye(3)[:, :, None, None].expand(3, 3, 64, 64)
+        judge = Light()
+        even = {"red heart": plain.repeat(8, 1, 1, 1)}
+        assert models.modes(judge, drawings, {**even, **even})[0] == pytest.approx(3.0)
+        one = {"red heart": plain[:1].repeat(8, 1, 1, 1)}
+        assert models.modes(judge, drawings, one)[0] == pytest.approx(1.0)
+        uneven = {"red heart": plain[[0, 0, 0, 1]]}
+        entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+        assert models.modes(judge, drawings, uneven)[0] == pytest.approx(math.exp(entropy))
+
+
+@pytest.fixture(scope="module")
+def figures(testbed):
+    return importlib.import_module("benchmarks.figures")
+
+
+class TestFigures:
+    PAGE = (
+        "before\n<!-- figures: one -->\nold\n<!-- end -->\n"
+        "after\n<!-- figures: two -->\n<!-- end -->\n"
+    )
+
+    def test_tables_are_put_between_their_marks(self, figures):
+        assert figures.names_in(self.PAGE) == ["one", "two"]
+        page = figures.put(self.PAGE, {"one": "| a |\n"})
+        assert page == self.PAGE.replace("\nold\n", "\n\n| a |\n\n")
+        assert figures.put(page, {"one": "| a |", "three": "| b |"}) == page
+        assert "| c |" in figures.put(page, {"two": "| c |"})
+
+    def test_all_marks_are_of_tables_that_are_made(self, figures):
+        found = [
+            name
+            for page in figures.PAGES
+            for name in figures.names_in((ROOT / page).read_text(encoding="utf-8"))
+        ]
+        fixed = {"demo", "generators", "proxies"}
+        assert fixed <= set(found)
+        assert all(name.startswith("results of emoji ") for name in set(found) - fixed)
+
+    def test_the_table_of_the_demo(self, figures):
+        row = {
+            "model": "emoji-flow",
+            "method": "base",
+            "proxy": "2.961",
+            "proxy_error": "0.37",
+            "gold": "10.1",
+            "gold_error": "0.26",
+            "match": "0.631",
+            "match_error": "0.11",
+            "calls": "4",
+            "setup_calls": "0",
+        }
+        guided = {
+            **row,
+            "method": "importance",
+            "proxy": "0.5",
+            "match": "-0.02",
+            "setup_calls": "8",
+        }
+        lines = figures.demo_table([row, guided]).splitlines()
+        assert lines[2] == "| emoji-flow, base | 2.96 ± 0.37 | 10.10 ± 0.26 | 63 ± 11 | 4 |"
+        expected = "| emoji-flow, importance | +0.50 ± 0.37 | +10.10 ± 0.26 | -2 ± 11 | "
+        assert lines[3] == expected + "4, and 8 once per prompt |"
+        assert len({line.count("|") for line in lines}) == 1

@@ -1,0 +1,358 @@
+"""What the trained models of the test bed are worth, by the judge and the gold utility.
+
+Run `python benchmarks/testbed_models.py`. Generators are asked for every name, with and without a
+background; the judge says whether it finds the name among 100, and how far pictures are from real
+ones of drawings that no generator has seen. Beside them stand the real pictures that generators
+learned from, which are what a perfect generator would make, and as many of the drawings that
+distances are taken to. Proxies are held against the gold utility on pairs of new pictures.
+
+Distances and modes need the drawings, `--data`; without them they are left out.
+"""
+
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported
+
+import argparse
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(
+        Path(__file__).parents[1]
+    )  # not this folder, whose backbones.py is no package
+
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+import backbones
+import rewards
+from benchmarks.testbed import split_name
+from benchmarks.testbed_report import cell_of, console, markdown, write_csv
+from rwguidance.files import replacing
+from rwguidance.randomness import generator_for
+from rwguidance.samplers import sample
+from rwguidance.testbed import flow, metrics, shipped
+from rwguidance.testbed.data import Drawings, load_names
+from rwguidance.testbed.encoders import Towers
+from rwguidance.testbed.gold import Gold
+from rwguidance.testbed.network import prompts_of
+from rwguidance.tilt import RewardFunction
+
+PARTS = {"learned": "train", "held out": "held_out"}
+CANDIDATES = 100
+GENERATORS = (
+    ("right", 3),
+    ("right, held out", 3),
+    ("frechet", 3),
+    ("kernel", 4),
+    ("precision", 2),
+    ("recall", 2),
+    ("drawings", 2),
+    ("seconds", 3),
+)
+PROXIES = (("all pairs", 3), ("held-out names", 3))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn.
+
+    Arguments:
+        prompts: Of each name: it alone and on backgrounds.
+        names: Names whose modes are counted, 0 for all.
+        each: Pictures of each of them.
+        captions: Of learned and of held-out names, on whose pictures proxies are held against gold.
+        pictures: Of each caption and generator.
+    """
+
+    prompts: int = 2
+    names: int = 24
+    each: int = 32
+    captions: int = 120
+    pictures: int = 4
+
+
+Tick = Callable[[int], None]
+
+
+def name_of(prompt: str) -> str:
+    """What a prompt asks for."""
+
+    return re.sub(r" on an? \w+ background$", "", prompt)
+
+
+@torch.no_grad()
+def draw(
+    backbone: Any,
+    prompts: Sequence[str],
+    *stream: str,
+    batch: int = 64,
+    tick: Tick = lambda n: None,
+) -> Tensor:
+    """One picture of each prompt in [0, 1], with shape (N, 3, 64, 64)."""
+
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        some = list(prompts[start : start + batch])
+        noise = backbone.draw_noise(len(some), generator_for(0, *stream, str(start)))
+        condition = backbone.condition(some)
+        x_0 = sample(backbone, backbone.sampler, noise, backbone.times(), condition)
+        pictures.append(backbone.decode(x_0).float())
+        tick(len(some))
+    return torch.cat(pictures)
+
+
+def mean_over(groups: Sequence[str], values: Tensor) -> tuple[float, float]:
+    """The mean over groups of their means, and its standard error; NaN has no part in it.
+
+    Arguments:
+        groups: Of each value; groups are independent, values of one are not.
+        values: With shape (N,).
+    """
+
+    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = torch.tensor([place[group] for group in groups])
+    known = ~values.isnan()
+    index, values = index[known], values[known].double()
+    totals = torch.zeros(len(place), dtype=torch.float64).index_add_(0, index, values)
+    counts = torch.zeros_like(totals).index_add_(0, index, torch.ones_like(values))
+    return mean_of((totals / counts)[counts > 0])
+
+
+def mean_of(values: Tensor) -> tuple[float, float]:
+    """The mean and its standard error, NaN where there are too few values for it."""
+
+    spread = float(values.std()) if len(values) > 1 else math.nan
+    return float(values.mean()), spread / math.sqrt(max(1, len(values)))
+
+
+def perplexity(shares: Tensor) -> float:
+    """The exponential of the entropy: how many equally likely cases are as uncertain."""
+
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def modes(
+    judge: Towers, drawings: Drawings, pictures: Mapping[str, Tensor], seed: int = 0
+) -> tuple[float, float]:
+    """Among how many of its drawings a name's pictures spread, mean over names and its error.
+
+    A picture counts for the drawing whose paintings have the nearest mean embedding. Of real
+    pictures, which are spread evenly, it is as many as drawings if the judge tells them apart.
+
+    Arguments:
+        judge: The judge.
+        drawings: Those that the generators learned.
+        pictures: By name, each with shape (N, 3, 64, 64).
+        seed: Of the paintings.
+    """
+
+    found = []
+    for name, some in pictures.items():
+        own = drawings.where(names=[name])
+        centers = []
+        for i in range(len(own)):
+            one = Drawings([own.entries[i]], own.pixels[i : i + 1])
+            painted = metrics.real_pictures(one, [name], 64, generator_for(seed, "modes", name))
+            embedded = metrics.embed(judge, painted)
+            centers.append(torch.nn.functional.normalize(embedded, dim=1).mean(0))
+        nearest = (metrics.embed(judge, some) @ torch.stack(centers).T).argmax(1)
+        shares = torch.bincount(nearest, minlength=len(own)).double() / len(nearest)
+        found.append(perplexity(shares))
+    return mean_of(torch.tensor(found))
+
+
+def measure_generators(
+    generators: Mapping[str, Any],
+    judge: Towers,
+    drawings: Drawings | None,
+    sizes: Sizes,
+    tick: Tick = lambda n: None,
+) -> list[dict[str, Any]]:
+    """The table of generators, real pictures first if there are drawings."""
+
+    names = load_names()
+    every = [name for part in names.values() for name in part]
+    texts = {
+        part: prompts_of(names[key], sizes.prompts * len(names[key])) for part, key in PARTS.items()
+    }
+    sets: dict[str, dict[str, Tensor]] = {}
+    seconds: dict[str, float] = {}
+    for name, backbone in generators.items():
+        started = time.perf_counter()
+        sets[name] = {part: draw(backbone, some, part, tick=tick) for part, some in texts.items()}
+        seconds[name] = (time.perf_counter() - started) / sum(map(len, texts.values()))
+    if drawings is not None:
+        own, stream = drawings.where("generator"), generator_for(0, "real")
+        real = {part: metrics.real_pictures(own, some, 1, stream) for part, some in texts.items()}
+        sets = {"real pictures that they learned from": real, **sets}
+    candidates = min(CANDIDATES, len(every))
+    rows: dict[str, dict[str, Any]] = {}
+    for label, pictures in sets.items():
+        row: dict[str, Any] = {"method": label, "seconds": seconds.get(label)}
+        for part, some in texts.items():
+            things = [name_of(text) for text in some]
+            embedded = metrics.embed(judge, pictures[part])
+            found = metrics.right(judge, embedded, things, every, candidates)
+            key = "right" if part == "learned" else "right, held out"
+            row[key], row[f"{key} error"] = mean_over(things, found)
+        rows[label] = row
+    if drawings is None:
+        return list(rows.values())
+    unseen, captions = drawings.where("judge"), texts["learned"]
+    things = [name_of(text) for text in captions]
+    learned = {label: pictures["learned"] for label, pictures in sets.items()}
+    stream = generator_for(0, "reference")
+    compared = metrics.table(
+        judge, learned, unseen, captions, things, every, stream, count=candidates
+    )
+    other = "other half of the real pictures compared with"
+    for label, quality in compared.items():
+        figures = {key.replace("_", " "): value for key, value in asdict(quality).items()}
+        figures = {key: value for key, value in figures.items() if not key.startswith("right")}
+        label = other if label == "real" else label
+        rows.setdefault(label, {"method": label}).update(figures)
+    some = names["train"][:: max(1, len(names["train"]) // (sizes.names or 10**9))]
+    for label in sets:
+        if label in generators:
+            draws = {
+                name: draw(generators[label], [name] * sizes.each, "modes", name, tick=tick)
+                for name in some
+            }
+        else:
+            stream = generator_for(0, "real modes")
+            own = drawings.where("generator")
+            draws = {name: metrics.real_pictures(own, [name], sizes.each, stream) for name in some}
+        value = modes(judge, drawings.where("generator"), draws)
+        rows[label]["drawings"], rows[label]["drawings error"] = value
+    return [rows.pop(other), *rows.values()] if other in rows else list(rows.values())
+
+
+@torch.no_grad()
+def measure_proxies(
+    proxies: Mapping[str, RewardFunction],
+    generators: Mapping[str, Any],
+    gold: Gold,
+    sizes: Sizes,
+    tick: Tick = lambda n: None,
+) -> list[dict[str, Any]]:
+    """How often proxies prefer what gold prefers, of all pairs of new pictures of a caption.
+
+    Pairs are of one generator and of two; errors are over captions.
+    """
+
+    names = load_names()
+    rows: dict[str, dict[str, Any]] = {name: {"method": name} for name in proxies}
+    both: dict[str, list[tuple[list[str], Tensor]]] = {name: [] for name in proxies}
+    for part, key in PARTS.items():
+        # Other captions than those of the generators, as far as there are.
+        captions = prompts_of(names[key], min(sizes.captions, 13 * len(names[key])), seed=1)
+        texts = [text for text in captions for _ in range(sizes.pictures)]
+        pictures = torch.stack(
+            [
+                draw(one, texts, "pairs", part, name, tick=tick).unflatten(0, (len(captions), -1))
+                for name, one in generators.items()
+            ],
+            dim=1,
+        ).flatten(1, 2)
+        count = pictures.shape[1]
+        i, j = torch.triu_indices(count, count, offset=1)
+        prompts = [text for text in captions for _ in range(count)]
+        utility = gold(pictures.flatten(0, 1), prompts).unflatten(0, (-1, count)).double()
+        for name, proxy in proxies.items():
+            score = torch.cat(
+                [
+                    proxy(some, prompts[64 * k : 64 * k + len(some)])
+                    for k, some in enumerate(pictures.flatten(0, 1).split(64))
+                ]
+            ).unflatten(0, (-1, count))
+            wanted, got = ((x[:, i] - x[:, j]).sign() for x in (utility, score.double()))
+            agreed = torch.where(wanted == 0, math.nan, (1 + wanted * got) / 2)
+            groups = [name_of(text) for text in captions for _ in range(len(i))]
+            both[name].append((groups, agreed.flatten()))
+            if part == "held out":
+                row = rows[name]
+                row["held-out names"], row["held-out names error"] = mean_over(*both[name][-1])
+    for name, parts in both.items():
+        groups, agreed = parts[0]
+        rows[name]["all pairs"], rows[name]["all pairs error"] = mean_over(groups, agreed)
+    return list(rows.values())
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--backbone", action="append", metavar="NAME[=FOLDER]", help="default: those shipped")
+    add("--reward", action="append", metavar="NAME[=PATH]", help="default: those shipped")
+    add("--data", type=Path, default=Path("out/testbed"), help="folder of the drawings")
+    add("--out", type=Path, default=Path("out/testbed-models"))
+    add("--threads", type=int, default=1, help="threads of PyTorch")
+    add("--smoke", action="store_true", help="few pictures, in seconds")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    import diffusers
+
+    diffusers.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    there = shipped.names()
+    known = lambda *names: [name for name in names if name in there]
+    asked = arguments.backbone or known("emoji-flow", "emoji-turbo")
+    generators = {}
+    for text in asked:
+        name, path = split_name(text)
+        generators[name] = backbones.load(name, path).eval().requires_grad_(False)
+        # Decoding is most of the work, and faster so.
+        generators[name].pipe.vae.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    asked = arguments.reward or known("emoji-pick", "emoji-hps")
+    proxies = {split_name(text)[0]: rewards.load(*split_name(text)).eval() for text in asked}
+    gold = shipped.gold()
+    try:
+        drawings = Drawings.load(arguments.data)
+    except FileNotFoundError as error:
+        console.print(f"[yellow]no distances and modes: {error}[/]")
+        drawings = None
+    sizes = Sizes(1, 2, 4, 3, 2) if arguments.smoke else Sizes()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task("pictures", total=None)
+        tick = lambda n: progress.update(task, advance=n)
+        tables = {
+            "generators": measure_generators(generators, gold.judge, drawings, sizes, tick),
+            "proxies": measure_proxies(proxies, generators, gold, sizes, tick),
+        }
+    prompts = flow.check_prompts()[: 4 if arguments.smoke else None]
+    for name, backbone in generators.items():
+        scale = backbone.guidance_scale or 0.0
+        steps = len(backbone.times()) - 1
+        backbone.pipe.vae.float()
+        path = arguments.out / f"{name}.png"
+        flow.sheet(backbone.pipe, prompts, path, guidance=scale, steps=steps)
+    page = []
+    for title, columns in (("generators", GENERATORS), ("proxies", PROXIES)):
+        rows = tables[title]
+        screen = Table(title=title, title_justify="left")
+        for head in ("", *(head for head, _ in columns)):
+            screen.add_column(head, justify="right" if head else "left")
+        for row in rows:
+            cells = [cell_of(row, head, digits) for head, digits in columns]
+            screen.add_row(str(row["method"]), *cells)
+        console.print(screen)
+        write_csv(rows, arguments.out / f"{title}.csv")
+        page.append(markdown(rows, columns).replace("| method |", "| |", 1))
+    with replacing(arguments.out / "models.md") as partial:
+        partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    console.print(f"written to {arguments.out}")
+    return tables
+
+
+if __name__ == "__main__":
+    main()
