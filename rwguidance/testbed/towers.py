@@ -626,7 +626,7 @@ def train(
     figures = {**final(), "steps": steps, "batch": batch, "peak": peak, "seed": seed}
     figures["minutes"] = round(run.seconds / 60, 1)
     (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    (out / "README.md").write_text(_card(kind, towers, figures, pairs), encoding="utf-8")
+    (out / "README.md").write_text(_card(kind, towers, figures, kept, pairs), encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
 
@@ -810,7 +810,9 @@ def _plain(name: str) -> str:
     return re.sub("[\u2018-\u201d]", "'", name)
 
 
-def _card(kind: str, towers: nn.Module, figures: Mapping[str, float], pairs: Path | None) -> str:
+def _card(
+    kind: str, towers: nn.Module, figures: Mapping[str, float], kept: int, pairs: Path | None
+) -> str:
     count = sum(p.numel() for p in towers.parameters()) / 1e6
     learned = "pairs of pictures with preferences" if pairs else "painted scenes and their captions"
     option = " --start CONTRASTIVE --pairs FILE" if pairs else ""
@@ -824,13 +826,13 @@ license: mit
 Image-text towers of the test bed, {count:.1f} million parameters, stored in half precision; see
 `rwguidance.testbed.encoders`.
 
-**Data.** Drawings of eight emoji styles of the role "{_ROLES[kind]}", of all names. Credits and
-licenses are in `rwguidance/testbed/NOTICE`.
+**Data.** Drawings of eight emoji styles of the role "{_ROLES[kind]}", of all names that are no
+flags, symbols or people. Credits and licenses are in `rwguidance/testbed/NOTICE`.
 
 **Training.** On {learned}, by
 
     python -m rwguidance.testbed.towers {kind} --steps {figures["steps"]} \\
-        --batch {figures["batch"]} --peak {figures["peak"]}{option}
+        --batch {figures["batch"]} --peak {figures["peak"]} --kept {kept}{option}
 
 **Quality.** See `rwguidance.testbed.towers.measure`.
 
