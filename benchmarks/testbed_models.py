@@ -90,6 +90,13 @@ def name_of(prompt: str) -> str:
     return re.sub(r" on an? \w+ background$", "", prompt)
 
 
+def load_generator(name: str, path: str | None, **options: Any) -> Any:
+    backbone = backbones.load(name, path, **options).eval().requires_grad_(False)
+    # Decoding is most of the work, and faster so.
+    backbone.pipe.vae.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    return backbone
+
+
 @torch.no_grad()
 def draw(
     backbone: Any,
@@ -306,12 +313,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     there = shipped.names()
     known = lambda *names: [name for name in names if name in there]
     asked = arguments.backbone or known("emoji-flow", "emoji-turbo")
-    generators = {}
+    generators, slower = {}, {}
     for text in asked:
         name, path = split_name(text)
-        generators[name] = backbones.load(name, path).eval().requires_grad_(False)
-        # Decoding is most of the work, and faster so.
-        generators[name].pipe.vae.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+        generators[name] = load_generator(name, path)
+        if name == "emoji-turbo":
+            slower[f"{name}, four steps"] = load_generator(name, path, steps=4)
     asked = arguments.reward or known("emoji-pick", "emoji-hps")
     proxies = {split_name(text)[0]: rewards.load(*split_name(text)).eval() for text in asked}
     gold = shipped.gold()
@@ -326,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         task = progress.add_task("pictures", total=None)
         tick = lambda n: progress.update(task, advance=n)
         tables = {
-            "generators": measure_generators(generators, gold.judge, drawings, sizes, tick),
+            "generators": measure_generators(
+                generators | slower, gold.judge, drawings, sizes, tick
+            ),
             "proxies": measure_proxies(proxies, generators, gold, sizes, tick),
         }
     prompts = flow.check_prompts()[: 4 if arguments.smoke else None]

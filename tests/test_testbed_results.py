@@ -442,6 +442,17 @@ class TestModels:
         entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
         assert models.modes(judge, drawings, uneven)[0] == pytest.approx(math.exp(entropy))
 
+    @pytest.mark.slow
+    def test_it_measures_what_is_shipped(self, models, tmp_path):
+        tables = models.main(["--smoke", "--data", str(tmp_path), "--out", str(tmp_path)])
+        assert 0.4 < tables["generators"][0]["right"] <= 1
+        assert {row["method"] for row in tables["proxies"]} <= {"emoji-pick", "emoji-hps"}
+        page = (tmp_path / "models.md").read_text(encoding="utf-8").split("\n\n")
+        assert [len(part.splitlines()) - 2 for part in page] == [
+            len(tables[key]) for key in ("generators", "proxies")
+        ]
+        assert (tmp_path / "emoji-flow.png").is_file()
+
 
 @pytest.fixture(scope="module")
 def figures(testbed):
