@@ -899,7 +899,10 @@ class TestPairs:
         )
         figures = json.loads((tmp_path / kind / "figures.json").read_text())
         assert figures["agreement_on_pairs_learned"] > 0.9
-        assert "--start CONTRASTIVE --pairs FILE" in (tmp_path / kind / "README.md").read_text()
+        card = (tmp_path / kind / "README.md").read_text(encoding="utf-8")
+        assert f"--start .../{kind} --pairs pairs.parquet" in " ".join(card.split()).replace(
+            "\\ ", ""
+        )
         before = encoders.read(kind, trained / kind)
         pairs = towers.Pairs(tmp_path / "pairs.parquet")
         assert pairs.agreement(before.eval(), torch.arange(64)) < 0.9

@@ -45,6 +45,7 @@ from ..outside import require
 from ..randomness import generator_for
 from . import flow, turbo
 from .attention import CountedAttention
+from .cards import write_card
 from .data import Drawings, load_names
 from .law import effective_dimension
 from .muon import Muon, groups
@@ -662,11 +663,13 @@ def train(
         "paths": fresh * int(pool.made),
     }
     figures["minutes"] = round(run.seconds / 60, 1)
-    (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    card = _card(
-        kind, student, guide, figures, f"--uses {uses} --peak {peak} --guidance {guidance}"
-    )
-    (out / "README.md").write_text(card, encoding="utf-8")
+    settings = f"--steps {steps} --batch {batch} --uses {uses} --peak {peak} --guidance {guidance}"
+    if kind == "flow":
+        settings += f" --own {own}"
+    elif start is not None:
+        settings += f" --start .../{start.name}"
+    settings += f" --kept {kept} --seed {seed}"
+    _write_card(out, kind, student, guide, figures, settings)
     print(json.dumps(figures, indent=2))
 
 
@@ -694,43 +697,33 @@ def _plain_attention() -> Any:
     ).AttnProcessor()
 
 
-def _card(
-    kind: str, student: Student, teacher: Teacher, figures: Mapping[str, float], settings: str
-) -> str:
+def _write_card(
+    folder: Path,
+    kind: str,
+    student: Student,
+    teacher: Teacher,
+    figures: Mapping[str, float],
+    settings: str,
+) -> None:
     count = sum(p.numel() for p in student.average.parameters()) / 1e6
     title = {"flow": "four steps", "turbo": "one step, and two to four"}[kind]
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in figures.items())
     name = type(student.pipe(student.average)).__name__
     source = "emoji-flow-teacher" if isinstance(teacher, FlowTeacher) else "emoji-turbo-teacher"
-    return f"""---
-license: mit
-library_name: diffusers
----
-
-# emoji-{kind}
-
-The model of {title} of the test bed, a `{name}` of diffusers for 64 x 64 pixels: a network of
-{count:.1f} million parameters, the text encoders of its teacher, a tokenizer learned from the
-captions, and the autoencoder of `emoji-vae`, which lies beside it. Stored in half precision. To be
-run without guidance, `guidance_scale=0`.
-
-**Data.** Captions of drawings of the names to learn in eight emoji styles, those of role
-"generator", and what `{source}` makes of them. Credits and licenses are in
-`rwguidance/testbed/NOTICE`.
-
-**Training.** See `rwguidance.testbed.distill`.
-
-    python -m rwguidance.testbed.distill {kind} --teacher .../{source} \\
-        --steps {figures["steps"]} --batch {figures["batch"]} {settings}
-
-**Quality.** Distances are mean squares of the differences of latents, which have the variance 1,
-from the teacher's of the same noise, over six prompts; variance and effective dimension are those
-of latents given a prompt. See `rwguidance.testbed.distill.measure`.
-
-| figure | value |
-|---|---|
-{rows}
-"""
+    write_card(
+        folder,
+        f"The model of {title} of the test bed, a `{name}` of diffusers for 64 x 64 pixels: a "
+        f"network of {count:.1f} million parameters, two text encoders, a tokenizer learned from "
+        "the captions, and the autoencoder of `emoji-vae`, which lies beside it. Stored in half "
+        "precision. To be run without guidance, `guidance_scale=0`.",
+        "Captions of drawings of the names to learn in eight emoji styles, those of role "
+        f'"generator", and what `{source}` makes of them.',
+        "See `rwguidance.testbed.distill`.",
+        f"distill {kind} --teacher .../{source} {settings}",
+        "Distances are mean squares of the differences of latents, which have the variance 1, from "
+        "the teacher's of the same noise, over six prompts; variance and effective dimension are "
+        "those of latents given a prompt. See `rwguidance.testbed.distill.measure`.",
+        figures,
+    )
 
 
 if __name__ == "__main__":

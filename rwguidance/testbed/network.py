@@ -48,7 +48,6 @@ from torch import Generator, Tensor, nn
 from ..bank import Bank
 from ..conditions import condition_keys, lookup, take
 from ..estimators import ImportanceSampling, LearnedShift
-from ..files import replacing
 from ..generation.run import Report, Run
 from ..generation.store import Store
 from ..guidance import GuidedModel
@@ -61,6 +60,7 @@ from ..schedules import Schedule
 from ..tilt import RewardFunction, Tilt
 from ..training import Encoder, Objective
 from ..training import train as fit
+from .cards import write_card
 from .data import load_names
 from .scenes import COLORS
 
@@ -456,12 +456,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     network.half().save(out / FILE)
     command = f"--backbone {Path(backbone).name} --reward {Path(reward).name} --decoder {decoder}"
-    for name, text in (
-        ("figures.json", json.dumps(figures, indent=2)),
-        ("README.md", _card(settings, figures, command)),
-    ):
-        with replacing(out / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+    _write_card(out, settings, figures, command)
     print(json.dumps(figures, indent=2))
 
 
@@ -485,41 +480,29 @@ def _say(stage: str, done: int, total: int) -> None:
         print(json.dumps({"prompts": done, "of": total}), flush=True)
 
 
-def _card(settings: Settings, figures: Mapping[str, float], command: str) -> str:
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value:g} |" for key, value in figures.items())
-    return f"""---
-license: mit
----
-
-# emoji-turbo-guide
-
-The guidance network of `emoji-turbo` for one step, towards `emoji-pick` by {settings.nats:g} nats:
-a `LatentShift` of {figures["parameters"] / 1e6:.2f} million parameters, stored in half precision.
-It sees the noise and the pooled embedding of the prompt, and gives what to add to the predicted
-latents. See `rwguidance.testbed.network` for what that is, and what it is not.
-
-    network, figures = rwguidance.testbed.network.read(folder)
-    guided = GuidedModel(backbones.load("emoji-turbo"), LearnedShift(network))
-
-**Data.** {settings.draws} draws of `emoji-turbo` for each of {settings.prompts} prompts of the
-names that it learned, with and without backgrounds, and what `emoji-pick` says of them. Credits and
-licenses are in `rwguidance/testbed/NOTICE`.
-
-**Training.** Regression of the shift that these draws give, by
-
-    python -m rwguidance.testbed.network {command} \\
-        --prompts {settings.prompts} --draws {settings.draws} --nats {settings.nats:g} \\
-        --steps {settings.steps} --batch {settings.batch} --peak {settings.peak:g} \\
-        --seed {settings.seed}
-
-**Quality.** Over {settings.checked} prompts of learned names and {settings.checked} of names held
-out, against {2 * settings.draws} new draws of each: see `agreement` and `gain` of
-`rwguidance.testbed.network`.
-
-| figure | value |
-|---|---|
-{rows}
-"""
+def _write_card(
+    folder: Path, settings: Settings, figures: Mapping[str, float], command: str
+) -> None:
+    write_card(
+        folder,
+        f"The guidance network of `emoji-turbo` for one step, towards `emoji-pick` by "
+        f"{settings.nats:g} nats: a `LatentShift` of {figures['parameters'] / 1e6:.2f} million "
+        "parameters, stored in half precision. It sees the noise and the pooled embedding of the "
+        "prompt, and gives what to add to the predicted latents. See `rwguidance.testbed.network` "
+        "for what that is, and what it is not.\n\n"
+        "    network, figures = rwguidance.testbed.network.read(folder)\n"
+        '    guided = GuidedModel(backbones.load("emoji-turbo"), LearnedShift(network))',
+        f"{settings.draws} draws of `emoji-turbo` for each of {settings.prompts} prompts of the "
+        "names that it learned, with and without backgrounds, and what `emoji-pick` says of them.",
+        "Regression of the shift that these draws give.",
+        f"network {command} --prompts {settings.prompts} --draws {settings.draws} "
+        f"--nats {settings.nats:g} --steps {settings.steps} --batch {settings.batch} "
+        f"--peak {settings.peak:g} --seed {settings.seed}",
+        f"Over {settings.checked} prompts of learned names and {settings.checked} of names held "
+        f"out, against {2 * settings.draws} new draws of each: see `agreement` and `gain` of "
+        "`rwguidance.testbed.network`.",
+        figures,
+    )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..outside import require
 from ..randomness import seeded
+from .cards import write_card
 from .data import Drawing, Drawings, load_names, sources
 from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
 from .muon import Muon, groups
@@ -625,8 +626,14 @@ def train(
     average.write(out)
     figures = {**final(), "steps": steps, "batch": batch, "peak": peak, "seed": seed}
     figures["minutes"] = round(run.seconds / 60, 1)
-    (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    (out / "README.md").write_text(_card(kind, towers, figures, kept, pairs), encoding="utf-8")
+    settings = f"--steps {steps} --batch {batch} --peak {peak} --kept {kept} --seed {seed}"
+    if start is not None:
+        settings += f" --start .../{start.name}"
+    if vision is not None:
+        settings += f" --vision .../{vision.name}"
+    if pairs is not None:
+        settings += f" --pairs {pairs.name}"
+    _write_card(out, kind, towers, figures, settings)
     print(json.dumps(figures, indent=2))
 
 
@@ -810,36 +817,24 @@ def _plain(name: str) -> str:
     return re.sub("[\u2018-\u201d]", "'", name)
 
 
-def _card(
-    kind: str, towers: nn.Module, figures: Mapping[str, float], kept: int, pairs: Path | None
-) -> str:
+def _write_card(
+    folder: Path, kind: str, towers: nn.Module, figures: Mapping[str, float], settings: str
+) -> None:
     count = sum(p.numel() for p in towers.parameters()) / 1e6
-    learned = "pairs of pictures with preferences" if pairs else "painted scenes and their captions"
-    option = " --start CONTRASTIVE --pairs FILE" if pairs else ""
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in figures.items())
-    return f"""---
-license: mit
----
-
-# emoji-{kind}
-
-Image-text towers of the test bed, {count:.1f} million parameters, stored in half precision; see
-`rwguidance.testbed.encoders`.
-
-**Data.** Drawings of eight emoji styles of the role "{_ROLES[kind]}", of all names that are no
-flags, symbols or people. Credits and licenses are in `rwguidance/testbed/NOTICE`.
-
-**Training.** On {learned}, by
-
-    python -m rwguidance.testbed.towers {kind} --steps {figures["steps"]} \\
-        --batch {figures["batch"]} --peak {figures["peak"]} --kept {kept}{option}
-
-**Quality.** See `rwguidance.testbed.towers.measure`.
-
-| figure | value |
-|---|---|
-{rows}
-"""
+    learned = "painted scenes and their captions"
+    if "--pairs" in settings:
+        learned += ", then pairs of pictures with preferences"
+    write_card(
+        folder,
+        f"Image-text towers of the test bed, {count:.1f} million parameters, stored in half "
+        "precision; see `rwguidance.testbed.encoders`.",
+        f'Drawings of eight emoji styles of the role "{_ROLES[kind]}", of all names that are no '
+        "flags, symbols or people.",
+        f"On {learned}. See `rwguidance.testbed.towers`.",
+        f"towers {kind} {settings}",
+        "See `rwguidance.testbed.towers.measure` and `Pairs.agreement`.",
+        figures,
+    )
 
 
 if __name__ == "__main__":
