@@ -26,7 +26,8 @@ def test_a_card_says_what_how_and_how_well(tmp_path):
     assert "\n\n    read(folder)\n\n" in text
     assert "**Data.** Drawings. Credits and licenses are in `rwguidance/testbed/NOTICE`." in text
     assert text.endswith(
-        "| figure | value |\n|---|---|\n| name of other drawings | 0.721 |\n| pictures seen | 3,000,000 |\n"
+        "| figure | value |\n|---|---|\n| name of other drawings | 0.721 |\n"
+        "| pictures seen | 3,000,000 |\n"
     )
     assert max(map(len, text.splitlines())) <= 100
     figures = json.loads((tmp_path / "emoji-judge" / "figures.json").read_text(encoding="utf-8"))
