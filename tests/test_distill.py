@@ -308,6 +308,18 @@ def turbo_student(flow_pipe, unet_pipe, drawings):
 
 
 class TestTurboStudent:
+    def test_the_flow_is_followed_in_steps_that_are_finer_where_paths_bend(
+        self, flow_pipe, generator, monkeypatch
+    ):
+        teacher, followed = FlowTeacher(flow_pipe, 3.0), []
+        monkeypatch.setattr(teacher, "follow", lambda x, s, tokens: followed.append(s) or x)
+        x, tokens = torch.ones(1, 8, 8, 8), captions(flow_pipe, 1)
+        teacher.clean(x, 999, 14.6, tokens)
+        teacher.clean(x, 249, 0.5, tokens)
+        whole = [2 * (1 - i / 8) / (2 - i / 8) for i in range(9)]
+        assert followed[0] == pytest.approx(whole)
+        assert followed[1] == pytest.approx([1 / 3, 2 / 9, 0.0])
+
     @pytest.mark.parametrize("steps", [1, 4])
     def test_it_learns_what_the_pipeline_asks_and_makes_of_it(
         self, turbo_student, exact, generator, steps

@@ -110,13 +110,19 @@ class TestCommand:
         def interrupted(self, captions, each, generator):
             if len(drawn) == 1:
                 raise KeyboardInterrupt
-            drawn.append(len(captions))
+            return remembered(self, captions, each, generator)
+
+        def remembered(self, captions, each, generator):
+            drawn.append(generator.initial_seed())
             return draw(self, captions, each, generator)
 
         monkeypatch.setattr(preferences.Generators, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(built)
         assert not (built / "pairs.parquet").exists()
+        monkeypatch.setattr(preferences.Generators, "draw", remembered)
+        run(built)
+        assert len(set(drawn)) == 2  # every part has noise of its own
         monkeypatch.setattr(preferences.Generators, "draw", draw)
         run(built)
         run(built, out=built / "whole.parquet")

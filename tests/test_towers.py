@@ -688,6 +688,20 @@ class TestTraining:
                 value, wanted.half().float() if value.is_floating_point() else wanted
             )
 
+    def test_a_false_caption_is_held_against_its_own_picture_alone(
+        self, folders, tmp_path, monkeypatch
+    ):
+        counts, whole = [], towers.contrastive
+
+        def spy(pictures, captions, others, *rest):
+            counts.append((len(pictures), len(captions), len(others)))
+            return whole(pictures, captions, others, *rest)
+
+        monkeypatch.setattr(towers, "contrastive", spy)
+        towers.train("judge", out=tmp_path / "judge", steps=1, **folders, **settings())
+        # First pictures, second ones, of whose names the false captions may be true, and hands.
+        assert counts == [(4, 4, 4), (4, 4, 0), (4, 4, 0)]
+
     @pytest.mark.parametrize("kind", ["judge", "pick"])
     def test_an_interrupted_run_ends_where_another_does(
         self, trained, folders, kind, capsys, monkeypatch
