@@ -41,7 +41,7 @@ class EmojiPick(PickScore):
         formula="exp(logit_scale) * cos(image, prompt)",
         preprocessing="8-bit bicubic to 64 on the shorter side, central 64 x 64",
         context_length=16,
-        typical_range=(-1.0, 8.0),
+        typical_range=(-3.0, 6.5),
         files=clip_files(SHIPPED),
         parity="as pickscore, whose code it runs",
         citation="rwguidance; drawings credited in rwguidance/testbed/NOTICE",
@@ -76,7 +76,7 @@ class EmojiHPS(HPSv2):
         formula="cos(image, prompt), without the logit scale",
         preprocessing="bicubic in floats to 64 on the longer side, black bars to 64 x 64",
         context_length=24,
-        typical_range=(-0.5, 1.0),
+        typical_range=(-0.25, 0.45),
         files=(
             RewardFile(name="HPS_v2_compressed.pt", source=SHIPPED),
             RewardFile(name="architecture.json", source=SHIPPED),

@@ -817,6 +817,16 @@ class Colors(Towers):
         raise NotImplementedError
 
 
+class Bright(Colors):
+    """Prefers bright pictures."""
+
+    def embed_pictures(self, pictures, patches=None):
+        return torch.stack([pictures.mean((1, 2, 3)), torch.full((len(pictures),), 0.3)], 1)
+
+    def embed_captions(self, captions):
+        return torch.tensor([[1.0, 0.0]]).expand(len(captions), -1)
+
+
 def test_backgrounds_are_found_by_who_sees_them(drawings):
     empty = Drawings(drawings.entries, torch.zeros_like(drawings.pixels))
     found = towers.measure(Colors(), empty, "judge", 100)
@@ -882,13 +892,6 @@ class TestPairs:
             towers.Pairs(path, 32)
 
     def test_ties_do_not_count(self, tmp_path):
-        class Bright(Colors):
-            def embed_pictures(self, pictures, patches=None):
-                return torch.stack([pictures.mean((1, 2, 3)), torch.full((len(pictures),), 0.3)], 1)
-
-            def embed_captions(self, captions):
-                return torch.tensor([[1.0, 0.0]]).expand(len(captions), -1)
-
         path = tmp_path / "pairs.parquet"
         write_pairs(path)
         pairs = towers.Pairs(path)
@@ -897,6 +900,25 @@ class TestPairs:
         assert pairs.agreement(Bright(), torch.arange(64)) == 0.75
         pairs.labels[:16] = 0.5
         assert pairs.agreement(Bright(), torch.arange(64)) == 1.0
+
+    def test_clean_agreement_is_with_the_utilities(self, tmp_path):
+        path = tmp_path / "pairs.parquet"
+        base = write_pairs(path)
+        with pytest.raises(ValueError, match="columns utility_0 and utility_1"):
+            towers.Pairs(path).agreement(Bright(), torch.arange(64), clean=True)
+        light = base.float().flatten(2).mean(2)
+        light[:16] = light[:16].flip(1)  # there the utility is against the labels
+        light[16:24] = 0.0
+        write_pairs(path, utility_0=light[:, 0].tolist(), utility_1=light[:, 1].tolist())
+        pairs = towers.Pairs(path)
+        assert pairs.agreement(Bright(), torch.arange(64)) == 1.0
+        assert pairs.agreement(Bright(), torch.arange(64), clean=True) == pytest.approx(40 / 56)
+        figures = towers._agreements(Bright(), pairs)
+        # Of so few captions none is kept to check with.
+        assert figures == {
+            "agreement_on_pairs_learned": 1.0,
+            "clean_agreement_on_pairs_learned": round(40 / 56, 4),
+        }
 
     @pytest.mark.parametrize("kind", ["pick", "hps"])
     def test_preferences_are_learned(self, trained, folders, tmp_path, kind):

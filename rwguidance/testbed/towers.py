@@ -51,6 +51,7 @@ from ..randomness import seeded
 from .cards import write_card
 from .data import Drawing, Drawings, load_names, sources
 from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
+from .gold import prefer
 from .muon import Muon, groups
 from .runs import Run, learning_rate, move_averages
 from .scenes import COLORS, Scene, paint, sample
@@ -388,7 +389,8 @@ class Pairs:
     """Pairs of pictures with preferences, from a file with the columns of Pick-a-Pic.
 
     These are `caption`, `jpg_0` and `jpg_1` (encoded pictures, of any format that Pillow reads),
-    `label_0` and `label_1` (1 and 0, 0 and 1, or 0.5 both).
+    `label_0` and `label_1` (1 and 0, 0 and 1, or 0.5 both); and, where preferences were drawn by a
+    known utility, `utility_0` and `utility_1`.
 
     Arguments:
         path: A parquet file.
@@ -401,15 +403,21 @@ class Pairs:
     def __init__(self, path: Path, size: int = 64) -> None:
         parquet = require("pyarrow.parquet", "reading preferences needs", "rewards")
         columns = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
-        missing = set(columns) - set(parquet.read_schema(path).names)
+        there = set(parquet.read_schema(path).names)
+        missing = set(columns) - there
         if missing:
             raise ValueError(f"{path} must have the columns {columns}, lacks {sorted(missing)}")
-        table = parquet.read_table(path, columns=columns).to_pydict()
+        known = [name for name in ("utility_0", "utility_1") if name in there]
+        table = parquet.read_table(path, columns=[*columns, *known]).to_pydict()
         labels = torch.tensor([table["label_0"], table["label_1"]], dtype=torch.float32)
         if not torch.equal(labels.sum(0), torch.ones(labels.shape[1])):
             raise ValueError(f"in {path}, label_0 and label_1 must add to 1 in every row")
         self.captions: list[str] = table["caption"]
         self.labels = labels[0]
+        self.clean: Tensor | None = None
+        """What would be preferred without noise, 0.5 for ties, if utilities are known."""
+        if len(known) == 2:
+            self.clean = prefer(torch.tensor([table[name] for name in known]).T)
         self.pictures = torch.empty(len(self.captions), 2, 3, size, size, dtype=torch.uint8)
         for i in (0, 1):
             for row, raw in enumerate(table[f"jpg_{i}"]):
@@ -439,15 +447,27 @@ class Pairs:
         return preference(first, second, captions, self.labels[index], towers.log_scale)
 
     @torch.no_grad()
-    def agreement(self, towers: Towers, index: Tensor) -> float:
-        """How often the towers prefer what is preferred, among pairs without ties."""
+    def agreement(self, towers: Towers, index: Tensor, clean: bool = False) -> float:
+        """How often the towers prefer what is preferred, among pairs without ties.
 
-        index = index[self.labels[index] != 0.5]
+        Arguments:
+            towers: The towers.
+            index: Which pairs, with shape (N,).
+            clean: Whether preferences are those that utilities have without noise.
+
+        Raises:
+            ValueError: If utilities are not known.
+        """
+
+        labels = self.clean if clean else self.labels
+        if labels is None:
+            raise ValueError("clean agreement needs the columns utility_0 and utility_1")
+        index = index[labels[index] != 0.5]
         right = []
         for part in index.split(64):
             x, z, y = (F.normalize(e.float(), dim=-1) for e in self._embed(towers, part))
             difference = ((x - z) * y).sum(-1)
-            right.append((difference > 0) == (self.labels[part] > 0.5))
+            right.append((difference > 0) == (labels[part] > 0.5))
         return float(torch.cat(right).float().mean())
 
     def _embed(
@@ -713,11 +733,13 @@ def _pairs_loss(
 def _agreements(towers: Towers, pairs: Pairs) -> dict[str, float]:
     names = ("pairs_learned", "pairs_of_other_captions")
     parts = {name: part[:4096] for name, part in zip(names, pairs.split(), strict=True)}
-    return {
-        f"agreement_on_{name}": round(pairs.agreement(towers, part), 4)
+    figures = {
+        f"{kind}agreement_on_{name}": pairs.agreement(towers, part, kind == "clean_")
         for name, part in parts.items()
-        if len(part)
+        for kind in ("", "clean_")
+        if len(part) and (kind == "" or pairs.clean is not None)
     }
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def _partners(part: Drawings) -> list[list[int]]:
