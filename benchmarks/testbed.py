@@ -58,15 +58,17 @@ from rwguidance.networks import load as load_network
 from rwguidance.particles import best_of_n, soft_best_of_n
 from rwguidance.randomness import generator_for, seeded
 from rwguidance.samplers import UnreliableEstimate
-from rwguidance.testbed import encoders, flow, vae, words
+from rwguidance.testbed import encoders, flow, shipped, vae, words
 from rwguidance.testbed.data import SIZE, Drawing, Drawings, load_names, sources
 from rwguidance.testbed.encoders import Towers
 from rwguidance.testbed.gold import Gold
+from rwguidance.testbed.network import FILE as NETWORK_FILE
 from rwguidance.testbed.scenes import COLORS
 from rwguidance.weights import ess, pareto_k
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SOME = (0.5, 1.0, 2.0)
+SHIPPED_NETWORKS = {"emoji-turbo": "emoji-turbo-guide"}
 
 
 def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
@@ -610,14 +612,15 @@ def load_cases(arguments: argparse.Namespace) -> list[Case]:
 
     diffusers.logging.set_verbosity_error()
     if arguments.judge is None:
-        from rwguidance.testbed import shipped
-
         judge = shipped.judge()
     else:
         judge = encoders.read("judge", Path(arguments.judge)).eval().requires_grad_(False)
-    name, path = split_name(arguments.reward)
-    reward = rewards.load(name, path)
+    reward_name, path = split_name(arguments.reward)
+    reward = rewards.load(reward_name, path)
     networks = dict(map(split_name, arguments.network))
+    for name, guide in SHIPPED_NETWORKS.items():
+        if reward_name == "emoji-pick" and guide in shipped.names():
+            networks.setdefault(name, str(shipped.folder(guide) / NETWORK_FILE))
     cases = []
     for text in arguments.backbone or ["emoji-flow", "emoji-turbo"]:
         name, path = split_name(text)
@@ -626,7 +629,9 @@ def load_cases(arguments: argparse.Namespace) -> list[Case]:
         backbone.pipe.vae.to(dtype=dtype, memory_format=torch.channels_last)
         steps = arguments.steps or len(backbone.times()) - 1
         network = networks.get(name)
-        methods = methods_of(steps, network=None if network is None else load_network(network))
+        methods = methods_of(
+            steps, network=None if network is None else load_network(network).float()
+        )
         cases.append(Case(name, backbone, reward, judge, methods, steps, seed=arguments.seed))
     return cases
 
@@ -669,7 +674,13 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     add("--backbone", action="append", metavar="NAME[=FOLDER]", help="emoji-flow, emoji-turbo")
     add("--reward", default="emoji-pick", metavar="NAME[=PATH]", help="what is aligned to")
     add("--judge", default=None, metavar="FOLDER", help="the judge; default: the shipped one")
-    add("--network", action="append", default=[], metavar="NAME=FILE", help="of a backbone")
+    add(
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="default: the shipped one",
+    )
     add("--steps", type=int, default=None, help="of the sampler; default: each backbone's own")
     add("--prompts", type=int, default=200)
     add("--block", type=int, default=8, help="prompts that are sampled at once")
