@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shutil.copyfile(demo / "emoji.png", images / "demo.png")
     for path in models.glob("*.png"):
         shutil.copyfile(path, images / path.name)
+    for path in results.glob("*-shown.md"):
+        name = path.stem.removesuffix("-shown")
+        shutil.copyfile(results / f"{name}.png", images / f"results-{name}.png")
     for page in (ROOT / name for name in PAGES):
         page.write_text(put(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
         print(f"{page.relative_to(ROOT)}: {', '.join(names_in(page.read_text(encoding='utf-8')))}")
