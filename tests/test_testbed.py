@@ -398,6 +398,16 @@ class TestLaw:
         found = scenes.given(drawings, "a fruit", 40, generator)
         assert len({drawings.entries[item.drawing].name for item in found}) > 4
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_rare_caption_is_found_though_one_scene_is_wanted(self, drawings, seed):
+        # Once in about 2,300 scenes of this drawing.
+        entry = next(entry for entry in drawings.entries if entry.name == "sun")
+        style = {row["name"]: row["words"] for row in data.sources()["styles"]}[entry.style]
+        one = drawings.where(names=["sun"])
+        caption = f"a small sun on a pink background, {style} style"
+        found = scenes.given(one, caption, 1, torch.Generator().manual_seed(seed))
+        assert found[0].caption == caption or f"a {found[0].caption}" == caption
+
     @pytest.mark.parametrize("caption", ["xylophone", "sun and key"])
     def test_what_no_scene_has_is_said(self, drawings, generator, caption):
         with pytest.raises(ValueError, match="no scene of these drawings has the caption"):

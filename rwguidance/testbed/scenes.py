@@ -68,6 +68,7 @@ KINDS = {
 
 _SIZES = {"": (0.7, 0.95), "small": (0.5, 0.65), "large": (0.88, 0.97)}
 _DEGREES = 12.0
+_RARE = 32
 _HUE = 15.0
 
 
@@ -154,7 +155,7 @@ def given(drawings: Drawings, caption: str, count: int, generator: Generator) ->
         generator: Source of all random numbers, on the CPU.
 
     Raises:
-        ValueError: If in a thousand tries for each scene the caption did not come up once.
+        ValueError: If in a thousand tries for each scene, or 32,000, the caption did not come up.
     """
 
     bare = lambda text: re.sub("^an? ", "", text)
@@ -167,7 +168,7 @@ def given(drawings: Drawings, caption: str, count: int, generator: Generator) ->
     found: list[Scene] = []
     tries = 0
     while len(found) < count:
-        if not index or (tries >= 1000 * count and not found):
+        if not index or (tries >= 1000 * max(count, _RARE) and not found):
             raise ValueError(f"no scene of these drawings has the caption {caption!r}")
         tries += 4 * count
         for scene in sample(part, 4 * count, generator):
