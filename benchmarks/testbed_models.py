@@ -110,9 +110,11 @@ def draw(
     pictures = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
-        noise = backbone.draw_noise(len(some), generator_for(0, *stream, str(start)))
+        generator = generator_for(0, *stream, str(start))
+        noise = backbone.draw_noise(len(some), generator)
         condition = backbone.condition(some)
-        x_0 = sample(backbone, backbone.sampler, noise, backbone.times(), condition)
+        times = backbone.times()
+        x_0 = sample(backbone, backbone.sampler, noise, times, condition, generator)
         pictures.append(backbone.decode(x_0).float())
         tick(len(some))
     return torch.cat(pictures)
