@@ -73,20 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = {"demo": demo_table(read_csv(demo / "emoji.csv"))}
     generators, proxies = (models / "models.md").read_text(encoding="utf-8").split("\n\n")
     tables |= {"generators": generators, "proxies": proxies}
-    for path in results.glob("*-shown.md"):
-        tables[f"results of {path.stem.removesuffix('-shown').replace('-', ' ')}"] = path.read_text(
-            encoding="utf-8"
-        )
     images = ROOT / "docs" / "images"
+    for path in results.glob("*-shown.md"):
+        name = path.stem.removesuffix("-shown")
+        tables[f"results of {name.replace('-', ' ')}"] = path.read_text(encoding="utf-8")
+        shutil.copyfile(results / f"{name}.png", images / f"results-{name}.png")
     shutil.copyfile(demo / "emoji.png", images / "demo.png")
     for path in models.glob("*.png"):
         shutil.copyfile(path, images / path.name)
-    for path in results.glob("*-shown.md"):
-        name = path.stem.removesuffix("-shown")
-        shutil.copyfile(results / f"{name}.png", images / f"results-{name}.png")
     for page in (ROOT / name for name in PAGES):
-        page.write_text(put(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
-        print(f"{page.relative_to(ROOT)}: {', '.join(names_in(page.read_text(encoding='utf-8')))}")
+        text = put(page.read_text(encoding="utf-8"), tables)
+        page.write_text(text, encoding="utf-8")
+        print(f"{page.relative_to(ROOT)}: {', '.join(names_in(text))}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ from rwguidance.testbed.data import SIZE, Drawing, Drawings, load_names, sources
 from rwguidance.testbed.encoders import Towers
 from rwguidance.testbed.gold import Gold
 from rwguidance.testbed.network import FILE as NETWORK_FILE
-from rwguidance.testbed.scenes import COLORS
+from rwguidance.testbed.scenes import COLORS, on
 from rwguidance.weights import ess, pareto_k
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -86,8 +86,7 @@ def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
             return list(prompts.values())
         name, part = names[order[i % len(order)]]
         color, style = list(COLORS)[pick(len(COLORS))], styles[pick(len(styles))]
-        article = "an" if color == "orange" else "a"
-        real = f"{name} on {article} {color} background" if i % 2 else name
+        real = f"{name} {on(color)}" if i % 2 else name
         text = f"{real}, {style} style" if i // 2 % 2 else real
         prompts.setdefault(text, Prompt(text, name, part, real))
     raise AssertionError

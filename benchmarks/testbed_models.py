@@ -19,7 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,21 @@ if __name__ == "__main__":
 
 import torch
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 import backbones
 import rewards
 from benchmarks.testbed import split_name
-from benchmarks.testbed_report import cell_of, console, markdown, write_csv
+from benchmarks.testbed_report import (
+    COPIES,
+    console,
+    figures_of,
+    load_drawings,
+    markdown,
+    print_table,
+    write_csv,
+)
+from benchmarks.testbed_report import NAMES as CANDIDATES
 from rwguidance.files import replacing
 from rwguidance.randomness import generator_for
 from rwguidance.samplers import sample
@@ -48,7 +56,8 @@ from rwguidance.testbed.network import prompts_of
 from rwguidance.tilt import RewardFunction
 
 PARTS = {"learned": "train", "held out": "held_out"}
-CANDIDATES = 100
+REAL = "real pictures that they learned from"
+OTHER = "other half of the real pictures compared with"
 GENERATORS = (
     ("right", 3),
     ("right, held out", 3),
@@ -68,7 +77,7 @@ class Sizes:
 
     Arguments:
         prompts: Of each name: it alone and on backgrounds.
-        names: Names whose modes are counted, 0 for all.
+        names: Names whose modes are counted.
         each: Pictures of each of them.
         captions: Of learned and of held-out names, on whose pictures proxies are held against gold.
         pictures: Of each caption and generator.
@@ -150,8 +159,26 @@ def perplexity(shares: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
+def centers_of(
+    judge: Towers, drawings: Drawings, names: Sequence[str], seed: int = 0
+) -> dict[str, Tensor]:
+    """Mean embeddings of the paintings of each drawing of a name, by name, with shape (K, D)."""
+
+    found = {}
+    for name in names:
+        own = drawings.where(names=[name])
+        centers = []
+        for i in range(len(own)):
+            one = Drawings([own.entries[i]], own.pixels[i : i + 1])
+            painted = metrics.real_pictures(one, [name], 64, generator_for(seed, "modes", name))
+            embedded = metrics.embed(judge, painted)
+            centers.append(torch.nn.functional.normalize(embedded, dim=1).mean(0))
+        found[name] = torch.stack(centers)
+    return found
+
+
 def modes(
-    judge: Towers, drawings: Drawings, pictures: Mapping[str, Tensor], seed: int = 0
+    judge: Towers, centers: Mapping[str, Tensor], pictures: Mapping[str, Tensor]
 ) -> tuple[float, float]:
     """Among how many of its drawings a name's pictures spread, mean over names and its error.
 
@@ -160,22 +187,14 @@ def modes(
 
     Arguments:
         judge: The judge.
-        drawings: Those that the generators learned.
+        centers: What :func:`centers_of` returned for the drawings that the generators learned.
         pictures: By name, each with shape (N, 3, 64, 64).
-        seed: Of the paintings.
     """
 
     found = []
     for name, some in pictures.items():
-        own = drawings.where(names=[name])
-        centers = []
-        for i in range(len(own)):
-            one = Drawings([own.entries[i]], own.pixels[i : i + 1])
-            painted = metrics.real_pictures(one, [name], 64, generator_for(seed, "modes", name))
-            embedded = metrics.embed(judge, painted)
-            centers.append(torch.nn.functional.normalize(embedded, dim=1).mean(0))
-        nearest = (metrics.embed(judge, some) @ torch.stack(centers).T).argmax(1)
-        shares = torch.bincount(nearest, minlength=len(own)).double() / len(nearest)
+        nearest = (metrics.embed(judge, some) @ centers[name].T).argmax(1)
+        shares = torch.bincount(nearest, minlength=len(centers[name])).double() / len(nearest)
         found.append(perplexity(shares))
     return mean_of(torch.tensor(found))
 
@@ -194,6 +213,7 @@ def measure_generators(
     texts = {
         part: prompts_of(names[key], sizes.prompts * len(names[key])) for part, key in PARTS.items()
     }
+    things = {part: [name_of(text) for text in some] for part, some in texts.items()}
     sets: dict[str, dict[str, Tensor]] = {}
     seconds: dict[str, float] = {}
     for name, backbone in generators.items():
@@ -203,47 +223,41 @@ def measure_generators(
     if drawings is not None:
         own, stream = drawings.where("generator"), generator_for(0, "real")
         real = {part: metrics.real_pictures(own, some, 1, stream) for part, some in texts.items()}
-        sets = {"real pictures that they learned from": real, **sets}
-    candidates = min(CANDIDATES, len(every))
+        sets = {REAL: real, **sets}
     rows: dict[str, dict[str, Any]] = {}
+    looks: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
     for label, pictures in sets.items():
-        row: dict[str, Any] = {"method": label, "seconds": seconds.get(label)}
-        for part, some in texts.items():
-            things = [name_of(text) for text in some]
+        row = rows[label] = {"method": label, "seconds": seconds.get(label)}
+        for part, key in (("learned", "right"), ("held out", "right, held out")):
             embedded = metrics.embed(judge, pictures[part])
-            found = metrics.right(judge, embedded, things, every, candidates)
-            key = "right" if part == "learned" else "right, held out"
-            row[key], row[f"{key} error"] = mean_over(things, found)
-        rows[label] = row
+            found = metrics.right(judge, embedded, things[part], every, CANDIDATES)
+            row[key], row[f"{key} error"] = mean_over(things[part], found)
+            looks[label, part] = embedded, found
     if drawings is None:
         return list(rows.values())
-    unseen, captions = drawings.where("judge"), texts["learned"]
-    things = [name_of(text) for text in captions]
-    learned = {label: pictures["learned"] for label, pictures in sets.items()}
-    stream = generator_for(0, "reference")
-    compared = metrics.table(
-        judge, learned, unseen, captions, things, every, stream, count=candidates
+    unseen, stream = drawings.where("judge"), generator_for(0, "reference")
+    reference, other = (
+        metrics.embed(judge, metrics.real_pictures(unseen, texts["learned"], copies, stream))
+        for copies in (COPIES, 1)
     )
-    other = "other half of the real pictures compared with"
-    for label, quality in compared.items():
-        figures = {key.replace("_", " "): value for key, value in asdict(quality).items()}
-        figures = {key: value for key, value in figures.items() if not key.startswith("right")}
-        label = other if label == "real" else label
-        rows.setdefault(label, {"method": label}).update(figures)
-    some = names["train"][:: max(1, len(names["train"]) // (sizes.names or 10**9))]
+    rows = {OTHER: {"method": OTHER}, **rows}
+    found = metrics.right(judge, other, things["learned"], every, CANDIDATES)
+    looks[OTHER, "learned"] = other, found
+    for label, row in rows.items():
+        embedded, found = looks[label, "learned"]
+        quality = figures_of(metrics.compare(embedded, reference, found))
+        row |= {key: value for key, value in quality.items() if not key.startswith("right")}
+    some = names["train"][:: len(names["train"]) // sizes.names]
+    centers, stream = centers_of(judge, own, some), generator_for(0, "real modes")
     for label in sets:
-        if label in generators:
-            draws = {
-                name: draw(generators[label], [name] * sizes.each, "modes", name, tick=tick)
-                for name in some
-            }
-        else:
-            stream = generator_for(0, "real modes")
-            own = drawings.where("generator")
-            draws = {name: metrics.real_pictures(own, [name], sizes.each, stream) for name in some}
-        value = modes(judge, drawings.where("generator"), draws)
-        rows[label]["drawings"], rows[label]["drawings error"] = value
-    return [rows.pop(other), *rows.values()] if other in rows else list(rows.values())
+        draws = {
+            name: draw(generators[label], [name] * sizes.each, "modes", name, tick=tick)
+            if label in generators
+            else metrics.real_pictures(own, [name], sizes.each, stream)
+            for name in some
+        }
+        rows[label]["drawings"], rows[label]["drawings error"] = modes(judge, centers, draws)
+    return list(rows.values())
 
 
 @torch.no_grad()
@@ -256,12 +270,12 @@ def measure_proxies(
 ) -> list[dict[str, Any]]:
     """How often proxies prefer what gold prefers, of all pairs of new pictures of a caption.
 
-    Pairs are of one generator and of two; errors are over captions.
+    Pairs are of one generator and of two. Those of learned names are "all pairs", for proxies know
+    all names. Errors are over names.
     """
 
     names = load_names()
     rows: dict[str, dict[str, Any]] = {name: {"method": name} for name in proxies}
-    both: dict[str, list[tuple[list[str], Tensor]]] = {name: [] for name in proxies}
     for part, key in PARTS.items():
         # Other captions than those of the generators, as far as there are.
         captions = prompts_of(names[key], min(sizes.captions, 13 * len(names[key])), seed=1)
@@ -287,13 +301,8 @@ def measure_proxies(
             wanted, got = ((x[:, i] - x[:, j]).sign() for x in (utility, score.double()))
             agreed = torch.where(wanted == 0, math.nan, (1 + wanted * got) / 2)
             groups = [name_of(text) for text in captions for _ in range(len(i))]
-            both[name].append((groups, agreed.flatten()))
-            if part == "held out":
-                row = rows[name]
-                row["held-out names"], row["held-out names error"] = mean_over(*both[name][-1])
-    for name, parts in both.items():
-        groups, agreed = parts[0]
-        rows[name]["all pairs"], rows[name]["all pairs error"] = mean_over(groups, agreed)
+            head = "all pairs" if part == "learned" else "held-out names"
+            rows[name][head], rows[name][f"{head} error"] = mean_over(groups, agreed.flatten())
     return list(rows.values())
 
 
@@ -324,11 +333,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     asked = arguments.reward or known("emoji-pick", "emoji-hps")
     proxies = {split_name(text)[0]: rewards.load(*split_name(text)).eval() for text in asked}
     gold = shipped.gold()
-    try:
-        drawings = Drawings.load(arguments.data)
-    except FileNotFoundError as error:
-        console.print(f"[yellow]no distances and modes: {error}[/]")
-        drawings = None
+    drawings = load_drawings(arguments.data, "distances and modes")
     sizes = Sizes(1, 2, 4, 3, 2) if arguments.smoke else Sizes()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress:
@@ -349,16 +354,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         flow.sheet(backbone.pipe, prompts, path, guidance=scale, steps=steps)
     page = []
     for title, columns in (("generators", GENERATORS), ("proxies", PROXIES)):
-        rows = tables[title]
-        screen = Table(title=title, title_justify="left")
-        for head in ("", *(head for head, _ in columns)):
-            screen.add_column(head, justify="right" if head else "left")
-        for row in rows:
-            cells = [cell_of(row, head, digits) for head, digits in columns]
-            screen.add_row(str(row["method"]), *cells)
-        console.print(screen)
-        write_csv(rows, arguments.out / f"{title}.csv")
-        page.append(markdown(rows, columns).replace("| method |", "| |", 1))
+        print_table(title, tables[title], columns)
+        write_csv(tables[title], arguments.out / f"{title}.csv")
+        page.append(markdown(tables[title], columns).replace("| method |", "| |", 1))
     with replacing(arguments.out / "models.md") as partial:
         partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
     console.print(f"written to {arguments.out}")

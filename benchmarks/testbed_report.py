@@ -186,7 +186,7 @@ def table_of(case: str, results: Results, real: Mapping[str, Any] | None) -> lis
     if real.get("half") is not None:
         found = hits(real["half"], range(len(names)))
         quality = metrics.compare(real["half"], real["reference"], found)
-        table.append({"model": case, "method": "real pictures", **_figures(quality)})
+        table.append({"model": case, "method": "real pictures", **figures_of(quality)})
     columns = list(results.columns.values())
     embeddings = torch.cat([column.all().embedding for column in columns])
     found_by_column = hits(embeddings, [i for column in columns for i in column.rows]).split(
@@ -275,7 +275,7 @@ def _pair(name: str, value: tuple[float, float]) -> dict[str, float]:
     return {name: value[0], f"{name} error": value[1]}
 
 
-def _figures(quality: metrics.Quality) -> dict[str, float]:
+def figures_of(quality: metrics.Quality) -> dict[str, float]:
     return {key.replace("_", " "): value for key, value in asdict(quality).items()}
 
 
@@ -287,9 +287,19 @@ def _distances(
     if len(rows) < 4:  # there is no third neighbor
         return {}
     own = [i + n * copy for copy in range(len(reference) // n) for i in rows]
-    quality = _figures(metrics.compare(embedding, reference[own], found))
+    quality = figures_of(metrics.compare(embedding, reference[own], found))
     keep = ("kernel", "kernel error") if len(rows) < n else tuple(quality)[:5]
     return {key: quality[key] for key in keep}
+
+
+def load_drawings(data: Path, purpose: str) -> Drawings | None:
+    """The drawings in a folder; None if there are none, and says what they are needed for."""
+
+    try:
+        return Drawings.load(data)
+    except FileNotFoundError as error:
+        console.print(f"[yellow]no {purpose}: {error}[/]")
+        return None
 
 
 def real_embeddings(
@@ -298,11 +308,9 @@ def real_embeddings(
     """The judge, and its embeddings of real pictures of the prompts if there are drawings."""
 
     if drawings is None:
-        try:
-            drawings = Drawings.load(data)
-        except FileNotFoundError as error:
-            console.print(f"[yellow]no distances to real pictures: {error}[/]")
-            return {"judge": judge}
+        drawings = load_drawings(data, "distances to real pictures")
+    if drawings is None:
+        return {"judge": judge}
     captions = [prompt.real for prompt in prompts]
     unseen = drawings.where("judge")
     generator = generator_for(0, "real pictures")
@@ -382,6 +390,20 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int
     return "\n".join(lines)
 
 
+def print_table(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]
+) -> None:
+    """The same on the screen."""
+
+    screen = Table(title=title, title_justify="left")
+    for head in ("method", *(head for head, _ in columns)):
+        screen.add_column(head, justify="left" if head == "method" else "right")
+    for row in rows:
+        cells = [cell_of(row, head, digits) for head, digits in columns]
+        screen.add_row(str(row["method"]), *cells)
+    console.print(screen)
+
+
 def across(table: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
     """A table of markdown of one figure, a column for each strength."""
 
@@ -408,7 +430,7 @@ DRAWN = (
 """Methods in the figures; all are in the tables."""
 
 
-def draw_figures(
+def drawfigures_of(
     table: Sequence[Mapping[str, Any]],
     targets: Sequence[Mapping[str, Any]],
     steps: Sequence[Mapping[str, Any]],
@@ -514,14 +536,8 @@ def report(
         all_targets += targets
         all_steps += steps
         rows = shown_rows(table, SHOWN)
-        screen = Table(title=f"{name}, {SHOWN} nats", title_justify="left")
         printed = [(head, digits) for head, digits in COLUMNS if head in PRINTED]
-        for head in ("method", *(head for head, _ in printed)):
-            screen.add_column(head, justify="left" if head == "method" else "right")
-        for row in rows:
-            cells = [cell_of(row, head, digits) for head, digits in printed]
-            screen.add_row(str(row["method"]), *cells)
-        console.print(screen)
+        print_table(f"{name}, {SHOWN} nats", rows, printed)
         exact = [{"method": f"{row['nats']} nats", **row} for row in targets]
         parts = [row for row in table if row.get("part") in ("learned", "held out")]
         parts = [
@@ -558,7 +574,7 @@ def report(
         ]
         with replacing(out / f"{name}-shown.md") as partial:
             partial.write_text(markdown(rows, SHORT) + "\n", encoding="utf-8")
-        draw_figures(table, targets, steps, out / f"{name}.png")
+        drawfigures_of(table, targets, steps, out / f"{name}.png")
         if results.pictures:
             draw_sheet(results, out, name)
     write_csv(everything, out / "results.csv")

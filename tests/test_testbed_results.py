@@ -434,13 +434,14 @@ class TestModels:
         drawings = Drawings(entries, pixels)
         plain = torch.eye(3)[:, :, None, None].expand(3, 3, 64, 64)
         judge = Light()
+        centers = models.centers_of(judge, drawings, ["red heart"])
         even = {"red heart": plain.repeat(8, 1, 1, 1)}
-        assert models.modes(judge, drawings, {**even, **even})[0] == pytest.approx(3.0)
+        assert models.modes(judge, centers, {**even, **even})[0] == pytest.approx(3.0)
         one = {"red heart": plain[:1].repeat(8, 1, 1, 1)}
-        assert models.modes(judge, drawings, one)[0] == pytest.approx(1.0)
+        assert models.modes(judge, centers, one)[0] == pytest.approx(1.0)
         uneven = {"red heart": plain[[0, 0, 0, 1]]}
         entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-        assert models.modes(judge, drawings, uneven)[0] == pytest.approx(math.exp(entropy))
+        assert models.modes(judge, centers, uneven)[0] == pytest.approx(math.exp(entropy))
 
     @pytest.mark.slow
     def test_it_measures_what_is_shipped(self, models, tmp_path):

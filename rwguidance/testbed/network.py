@@ -62,7 +62,7 @@ from ..training import Encoder, Objective
 from ..training import train as fit
 from .cards import write_card
 from .data import load_names
-from .scenes import COLORS
+from .scenes import COLORS, on
 
 __all__ = [
     "FILE",
@@ -169,9 +169,7 @@ def prompts_of(names: Sequence[str], count: int, seed: int = 0) -> list[str]:
         colors = [
             list(COLORS)[j] for j in torch.randperm(len(COLORS), generator=generator).tolist()
         ]
-        variants = [
-            f"{name} on {'an' if color == 'orange' else 'a'} {color} background" for color in colors
-        ]
+        variants = [f"{name} {on(color)}" for color in colors]
         variants.insert(i % 2, name)
         turns.append(variants)
     return [text for turn in zip(*turns, strict=True) for text in turn][:count]

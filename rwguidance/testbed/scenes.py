@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from .data import Drawings, sources
 
-__all__ = ["COLORS", "KINDS", "Scene", "draw", "given", "paint", "sample"]
+__all__ = ["COLORS", "KINDS", "Scene", "draw", "given", "on", "paint", "sample"]
 
 COLORS = {
     "white": (255, 255, 255),
@@ -121,7 +121,7 @@ def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
         if u[6] < 0.3:
             words.insert(0, _article(words[0]))
         if named_ground:
-            words.append(f"on {_article(first)} {first} background")
+            words.append(on(first))
         caption = " ".join(words)
         if u[7] < 0.4:
             caption += f", {styles[entry.style]} style"
@@ -143,6 +143,12 @@ def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
             )
         )
     return scenes
+
+
+def on(color: str) -> str:
+    """What captions say of a background: "on an orange background"."""
+
+    return f"on {_article(color)} {color} background"
 
 
 def given(drawings: Drawings, caption: str, count: int, generator: Generator) -> list[Scene]:

@@ -54,7 +54,7 @@ from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
 from .gold import prefer
 from .muon import Muon, groups
 from .runs import Run, learning_rate, move_averages
-from .scenes import COLORS, Scene, paint, sample
+from .scenes import COLORS, Scene, on, paint, sample
 from .scenes import KINDS as THINGS
 from .words import save_tokenizer, texts
 
@@ -169,9 +169,7 @@ def distractor(
     ground = re.match(r" on an? (\w+) background", tail)
     if ground:
         color = pick([color for color in COLORS if color != ground[1]])
-        article = "an" if color == "orange" else "a"
-        rest = tail[ground.end() :]
-        changes.append(f"{head}{word} on {article} {color} background{rest}")
+        changes.append(f"{head}{word} {on(color)}{tail[ground.end() :]}")
     styles = {row["name"]: row["words"] for row in sources()["styles"]}
     own = f", {styles[drawing.style]} style"
     if own in tail:
@@ -537,7 +535,7 @@ def measure(
     part = parts["name_of_other_drawings"]
     grounds = {tuple(c / 255 for c in color): i for i, color in enumerate(COLORS.values())}
     scenes = [s for s in sample(part, 3 * count, generator) if s.background in grounds]
-    endings = [f" on {'an' if c == 'orange' else 'a'} {c} background" for c in COLORS]
+    endings = [f" {on(color)}" for color in COLORS]
     right = [grounds[s.background] for s in scenes]
     figures["background"] = _endings(towers, part, scenes, endings, right)
     styles = {row["name"]: f", {row['words']} style" for row in sources()["styles"]}
@@ -653,7 +651,10 @@ def train(
         settings += f" --vision .../{vision.name}"
     if pairs is not None:
         settings += f" --pairs {pairs.name}"
-    _write_card(out, kind, towers, figures, settings)
+    learned = "painted scenes and their captions"
+    if pairs is not None:
+        learned += ", then pairs of pictures with preferences"
+    _write_card(out, kind, towers, figures, learned, settings)
     print(json.dumps(figures, indent=2))
 
 
@@ -840,12 +841,14 @@ def _plain(name: str) -> str:
 
 
 def _write_card(
-    folder: Path, kind: str, towers: nn.Module, figures: Mapping[str, float], settings: str
+    folder: Path,
+    kind: str,
+    towers: nn.Module,
+    figures: Mapping[str, float],
+    learned: str,
+    settings: str,
 ) -> None:
     count = sum(p.numel() for p in towers.parameters()) / 1e6
-    learned = "painted scenes and their captions"
-    if "--pairs" in settings:
-        learned += ", then pairs of pictures with preferences"
     write_card(
         folder,
         f"Image-text towers of the test bed, {count:.1f} million parameters, stored in half "
