@@ -45,7 +45,7 @@ from .attention import CountedAttention
 from .data import Drawings, load_names
 from .muon import Muon, groups
 from .runs import Run, learning_rate, move_averages
-from .scenes import COLORS, draw
+from .scenes import COLORS, draw, on
 from .vae import encode
 from .words import LENGTH, save_tokenizer, texts, tokens_of
 
@@ -261,7 +261,7 @@ def check_prompts() -> list[str]:
 
     colors = list(COLORS)
     return [
-        name + (f" on a {colors[i // 2 % len(colors)]} background" if i % 2 else "")
+        f"{name} {on(colors[i // 2 % len(colors)])}" if i % 2 else name
         for i, name in enumerate(load_names()["train"][::3][:60])
     ]
 
