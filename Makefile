@@ -11,9 +11,9 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # A stamp per set of extras; editing pyproject.toml installs again.
-$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
-	@echo "installing rwguidance[$*] into $(VENV) (PyTorch is large: minutes on first use)"
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+$(VENV)/.%: pyproject.toml testbed/pyproject.toml | $(VENV)/bin/python
+	@echo "installing rwguidance[$*] and its test bed into $(VENV) (PyTorch is large: minutes on first use)"
+	$(BIN)/python -m pip install --quiet --editable '.[$*]' --editable testbed
 	@touch $@
 
 demo: $(VENV)/.demo  ## align two text-to-image models; prints where the pictures are
@@ -25,7 +25,7 @@ test: $(VENV)/.dev  ## the default tests
 test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
 	$(BIN)/python -m pytest -m slow
 
-test-references: $(VENV)/.dev  ## rewards against their references; see tests/test_references.py
+test-references: $(VENV)/.dev  ## rewards against their references; see tests/rewards/test_references.py
 	$(BIN)/python -m pytest -m references
 
 lint: $(VENV)/.dev
@@ -41,7 +41,7 @@ docs: $(VENV)/.dev  ## HTML in docs/_build, warnings are errors
 check: lint types test docs  ## everything that CI runs
 
 figures: $(VENV)/.dev  ## the figures in README.md and docs/ anew, from the shipped weights
-	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python testbed/benchmarks/figures.py
 
 # The tests on the oldest supported versions, in an environment of their own.
 test-oldest:

@@ -1,6 +1,7 @@
 """What is pretrained: text-to-image models. Knows nothing of rewards."""
 
-from .base import Backbone
+from rwguidance.backbone import Backbone
+
 from .conditioning import TextCondition
 from .guide import guide
 from .pipelines import PipelineBackbone

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rwguidance import outside
+from rwguidance.support import outside
 
 __all__ = ["check_autoencoder", "check_channels", "in_dtype", "load_autoencoder"]
 

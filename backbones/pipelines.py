@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rwguidance import Prediction, Schedule, memory, outside
-from rwguidance.conditions import string_keys
-from rwguidance.randomness import Generators, normal
+from rwguidance import Prediction, Schedule
+from rwguidance.backbone import Backbone
 from rwguidance.schedules import Scales, as_times
+from rwguidance.support import memory, outside
+from rwguidance.support.conditions import string_keys
+from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
-from .base import Backbone
 from .conditioning import TextCondition
 
 __all__ = ["PipelineBackbone", "require"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rwguidance.outside import on_hub, split_hub
-from rwguidance.testbed import shipped
+from rwguidance.support.outside import on_hub, split_hub
+from rwguidance_testbed import shipped
 
 from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
@@ -254,7 +254,7 @@ class Published:
             module = shipped.MODELS[self.name]
             return (
                 "without path= it is what comes with rwguidance, and "
-                f"`python -m rwguidance.testbed.{module}` trains another"
+                f"`python -m rwguidance_testbed.{module}` trains another"
             )
         return (
             f"fetch it with `hf download {self.repository} --local-dir DIRECTORY` (after accepting "

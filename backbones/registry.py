@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from rwguidance.registry import Registry, build
-
-from .base import Backbone
+from rwguidance.backbone import Backbone
+from rwguidance.support.registry import Registry, build
 
 __all__ = ["available", "load", "register"]
 

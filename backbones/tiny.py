@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rwguidance.randomness import seeded
+from rwguidance.support.randomness import seeded
 
 from .pipelines import require
 

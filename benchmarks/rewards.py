@@ -30,9 +30,8 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT / "tests")  # in place of this folder, whose rewards.py is not the package
 
-import tiny_checkpoints as tiny  # noqa: E402
-
 import rewards  # noqa: E402
+import tiny_checkpoints as tiny  # noqa: E402
 
 REFERENCE = os.environ.get("RWGUIDANCE_REFERENCE_PYTHON")
 HPSV2_GOAL, PICKSCORE_GOAL, IMPORT_GOAL, MEMORY_GOAL = 3.0, 1.3, 1.3, 1.1

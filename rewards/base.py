@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwguidance.conditions import has_half_surrogate, string_keys
 from rwguidance.schedules import working_dtype
+from rwguidance.support.conditions import has_half_surrogate, string_keys
 
 from .images import Images, SizeGroups, group_by_size
 
 __all__ = ["SHIPPED", "Reward", "RewardFile", "RewardSpec"]
 
 SHIPPED = "this distribution"
-"""The source of files that come with rwguidance, see :mod:`rwguidance.testbed.shipped`."""
+"""The source of files that come with rwguidance, see :mod:`rwguidance_testbed.shipped`."""
 
 
 @dataclass(frozen=True, kw_only=True)

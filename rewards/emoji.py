@@ -1,7 +1,7 @@
 """The two rewards of the test bed, in the formats of PickScore and HPSv2.
 
 They were trained on emoji of 64 x 64 pixels, first to tell captions apart and then on preferences,
-and come with this distribution. :mod:`rwguidance.testbed.towers` trains them.
+and come with this distribution. :mod:`rwguidance_testbed.towers` trains them.
 """
 
 import json
@@ -21,7 +21,7 @@ __all__ = ["EmojiHPS", "EmojiPick"]
 class EmojiPick(PickScore):
     r"""A small CLIP in PickScore's format, :math:`e^s \cos(e_x, e_y)`.
 
-    Who drew what it learned from is credited in ``rwguidance/testbed/NOTICE``.
+    Who drew what it learned from is credited in ``rwguidance_testbed/NOTICE``.
 
     Arguments and errors are those of :class:`rewards.clip.ClipReward`; without a path, it is what
     comes with this distribution.
@@ -44,7 +44,7 @@ class EmojiPick(PickScore):
         typical_range=(-3.0, 6.5),
         files=clip_files(SHIPPED),
         parity="as pickscore, whose code it runs",
-        citation="rwguidance; drawings credited in rwguidance/testbed/NOTICE",
+        citation="rwguidance; drawings credited in rwguidance_testbed/NOTICE",
     )
 
 
@@ -52,7 +52,7 @@ class EmojiPick(PickScore):
 class EmojiHPS(HPSv2):
     """A small CLIP in HPSv2's format, the cosine of the embeddings of image and prompt.
 
-    Who drew what it learned from is credited in ``rwguidance/testbed/NOTICE``.
+    Who drew what it learned from is credited in ``rwguidance_testbed/NOTICE``.
 
     Arguments:
         path: The file ``HPS_v2_compressed.pt`` with ``architecture.json`` beside it, or a directory
@@ -82,7 +82,7 @@ class EmojiHPS(HPSv2):
             RewardFile(name="architecture.json", source=SHIPPED),
         ),
         parity="as hpsv2, whose code it runs",
-        citation="rwguidance; drawings credited in rwguidance/testbed/NOTICE",
+        citation="rwguidance; drawings credited in rwguidance_testbed/NOTICE",
     )
 
     def __init__(

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from rwguidance.outside import on_hub
+from rwguidance.support.outside import on_hub
 
 from .base import Reward, RewardFile, RewardSpec
 from .loading import (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwguidance.outside import on_hub
+from rwguidance.support.outside import on_hub
 
 from .base import Reward, RewardFile, RewardSpec
 from .loading import (

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwguidance import outside
-from rwguidance.outside import on_hub, split_hub
-from rwguidance.testbed import shipped
+from rwguidance.support import outside
+from rwguidance.support.outside import on_hub, split_hub
+from rwguidance_testbed import shipped
 
 from .base import SHIPPED, RewardFile, RewardSpec
 
@@ -251,7 +251,7 @@ def _how_to_get(spec: RewardSpec, file: RewardFile) -> str:
         files = " and ".join(other.name for other in spec.files)
         return (
             f"{spec.name} needs {files}; without path= it is what comes with rwguidance, and "
-            f"`python -m rwguidance.testbed.{shipped.MODELS[spec.name]}` trains another"
+            f"`python -m rwguidance_testbed.{shipped.MODELS[spec.name]}` trains another"
         )
     sources: dict[str, list[str]] = {}
     for other in spec.files:

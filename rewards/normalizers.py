@@ -30,9 +30,9 @@ from typing import Any, NamedTuple, SupportsFloat, TypeVar
 import torch
 from torch import Tensor
 
-from rwguidance.conditions import condition_keys, describe_keys
-from rwguidance.files import replacing
 from rwguidance.schedules import working_dtype
+from rwguidance.support.conditions import condition_keys, describe_keys
+from rwguidance.support.files import replacing
 
 from .base import as_strings
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from rwguidance.conditions import has_half_surrogate
+from rwguidance.support.conditions import has_half_surrogate
 
 __all__ = ["IMAGE_SUFFIXES", "Item", "Job", "Prompt", "find_images", "plan", "read_prompts"]
 

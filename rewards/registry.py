@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from rwguidance.registry import Registry, build
+from rwguidance.support.registry import Registry, build
 
 from .base import Reward, RewardSpec
 from .table import RewardTable

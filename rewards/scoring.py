@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 import rwguidance
-from rwguidance.files import replacing
-from rwguidance.fingerprint import fingerprint
-from rwguidance.outside import require
+from rwguidance.support.files import replacing
+from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support.outside import require
 
 from .base import Reward
 from .images import from_pil

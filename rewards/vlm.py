@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwguidance.outside import on_hub, split_hub
+from rwguidance.support.outside import on_hub, split_hub
 
 from .images import to_pil
 from .loading import PathLike, require

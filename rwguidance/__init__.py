@@ -14,7 +14,7 @@ from .estimators import (
 )
 from .guidance import GuidedModel
 from .models import DenoiserModel, Model, NoiseModel, ScoreModel, VelocityModel
-from .particles import Selection, best_of_n, flow_map, pcn, soft_best_of_n
+from .noise_space import Selection, best_of_n, flow_map, pcn, soft_best_of_n
 from .prediction import Prediction
 from .samplers import DDIM, Heun, Sampler, Transition, UnreliableEstimate, sample
 from .schedules import (

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import memory
-from .conditions import condition_keys
-from .files import replacing
+from .support import memory
+from .support.conditions import condition_keys
+from .support.files import replacing
 from .tilt import Tilt, check_rewards
 
 __all__ = ["Bank"]
@@ -32,8 +32,8 @@ class Bank:
         rewards: Raw rewards in reward units, with shape (N,), or (N, R) for R rewards; None if not
             scored yet.
         origin: What made the draws and the rewards, by name, in values that JSON can hold (such as
-            a :func:`rwguidance.fingerprint.fingerprint` of the model); None if nobody said. See
-            :meth:`check_origin`.
+            a :func:`rwguidance.support.fingerprint.fingerprint` of the model); None if nobody said.
+            See :meth:`check_origin`.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.

@@ -16,9 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conditions import condition_keys
-from .files import replacing
-from .randomness import seeded
 from .schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -29,6 +26,9 @@ from .schedules import (
     VPSchedule,
     working_dtype,
 )
+from .support.conditions import condition_keys
+from .support.files import replacing
+from .support.randomness import seeded
 
 __all__ = ["ExpectationMLP", "LatentExpectation", "LatentShift", "ShiftMLP", "load"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .models import Model
 from .prediction import Prediction
-from .randomness import Generators, normal
 from .schedules import Scales, Schedule, as_times
+from .support.randomness import Generators, normal
 
 __all__ = [
     "DDIM",

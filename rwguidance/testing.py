@@ -23,12 +23,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .conditions import take
 from .estimators import ConditionalExpectation, Estimate
 from .guidance import GuidedModel
 from .models import Model
 from .prediction import Prediction
 from .schedules import Schedule
+from .support.conditions import take
 from .tilt import RewardFunction
 
 __all__ = ["check_estimator", "check_model", "check_reward", "check_schedule"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 import torch
 from torch import Tensor, nn
 
-from .conditions import condition_keys
 from .schedules import working_dtype
+from .support.conditions import condition_keys
 from .weights import ess
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from .bank import Bank
 from .estimators.base import gradient_to_shift
-from .files import replacing
 from .losses import centered_residual, itakura_saito, marginal_residual
 from .models import Model
 from .prediction import Prediction
 from .regularizers import consistency, cycle, differentiable_gradient, gradient_penalty
+from .support.files import replacing
 from .tilt import Tilt
 from .weights import log_mean_exp
 

@@ -170,24 +170,24 @@ MUTANTS = [
     ),
     Mutant(
         "pCN: the square root is lost",
-        "particles.py",
+        "noise_space.py",
         "math.sqrt(1 - rho**2) * z",
         "(1 - rho**2) * z",
-        "test_particles",
+        "test_noise_space",
     ),
     Mutant(
         "pCN: accepts what is worse",
-        "particles.py",
+        "noise_space.py",
         "< new_log_w - log_w",
         "< log_w - new_log_w",
-        "test_particles",
+        "test_noise_space",
     ),
     Mutant(
         "particles: candidates interleaved, conditions tiled",
-        "particles.py",
+        "noise_space.py",
         "tiled = rows * count",
         "tiled = [row for row in rows for _ in range(count)]",
-        "test_particles",
+        "test_noise_space",
     ),
     Mutant(
         "loss: Itakura-Saito with the ratio inverted",
@@ -457,7 +457,11 @@ def kill(mutant: Mutant) -> tuple[bool, float, str]:
         if mutant.old not in source:
             raise LookupError(f"mutant {mutant.what!r} does not apply to {mutant.file} any more")
         target.write_text(source.replace(mutant.old, mutant.new))
-        files = [f"tests/{name}.py" for name in mutant.tests.split()]
+        files = [
+            str(path.relative_to(folder))
+            for name in mutant.tests.split()
+            for path in Path(folder, "tests").rglob(f"{name}.py")
+        ]
         run = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
             cwd=folder,

@@ -1,9 +1,9 @@
 """Random problems for the property tests: laws, tilts and states that a path visits."""
 
 import torch
-from conftest import randn
 from hypothesis import strategies as st
 
+from common import randn
 from rwguidance import Tilt
 from rwguidance.toy import Bumps, Empirical, Gaussian, GaussianMixture, Linear, Quadratic, Step
 

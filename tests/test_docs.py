@@ -14,6 +14,7 @@ import pytest
 import backbones
 import rewards
 import rwguidance
+import rwguidance_testbed
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -93,9 +94,9 @@ def test_relative_links_resolve(path):
 
 
 def public_modules():
-    """Modules of the three packages that state their public names; the demo is not a library."""
+    """Modules of the packages that state their public names; the demo is not a library."""
 
-    for package in (rwguidance, rewards, backbones):
+    for package in (rwguidance, rewards, backbones, rwguidance_testbed):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if module.ispkg or "demo" in module.name or "._" in module.name:
                 continue

@@ -1,6 +1,7 @@
 """Every mutant of tests/mutants.py dies: the tests notice a wrong formula."""
 
 import pytest
+
 from mutants import MUTANTS, kill
 
 

@@ -14,10 +14,10 @@ ALLOWED = {
     "rewards": {"rwguidance", "rewards"},
     "backbones": {"rwguidance", "backbones"},
 }
-LIGHT = {"torch", *PACKAGES, *sys.stdlib_module_names}
-CLI = ROOT / "rwguidance" / "cli.py"
-# Commands may join the three, within their functions.
-COMMANDS = {CLI, ROOT / "rwguidance" / "testbed" / "network.py"}
+LIGHT = {"torch", "rwguidance_testbed", *PACKAGES, *sys.stdlib_module_names}
+CLI = ROOT / "rwguidance" / "app" / "cli.py"
+# The command line may join the three, within its functions.
+COMMANDS = {CLI}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -64,7 +64,7 @@ def versions(python: Path) -> str:
 def run(python: Path) -> tuple[bool, str, str]:
     """Whether the tests pass, pytest's last line, and the lines about what failed."""
 
-    files = [f"tests/{name}" for name in FILES if (ROOT / "tests" / name).is_file()]
+    files = [path for name in FILES for path in sorted((ROOT / "tests").rglob(name))]
     # Old versions meet deprecations of theirs.
     command = [python, "-m", "pytest", "-W", "default", "--tb=short", "-p", "no:cacheprovider"]
     ran = subprocess.run(

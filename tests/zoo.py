@@ -2,10 +2,10 @@
 
 from itertools import pairwise
 
-import tiny_checkpoints as tiny
 import torch
 
 import rewards
+import tiny_checkpoints as tiny
 
 CLIP_768 = {**tiny.CLIP_CONFIG, "embed_dim": 768}
 

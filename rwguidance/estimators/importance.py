@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import memory
 from ..bank import Bank
-from ..conditions import condition_keys, describe_keys
 from ..models import Model
 from ..schedules import Scales, working_dtype
+from ..support import memory
+from ..support.conditions import condition_keys, describe_keys
 from ..tilt import Tilt
 from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm

@@ -18,10 +18,10 @@ from ..estimators import (
     PlugIn,
     TargetESS,
 )
-from ..fingerprint import fingerprint
 from ..guidance import GuidedModel, check_strength
 from ..prediction import Prediction
-from ..randomness import generator_for
+from ..support.fingerprint import fingerprint
+from ..support.randomness import generator_for
 from ..tilt import Tilt
 from .run import Run
 

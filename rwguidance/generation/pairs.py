@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import rwguidance
 
-from ..conditions import has_half_surrogate
-from ..files import replacing
-from ..outside import require
+from ..support.conditions import has_half_surrogate
+from ..support.files import replacing
+from ..support.outside import require
 from ..tilt import RewardFunction
 from .methods import Method
 from .pictures import Cell, read_facts, save_picture, save_sheet

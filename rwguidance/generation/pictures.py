@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..files import replacing
-from ..outside import require
+from ..support.files import replacing
+from ..support.outside import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

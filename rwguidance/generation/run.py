@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..bank import Bank
-from ..conditions import take
-from ..fingerprint import fingerprint
 from ..models import Model
-from ..randomness import generator_for
 from ..samplers import Sampler, Trace, sample
 from ..schedules import Schedule
+from ..support.conditions import take
+from ..support.fingerprint import fingerprint
+from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
 from .store import Store
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import replacing
+from ..support.files import replacing
 
 __all__ = ["Drawer", "Store"]
 

@@ -1,1 +1,0 @@
-"""A text-to-image test bed in which truth is known: its data, and how its models are trained."""

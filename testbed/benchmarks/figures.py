@@ -1,0 +1,91 @@
+"""Writes the figures in README.md and docs/ anew, from the shipped weights.
+
+Run `python testbed/benchmarks/figures.py`, or `make figures`. It runs the demo and `models.py`,
+puts their tables between the marks `<!-- figures: NAME -->` and `<!-- end -->`, and their pictures
+into docs/images. The tables of `methods.py`, which takes long, are taken from where it wrote them.
+"""
+
+import argparse
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/demo.md", "docs/testbed.md", "docs/testbed_results.md")
+_MARKED = re.compile(r"(<!-- figures: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def put(page: str, tables: Mapping[str, str]) -> str:
+    """A page with new tables between its marks; tables that are not given stay as they are."""
+
+    def new(found: re.Match[str]) -> str:
+        table = tables.get(found[2])
+        return found[0] if table is None else f"{found[1]}\n{table.strip()}\n\n{found[4]}"
+
+    return _MARKED.sub(new, page)
+
+
+def names_in(page: str) -> list[str]:
+    """Names of the tables that a page has."""
+
+    return [found[2] for found in _MARKED.finditer(page)]
+
+
+def demo_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The demo's table of markdown, from the rows of its file."""
+
+    lines = ["| | proxy | gold | match among 100, % | network calls |", "| --- " * 5 + "|"]
+    for row in rows:
+        gain = row["method"] != "base"
+        cells = [f"{row['model']}, {row['method']}"]
+        for name, factor, digits in (("proxy", 1, 2), ("gold", 1, 2), ("match", 100, 0)):
+            value, error = (factor * float(row[key]) for key in (name, f"{name}_error"))
+            sign = "+" if gain else ""
+            cells.append(f"{value:{sign}.{digits}f} ± {error:.{digits}f}")
+        setup = int(row["setup_calls"])
+        calls = f"{row['calls']}, and {setup} once per prompt" if setup else row["calls"]
+        cells.append("" if row["method"] == "target" else calls)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("out"), help="folder of all that is run")
+    add("--kept", action="store_true", help="run nothing, take what is in the folder")
+    arguments = parser.parse_args(argv)
+    out = arguments.out
+    demo, models, results = (out / name for name in ("demo", "testbed-models", "testbed-results"))
+    if not arguments.kept:
+        run = lambda *command: subprocess.run([sys.executable, *map(str, command)], check=True)
+        run("-c", "from rwguidance.app.cli import main; main()", "demo", "--out", demo)
+        run(Path(__file__).with_name("models.py"), "--out", models)
+    tables = {"demo": demo_table(read_csv(demo / "emoji.csv"))}
+    generators, proxies = (models / "models.md").read_text(encoding="utf-8").split("\n\n")
+    tables |= {"generators": generators, "proxies": proxies}
+    images = ROOT / "docs" / "images"
+    for path in results.glob("*-shown.md"):
+        name = path.stem.removesuffix("-shown")
+        tables[f"results of {name.replace('-', ' ')}"] = path.read_text(encoding="utf-8")
+        shutil.copyfile(results / f"{name}.png", images / f"results-{name}.png")
+    shutil.copyfile(demo / "emoji.png", images / "demo.png")
+    for path in models.glob("*.png"):
+        shutil.copyfile(path, images / path.name)
+    for page in (ROOT / name for name in PAGES):
+        text = put(page.read_text(encoding="utf-8"), tables)
+        page.write_text(text, encoding="utf-8")
+        print(f"{page.relative_to(ROOT)}: {', '.join(names_in(text))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+r"""The flow teacher of the test bed: a small StableDiffusion3Pipeline, trained from scratch.
+
+.. code-block:: text
+
+    python -m rwguidance_testbed.flow --data FOLDER --vae FOLDER --out FOLDER
+
+trains the transformer and two text encoders together on the generators' drawings of the names to
+learn, in the latents of :mod:`rwguidance_testbed.vae`, and writes a folder that
+``diffusers.StableDiffusion3Pipeline.from_pretrained`` reads, given the autoencoder:
+
+.. code-block:: python
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        folder, vae=AutoencoderKL.from_pretrained(vae_folder), text_encoder_3=None, tokenizer_3=None
+    )
+    pipe("a red apple on a blue background", height=64, width=64, max_sequence_length=1)
+
+There is no third text encoder. In its place the pipeline puts `max_sequence_length` zeros, 256
+unless told otherwise; the model is trained to do its work with any number of them from 1 to 256,
+and with one it is fastest.
+
+The loss is that of a rectified flow: :math:`\|v(x_t, t) - (x_1 - x_0)\|^2` where
+:math:`x_t = (1 - t) x_0 + t x_1`, noise :math:`x_1`, and :math:`t` of the logit-normal law, with
+the caption left out one time in ten. What is written are moving averages of the weights.
+
+References:
+    | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis
+      (Esser et al., 2024), arXiv:2403.03206
+"""
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from rwguidance.support.outside import require
+from rwguidance.support.randomness import seeded
+
+from .attention import CountedAttention
+from .data import Drawings, load_names
+from .muon import Muon, groups
+from .runs import Run, learning_rate, move_averages
+from .scenes import COLORS, draw, on
+from .vae import encode
+from .words import LENGTH, save_tokenizer, texts, tokens_of
+
+__all__ = [
+    "Latents",
+    "check_prompts",
+    "export",
+    "leave_out",
+    "log_counts",
+    "loss_of",
+    "new",
+    "read",
+    "sheet",
+    "train",
+    "velocity_of",
+]
+
+_PARTS = ("transformer", "text_encoder", "text_encoder_2")
+_DROPPED = 0.1
+_MOST_ZEROS = 256
+
+
+def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
+    """A StableDiffusion3Pipeline with random weights; `smoke` makes a tiny one.
+
+    Arguments:
+        vae: Its autoencoder.
+        tokenizer: Of both text encoders.
+        smoke: A tiny model, for tests.
+        seed: Of the weights.
+    """
+
+    diffusers = require("diffusers", "the test bed needs", "testbed")
+    transformers = require("transformers", "the test bed needs", "testbed")
+    width, heads, layers = (32, 1, 2) if smoke else (160, 5, 5)
+    text = 32 if smoke else 96
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text,
+        intermediate_size=4 * text,
+        projection_dim=text,
+        num_hidden_layers=2,
+        num_attention_heads=text // 32,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with seeded(seed):
+        return diffusers.StableDiffusion3Pipeline(
+            transformer=diffusers.SD3Transformer2DModel(
+                sample_size=8,
+                patch_size=2,
+                in_channels=vae.config.latent_channels,
+                out_channels=vae.config.latent_channels,
+                num_layers=layers,
+                attention_head_dim=width // heads,
+                num_attention_heads=heads,
+                joint_attention_dim=2 * text,
+                caption_projection_dim=width,
+                pooled_projection_dim=2 * text,
+                pos_embed_max_size=8,
+                qk_norm="rms_norm",
+            ),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
+            vae=vae,
+            text_encoder=transformers.CLIPTextModelWithProjection(config),
+            tokenizer=tokenizer,
+            text_encoder_2=transformers.CLIPTextModelWithProjection(config),
+            tokenizer_2=tokenizer,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+
+
+def read(folder: Path, vae: Any) -> Any:
+    """The pipeline that :func:`export` wrote, in single precision, around an autoencoder."""
+
+    diffusers = require("diffusers", "the test bed needs", "testbed")
+    with seeded(0):  # what is read replaces random weights
+        pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
+            folder, vae=vae, text_encoder_3=None, tokenizer_3=None
+        )
+    for name in _PARTS[1:]:
+        getattr(pipe, name).float()
+    return pipe
+
+
+class Latents:
+    """Latents and captions of many random pictures, of which some are replaced at every step.
+
+    Encoding a picture costs a third of a training step on it. So every picture is used several
+    times, each time with other noise, before another takes its place.
+
+    Arguments:
+        drawings: What the pictures show.
+        vae: The autoencoder.
+        tokenizer: Of the captions.
+        size: Pictures kept.
+        generator: Of the pictures.
+    """
+
+    def __init__(
+        self, drawings: Drawings, vae: Any, tokenizer: Any, size: int, generator: Generator
+    ) -> None:
+        self.drawings, self.vae, self.tokenizer = drawings, vae, tokenizer
+        self.generator = generator
+        self.oldest = 0
+        parts = [self._fresh(min(64, size - start)) for start in range(0, size, 64)]
+        self.latents, self.tokens = (torch.cat(rows) for rows in zip(*parts, strict=True))
+
+    def renew(self, count: int) -> None:
+        """Replaces the oldest."""
+
+        where = (self.oldest + torch.arange(count)) % len(self.latents)
+        self.latents[where], self.tokens[where] = self._fresh(count)
+        self.oldest = (self.oldest + count) % len(self.latents)
+
+    def batch(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Latents, (count, 8, 8, 8), and tokens, (count, 16), chosen uniformly."""
+
+        index = torch.randint(len(self.latents), (count,), generator=generator)
+        return self.latents[index], self.tokens[index]
+
+    def _fresh(self, count: int) -> tuple[Tensor, Tensor]:
+        pictures, captions = draw(self.drawings, count, self.generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = encode(self.vae, pictures)
+        return latents, tokens_of(self.tokenizer, captions)
+
+
+def loss_of(
+    parts: Sequence[nn.Module],
+    latents: Tensor,
+    tokens: Tensor,
+    generator: Generator,
+    velocity: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """The loss of a rectified flow, see the module.
+
+    Arguments:
+        parts: Transformer and the two text encoders; the transformer with `CountedAttention`.
+        latents: Scaled, with shape (B, C, H, W).
+        tokens: Of the captions, those left out already empty, with shape (B, L).
+        generator: Draws times, noise, and how many zeros follow the tokens.
+        velocity: :func:`velocity_of`, or that compiled.
+    """
+
+    t = torch.randn(len(latents), generator=generator).sigmoid()
+    noise = torch.randn(latents.shape, generator=generator)
+    x_t = torch.lerp(latents, noise, t[:, None, None, None])
+    counts = log_counts(len(latents), generator)
+    predicted = (velocity or velocity_of)(parts, x_t, t, tokens, counts)
+    return (predicted.float() - (noise - latents)).square().mean()
+
+
+def log_counts(count: int, generator: Generator) -> Tensor:
+    """Logarithms of how many zeros follow the tokens of captions, uniform from those of 1 to 256.
+
+    Arguments:
+        count: How many captions.
+        generator: Chooses.
+    """
+
+    return torch.rand(count, generator=generator) * math.log(_MOST_ZEROS)
+
+
+def velocity_of(
+    parts: Sequence[nn.Module], x_t: Tensor, t: Tensor, tokens: Tensor, log_count: Tensor
+) -> Tensor:
+    """The velocity at noisy latents.
+
+    Arguments:
+        parts: As those of :func:`loss_of`.
+        x_t: Noisy latents, with shape (B, C, H, W).
+        t: Times in [0, 1], with shape (B,).
+        tokens: Of the captions, with shape (B, L).
+        log_count: Logarithm of how many zeros follow the tokens, with shape (B,).
+    """
+
+    transformer, *encoders = parts
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
+    text = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
+    text = torch.cat((text, torch.zeros_like(text[:, :1])), dim=1)
+    for processor in cast(Any, transformer).attn_processors.values():
+        processor.log_count = log_count
+    predicted: Tensor = transformer(
+        hidden_states=x_t,
+        timestep=1000 * t,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        return_dict=False,
+    )[0]
+    return predicted
+
+
+def leave_out(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
+    """Tokens in which one caption in ten, at random, is replaced by `empty`.
+
+    Arguments:
+        tokens: Of the captions, with shape (B, L).
+        empty: Of the empty caption, with shape (1, L).
+        generator: Chooses.
+    """
+
+    dropped = torch.rand(len(tokens), 1, generator=generator) < _DROPPED
+    return torch.where(dropped, empty, tokens)
+
+
+def check_prompts() -> list[str]:
+    """Sixty prompts of names that are learned, every other with a background."""
+
+    colors = list(COLORS)
+    return [
+        f"{name} {on(colors[i // 2 % len(colors)])}" if i % 2 else name
+        for i, name in enumerate(load_names()["train"][::3][:60])
+    ]
+
+
+def sheet(
+    pipe: Any,
+    prompts: Sequence[str],
+    path: Path,
+    seed: int = 0,
+    guidance: float = 3.0,
+    steps: int = 20,
+) -> None:
+    """Writes a picture of one sample of each prompt, ten in a row."""
+
+    image = require("PIL.Image", "contact sheets need", "testbed")
+    drawing = require("PIL.ImageDraw", "contact sheets need", "testbed")
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe(
+        list(prompts),
+        height=64,
+        width=64,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=Generator().manual_seed(seed),
+        **({"max_sequence_length": 1} if hasattr(pipe, "transformer") else {}),
+    ).images
+    rows = -(-len(prompts) // 10)
+    canvas = image.new("RGB", (10 * 132, rows * 156), "white")
+    pen = drawing.Draw(canvas)
+    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        left, top = i % 10 * 132, i // 10 * 156
+        canvas.paste(picture.resize((128, 128), image.Resampling.NEAREST), (left, top))
+        pen.text((left, top + 128), f"{prompt[:22]}\n{prompt[22:44]}", fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
+
+
+def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
+    """Writes a pipeline, of this class or that of `turbo`, in half precision without autoencoder.
+
+    Arguments:
+        pipe: The pipeline; not changed.
+        tokenizer: Folder of its tokenizer.
+        folder: To write to.
+    """
+
+    pipe.save_config(folder)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    for name in ("tokenizer", "tokenizer_2"):
+        # As it was learned: what versions of transformers write is not what all of them read.
+        if folder / name != tokenizer:
+            shutil.copytree(tokenizer, folder / name, dirs_exist_ok=True)
+    network = "transformer" if hasattr(pipe, "transformer") else "unet"
+    for name in (network, *_PARTS[1:]):
+        part = copy.deepcopy(getattr(pipe, name)).half()
+        if name == network:  # not where it was started from
+            part.register_to_config(_name_or_path="")
+        part.save_pretrained(folder / name)
+
+
+def train(
+    data: Path = Path("out/testbed"),
+    vae: Path = Path("out/testbed/emoji-vae"),
+    out: Path = Path("out/testbed/emoji-flow-teacher"),
+    steps: int = 40_000,
+    batch: int = 64,
+    peak: float = 2e-3,
+    kept: int = 12_288,
+    seed: int = 0,
+    threads: int = 1,
+    every: int = 1000,
+    start: Path | None = None,
+    compiled: bool = False,
+    resume: bool = True,
+    smoke: bool = False,
+) -> None:
+    """Trains the flow teacher and writes it to `out`, with contact sheets beside it.
+
+    Arguments:
+        data: Folder of the drawings.
+        vae: Folder of the autoencoder.
+        out: Folder to write to; the state of the run lies beside it.
+        steps: In all. With no more than an earlier run took, writes what it reached.
+        batch: Pictures of a step.
+        peak: The largest learning rate.
+        kept: Encoded pictures kept at a time.
+        seed: Of weights, pictures and noise.
+        threads: Of PyTorch.
+        every: Steps between two exports with a contact sheet.
+        start: Folder of an exported model to start from, with a new optimizer.
+        compiled: Whether to compile the network first: needs a compiler of C++ and two minutes,
+            and makes a step a third faster.
+        resume: Whether to go on where an earlier run was.
+        smoke: A tiny model, for tests.
+    """
+
+    diffusers = require("diffusers", "the test bed needs", "testbed")
+    torch.set_num_threads(threads)
+    drawings = Drawings.load(data)
+    own = drawings.where("generator", load_names()["train"])
+    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
+    if start is None:
+        words = out / "tokenizer"
+        pipe = new(autoencoder, save_tokenizer(texts(drawings), words), smoke, seed)
+    else:
+        words = start / "tokenizer"
+        pipe = read(start, autoencoder)
+    parts = [getattr(pipe, name).train() for name in _PARTS]
+    averages = [copy.deepcopy(part).eval().requires_grad_(False) for part in parts]
+    pipe.transformer.set_attn_processor(CountedAttention())
+    for encoder in parts[1:]:  # the fused kernel is slow on the way back here, too
+        encoder.config._attn_implementation = "eager"
+    weights = [p for part in parts for p in part.parameters()]
+    means = [p for part in averages for p in part.parameters()]
+    optimizer = Muon(groups(parts), lr=peak)
+    generator = Generator().manual_seed(seed)
+    names = [*_PARTS, *(f"average_{name}" for name in _PARTS)]
+    modules = dict(zip(names, [*parts, *averages], strict=True))
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator)
+    if start is not None:
+        before = json.loads((start / "figures.json").read_text(encoding="utf-8"))
+        run.seen, run.seconds = before["pictures_seen"], 60 * before["minutes"]
+    if resume and run.restore():
+        print(f"going on at step {run.step}")
+    # Pictures are drawn anew after an interruption: others than those of the steps before.
+    pictures = Generator().manual_seed(seed + 1 + run.step)
+    pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
+    empty = tokens_of(pipe.tokenizer, [""])
+
+    velocity = torch.compile(velocity_of, dynamic=False) if compiled else velocity_of
+
+    def loss() -> Tensor:
+        pool.renew(max(1, batch // 8))
+        latents, tokens = pool.batch(batch, generator)
+        tokens = leave_out(tokens, empty, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss_of(parts, latents, tokens, generator, velocity)
+
+    def after(step: int) -> None:
+        move_averages(means, weights, step)
+        if step % every == 0 and step < steps:
+            write()
+
+    def write() -> None:
+        averaged = type(pipe)(**{**pipe.components, **dict(zip(_PARTS, averages, strict=True))})
+        export(averaged, words, out)
+        figures: dict[str, float] = {"steps": run.step, "pictures_seen": run.seen}
+        figures["minutes"] = round(run.seconds / 60, 1)
+        (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        prompts = check_prompts()[: 4 if smoke else None]
+        sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
+
+    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
+    write()
+
+
+if __name__ == "__main__":
+    require("typer", "the command needs", "testbed").run(train)

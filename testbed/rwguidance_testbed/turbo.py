@@ -1,0 +1,329 @@
+r"""The teacher of the test bed's turbo model: a small StableDiffusionXLPipeline.
+
+.. code-block:: text
+
+    python -m rwguidance_testbed.turbo --data FOLDER --vae FOLDER --words FOLDER --out FOLDER
+
+trains the network on the generators' drawings of the names to learn, with the text encoders of
+:mod:`rwguidance_testbed.flow`, which stay as they are. What it writes is a folder that
+``diffusers.StableDiffusionXLPipeline.from_pretrained`` reads, given the autoencoder.
+
+The network predicts the noise. Its error is weighted as one of the velocity, by
+:math:`1 / \alpha_t^2`: else the largest noise, which matters most to a model of few steps, would
+hardly count. Captions are left out as the pipeline leaves them out, by zeros.
+
+The network starts out by giving back its input. It has to: at the largest noise, an error in the
+noise is one 15 times as large in the clean sample. And it cannot learn to easily, because group
+normalization divides by a standard deviation which, over 8 x 8 positions, differs from sample to
+sample. So a copy of the input is kept in groups whose deviation two large constants set.
+
+References:
+    | SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis
+      (Podell et al., 2023), arXiv:2307.01952
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from rwguidance.support.outside import require
+from rwguidance.support.randomness import seeded
+
+from .data import Drawings, load_names
+from .flow import Latents, check_prompts, export, sheet
+from .flow import read as read_flow
+from .muon import Muon, groups
+from .runs import Run, learning_rate, move_averages
+
+__all__ = [
+    "SCHEDULE",
+    "SIZES",
+    "copy_input",
+    "embed",
+    "loss_of",
+    "new",
+    "noise_of",
+    "read",
+    "train",
+]
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
+"""The noise schedule of SDXL and of SDXL-Turbo."""
+
+SIZES = (64.0, 64.0, 0.0, 0.0, 64.0, 64.0)
+"""What the pipeline tells the network of the sizes of pictures: original, cropped, wanted."""
+
+_PARTS = ("unet", "text_encoder", "text_encoder_2")
+_DROPPED = 0.1
+_LARGE = 20.0
+
+
+def new(words: Any, smoke: bool = False, seed: int = 0) -> Any:
+    """A StableDiffusionXLPipeline with a random network; `smoke` makes a tiny one.
+
+    Arguments:
+        words: A pipeline of the flow, whose autoencoder, tokenizers and text encoders it takes.
+        smoke: A tiny network, for tests.
+        seed: Of the weights.
+    """
+
+    diffusers = require("diffusers", "the test bed needs", "testbed")
+    transformers = require("transformers", "the test bed needs", "testbed")
+    widths, heads, groups = ((32, 32), (1, 1), 4) if smoke else ((64, 144), (2, 4), 8)
+    text = words.text_encoder.config
+    with seeded(seed):
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            in_channels=words.vae.config.latent_channels,
+            out_channels=words.vae.config.latent_channels,
+            block_out_channels=widths,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=1,
+            attention_head_dim=heads,  # their number, whatever its name
+            use_linear_projection=True,
+            norm_num_groups=groups,
+            cross_attention_dim=2 * text.hidden_size,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=text.projection_dim + len(SIZES) * 8,
+        )
+        first = transformers.CLIPTextModel(text)
+    copy_input(unet)
+    _copy_weights(words.text_encoder, first)
+    return diffusers.StableDiffusionXLPipeline(
+        vae=words.vae,
+        text_encoder=first,
+        text_encoder_2=copy.deepcopy(words.text_encoder_2),
+        tokenizer=words.tokenizer,
+        tokenizer_2=words.tokenizer_2,
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+        add_watermarker=False,
+    )
+
+
+@torch.no_grad()
+def copy_input(unet: Any) -> None:
+    r"""Sets weights so that a UNet gives back its input, see the module.
+
+    The input travels by the outermost skip connection, each channel with both signs, for
+    :math:`\mathrm{silu}(x) - \mathrm{silu}(-x) = x`. Everything else is as it was drawn, but that
+    the last layer does not read it.
+
+    Arguments:
+        unet: A UNet2DConditionModel whose last resolution is wide enough.
+    """
+
+    groups, size = unet.conv_norm_out.num_groups, unet.conv_norm_out.num_channels
+    size //= groups
+    pairs = (size - 2) // 2  # in each group, beside the two constants
+    used = -(-unet.config.in_channels // pairs)
+    if used > groups:
+        raise ValueError(
+            f"unet must have room for {used} groups of its last normalization, has {groups}"
+        )
+    last = unet.up_blocks[-1].resnets[-1]
+    rows = slice(0, used * size)
+    skip = last.conv_shortcut.weight.shape[1] - unet.conv_in.weight.shape[0]
+    for layer in (unet.conv_in, last.conv_shortcut, last.conv2):
+        layer.weight[rows], layer.bias[rows] = 0.0, 0.0
+    for row in range(rows.stop):
+        last.conv_shortcut.weight[row, skip + row] = 1.0
+    unet.conv_out.weight.zero_()
+    unet.conv_out.bias.zero_()
+    scale = ((2 * _LARGE**2 + 2 * pairs) / size) ** 0.5
+    unet.conv_norm_out.weight[rows] = scale
+    for group in range(used):
+        start = group * size
+        unet.conv_in.bias[start + size - 2] = _LARGE
+        unet.conv_in.bias[start + size - 1] = -_LARGE
+        for pair in range(pairs):
+            channel = group * pairs + pair
+            for sign, row in ((1.0, start + 2 * pair), (-1.0, start + 2 * pair + 1)):
+                if channel < unet.config.in_channels:
+                    unet.conv_in.weight[row, channel, 1, 1] = sign
+                    unet.conv_out.weight[channel, row, 1, 1] = sign
+
+
+def read(folder: Path, vae: Any) -> Any:
+    """What :func:`rwguidance_testbed.flow.export` wrote, in single precision, around a `vae`."""
+
+    diffusers = require("diffusers", "the test bed needs", "testbed")
+    with seeded(0):  # what is read replaces random weights
+        pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
+            folder, vae=vae, add_watermarker=False
+        )
+    for name in _PARTS[1:]:
+        getattr(pipe, name).float()
+    return pipe
+
+
+@torch.no_grad()
+def embed(encoders: tuple[nn.Module, nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network is told of captions: states of their tokens, and one vector for all.
+
+    Arguments:
+        encoders: Both text encoders.
+        tokens: With shape (B, L).
+
+    Returns:
+        Embeddings with shapes (B, L, D) and (B, E).
+    """
+
+    first, second = (encoder(tokens, output_hidden_states=True) for encoder in encoders)
+    return torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1), second[0]
+
+
+def noise_of(unet: nn.Module, x_t: Tensor, step: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    """The noise that the network sees in noisy latents of 64 x 64 pictures.
+
+    Arguments:
+        unet: The network.
+        x_t: Noisy latents of a variance-preserving path, with shape (B, C, H, W).
+        step: Of 1,000, with shape (B,).
+        text: Of the tokens, with shape (B, L, D).
+        pooled: Of the captions, with shape (B, E).
+    """
+
+    sizes = x_t.new_tensor(SIZES).expand(len(x_t), -1)
+    added = {"text_embeds": pooled, "time_ids": sizes}
+    noise: Tensor = unet(x_t, step, text, added_cond_kwargs=added, return_dict=False)[0]
+    return noise
+
+
+def loss_of(
+    unet: nn.Module,
+    latents: Tensor,
+    text: Tensor,
+    pooled: Tensor,
+    alphas: Tensor,
+    generator: Generator,
+    noise_of: Callable[..., Tensor] = noise_of,
+) -> Tensor:
+    """The squared error of the noise, weighted as the module says.
+
+    Arguments:
+        unet: The network.
+        latents: Scaled, with shape (B, C, H, W).
+        text: Of the tokens, with shape (B, L, D).
+        pooled: Of the captions, with shape (B, E).
+        alphas: Squares of the scales of the signal, by step, with shape (1000,).
+        generator: Draws steps, noise, and which captions are left out.
+        noise_of: The function of this name, or that compiled.
+    """
+
+    step = torch.randint(len(alphas), (len(latents),), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    kept = (torch.rand(len(latents), generator=generator) >= _DROPPED).float()
+    square = alphas[step][:, None, None, None]
+    x_t = square.sqrt() * latents + (1 - square).sqrt() * noise
+    predicted = noise_of(unet, x_t, step, text * kept[:, None, None], pooled * kept[:, None])
+    return ((predicted.float() - noise).square() / square).mean()
+
+
+def train(
+    data: Path = Path("out/testbed"),
+    vae: Path = Path("out/testbed/emoji-vae"),
+    words: Path = Path("out/testbed/emoji-flow-teacher"),
+    out: Path = Path("out/testbed/emoji-turbo-teacher"),
+    steps: int = 10_000,
+    batch: int = 256,
+    peak: float = 2e-3,
+    kept: int = 12_288,
+    seed: int = 0,
+    threads: int = 1,
+    every: int = 500,
+    compiled: bool = False,
+    resume: bool = True,
+    smoke: bool = False,
+) -> None:
+    """Trains the teacher and writes it to `out`, with contact sheets beside it.
+
+    Arguments:
+        data: Folder of the drawings.
+        vae: Folder of the autoencoder.
+        words: Folder of the flow teacher, whose text encoders are taken at the start.
+        out: Folder to write to; the state of the run lies beside it.
+        steps: In all. With no more than an earlier run took, writes what it reached.
+        batch: Pictures of a step.
+        peak: The largest learning rate.
+        kept: Encoded pictures kept at a time.
+        seed: Of weights, pictures and noise.
+        threads: Of PyTorch.
+        every: Steps between two exports with a contact sheet.
+        compiled: Whether to compile the network first: needs a compiler of C++ and two minutes.
+        resume: Whether to go on where an earlier run was.
+        smoke: A tiny model, for tests.
+    """
+
+    diffusers = require("diffusers", "the test bed needs", "testbed")
+    torch.set_num_threads(threads)
+    own = Drawings.load(data).where("generator", load_names()["train"])
+    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
+    pipe = new(read_flow(words, autoencoder), smoke, seed)
+    parts = {name: getattr(pipe, name) for name in _PARTS}
+    average = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
+    unet = pipe.unet.train()
+    unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    encoders = (pipe.text_encoder.eval(), pipe.text_encoder_2.eval())
+    optimizer = Muon(groups([unet]), lr=peak)
+    generator = Generator().manual_seed(seed)
+    run = Run(out.with_suffix(".state"), {**parts, "average": average}, optimizer, generator)
+    if resume and run.restore():
+        print(f"going on at step {run.step}")
+    # Pictures are drawn anew after an interruption: others than those of the steps before.
+    pictures = Generator().manual_seed(seed + 1 + run.step)
+    pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
+    shift = autoencoder.config.shift_factor * autoencoder.config.scaling_factor
+    alphas = pipe.scheduler.alphas_cumprod
+    means, weights = list(average.parameters()), list(unet.parameters())
+    predict = torch.compile(noise_of, dynamic=False) if compiled else noise_of
+
+    def loss() -> Tensor:
+        pool.renew(max(1, batch // 8))
+        latents, tokens = pool.batch(batch, generator)
+        latents = latents + shift  # which pipelines of this class leave out
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            text, pooled = embed(encoders, tokens)
+            return loss_of(unet, latents, text, pooled, alphas, generator, predict)
+
+    def after(step: int) -> None:
+        move_averages(means, weights, step)
+        if step % every == 0 and step < steps:
+            write()
+
+    def write() -> None:
+        averaged = type(pipe)(**{**pipe.components, "unet": average}, add_watermarker=False)
+        export(averaged, words / "tokenizer", out)
+        figures: dict[str, float] = {"steps": run.step, "pictures_seen": run.seen}
+        figures["minutes"] = round(run.seconds / 60, 1)
+        (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        prompts = check_prompts()[: 4 if smoke else None]
+        sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
+
+    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
+    write()
+
+
+def _copy_weights(projected: nn.Module, plain: nn.Module) -> None:
+    """Copies a text encoder without its projection, which the first one of SDXL does not have."""
+
+    bare = lambda name: name.removeprefix("text_model.")  # that depends on transformers' version
+    weights = {bare(name): value for name, value in projected.state_dict().items()}
+    plain.load_state_dict({name: weights[bare(name)] for name in plain.state_dict()})
+
+
+if __name__ == "__main__":
+    require("typer", "the command needs", "testbed").run(train)

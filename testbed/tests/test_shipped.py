@@ -1,0 +1,526 @@
+"""The shipped models: whole, within their size, documented, and loaded as their formats say."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import backbones
+import rewards
+from rwguidance import sample
+from rwguidance.app.cli import main
+from rwguidance.support.randomness import seeded
+from rwguidance.testing import check_reward
+from rwguidance_testbed import encoders, flow, shipped, turbo, vae, words
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("open_clip")
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = shipped._WEIGHTS
+THERE = sorted(path.name for path in WEIGHTS.iterdir() if path.is_dir())
+PIPELINES = {
+    "emoji-flow": (flow, 4, None),
+    "emoji-flow-teacher": (flow, 20, 3.0),
+    "emoji-turbo": (turbo, 1, None),
+}
+REWARDS = {"emoji-pick": ("pick", 16), "emoji-hps": ("hps", 24)}
+OTHERS = {"emoji-judge", "emoji-turbo-guide", "emoji-vae"}
+PROMPTS = ["red apple", "a key on a blue background", "", " ".join(["red apple"] * 40)]
+
+
+def test_what_can_be_shipped_is_registered_and_can_be_trained():
+    named = {name for name in backbones.available() if name.startswith("emoji-")}
+    named |= {spec.name for spec in rewards.available() if spec.name.startswith("emoji-")}
+    assert named == {*PIPELINES, *REWARDS}
+    assert named | OTHERS == set(shipped.MODELS)
+    for module in shipped.MODELS.values():
+        assert importlib.util.find_spec(f"rwguidance_testbed.{module}"), module
+
+
+# What lies in the package.
+
+
+def test_the_hashes_are_those_of_the_files():
+    known = json.loads((WEIGHTS / "hashes.json").read_text())
+    found = {name: shipped.digests(WEIGHTS / name) for name in THERE}
+    assert known == found, "run `python -m rwguidance_testbed.shipped`"
+    assert all(re.fullmatch(r"[0-9a-f]{64}", d) for files in known.values() for d in files.values())
+    assert {path.name for path in WEIGHTS.iterdir()} == {*THERE, "hashes.json"}
+    assert all(shipped.folder(name) == WEIGHTS / name for name in THERE)
+    assert shipped.names() == THERE
+
+
+def test_everything_is_small():
+    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert size <= 40_000_000
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_every_model_has_its_card(name):
+    card = (WEIGHTS / name / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: mit\n")
+    assert f"\n# {name}\n" in card
+    assert "rwguidance_testbed/NOTICE" in card
+    for heading in ("Data", "Training", "Quality"):
+        assert re.search(rf"^\*\*{heading}\.\*\* \S", card, re.MULTILINE), f"no **{heading}.**"
+    assert f"python -m rwguidance_testbed.{shipped.MODELS[name]} " in card
+    assert re.search(r"^\|.*\| *[\d.]+ *\|", card, re.MULTILINE), "no table with figures"
+
+
+def paths_in(folder, own=()):
+    """Files that name a folder of the machine where they were written, with what they name."""
+
+    pattern = rb"(?<![\w.:/])/(?:home|root|tmp|work|usr|mnt|var|data|Users|content)/\w+"
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        found += [(path.name, match) for match in re.findall(pattern, content)]
+        found += [(path.name, name) for name in own if str(name).encode() in content]
+        if path.suffix == ".json":
+            named = [v for k, v in flat(json.loads(content)) if k.endswith("name_or_path") and v]
+            found += [(path.name, value) for value in named]
+    return found
+
+
+def flat(value, key=""):
+    if isinstance(value, dict):
+        return [pair for k, v in value.items() for pair in flat(v, k)]
+    if isinstance(value, list):
+        return [pair for v in value for pair in flat(v, key)]
+    return [(key, value)]
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_no_file_names_a_folder_of_its_machine(name):
+    assert paths_in(WEIGHTS / name) == []
+
+
+def test_paths_are_found(tmp_path):
+    (tmp_path / "a.json").write_text('{"x": [{"_name_or_path": "somewhere"}]}')
+    (tmp_path / "b.md").write_text("--out out/testbed/x, https://a.b/home/c; from /home/me/x")
+    torch.save({"at": "/home/me/x", "w": torch.zeros(3)}, tmp_path / "c.pt")
+    assert {name for name, _ in paths_in(tmp_path)} == {"a.json", "b.md", "c.pt"}
+    assert len(paths_in(tmp_path)) == 3
+    assert ("b.md", "out/test") in paths_in(tmp_path, ["out/test"])
+
+
+def test_git_ignores_nothing_of_it():
+    files = [str(path) for path in WEIGHTS.rglob("*") if path.is_file()]
+    run = subprocess.run(
+        ["git", "check-ignore", "--no-index", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode == 128:
+        pytest.skip("not a checkout")
+    assert (run.returncode, run.stdout) == (1, ""), "wheels leave out what git ignores"
+
+
+# What a version with all models would be.
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Tiny models of every kind, as their training writes them, in the place of the shipped."""
+
+    root = tmp_path_factory.mktemp("weights")
+    tokenizer = root.with_name("words")
+    vocabulary = words.save_tokenizer(PROMPTS[:2] * 3, tokenizer, size=600)
+    autoencoder = vae.new(smoke=True).half()
+    autoencoder.register_to_config(scaling_factor=0.8, shift_factor=0.25)
+    autoencoder.save_pretrained(root / "emoji-vae")
+    pipe = flow.new(autoencoder, vocabulary, smoke=True)
+    flow.export(pipe, tokenizer, root / "emoji-flow-teacher")
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    flow.export(pipe, tokenizer, root / "emoji-flow")
+    pipe = turbo.new(pipe, smoke=True)
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(
+        **turbo.SCHEDULE, timestep_spacing="trailing"
+    )
+    flow.export(pipe, tokenizer, root / "emoji-turbo")
+    for kind in encoders.KINDS:
+        encoders.new(kind, tokenizer, smoke=True).write(root / f"emoji-{kind}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def hashed(weights):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "_WEIGHTS", weights)
+        known = shipped.write()
+    assert known == json.loads((weights / "hashes.json").read_text())
+    assert set(known) == set(shipped.MODELS) - {"emoji-turbo-guide"}
+    return weights
+
+
+@pytest.fixture
+def full(hashed, monkeypatch):
+    monkeypatch.setattr(shipped, "_WEIGHTS", hashed)
+    return hashed
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    """A place for weights of its own."""
+
+    monkeypatch.setattr(shipped, "_WEIGHTS", tmp_path)
+    return tmp_path
+
+
+def test_what_training_writes_names_no_folder(weights):
+    assert paths_in(weights, [weights, weights.parent]) == []
+
+
+class TestFolder:
+    @pytest.fixture
+    def model(self, place):
+        (place / "emoji-vae" / "part").mkdir(parents=True)
+        (place / "emoji-vae" / "config.json").write_text("{}")
+        (place / "emoji-vae" / "part" / "weights.bin").write_bytes(bytes(range(256)))
+        shipped.write()
+        return place / "emoji-vae"
+
+    def test_it_is_compared_once(self, model, monkeypatch):
+        assert shipped.folder("emoji-vae") == model
+        monkeypatch.setattr(shipped, "_digest", None)
+        assert shipped.folder("emoji-vae") == model
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (None, "is missing"),
+            (bytes(range(255)), "is changed or cut short, at 255 bytes"),
+            (bytes(range(255)) + b"\0", "is changed or cut short, at 256 bytes"),
+            (b"", "is changed or cut short, at 0 bytes"),
+        ],
+    )
+    def test_a_file_that_is_not_as_it_was(self, model, content, said):
+        file = model / "part" / "weights.bin"
+        whole = file.read_bytes()
+        file.unlink() if content is None else file.write_bytes(content)
+        for _ in range(2):  # what failed is compared again
+            with pytest.raises(ValueError, match=rf"hold emoji-vae as it .*: part/w\S+ {said};"):
+                shipped.folder("emoji-vae")
+        file.write_bytes(whole)
+        assert shipped.folder("emoji-vae") == model
+
+    def test_all_that_is_wrong_is_named_and_what_is_more_does_not_matter(self, model):
+        (model / "more.txt").write_text("")
+        (model / "config.json").write_text("{ }")
+        (model / "part" / "weights.bin").unlink()
+        with pytest.raises(ValueError, match=r"config\.json is .* 3 bytes; part/weights\.bin is"):
+            shipped.folder("emoji-vae")
+        (model / "config.json").write_text("{}")
+        (model / "part" / "weights.bin").write_bytes(bytes(range(256)))
+        assert shipped.folder("emoji-vae") == model
+
+    def test_what_is_not_shipped_says_how_to_train_it(self, model):
+        message = r"emoji-pick does not come .*has emoji-vae; train it with `python -m rwguidance\."
+        with pytest.raises(
+            FileNotFoundError, match=message + r"rwguidance_testbed\.towers`.* as path="
+        ):
+            shipped.folder("emoji-pick")
+        with pytest.raises(FileNotFoundError, match=message):
+            rewards.load("emoji-pick")
+        with pytest.raises(FileNotFoundError, match=r"emoji-turbo does not .*testbed\.distill`"):
+            backbones.load("emoji-turbo")
+        with pytest.raises(FileNotFoundError, match="emoji-judge does not come"):
+            shipped.gold()
+
+    def test_a_folder_without_hashes(self, model):
+        (model.parent / "emoji-pick").mkdir()
+        with pytest.raises(ValueError, match=r"emoji-pick has no hashes yet; `python .*shipped`"):
+            shipped.folder("emoji-pick")
+
+    def test_names_that_do_not_exist(self, model):
+        with pytest.raises(LookupError, match=r"no model 'emoji-clip', there are 'emoji-flow', "):
+            shipped.folder("emoji-clip")
+        (model.parent / "emoji-clip").mkdir()
+        with pytest.raises(ValueError, match=r"must be among emoji-flow, .*, got emoji-clip$"):
+            shipped.write()
+
+    @pytest.mark.parametrize("content", [None, "version https://git-lfs.github.com/spec/v1"])
+    def test_hashes_that_cannot_be_read(self, model, content):
+        file = model.parent / "hashes.json"
+        file.unlink() if content is None else file.write_text(content)
+        with pytest.raises(ValueError, match=r"hashes\.json must hold the hashes .*install"):
+            shipped.folder("emoji-vae")
+
+    def test_the_hash_is_that_of_sha_256(self, place):
+        (place / "abc").write_bytes(b"abc")
+        expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        assert shipped.digests(place) == {"abc": expected}
+
+
+def test_the_table_counts_parameters_and_bytes(full):
+    rows = [line.split() for line in shipped.report().splitlines()]
+    assert rows[0] == ["name", "parameters", "bytes"]
+    count = {name: (int(n.replace(",", "")), int(b.replace(",", ""))) for name, n, b in rows[1:]}
+    *models, last = count
+    assert models == sorted(path.name for path in full.iterdir() if path.is_dir())
+    assert (last, count["all"]) == ("all", tuple(sum(count[m][i] for m in models) for i in (0, 1)))
+    for name, kind in (("emoji-judge", "judge"), ("emoji-pick", "pick"), ("emoji-hps", "hps")):
+        own = encoders.read(kind, full / name).parameters()
+        assert count[name][0] == sum(p.numel() for p in own)
+    files = [path for path in (full / "emoji-hps").iterdir() if path.is_file()]
+    assert count["emoji-hps"][1] == sum(len(path.read_bytes()) for path in files)
+
+
+def autoencoder_of(root):
+    return diffusers.AutoencoderKL.from_pretrained(root / "emoji-vae").float().eval()
+
+
+def check_pipeline(name, root, steps):
+    """The pictures of the adapter are those of the plain class of diffusers."""
+
+    module, default, scale = PIPELINES[name]
+    backbone = backbones.load(name)
+    assert (backbone.steps, backbone.guidance_scale) == (default, scale)
+    assert (backbone.height, backbone.width) == (64, 64)
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert not backbone.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+    one = {"max_sequence_length": 1} if module is flow else {}
+    assert {"max_sequence_length": backbone.max_sequence_length} == (
+        one or {"max_sequence_length": None}
+    )
+
+    pipe = module.read(root / name, autoencoder_of(root))
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        PROMPTS[:2],
+        height=64,
+        width=64,
+        num_inference_steps=steps,
+        guidance_scale=scale or 0.0,
+        generator=torch.Generator().manual_seed(1),
+        output_type="pt",
+        **one,
+    ).images
+    generator = torch.Generator().manual_seed(1)
+    noise = backbone.draw_noise(2, generator)
+    condition, times = backbone.condition(PROMPTS[:2]), backbone.times(steps)
+    with torch.no_grad():
+        latents = sample(backbone, backbone.sampler, noise, times, condition, generator)
+        found = backbone.decode(latents)
+    assert found.shape == (2, 3, 64, 64)
+    assert_close(found, expected, rtol=0, atol=2e-4)
+    assert float((found[0] - found[1]).abs().max()) > 1e-3
+    with torch.no_grad():  # what encodes is the inverse of what decodes
+        means = pipe.vae.encode(2 * found - 1).latent_dist.mean
+        again = (pipe.vae.decode(means).sample / 2 + 0.5).clamp(0, 1)
+        assert_close(backbone.decode(backbone.encode(found)), again, rtol=0, atol=2e-4)
+
+
+def check_towers(name, root, pictures):
+    """The scores of the reward are those of the towers as the test bed reads them."""
+
+    kind, limit = REWARDS[name]
+    reward = rewards.load(name)
+    assert reward.spec.context_length == limit
+    assert reward.size == 64 if kind == "hps" else reward.image.size == 64
+    towers = encoders.read(kind, root / name).eval()
+    with torch.no_grad():
+        cosine = towers(pictures, PROMPTS)
+        expected = towers.log_scale.exp() * cosine if kind == "pick" else cosine
+        found = reward(pictures, PROMPTS)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert float(cosine.std()) > 1e-4
+    return reward, found
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    values = torch.randint(256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
+    return torch.nn.functional.interpolate(values, size=64, mode="nearest")
+
+
+class TestLoading:
+    @pytest.mark.parametrize(("name", "steps"), [(name, 2) for name in PIPELINES])
+    def test_a_pipeline_is_that_of_diffusers(self, full, name, steps):
+        check_pipeline(name, full, steps)
+
+    def test_one_step_is_what_the_turbo_model_takes(self, full):
+        check_pipeline("emoji-turbo", full, 1)
+        backbone = backbones.load("emoji-turbo")
+        assert len(backbone.times()) == 2
+        assert len(backbones.load("emoji-flow").times()) == 5
+
+    @pytest.mark.parametrize("name", ["emoji-flow", "emoji-turbo"])
+    def test_all_parts_have_the_precision_asked_for(self, full, name, generator):
+        backbone = backbones.load(name, dtype=torch.bfloat16)
+        assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
+        denoised = backbone(
+            backbone.draw_noise(1, generator), 0.5, backbone.condition(["sun"])
+        ).mean
+        assert backbone.decode(denoised).isfinite().all()
+
+    @pytest.mark.parametrize("name", ["emoji-flow", "emoji-turbo"])
+    def test_one_of_ones_own(self, full, tmp_path, name):
+        own = tmp_path / "own"
+        shutil.copytree(full / name, own)
+        denoiser = next(own.glob("*/diffusion_pytorch_model.safetensors"))
+        from safetensors.torch import save_file
+
+        halved = {key: value / 2 for key, value in load_file(denoiser).items()}
+        save_file(halved, denoiser, {"format": "pt"})
+        first, second = (
+            dict(backbones.load(name, path).named_parameters()) for path in (None, own)
+        )
+        part = f"modules_of_pipe.{denoiser.parent.name}."
+        for key, value in first.items():
+            assert_close(second[key], value / 2 if key.startswith(part) else value)
+        with pytest.raises(ValueError, match=f"{name} was distilled to run without"):
+            backbones.load(name, own, guidance_scale=3.0)
+
+    def test_an_autoencoder_of_ones_own(self, full, tmp_path):
+        own = vae.new(smoke=True, seed=5)
+        own.register_to_config(scaling_factor=2.0, shift_factor=0.0)
+        own.save_pretrained(tmp_path / "vae")
+        option = backbones.load("emoji-flow", vae=tmp_path / "vae")
+        shutil.copytree(full / "emoji-flow", tmp_path / "flow")
+        shutil.copytree(tmp_path / "vae", tmp_path / "flow" / "vae")
+        inside = backbones.load("emoji-flow", tmp_path / "flow")
+        for backbone in (option, inside):
+            assert backbone.vae.config.scaling_factor == 2.0
+            weights = backbone.vae.state_dict()
+            assert all(torch.equal(v, weights[k]) for k, v in own.state_dict().items())
+        with seeded(0):
+            other = diffusers.AutoencoderTiny()
+        with pytest.raises(ValueError, match="vae must have latents of 8 channels"):
+            backbones.load("emoji-flow", vae=other)
+
+    def test_paths_that_lead_nowhere(self, full, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no model_index.json .*testbed\.distill`"):
+            backbones.load("emoji-flow", tmp_path)
+        with pytest.raises(ValueError, match="holds a StableDiffusion3Pipeline, but emoji-tu"):
+            backbones.load("emoji-turbo", full / "emoji-flow")
+        for path in ("hf://someone/emoji", full / "emoji-flow" / "model_index.json"):
+            with pytest.raises(ValueError, match="path must be a local folder, as emoji-flow is"):
+                backbones.load("emoji-flow", path)
+        message = r"emoji-hps needs HPS_v2\S+ and arch.* without path= .*_testbed\.towers` trains"
+        with pytest.raises(FileNotFoundError, match=message):
+            rewards.load("emoji-hps", tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"emoji-pick needs config\.json and model"):
+            rewards.load("emoji-pick", tmp_path)
+
+    def test_a_damaged_model_is_not_loaded(self, full, monkeypatch, tmp_path):
+        copy = tmp_path / "weights"
+        shutil.copytree(full, copy)
+        monkeypatch.setattr(shipped, "_WEIGHTS", copy)
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+        (copy / "emoji-vae" / "diffusion_pytorch_model.safetensors").write_bytes(pointer)
+        (copy / "emoji-hps" / "architecture.json").write_text("{")
+        with pytest.raises(ValueError, match=r"emoji-vae as .*model\.safetensors is .* 63 bytes"):
+            backbones.load("emoji-turbo")
+        with pytest.raises(ValueError, match=r"emoji-hps as it .*: architecture\.json is changed"):
+            rewards.load("emoji-hps")
+        with pytest.raises(ValueError, match=r"architecture\.json does not hold what it should"):
+            rewards.load("emoji-hps", copy / "emoji-hps")
+
+    def test_loading_shows_no_progress(self, full, capfd):
+        logging = diffusers.utils.logging
+        assert logging.is_progress_bar_enabled()
+        backbones.load("emoji-flow")
+        assert capfd.readouterr() == ("", "")
+        assert logging.is_progress_bar_enabled()
+
+    @pytest.mark.parametrize("name", REWARDS)
+    def test_a_reward_is_its_towers(self, full, pictures, name):
+        reward, found = check_towers(name, full, pictures)
+        assert {p.dtype for p in reward.parameters()} == {torch.float32}
+        # What is too long is cut, as by the published ones.
+        cut = [*PROMPTS[:3], " ".join(["red apple"] * 300)]
+        assert_close(reward(pictures, cut), found, rtol=1e-5, atol=1e-6)
+        for path in (full / name, full / name / reward.spec.files[name == "emoji-pick"].name):
+            assert torch.equal(rewards.load(name, path)(pictures, PROMPTS), found)
+        assert not torch.equal(reward(pictures, PROMPTS[::-1]), found)
+        other = {"emoji-pick": "pickscore", "emoji-hps": "hpsv2"}[name]
+        options = {}
+        if name == "emoji-hps":
+            options["architecture"] = json.loads((full / name / "architecture.json").read_text())
+        assert torch.equal(rewards.load(other, full / name, **options)(pictures, PROMPTS), found)
+
+    @pytest.mark.parametrize("name", REWARDS)
+    def test_a_reward_is_one_for_guidance(self, full, pictures, name):
+        check_reward(rewards.load(name), pictures[:2], PROMPTS[:2])
+
+    def test_the_judge_is_frozen_and_single(self, full, pictures):
+        judge = shipped.judge()
+        assert not judge.training
+        assert {(p.dtype, p.requires_grad) for p in judge.parameters()} == {(torch.float32, False)}
+        expected = encoders.read("judge", full / "emoji-judge").eval()(pictures, PROMPTS)
+        assert torch.equal(judge(pictures, PROMPTS), expected)
+        assert torch.equal(shipped.gold().terms(pictures, PROMPTS)["match"], expected)
+
+
+class TestCommands:
+    @pytest.fixture
+    def run(self, monkeypatch, capsys, tmp_path):
+        def run(*arguments):
+            monkeypatch.chdir(tmp_path)
+            monkeypatch.setenv("COLUMNS", "120")
+            monkeypatch.setattr(sys, "argv", ["rwguidance", *arguments])
+            try:
+                main()
+                code = 0
+            except SystemExit as stop:
+                code = stop.code or 0
+            captured = capsys.readouterr()
+            return code, captured.out, captured.err
+
+        return run
+
+    def test_names_are_listed(self, run):
+        code, out, _ = run("backbones")
+        assert (code, set(PIPELINES) <= set(out.split())) == (0, True)
+        code, out, _ = run("rewards")
+        assert (code, set(REWARDS) <= set(out.split())) == (0, True)
+        code, out, _ = run("rewards", "emoji-hps")
+        assert code == 0
+        assert "from this distribution" in out
+
+    def test_pictures_are_made_and_scored_without_a_path(self, full, run, tmp_path):
+        one = ("--prompt", "red apple", "--bank", "4", "--cache", "banks")
+        code, _, _ = run("generate", "--backbone", "emoji-flow", "--reward", "emoji-pick", *one)
+        assert code == 0
+        folder = next(path for path in (tmp_path / "out/generate").iterdir() if path.is_dir())
+        for picture in folder.glob("*.png"):
+            picture.with_suffix(".txt").write_text("red apple")
+        code, out, _ = run("score", str(folder), "--reward", "emoji-pick,emoji-hps")
+        assert code == 0
+        assert out.count("emoji-") >= 2
+
+    def test_what_is_not_there_is_one_line(self, place, run):
+        (place / "hashes.json").write_text("{}")
+        one = ("--prompt", "red apple")
+        code, _, err = run("generate", "--backbone", "emoji-flow", "--reward", "jpeg", *one)
+        assert code == 1
+        assert err.startswith("error: emoji-flow does not come with this version of rwguidance")
+        assert err.count("\n") == 1
+
+
+# The shipped models themselves.
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name in THERE])
+def test_a_shipped_pipeline_is_that_of_diffusers(name):
+    check_pipeline(name, WEIGHTS, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDS if name in THERE])
+def test_a_shipped_reward_is_its_towers(name, pictures):
+    check_towers(name, WEIGHTS, pictures)

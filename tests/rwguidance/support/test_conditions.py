@@ -1,0 +1,33 @@
+"""Taking samples out of conditions of any type."""
+
+import pytest
+import torch
+
+import backbones
+from rwguidance.support.conditions import lookup, take
+
+
+def test_conditions_are_indexed_whatever_holds_them():
+    nested = {"labels": torch.tensor([1, 2, 3]), "names": ("a", "b", "c"), "none": None}
+    picked = take(nested, [2, 0, 2])
+    assert picked["labels"].tolist() == [3, 1, 3]
+    assert picked["names"] == ["c", "a", "c"]
+    assert picked["none"] is None
+    text = backbones.TextCondition(("a", "b"), {"text": torch.arange(2.0)})
+    assert list(take(text, [1, 1])) == ["b", "b"]
+    assert take(text, [1, 1]).embeddings["text"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("condition", ["a prompt", 3, object()])
+def test_what_cannot_be_indexed_is_refused(condition):
+    with pytest.raises(TypeError, match="condition must be None, a tensor, a sequence"):
+        take(condition, [0])
+
+
+def test_what_was_encoded_once_is_looked_up():
+    text = backbones.TextCondition(("a", "b"), {"text": torch.arange(2.0)})
+    found = lookup(text)(["b", "a", "b"])
+    assert list(found) == ["b", "a", "b"]
+    assert found.embeddings["text"].tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"nothing was encoded for 'c', only for 'a', 'b'"):
+        lookup(text)(["a", "c"])

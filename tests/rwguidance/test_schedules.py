@@ -1,0 +1,98 @@
+"""Schedules: inverse, rates, ends, monotony."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import SCHEDULES, inner_times, schedules
+from rwguidance import DiscreteSchedule, Schedule
+
+LIKE = torch.zeros(1, 1, dtype=torch.float64)
+
+
+@given(schedules, st.floats(1e-4, 1 - 1e-4))
+def test_time_inverts_log_snr(schedule, t):
+    t = torch.tensor(t, dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=0, atol=1e-11)
+
+
+@given(schedules, inner_times, inner_times)
+def test_log_snr_decreases(schedule, t, s):
+    t, s = sorted((t, s))
+    if s - t > 1e-9:
+        low, high = schedule.log_snr(torch.tensor([t, s], dtype=torch.float64))
+        assert low > high
+
+
+@given(schedules, inner_times)
+def test_rates_are_finite_differences(schedule, t):
+    step = 1e-6
+    if isinstance(schedule, DiscreteSchedule):  # piecewise: stay inside one piece
+        t = (int(t * 100) + 0.5) / 100
+    scales = schedule.at(t, LIKE)
+    t = torch.tensor(t, dtype=torch.float64)
+    for value, rate in (
+        (schedule.alpha, scales.alpha_rate),
+        (schedule.sigma, scales.sigma_rate),
+    ):
+        difference = (value(t + step) - value(t - step)) / (2 * step)
+        torch.testing.assert_close(rate.squeeze(), difference, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "discrete"])
+def test_variance_preserving(name):
+    t = torch.linspace(0, 1, 257, dtype=torch.float64)
+    total = SCHEDULES[name].alpha(t) ** 2 + SCHEDULES[name].sigma(t) ** 2
+    torch.testing.assert_close(total, torch.ones_like(t), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "rectified", "discrete"])
+def test_the_data_end_is_exact(name):
+    scales = SCHEDULES[name].at(0.0, LIKE)
+    assert scales.alpha.item() == 1
+    assert scales.sigma.item() == 0
+
+
+@pytest.mark.parametrize("name", ["cosine", "rectified"])
+def test_the_noise_end_is_exact(name):
+    scales = SCHEDULES[name].at(1.0, LIKE)
+    assert scales.alpha.item() == 0
+    assert scales.sigma.item() == 1
+
+
+def test_the_table_is_visited_exactly():
+    table = torch.linspace(0.999, 0.0, 1000, dtype=torch.float64)
+    schedule = DiscreteSchedule(table)
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    torch.testing.assert_close(schedule.alpha(t) ** 2, table, rtol=0, atol=2e-15)
+    assert torch.equal(schedule.timestep(t), torch.arange(1000))
+    assert schedule.at(1.0, LIKE).alpha.item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_scales_are_float32_or_wider_and_broadcast(schedule, dtype):
+    like = torch.zeros(3, 2, 5, dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scalar, batch = schedule.at(0.5, like), schedule.at(torch.full((3,), 0.5), like)
+    assert scalar.alpha.shape == (1, 1, 1)
+    assert batch.sigma_rate.shape == (3, 1, 1)
+    assert scalar.alpha.dtype == batch.sigma.dtype == wide
+    assert torch.equal(scalar.alpha.expand_as(batch.alpha), batch.alpha)
+
+
+def test_a_schedule_is_three_formulas():
+    class Sine(Schedule):
+        def alpha(self, t):
+            return torch.cos(t)
+
+        def sigma(self, t):
+            return torch.sin(t)
+
+        def time(self, log_snr):
+            return torch.atan(torch.exp(-0.5 * log_snr))
+
+    scales = Sine().at(0.3, LIKE)
+    torch.testing.assert_close(scales.alpha_rate, -scales.sigma, rtol=1e-15, atol=0)
+    with torch.inference_mode():
+        assert torch.equal(Sine().at(0.3, LIKE).sigma_rate, scales.sigma_rate)
