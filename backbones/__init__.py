@@ -1,5 +1,9 @@
 """What is pretrained: text-to-image models. Knows nothing of rewards."""
 
+from rwguidance.support.aliases import alias
+
+alias(__name__, "rwguidance.backbones")  # under either name, it is one module
+
 from rwguidance.backbone import Backbone
 
 from .conditioning import TextCondition

@@ -1,5 +1,9 @@
 """What is good: rewards of images. Knows nothing of diffusion."""
 
+from rwguidance.support.aliases import alias
+
+alias(__name__, "rwguidance.rewards")  # under either name, it is one module
+
 from .aesthetic import Aesthetic, AestheticV25
 from .base import Reward, RewardFile, RewardSpec
 from .clipscore import CLIPScore

@@ -16,8 +16,8 @@ ALLOWED = {
 }
 LIGHT = {"torch", "rwguidance_testbed", *PACKAGES, *sys.stdlib_module_names}
 CLI = ROOT / "rwguidance" / "app" / "cli.py"
-# The command line may join the three, within its functions.
-COMMANDS = {CLI}
+# The command line may join the three, within its functions; two files give them their full names.
+COMMANDS = {CLI, ROOT / "rwguidance" / "rewards.py", ROOT / "rwguidance" / "backbones.py"}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -113,8 +113,7 @@ def demo(
     for name in ("emoji-flow", "emoji-pick", "emoji-judge"):
         shipped.folder(name)  # raises where it is missing, before anything else is loaded
 
-    import backbones
-    import rewards
+    from rwguidance import backbones, rewards
 
     # Decoding is most of the work, and a third faster so.
     load = lambda name: (
@@ -190,7 +189,7 @@ def list_rewards(
 ) -> None:
     """List the rewards with their licenses and ranges, or print everything about one."""
 
-    from rewards.console import print_reward, print_rewards
+    from rwguidance.rewards.console import print_reward, print_rewards
 
     if name is None:
         print_rewards(commercial, differentiable, license)
@@ -262,7 +261,7 @@ def score(
 
     import torch
 
-    from rewards.console import run_score
+    from rwguidance.rewards.console import run_score
 
     paths, options = _paths(path), _options(option)
     _check_device(device)
@@ -293,7 +292,7 @@ def score(
 def list_backbones() -> None:
     """List the backbones that can be loaded by name."""
 
-    import backbones
+    from rwguidance import backbones
 
     for name in backbones.available():
         typer.echo(name)
@@ -412,9 +411,8 @@ def generate(
 
     import torch
 
-    import backbones
-    import rewards
-    from rewards.prompt_files import read_prompts
+    from rwguidance import backbones, rewards
+    from rwguidance.rewards.prompt_files import read_prompts
 
     from ..generation import Store
     from ..generation import generate as generate_pairs
