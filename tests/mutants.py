@@ -420,15 +420,15 @@ MUTANTS = [
     ),
     Mutant(
         "networks for latents: states in the units of their path",
-        "networks.py",
+        "networks/latents.py",
         "x = x_t / (scales.alpha**2 + scales.sigma**2).sqrt()",
         "x = x_t",
         "test_networks",
     ),
     Mutant(
         "networks for latents: shift without its size",
-        "networks.py",
-        "return _posterior_variance(scales) * self.last(",
+        "networks/latents.py",
+        "return posterior_variance(scales) * self.last(",
         "return self.last(",
         "test_networks",
     ),
