@@ -227,7 +227,7 @@ MUTANTS = [
     ),
     Mutant(
         "training: weights not centered",
-        "training.py",
+        "training/objectives.py",
         "parts.append(log_w[rows] - log_z)",
         "parts.append(log_w[rows])",
         "test_training",
@@ -434,7 +434,7 @@ MUTANTS = [
     ),
     Mutant(
         "objectives: what was encoded does not reach the network",
-        "training.py",
+        "training/objectives.py",
         "condition if self.encode is None else self.encode(condition)",
         "condition",
         "test_networks",
