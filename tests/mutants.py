@@ -135,7 +135,7 @@ MUTANTS = [
     ),
     Mutant(
         "toy: half a log-determinant lost",
-        "toy/laws.py",
+        "toy/components.py",
         "+ 0.5 * (gradient * move).sum(-1) - 0.5 * log_det",
         "+ 0.5 * (gradient * move).sum(-1) - log_det",
         "test_toy",
