@@ -85,11 +85,11 @@ MUTANTS = [
         "test_tilt",
     ),
     Mutant(
-        "tilt: KL without the log normalizer",
-        "tilt.py",
-        "kl = inverse_beta * reward - log_w.logsumexp(0) + math.log(len(rewards))",
-        "kl = inverse_beta * reward",
-        "test_tilt",
+        "temperature: KL without the log normalizer",
+        "temperature.py",
+        "kl = strength * reward - log_w.logsumexp(0) + math.log(len(rewards))",
+        "kl = strength * reward",
+        "test_temperature",
     ),
     Mutant(
         "weights: ESS without the square",
