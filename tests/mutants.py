@@ -99,6 +99,13 @@ MUTANTS = [
         "test_weights",
     ),
     Mutant(
+        "weights: Gumbel noise of the smallest",
+        "weights.py",
+        "return -torch.log(-log_uniform(shape, generator))",
+        "return torch.log(-log_uniform(shape, generator))",
+        "test_weights",
+    ),
+    Mutant(
         "importance: alpha missing from the squared norm",
         "estimators/importance.py",
         "addcmul_(alpha**2, half_norm, value=-1)",
