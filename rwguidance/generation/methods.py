@@ -23,6 +23,7 @@ from ..prediction import Prediction
 from ..support.fingerprint import fingerprint
 from ..support.randomness import generator_for
 from ..tilt import Tilt
+from ..weights import gumbel
 from .run import Run
 
 __all__ = ["Aligned", "BestOfN", "Importance", "Method", "Network", "PlugInMean"]
@@ -275,8 +276,7 @@ class BestOfN(Method):
         if self.beta is None:
             return values
         generator = generator_for(run.seed, "pick", prompt, number)
-        uniform = torch.rand(len(values), generator=generator, dtype=torch.float64)
-        return values / self.beta - (-uniform.log()).log()
+        return values / self.beta + gumbel(values.shape, generator)
 
 
 def _positive(name: str, value: float | None) -> None:

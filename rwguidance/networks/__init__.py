@@ -1,0 +1,11 @@
+r"""Guidance networks: perceptrons for vectors and small images, convolutional ones for latents.
+
+A guidance network is any module (x_t, t, condition), with t of shape (B,) and float64. It returns
+:math:`\log h_t` of shape (B,), or a shift of the shape of x_t. The last layer starts at zero, so
+that training starts from no guidance.
+"""
+
+from .latents import LatentExpectation, LatentShift, load
+from .perceptrons import ExpectationMLP, ShiftMLP
+
+__all__ = ["ExpectationMLP", "LatentExpectation", "LatentShift", "ShiftMLP", "load"]
