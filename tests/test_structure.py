@@ -17,8 +17,10 @@ ALLOWED = {
 }
 LIGHT = {"torch", "rwguidance_testbed", *PACKAGES, *sys.stdlib_module_names}
 CLI = ROOT / "rwguidance" / "app" / "cli.py"
+# Files that name subpackages which are imported when asked for.
+LAZY = {ROOT / "rwguidance" / name for name in ("__init__.py", "rewards.py", "backbones.py")}
 # The command line may join the three, within its functions; two files give them their full names.
-COMMANDS = {CLI, ROOT / "rwguidance" / "rewards.py", ROOT / "rwguidance" / "backbones.py"}
+COMMANDS = {CLI, *LAZY}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -53,10 +55,16 @@ def module_of(path):
 
 
 def modules_that_a_file_imports(source, path, known):
-    """Those of the `known` modules that a file imports outside its functions, for types or not."""
+    """Those of the `known` modules that a file imports outside its functions, for types or not.
+
+    What the files in LAZY import for types alone is left out: it is imported when asked for.
+    """
 
     def visit(node):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if types and path in LAZY:
             return
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -5,7 +5,18 @@ A guidance network is any module (x_t, t, condition), with t of shape (B,) and f
 that training starts from no guidance.
 """
 
-from .latents import LatentExpectation, LatentShift, load
+from .latents import LatentExpectation, LatentShift
 from .perceptrons import ExpectationMLP, ShiftMLP
+from .registry import PublishedNetwork, available, load, published, register
 
-__all__ = ["ExpectationMLP", "LatentExpectation", "LatentShift", "ShiftMLP", "load"]
+__all__ = [
+    "ExpectationMLP",
+    "LatentExpectation",
+    "LatentShift",
+    "PublishedNetwork",
+    "ShiftMLP",
+    "available",
+    "load",
+    "published",
+    "register",
+]

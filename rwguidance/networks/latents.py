@@ -24,7 +24,7 @@ from ..support.randomness import seeded
 from .common import posterior_variance, silence, waves
 from .convolutions import GROUPS, Decoder, Encoder
 
-__all__ = ["LatentExpectation", "LatentShift", "load"]
+__all__ = ["LatentExpectation", "LatentShift", "read"]
 
 
 class _LatentNetwork(nn.Module):
@@ -59,7 +59,7 @@ class _LatentNetwork(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights and constructor arguments as one safetensors file, atomically.
 
-        :func:`load` reads it.
+        :func:`rwguidance.networks.load` reads it.
 
         Raises:
             TypeError: If the schedule is not one of :mod:`rwguidance.schedules`.
@@ -213,7 +213,7 @@ class LatentShift(_LatentNetwork):
         return posterior_variance(scales) * self.last(nn.functional.silu(self.norm(hidden)))
 
 
-def load(
+def read(
     path: str | os.PathLike[str], device: torch.device | str = "cpu"
 ) -> LatentExpectation | LatentShift:
     """Reads a network for latents that its method `save` wrote, in the dtype it was saved in.

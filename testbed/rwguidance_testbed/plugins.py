@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rwguidance.backbones import SD3, SDXL, Published
 from rwguidance.evaluation import PromptSet
+from rwguidance.networks import PublishedNetwork
 from rwguidance.rewards import HPSv2, PickScore, Reward, RewardFile, RewardSpec
 
 from .gold import Gold
@@ -22,6 +23,7 @@ from .shipped import SOURCE, judge
 __all__ = [
     "DEMO",
     "FLOW",
+    "GUIDE",
     "TEACHER",
     "TURBO",
     "EmojiGold",
@@ -60,6 +62,17 @@ TEACHER = _published(
 
 TURBO = _published("emoji-turbo", SDXL, {"steps": 1}, True)
 """A model of one step, in the class of SDXL-Turbo."""
+
+
+GUIDE = PublishedNetwork(
+    name="emoji-turbo-guide",
+    backbone="emoji-turbo",
+    reward="emoji-pick",
+    beta=0.48844,
+    source=f"{SOURCE}/emoji-turbo-guide",
+    card=f"{SOURCE}/emoji-turbo-guide/README.md",
+)
+"""A network that guides the model of one step, at one nat."""
 
 
 def _spec(name: str, model: str, files: Sequence[str], **facts: Any) -> RewardSpec:

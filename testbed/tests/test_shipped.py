@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import backbones
 import rewards
-from rwguidance import sample
+from rwguidance import networks, sample
 from rwguidance.app.cli import main
 from rwguidance.evaluation import embeddings, prompts
 from rwguidance.support import packaged
@@ -48,6 +48,7 @@ def test_what_can_be_shipped_is_registered_and_can_be_trained():
     assert named == {*PIPELINES, *REWARDS, *UTILITIES}
     assert embeddings.available() == ["emoji-judge"]
     assert "emoji-demo" in prompts.available()
+    assert networks.available() == ["emoji-turbo-guide"]
     assert {*PIPELINES, *REWARDS, *OTHERS} == set(shipped.MODELS)
     for module in shipped.MODELS.values():
         assert importlib.util.find_spec(f"rwguidance_testbed.{module}"), module
@@ -489,6 +490,20 @@ class TestCommands:
 
 
 # The shipped models themselves.
+
+
+@pytest.mark.skipif("emoji-turbo-guide" not in THERE, reason="does not come with this version")
+def test_the_network_is_for_the_model_and_the_strength_of_its_card():
+    network = networks.load("emoji-turbo-guide")
+    about = networks.published("emoji-turbo-guide")
+    figures = json.loads((WEIGHTS / "emoji-turbo-guide" / "figures.json").read_text())
+    assert about.beta == figures["beta"]
+    assert sum(p.numel() for p in network.parameters()) == figures["parameters"]
+    backbone = backbones.load(about.backbone)
+    condition = backbone.condition(["red apple"])
+    x_1 = backbone.draw_noise(1, torch.Generator().manual_seed(0))
+    t = torch.ones(1, dtype=torch.float64)
+    assert network(x_1, t, condition).shape == x_1.shape
 
 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name in THERE])

@@ -11,7 +11,16 @@ import backbones.registry
 import rewards
 import rewards.registry
 from common import randn
-from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, RectifiedSchedule, Tilt, sample
+from rwguidance import (
+    DDIM,
+    Bank,
+    GuidedModel,
+    ImportanceSampling,
+    RectifiedSchedule,
+    Tilt,
+    networks,
+    sample,
+)
 from rwguidance.evaluation import PromptSet, embeddings, prompts
 from rwguidance.prediction import Prediction
 from rwguidance.support.registry import BrokenEntryPoint, Registry, build
@@ -219,6 +228,7 @@ def test_entry_points_of_the_groups_are_the_registries(tmp_path, monkeypatch):
     groups = {
         "rwguidance.rewards": rewards.registry,
         "rwguidance.backbones": backbones.registry,
+        "rwguidance.networks": networks.registry,
         "rwguidance.prompts": prompts,
         "rwguidance.embeddings": embeddings,
     }
@@ -238,6 +248,35 @@ def test_a_module_may_register_several_names(tmp_path, monkeypatch):
     assert (registry.load("two"), registry.load("one")) == (2, 1)
     with pytest.raises(BrokenEntryPoint, match="things_package does not register it"):
         registry.load("three")
+
+
+def test_trained_networks_by_name(tmp_path, monkeypatch):
+    registry = Registry("network", "nobody.n", networks.registry._check)
+    monkeypatch.setattr(networks.registry, "_registry", registry)
+    monkeypatch.chdir(tmp_path)
+    network = networks.LatentShift(2, RectifiedSchedule(), widths=(8, 16)).half()
+    network.save(tmp_path / "network.safetensors")
+    facts = {"backbone": "b", "reward": "r", "beta": 0.5, "source": str(tmp_path)}
+    mine = networks.PublishedNetwork(name="mine", **facts)
+    assert networks.register("mine")(mine) is networks.published("mine") is mine
+    assert networks.available() == ["mine"]
+    found = networks.load("mine")
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in found.parameters())
+    for key, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value.to(found.state_dict()[key].dtype))
+    # A file of that name comes first; its precision is that in which it was saved.
+    network.save(tmp_path / "mine")
+    assert networks.load("mine").state_dict().keys() == network.state_dict().keys()
+    assert torch.float16 in {p.dtype for p in networks.load("mine").parameters()}
+    with pytest.raises(FileNotFoundError, match="no network at other"):
+        networks.load("other")
+    with pytest.raises(LookupError, match="there is no network 'other', there are 'mine'"):
+        networks.published("other")
+    with pytest.raises(ValueError, match="'mine' must be registered under its name, not 'other'"):
+        networks.register("other")(mine)
+    with pytest.raises(TypeError, match=r"must be a rwguidance\.networks\.PublishedNetwork, got"):
+        networks.register("shift")(network)
 
 
 def test_sets_of_prompts_by_name(monkeypatch):
