@@ -61,8 +61,12 @@ def parse_options(entries: list[str] | None) -> dict[str, dict[str, Any]]:
         name, colon, key = left.partition(":")
         if not (name and colon and key and equals):
             raise ValueError(f"option must be NAME:KEY=VALUE, got {entry!r}")
-        try:
-            options.setdefault(name, {})[key] = json.loads(value)
-        except json.JSONDecodeError:  # a plain word
-            options[name][key] = value
+        options.setdefault(name, {})[key] = _json_or_word(value)
     return options
+
+
+def _json_or_word(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
