@@ -97,8 +97,7 @@ class Guided(Method):
     ) -> Aligned:
         make = lambda: self.estimator(run, prompt)
         estimator, facts = run.keep("estimator", (self, prompt), make)
-        model: Any = run.backbone
-        guided = GuidedModel(model, estimator, self.scale, self.window)
+        guided = GuidedModel(run.backbone, estimator, self.scale, self.window)
         names = [("image", prompt, i) for i in numbers]
         effective: list[Tensor] = []
         trace = lambda t, prediction: _note(effective, prediction)

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import inspect
 import json
 import math
 import re
@@ -12,17 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import rwguidance
 
+from ..backbone import Backbone
 from ..support.conditions import has_half_surrogate
 from ..support.files import replacing
 from ..support.outside import require
 from ..tilt import RewardFunction
+from .extensions import sampling_times
 from .methods import Method
 from .pictures import Cell, read_facts, save_picture, save_sheet
-from .run import Report, Run, Scores, TextToImage
+from .run import Report, Run, Scores
 from .store import Store
 
 __all__ = ["Generated", "Row", "generate"]
@@ -80,7 +81,7 @@ class Generated:
 
 
 def generate(
-    backbone: TextToImage,
+    backbone: Backbone,
     reward: RewardFunction,
     prompts: Sequence[str],
     out: Path | str,
@@ -104,7 +105,7 @@ def generate(
     another, pairs are made again.
 
     Arguments:
-        backbone: The model, see :class:`backbones.Backbone`.
+        backbone: The model.
         reward: (images, prompts) to rewards, with shape (B,).
         prompts: Distinct prompts.
         out: A folder, made if needed: pictures in a folder for each prompt, ``results.csv``, and
@@ -135,7 +136,7 @@ def generate(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     require("PIL.Image", "pictures need", "rewards")
-    times = _times(backbone, steps)
+    times = sampling_times(backbone, steps)
     method.check(times)
     run = Run(backbone, reward, times, seed, batch_size, negative_prompt, store, report)
     _check_device(run)
@@ -191,20 +192,6 @@ def _check_text(*texts: str) -> None:
     for text in texts:
         if has_half_surrogate(text):
             raise ValueError(f"prompts must be text, got half of a surrogate pair in {text!a}")
-
-
-def _times(backbone: TextToImage, steps: int | None) -> Tensor:
-    times: Any = backbone.times
-    if steps is not None:
-        return backbone.times(steps)
-    try:
-        inspect.signature(times).bind()
-    except TypeError:
-        raise ValueError(
-            f"steps must be given, as {type(backbone).__name__} recommends no number of them"
-        ) from None
-    recommended: Tensor = times()
-    return recommended
 
 
 def _check_device(run: Run) -> None:
@@ -293,8 +280,7 @@ def _align(
 ) -> list[Row]:
     """Makes and writes the pairs of one batch."""
 
-    model: Any = run.backbone
-    base = run.sample(model, prompt, [("image", prompt, i) for i in numbers])
+    base = run.sample(run.backbone, prompt, [("image", prompt, i) for i in numbers])
     images = run.decode(base)
     scores = run.score(images, prompt)
     aligned = method.align(run, prompt, numbers, base, scores.values)
