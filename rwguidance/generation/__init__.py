@@ -9,7 +9,8 @@
 """
 
 from .methods import BestOfN, Importance, Method, Network, PlugInMean
-from .pairs import Generated, Row, generate
+from .pairs import generate
+from .results import Generated, Row
 from .store import Store
 
 __all__ = [
