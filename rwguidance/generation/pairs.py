@@ -30,6 +30,7 @@ def generate(
     prompts: Sequence[str],
     out: Path | str,
     method: Method,
+    *,
     images: int = 1,
     seed: int = 0,
     steps: int | None = None,
