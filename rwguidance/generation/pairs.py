@@ -14,9 +14,9 @@ from ..backbone import Backbone
 from ..support.conditions import has_half_surrogate
 from ..support.outside import require
 from ..tilt import RewardFunction
+from .base import Method
 from .extensions import sampling_times
 from .folder import Folder, Pictures
-from .methods import Method
 from .results import Generated, Row, write_sheets, write_table
 from .run import Report, Run
 from .store import Store
