@@ -15,12 +15,12 @@ ALLOWED = {
     "rewards": {"rwguidance", "rewards"},
     "backbones": {"rwguidance", "backbones"},
 }
-LIGHT = {"torch", "rwguidance_testbed", *PACKAGES, *sys.stdlib_module_names}
-CLI = ROOT / "rwguidance" / "app" / "cli.py"
+LIGHT = {"torch", *PACKAGES, *sys.stdlib_module_names}
 # Files that name subpackages which are imported when asked for.
 LAZY = {ROOT / "rwguidance" / name for name in ("__init__.py", "rewards.py", "backbones.py")}
-# The command line may join the three, within its functions; two files give them their full names.
-COMMANDS = {CLI, *LAZY}
+APP = ROOT / "rwguidance" / "app"
+# The command line may join the three, within its functions, and reads its options with typer.
+COMMANDS = {APP / "cli.py", *(APP / "commands").glob("*.py"), *LAZY}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -173,7 +173,7 @@ def test_siblings_do_not_know_each_other_and_the_core_knows_neither(path):
     assert found & set(PACKAGES) <= ALLOWED[package]
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != CLI], ids=ids)
+@pytest.mark.parametrize("path", [path for path in FILES if path not in COMMANDS], ids=ids)
 def test_heavy_packages_are_imported_where_they_are_used(path):
     heavy = imports(path.read_text(), path, eager=True) - LIGHT
     assert not heavy, f"import {', '.join(sorted(heavy))} inside the function that needs it"

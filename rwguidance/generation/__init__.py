@@ -8,8 +8,10 @@
     generate(backbone, reward, ["a red panda reading"], "out/panda", method, images=4)
 """
 
-from .methods import BestOfN, Importance, Method, Network, PlugInMean
-from .pairs import Generated, Row, generate
+from .base import Method
+from .methods import BestOfN, Importance, Network, PlugInMean
+from .pairs import generate
+from .results import Generated, Row
 from .store import Store
 
 __all__ = [

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..samplers import UnreliableEstimate
-from .pairs import Generated, Row
+from .results import Generated, Row
 from .run import Report
 
 if TYPE_CHECKING:

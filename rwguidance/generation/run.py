@@ -9,48 +9,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..backbone import Backbone
 from ..bank import Bank
 from ..models import Model
-from ..samplers import Sampler, Trace, sample
-from ..schedules import Schedule
+from ..samplers import Trace, sample
 from ..support.conditions import take
 from ..support.fingerprint import fingerprint
 from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
+from .extensions import encode
 from .store import Store
 
-__all__ = ["Report", "Run", "Scores", "TextToImage"]
+__all__ = ["Report", "Run", "Scores"]
 
 Report = Callable[[str, int, int], None]
 """Is told the name of a stage, how much of it is done, and out of how much."""
-
-
-class TextToImage(Protocol):
-    """What is needed of a backbone; :class:`backbones.Backbone` has it.
-
-    Conditions have a length and iterate over the prompts, one per sample. `times` may take no
-    argument for the number of steps that the model's authors recommend.
-    """
-
-    schedule: Schedule
-
-    @property
-    def sampler(self) -> Sampler: ...
-
-    def __call__(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Any: ...
-
-    def condition(self, prompts: Sequence[str]) -> Any: ...
-
-    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
-
-    def decode(self, latents: Tensor) -> Tensor: ...
-
-    def times(self, steps: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +59,7 @@ class Run:
         report: Is told about progress.
     """
 
-    backbone: TextToImage
+    backbone: Backbone
     reward: RewardFunction
     times: Tensor
     seed: int = 0
@@ -94,10 +72,10 @@ class Run:
     def origin(self) -> dict[str, Any]:
         """What the law of the draws depends on, besides the prompt."""
 
-        backbone: Any = self.backbone
+        sampler = self.backbone.sampler
         return {
-            "backbone": fingerprint(backbone, getattr(backbone, "incidental", ())),
-            "sampler": f"{type(backbone.sampler).__name__} {vars(backbone.sampler)}",
+            "backbone": fingerprint(self.backbone, self.backbone.incidental),
+            "sampler": f"{type(sampler).__name__} {vars(sampler)}",
             "times": [float(t) for t in self.times],
             "negative prompt": self.negative_prompt,
             "seed": self.seed,
@@ -130,10 +108,8 @@ class Run:
     def condition(self, prompt: str, n: int) -> Any:
         """The condition of `n` samples of one prompt, encoded once."""
 
-        encode: Any = self.backbone.condition
-        negative = () if self.negative_prompt is None else (self.negative_prompt,)
-        one = self.keep("condition", prompt, lambda: encode([prompt], *negative))
-        return take(one, [0] * n)
+        make = lambda: encode(self.backbone, [prompt], self.negative_prompt)
+        return take(self.keep("condition", prompt, make), [0] * n)
 
     def sample(
         self,
@@ -162,12 +138,11 @@ class Run:
         name = "-".join(map(str, ("draws", *stream)))
         parts = [] if store is None else store.read(name)
         done = sum(map(len, parts))
-        base: Any = self.backbone
         while done < n:
             numbers = range(done, min(n, done + self.batch_size))
             self.report("draws", done, n)
             names = [("draw", *stream, prompt, i) for i in numbers]
-            x_0 = self.sample(base, prompt, names)
+            x_0 = self.sample(self.backbone, prompt, names)
             if not bool(x_0.isfinite().all()):
                 raise FloatingPointError(
                     f"the model drew NaN or inf for {prompt!r} in {x_0.dtype}; try another dtype"

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from rwguidance_testbed.gold import Gold
 from rwguidance_testbed.metrics import embed, right
 
+from ...backbone import Backbone
 from ...bank import Bank
 from ...estimators import ConditionalExpectation, ImportanceSampling, LearnedShift
-from ...generation.run import TextToImage
 from ...guidance import GuidedModel
 from ...noise_space import best_of_n, flow_map
 from ...prediction import Prediction
@@ -79,7 +79,7 @@ class Case:
     """
 
     name: str
-    backbone: TextToImage
+    backbone: Backbone
     steps: int
     network: nn.Module | None = None
     beta: float | None = None

@@ -581,6 +581,23 @@ def test_a_backbone_that_recommends_no_steps_must_be_told(tmp_path):
     assert run(tmp_path, backbone=Undecided(), steps=3).made == 2
 
 
+def test_a_negative_prompt_reaches_a_backbone_that_takes_one_and_no_other(tmp_path):
+    class Led(Law):
+        incidental = (*Law.incidental, "negative")
+        negative = None
+
+        def condition(self, prompts, negative_prompts=None):
+            self.negative = negative_prompts
+            return super().condition(prompts)
+
+    run(tmp_path / "a", backbone=(led := Led()), negative_prompt="blurry")
+    assert led.negative == "blurry"
+    run(tmp_path / "b", backbone=led)
+    assert led.negative is None
+    with pytest.raises(TypeError, match="which Law does not, got 'blurry'"):
+        run(tmp_path / "c", negative_prompt="blurry")
+
+
 def test_settings_that_made_no_picture_do_not_bind_the_folder(tmp_path):
     bad = lambda images, prompts: images.mean((1, 2, 3)) > 0
     assert run(tmp_path, reward=Brightness(bad, factor=2.0)).failed
