@@ -1,22 +1,19 @@
-r"""Emoji: two small text-to-image models, aligned with a reward that was learned from preferences.
+r"""Pictures: small text-to-image models, aligned with a reward that was learned from preferences.
 
-The models and the reward are those of the test bed, trained, in the classes of SDXL-Turbo, SD3.5
-and PickScore. The reward is a proxy: preferences were drawn by a gold utility, and so one sees what
-alignment with the one does to the other. A guided method is to have the exactly tilted law, whose
-means follow from a bank of draws; what goes beyond is overshoot, not success.
+The reward is a proxy: preferences were drawn by a gold utility, and so one sees what alignment with
+the one does to the other, and to the utility's prompt term alone, the match. A guided method is to
+have the exactly tilted law, whose means follow from a bank of draws; what goes beyond is overshoot,
+not success.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from rwguidance_testbed.gold import Gold
-from rwguidance_testbed.metrics import embed, right
 
 from ...backbone import Backbone
 from ...bank import Bank
@@ -28,23 +25,7 @@ from ...samplers import UnreliableEstimate, sample
 from ...support.randomness import generator_for
 from ...tilt import RewardFunction, Tilt
 
-__all__ = ["PROMPTS", "Case", "Mean", "Pairs", "Row", "Scorer", "Settings", "align", "verdict"]
-
-PROMPTS: Mapping[str, str] = {
-    "red apple": "red apple",
-    "penguin on a cyan background": "penguin",
-    "pizza": "pizza",
-    "rocket on a yellow background": "rocket",
-    "sunflower": "sunflower",
-    "octopus on a white background": "octopus",
-    "hamburger": "hamburger",
-    "red heart on a pink background": "red heart",
-    "panda": "panda",
-    "soccer ball on a green background": "soccer ball",
-    "umbrella": "umbrella",
-    "house on a blue background": "house",
-}
-"""What is asked for, with the name of the thing that the judge is to find."""
+__all__ = ["Case", "Mean", "Pairs", "Row", "Scorer", "Settings", "align", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,7 @@ class Row:
         proxy: The reward: of the base model its mean, of others the gain over it, picture by
             picture from the same noise; of the target, over the mean of the bank.
         gold: Likewise the gold utility.
-        match: Likewise the probability that the judge finds the thing among 100.
+        match: Likewise the prompt's term of the gold utility, without its weight.
         excess: Gain in proxy over that of the target, for guided methods.
         ess: Median effective draws at each step.
         calls: Of the network per picture.
@@ -142,41 +123,38 @@ class Pairs:
 
 
 class Scorer:
-    """All that is said of a picture: proxy, gold and match.
+    """The three numbers that are said of a picture: proxy, gold and match.
 
     Arguments:
-        reward: The proxy.
-        gold: The gold utility, by the judge.
-        things: What the judge has to find, by prompt.
-        candidates: Among which it is, distinct; 100 of them, or all if there are fewer.
+        reward: The proxy, to which the models are aligned.
+        gold: The utility by which preferences were drawn.
+        match: The prompt's term of it alone.
+        prompts: The prompts of the run.
     """
 
     def __init__(
         self,
         reward: RewardFunction,
-        gold: Gold,
-        things: Mapping[str, str],
-        candidates: Sequence[str],
+        gold: RewardFunction,
+        match: RewardFunction,
+        prompts: Sequence[str],
     ) -> None:
-        self.reward, self.gold = reward, gold
-        self.things, self.candidates = things, candidates
+        self.reward, self.gold, self.match = reward, gold, match
+        self.prompts = list(prompts)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Proxy, gold and match of pictures in [0, 1], float64, with shape (B, 3)."""
+        """Returns proxy, gold and match of pictures in [0, 1], float64, with shape (B, 3)."""
 
         proxy = self.reward(pictures, list(prompts)).double()
         return torch.cat((proxy[:, None], self.truth(pictures, prompts)), dim=1)
 
     @torch.no_grad()
     def truth(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Gold and match of pictures in [0, 1], float64, with shape (B, 2)."""
+        """Returns gold and match of pictures in [0, 1], float64, with shape (B, 2)."""
 
-        judge = self.gold.judge
-        things = [self.things[prompt] for prompt in prompts]
-        among = min(100, len(self.candidates))
-        match = right(judge, embed(judge, pictures), things, self.candidates, among)
-        return torch.stack((self.gold(pictures, list(prompts)).double(), match), dim=1)
+        values = [judge(pictures, list(prompts)).double() for judge in (self.gold, self.match)]
+        return torch.stack(values, dim=1)
 
 
 def align(
@@ -281,7 +259,7 @@ class _Run:
     ) -> None:
         self.case, self.scorer, self.settings, self.seed = case, scorer, settings, seed
         self.report = report
-        self.prompts = [prompt for prompt in scorer.things for _ in range(settings.images)]
+        self.prompts = [prompt for prompt in scorer.prompts for _ in range(settings.images)]
         self.condition = case.backbone.condition(self.prompts)
 
     def generators(self) -> list[torch.Generator]:
@@ -302,7 +280,7 @@ class _Run:
 
         backbone, n = self.case.backbone, self.settings.bank
         x_0, rewards, truth, seconds = [], [], [], 0.0
-        for prompt in self.scorer.things:
+        for prompt in self.scorer.prompts:
             every = backbone.draw_noise(n, generator_for(self.seed, "bank", prompt))
             for noise in every.split(self.settings.batch):
                 started, size = time.perf_counter(), len(noise)
@@ -316,10 +294,10 @@ class _Run:
                 seconds += time.perf_counter() - started
                 truth.append(self.scorer.truth(pictures, [prompt] * size))
                 self.report("", size)
-        keys = [prompt for prompt in self.scorer.things for _ in range(n)]
+        keys = [prompt for prompt in self.scorer.prompts for _ in range(n)]
         bank = Bank(torch.cat(x_0), keys, torch.cat(rewards))
         values = torch.cat((torch.cat(rewards).double()[:, None], torch.cat(truth)), dim=1)
-        prompts = len(self.scorer.things)
+        prompts = len(self.scorer.prompts)
         return bank, values.reshape(prompts, n, 3), seconds / prompts
 
     @torch.no_grad()
