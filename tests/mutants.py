@@ -43,6 +43,20 @@ MUTANTS = [
         "test_schedules",
     ),
     Mutant(
+        "table: the timestep is the entry before",
+        "schedules.py",
+        "(as_times(t) * self._steps).round()",
+        "(as_times(t) * self._steps).floor()",
+        "test_schedules",
+    ),
+    Mutant(
+        "table: the time within an entry runs backwards",
+        "schedules.py",
+        "return 1 - (left + weight) / self._steps",
+        "return 1 - (left + 1 - weight) / self._steps",
+        "test_schedules",
+    ),
+    Mutant(
         "Prediction: score without its sign",
         "prediction.py",
         "return -self.noise / self.scales.sigma",
