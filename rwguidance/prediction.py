@@ -47,7 +47,7 @@ class Prediction:
         _check_shape("mean", mean, x_t)
         mean = torch.where(scales.sigma == 0, _divide_or_zero(x_t, scales.alpha), mean)
         noise = _divide_or_zero(x_t - scales.alpha * mean, scales.sigma)
-        return cls(_widen(mean, scales), noise, scales)
+        return cls(mean, noise, scales)
 
     @classmethod
     def from_noise(cls, noise: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
@@ -60,7 +60,7 @@ class Prediction:
         _check_shape("noise", noise, x_t)
         _check_signal("noise", scales)
         mean = (x_t - scales.sigma * noise) / scales.alpha
-        return cls(mean, _widen(noise, scales), scales)
+        return cls(mean, noise.to(mean.dtype), scales)
 
     @classmethod
     def from_score(cls, score: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
@@ -133,10 +133,6 @@ class Prediction:
         """The same prediction, cut from the autograd graph."""
 
         return replace(self, mean=self.mean.detach(), noise=self.noise.detach())
-
-
-def _widen(value: Tensor, scales: Scales) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, scales.alpha.dtype))
 
 
 def _divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:

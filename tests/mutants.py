@@ -43,6 +43,20 @@ MUTANTS = [
         "test_schedules",
     ),
     Mutant(
+        "table: the timestep is the entry before",
+        "schedules.py",
+        "(as_times(t) * self._steps).round()",
+        "(as_times(t) * self._steps).floor()",
+        "test_schedules",
+    ),
+    Mutant(
+        "table: the time within an entry runs backwards",
+        "schedules.py",
+        "return 1 - (left + weight) / self._steps",
+        "return 1 - (left + 1 - weight) / self._steps",
+        "test_schedules",
+    ),
+    Mutant(
         "Prediction: score without its sign",
         "prediction.py",
         "return -self.noise / self.scales.sigma",
@@ -237,7 +251,7 @@ MUTANTS = [
         "training/objectives.py",
         "parts.append(log_w[rows] - log_z)",
         "parts.append(log_w[rows])",
-        "test_training",
+        "test_objectives",
     ),
     Mutant(
         "crop: HF's rule for torchvision's",
@@ -430,21 +444,21 @@ MUTANTS = [
         "networks/latents.py",
         "x = x_t / (scales.alpha**2 + scales.sigma**2).sqrt()",
         "x = x_t",
-        "test_networks",
+        "test_latents",
     ),
     Mutant(
         "networks for latents: shift without its size",
         "networks/latents.py",
         "return posterior_variance(scales) * self.last(",
         "return self.last(",
-        "test_networks",
+        "test_latents",
     ),
     Mutant(
         "objectives: what was encoded does not reach the network",
         "training/objectives.py",
         "condition if self.encode is None else self.encode(condition)",
         "condition",
-        "test_networks",
+        "test_latents",
     ),
 ]
 

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 Select = Callable[[Any, list[int]], Any]
-"""Takes (condition, indices) to the condition of those samples."""
+"""Maps (condition, indices) to the condition of those samples."""
 
 T = TypeVar("T")
-
-SINGLES = 4
-"""Samples of a batch that are looked at one by one."""
 
 
 def require(holds: bool, message: str) -> None:

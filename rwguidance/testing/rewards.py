@@ -47,7 +47,7 @@ def check_reward(
             copy of the reward if it is a module. None asks `reward.spec.differentiable`, if there
             is one, and does not look otherwise. Of a reward with `straight_through` set, whose
             gradient is that of a stand-in, only the existence of the gradient is checked.
-        select: Takes (condition, indices) to the condition of those items.
+        select: Maps (condition, indices) to the condition of those items.
 
     Raises:
         AssertionError: If it does not keep the contract of a reward.
