@@ -16,14 +16,11 @@ samples.
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rwguidance import Prediction, Schedule
 from rwguidance.backbone import Backbone
@@ -34,6 +31,7 @@ from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
 from .conditioning import TextCondition
+from .latents import LatentCodec
 
 __all__ = ["PipelineBackbone", "require"]
 
@@ -403,6 +401,16 @@ class PipelineBackbone(Backbone, ABC):
             return self.pipe.vae
         return self.other_vae.to(self.device)
 
+    @property
+    def _codec(self) -> LatentCodec:
+        return LatentCodec(
+            vae=self.vae,
+            device=self.device,
+            shifted=self.shifts_latents,
+            batch=self.decode_batch,
+            recompute=self.checkpoint_decode,
+        )
+
     def decode(self, latents: Tensor) -> Tensor:
         r"""Images of clean states, as the pipeline makes them, but without watermark.
 
@@ -419,16 +427,7 @@ class PipelineBackbone(Backbone, ABC):
                 float32 only for the moment of decoding.
         """
 
-        return self._in_chunks(self._decode, latents)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.vae
-        scale, shift = self._latent_affine()
-        latents = latents.to(self.device)
-        z = latents * scale.to(latents) + shift.to(latents)
-        images = vae.decode(z.to(vae.dtype), return_dict=False)[0]
-        wide = torch.promote_types(torch.float32, images.dtype)
-        return (images.to(wide) / 2 + 0.5).clamp(0, 1)
+        return self._codec.decode(latents)
 
     def encode(self, images: Tensor) -> Tensor:
         r"""Clean states of images: the mean of what the VAE's encoder allows.
@@ -443,43 +442,7 @@ class PipelineBackbone(Backbone, ABC):
         if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
             got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else images
             raise TypeError(f"images must be a float tensor of shape (B, 3, H, W), got {got}")
-        return self._in_chunks(self._encode, images)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        vae = self.vae
-        encoded = vae.encode((2 * images - 1).to(device=self.device, dtype=vae.dtype))
-        # A tiny autoencoder has no posterior, only its latents.
-        z = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        z = z.to(torch.promote_types(torch.float32, z.dtype))
-        scale, shift = self._latent_affine()
-        return (z - shift.to(z)) / scale.to(z)
-
-    def _in_chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        size = self.decode_batch or max(1, len(batch))
-        differentiable = batch.requires_grad and torch.is_grad_enabled()
-        if differentiable and self.checkpoint_decode:
-            function = partial(checkpoint, function, use_reentrant=False)
-        hint = (
-            f"The VAE had {min(size, len(batch))} images at once: lower decode_batch, pass "
-            "vae=, a tiny autoencoder, or call pipe.enable_vae_tiling() or "
-            "pipe.enable_model_cpu_offload()"
-        )
-        if differentiable and not self.checkpoint_decode:
-            hint += "; where gradients flow, as here, set checkpoint_decode=True"
-        with _widened(self.vae, differentiable), memory.advice(hint):
-            return torch.cat([function(chunk) for chunk in batch.split(size)])
-
-    def _latent_affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift from the network's units to those of the VAE, each (1, C or 1, 1, 1)."""
-
-        config = self.vae.config
-        column = lambda value: torch.as_tensor(value, dtype=torch.float64).reshape(1, -1, 1, 1)
-        scale = 1 / column(config.scaling_factor)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            return column(std) * scale, column(mean)
-        shift = getattr(config, "shift_factor", None) if self.shifts_latents else None
-        return scale, column(shift or 0.0)
+        return self._codec.encode(images)
 
     def _scheduler_at(self, steps: int | None, **keywords: Any) -> Any:
         """A copy of the pipeline's scheduler, set to a number of steps."""
@@ -493,25 +456,6 @@ class PipelineBackbone(Backbone, ABC):
         else:
             scheduler.set_timesteps(steps, **keywords)
         return scheduler
-
-
-@contextmanager
-def _widened(vae: Any, differentiable: bool) -> Iterator[None]:
-    """Runs a VAE that overflows in float16 in float32, as the pipelines do."""
-
-    if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
-        yield
-        return
-    if differentiable:
-        raise ValueError(
-            "decode is not differentiable through this VAE, which overflows in float16; run "
-            "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
-        )
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(torch.float16)
 
 
 def require(module: str) -> Any:

@@ -392,7 +392,7 @@ MUTANTS = [
     ),
     Mutant(
         "pipelines: latents decoded without their shift",
-        "backbones/pipelines.py",
+        "backbones/latents.py",
         "z = latents * scale.to(latents) + shift.to(latents)",
         "z = latents * scale.to(latents)",
         "test_backbones",
