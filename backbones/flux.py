@@ -13,6 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
+from .conditioning import Embeddings
 from .pipelines import PipelineBackbone
 from .sd3 import shift_of_size
 
@@ -90,7 +91,7 @@ class Flux(PipelineBackbone):
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         text, pooled, _ = self.pipe.encode_prompt(
             prompt=prompts,
             prompt_2=None,

@@ -26,11 +26,10 @@ from rwguidance import Prediction, Schedule
 from rwguidance.backbone import Backbone
 from rwguidance.schedules import Scales, as_times
 from rwguidance.support import memory, outside
-from rwguidance.support.conditions import string_keys
 from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
-from .conditioning import TextCondition
+from .conditioning import Embeddings, TextCondition, check_condition, encode_distinct
 from .latents import LatentCodec
 
 __all__ = ["PipelineBackbone", "require"]
@@ -211,7 +210,7 @@ class PipelineBackbone(Backbone, ABC):
     @abstractmethod
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         """Embeddings of prompts and, under classifier-free guidance, of negative prompts.
 
         Arguments:
@@ -274,26 +273,14 @@ class PipelineBackbone(Backbone, ABC):
             ValueError: If there are negative prompts, but no classifier-free guidance.
         """
 
-        prompts = _strings("prompts", prompts, len(prompts))
         if negative_prompts is not None and not self.guided:
             raise ValueError(
                 "negative_prompts take classifier-free guidance, of which this backbone has none "
                 f"(guidance_scale={self.guidance_scale}); it comes with a guidance_scale above 1, "
                 "for models of the SDXL and SD3 families that are not distilled"
             )
-        if isinstance(negative_prompts, str):
-            negative_prompts = [negative_prompts] * len(prompts)
-        if negative_prompts is not None:
-            negative_prompts = _strings("negative_prompts", negative_prompts, len(prompts))
-
-        pairs = list(zip(prompts, negative_prompts or [""] * len(prompts), strict=True))
-        place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-        distinct = [pair[0] for pair in place]
         with torch.no_grad():
-            positive, negative = self.encode_text(
-                distinct, None if negative_prompts is None else [pair[1] for pair in place]
-            )
-        return TextCondition(tuple(distinct), positive, negative)[[place[pair] for pair in pairs]]
+            return encode_distinct(self.encode_text, prompts, negative_prompts)
 
     def forward(
         self, x_t: Tensor, t: float | Tensor, condition: TextCondition | None = None
@@ -306,7 +293,7 @@ class PipelineBackbone(Backbone, ABC):
             condition: What :meth:`condition` returned for these B samples.
         """
 
-        embeddings = self._embeddings(condition, len(x_t))
+        embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
         self._check_devices(x_t, embeddings)
         scales = self.schedule.at(t, like=x_t)
         t = as_times(t, batch=len(x_t)).expand(len(x_t))
@@ -325,27 +312,6 @@ class PipelineBackbone(Backbone, ABC):
             scale = self.guidance_scale or 1.0
             output = negative + scale * (positive - negative)
         return self.predict(output, x_t, scales)
-
-    def _embeddings(self, condition: TextCondition | None, n: int) -> dict[str, Tensor]:
-        if not isinstance(condition, TextCondition):
-            raise TypeError(
-                "condition must be what backbone.condition(prompts) returns, "
-                f"got {type(condition).__name__}"
-            )
-        if len(condition) != n:
-            raise ValueError(
-                f"condition must hold one prompt per sample, {n}, got {len(condition)}"
-            )
-        if self.guided != (condition.negative is not None):
-            has, was = ("has", "without") if self.guided else ("has no", "with")
-            raise ValueError(
-                f"this backbone {has} classifier-free guidance, but condition was encoded {was}; "
-                "encode it with the backbone that is called"
-            )
-        return {
-            name: value.to(self.dtype) if value.is_floating_point() else value
-            for name, value in condition.stacked().items()
-        }
 
     def _check_devices(self, x_t: Tensor, embeddings: Mapping[str, Tensor]) -> None:
         found = {value.device for value in embeddings.values()} | {x_t.device}
@@ -470,10 +436,3 @@ def require(module: str) -> Any:
 
 def _class_names(value: Any) -> list[str]:
     return [cls.__name__ for cls in type(value).__mro__]
-
-
-def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
-    strings = string_keys(values, n, name)
-    if not strings:
-        raise ValueError(f"{name} must hold at least one string, got none")
-    return strings

@@ -8,7 +8,7 @@ from torch import Tensor
 from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
-from .conditioning import named_embeddings
+from .conditioning import Embeddings, named_embeddings
 from .pipelines import PipelineBackbone
 
 __all__ = ["SD3", "shift_of_size"]
@@ -52,7 +52,7 @@ class SD3(PipelineBackbone):
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         encoded = self.pipe.encode_prompt(
             prompt=prompts,
             prompt_2=None,

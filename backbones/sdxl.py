@@ -14,7 +14,7 @@ from torch import Tensor
 from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
 from rwguidance.schedules import Scales
 
-from .conditioning import named_embeddings
+from .conditioning import Embeddings, named_embeddings
 from .coordinates import table_times
 from .pipelines import PipelineBackbone
 
@@ -95,7 +95,7 @@ class SDXL(PipelineBackbone):
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         encoded = self.pipe.encode_prompt(
             prompts,
             device=self.device,
