@@ -262,7 +262,7 @@ def score(
 
     import torch
 
-    from rewards.console import run_score
+    from rewards.console import ScoreRequest, run_score
 
     paths, options = _paths(path), _options(option)
     _check_device(device)
@@ -270,17 +270,19 @@ def score(
     precision = None if dtype is None else getattr(torch, dtype.value)
     try:
         code = run_score(
-            folder,
-            names,
-            out,
-            prompts,
-            pairs,
-            paths,
-            device,
-            precision,
-            batch_size,
-            restart,
-            options,
+            ScoreRequest(
+                folder=folder,
+                names=names,
+                out=out,
+                prompts=prompts,
+                pairs=pairs,
+                paths=paths,
+                options=options,
+                device=device,
+                dtype=precision,
+                batch_size=batch_size,
+                restart=restart,
+            )
         )
     except LookupError as error:
         if type(error) is not LookupError:  # a KeyError is ours
