@@ -31,7 +31,7 @@ from rwguidance.bank import Bank
 from rwguidance.tilt import RewardFunction, Tilt
 from rwguidance.weights import ess, log_mean_exp
 
-from .dual import is_flat, solve, standardize
+from .dual import Problem, Solution, is_flat, solve, standardize
 from .feasibility import refuse_joint, refuse_single
 
 __all__ = ["ConstrainedTilt", "constrained_tilt"]
@@ -118,25 +118,14 @@ def constrained_tilt(
     problem = standardize([scores[rows] for rows in bank.rows.values()], numbers)
     names = _names(functions)
 
-    refuse_single(problem, names, numbers)
-    solution = solve(problem)
-    if solution is None or is_flat(problem, solution.theta):
-        refuse_joint(problem, names, numbers)
-    if solution is None:
-        raise ValueError(
-            f"the levels of {', '.join(names)} are so close to the edge of what this bank reaches "
-            "that no multipliers were found; lower one of them"
-        )
-
+    solution = _solution(problem, names, numbers)
     multipliers = (solution.theta / problem.scale).tolist()
     betas = tuple(1 / value if value else math.inf for value in multipliers)
     active = [k for k, value in enumerate(multipliers) if value]
     tilt = None
     if active:
         tilt = Tilt([functions[k] for k in active], [betas[k] for k in active], decode)
-        assert bank.rewards is not None
-        columns = bank.rewards.reshape(scores.shape)[:, active]
-        bank = replace(bank, rewards=columns[:, 0] if len(active) == 1 else columns)
+        bank = _with_columns(bank, active)
     log_w = [group @ solution.theta for group in problem.groups]
     means = torch.stack([l.softmax(0) @ g for l, g in zip(log_w, problem.groups, strict=True)])
     return ConstrainedTilt(
@@ -149,6 +138,29 @@ def constrained_tilt(
         ess=float(torch.stack([ess(l) / len(l) for l in log_w]).mean()),
         iterations=solution.iterations,
     )
+
+
+def _solution(problem: Problem, names: list[str], levels: list[float]) -> Solution:
+    """The maximum of the dual. Raises if there is none, and says why."""
+
+    refuse_single(problem, names, levels)
+    solution = solve(problem)
+    if solution is None or is_flat(problem, solution.theta):
+        refuse_joint(problem, names, levels)
+    if solution is None:
+        raise ValueError(
+            f"the levels of {', '.join(names)} are so close to the edge of what this bank reaches "
+            "that no multipliers were found; lower one of them"
+        )
+    return solution
+
+
+def _with_columns(bank: Bank, active: list[int]) -> Bank:
+    """The bank with the rewards at these positions only; with shape (N,) if it is one."""
+
+    assert bank.rewards is not None
+    columns = bank.rewards.reshape(len(bank.rewards), -1)[:, active]
+    return replace(bank, rewards=columns[:, 0] if len(active) == 1 else columns)
 
 
 def _levels(levels: Any, n: int) -> list[float]:

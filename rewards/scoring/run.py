@@ -101,19 +101,18 @@ def score(
     }
     sizes = [sum(len(item.prompts) for item in batch) for batch in batches]
     with Journal(journal_of(out), header, sizes, restart) as journal:
-        start = journal.batches
-        rest = decoded(job, batches[start:])
-        done, failed = sum(map(len, batches[:start])), journal.failed
-        for batch in batches[start:]:
+        done = sum(map(len, batches[: journal.batches]))
+        rest = batches[journal.batches :]
+        images = decoded(job, rest)
+        for batch in rest:
             if progress is not None:
-                progress(done, failed)
-            rows = score_batch(job, batch, next(rest), rewards, batch_size)
-            journal.append(rows)
-            done, failed = done + len(batch), journal.failed
+                progress(done, journal.failed)
+            # No name holds the batch: the one before must be gone while the next is decoded.
+            journal.append(score_batch(job, batch, next(images), rewards, batch_size))
+            done += len(batch)
         if progress is not None:
-            progress(done, failed)
-        scored = sum(map(len, batches[start:]))
-        scores = _write(job, rewards, journal, out, scored)
+            progress(done, journal.failed)
+        scores = _write(job, rewards, journal, out, sum(map(len, rest)))
     journal_of(out).unlink()
     return scores
 
