@@ -15,7 +15,7 @@ from rwguidance.schedules import Scales
 
 from .conditioning import Embeddings
 from .pipelines import PipelineBackbone
-from .sd3 import shift_of_size
+from .sd3 import dynamic_shift_mu
 
 __all__ = ["Flux"]
 
@@ -102,7 +102,7 @@ class Flux(PipelineBackbone):
 
     def times(self, steps: int | None = None) -> Tensor:
         steps = self.steps if steps is None else steps
-        keywords: dict[str, Any] = {"mu": shift_of_size(self, default_max=1.15)}
+        keywords: dict[str, Any] = {"mu": dynamic_shift_mu(self)}
         if not self.pipe.scheduler.config.get("use_flow_sigmas", False):
             keywords["sigmas"] = _even_sigmas(steps)
         sigmas: Tensor = self._scheduler_at(steps, **keywords).sigmas
