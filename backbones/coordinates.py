@@ -25,7 +25,7 @@ from torch import Tensor
 from rwguidance import DiscreteSchedule, Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales, working_dtype
 
-__all__ = ["Coordinates", "coordinates_of", "table_times"]
+__all__ = ["Coordinates", "coordinates_of", "read_output", "table_times"]
 
 Level = Callable[[Any, Any], Any]
 """Where a scheduler stands at a call of `step`: (scheduler, timestep) to a sigma or an index."""
@@ -148,16 +148,7 @@ class Coordinates:
         scales = self.schedule.at(t, like=x_t)
         if self.unscaled:
             x_t = scales.alpha * x_t
-        return x_t, self._predict(output, x_t, scales)
-
-    def _predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
-        if self.output == "epsilon":
-            return Prediction.from_noise(output, x_t, scales)
-        if self.output == "flow_prediction":
-            return Prediction.from_velocity(output, x_t, scales)
-        if self.output == "v_prediction":  # v = alpha noise - sigma mean
-            output = scales.alpha * x_t - scales.sigma * output
-        return Prediction.from_mean(output, x_t, scales)
+        return x_t, read_output(self.output, output, x_t, scales)
 
     def write(self, prediction: Prediction) -> Tensor:
         """The output of a network that predicts this."""
@@ -170,6 +161,26 @@ class Coordinates:
             scales = prediction.scales
             return scales.alpha * prediction.noise - scales.sigma * prediction.mean
         return prediction.mean
+
+
+def read_output(prediction_type: str, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
+    r"""The prediction that an output of a network states.
+
+    Arguments:
+        prediction_type: What the output is, in the words of diffusers: "epsilon", "v_prediction",
+            "sample" or "flow_prediction".
+        output: The output, with shape (B, \*event).
+        x_t: The states on the path, with the same shape.
+        scales: The path at their times. v is defined where :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    """
+
+    if prediction_type == "epsilon":
+        return Prediction.from_noise(output, x_t, scales)
+    if prediction_type == "flow_prediction":
+        return Prediction.from_velocity(output, x_t, scales)
+    if prediction_type == "v_prediction":  # v = alpha noise - sigma mean
+        output = scales.alpha * x_t - scales.sigma * output
+    return Prediction.from_mean(output, x_t, scales)
 
 
 def coordinates_of(scheduler: Any) -> Coordinates:

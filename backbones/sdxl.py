@@ -15,7 +15,7 @@ from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
 from rwguidance.schedules import Scales
 
 from .conditioning import Embeddings, named_embeddings
-from .coordinates import table_times
+from .coordinates import read_output, table_times
 from .pipelines import PipelineBackbone
 
 __all__ = ["SDXL"]
@@ -62,12 +62,6 @@ class SDXL(PipelineBackbone):
         return DiscreteSchedule(pipe.scheduler.alphas_cumprod)
 
     @property
-    def predicts_v(self) -> bool:
-        """Whether the network predicts v instead of the noise."""
-
-        return bool(self.pipe.scheduler.config.prediction_type == "v_prediction")
-
-    @property
     def table_length(self) -> int:
         """Number of noise levels on which the network was trained."""
 
@@ -89,9 +83,7 @@ class SDXL(PipelineBackbone):
         return output
 
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
-        if self.predicts_v:  # v = alpha noise - sigma mean
-            return Prediction.from_mean(scales.alpha * x_t - scales.sigma * output, x_t, scales)
-        return Prediction.from_noise(output, x_t, scales)
+        return read_output(self.pipe.scheduler.config.prediction_type, output, x_t, scales)
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None

@@ -378,7 +378,7 @@ MUTANTS = [
     ),
     Mutant(
         "SDXL: v read as noise",
-        "backbones/sdxl.py",
+        "backbones/coordinates.py",
         "scales.alpha * x_t - scales.sigma * output",
         "scales.alpha * x_t + scales.sigma * output",
         "test_backbones",
