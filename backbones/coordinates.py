@@ -232,17 +232,17 @@ def _unsupported(config: Any, mixed: bool) -> str | None:
     return None
 
 
-def table_times(schedule: Schedule, length: int, log_snr: Tensor) -> Tensor:
+def table_times(schedule: Schedule, num_train_timesteps: int, log_snr: Tensor) -> Tensor:
     """Times of noise levels that a scheduler computed in float32.
 
     Nearly all of them are entries of its table, and are rounded to these.
 
     Arguments:
         schedule: The path through the table.
-        length: Entries of the table.
+        num_train_timesteps: Entries of the table.
         log_snr: In nats, of any shape.
     """
 
-    position = length * schedule.time(log_snr)
+    position = num_train_timesteps * schedule.time(log_snr)
     nearest = position.round()
-    return torch.where((position - nearest).abs() < 1e-3, nearest, position) / length
+    return torch.where((position - nearest).abs() < 1e-3, nearest, position) / num_train_timesteps

@@ -33,7 +33,7 @@ class Flux(PipelineBackbone):
     pipeline_class = "FluxPipeline"
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     denoiser = "transformer"
-    patch = 2
+    patch_size = 2
     default_steps = 28
     default_sequence_length = 512
     latent_channels = 16
@@ -61,9 +61,9 @@ class Flux(PipelineBackbone):
         return False
 
     @property
-    def pixels_per_latent(self) -> int:
+    def vae_scale_factor(self) -> int:
         # The pipeline's own vae_scale_factor counted the packing in older versions of diffusers.
-        return int(self.pipe.image_processor.config.vae_scale_factor) // self.patch
+        return int(self.pipe.image_processor.config.vae_scale_factor) // self.patch_size
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text = embeddings["text"]

@@ -78,7 +78,7 @@ class PipelineBackbone(Backbone, ABC):
     denoiser: ClassVar[str]
     """Name of the pipeline's component that denoises."""
 
-    patch: ClassVar[int]
+    patch_size: ClassVar[int]
     """Height and width of latents must be multiples of this."""
 
     default_steps: ClassVar[int]
@@ -120,7 +120,7 @@ class PipelineBackbone(Backbone, ABC):
         default = pipe.default_sample_size * pipe.vae_scale_factor
         self.height = default if height is None else height
         self.width = default if width is None else width
-        multiple = self.pixels_per_latent * self.patch
+        multiple = self.vae_scale_factor * self.patch_size
         for name, size in (("height", self.height), ("width", self.width)):
             if size < multiple or size % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {size}")
@@ -129,13 +129,13 @@ class PipelineBackbone(Backbone, ABC):
         self.decode_batch = decode_batch
         self.checkpoint_decode = checkpoint_decode
         # So that .to(), .eval(), .requires_grad_() and .parameters() reach them.
-        self.modules_of_pipe = nn.ModuleDict(
+        self.components = nn.ModuleDict(
             {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         )
-        self.other_vae: nn.Module | None = None
+        self.vae_override: nn.Module | None = None
         if vae is not None:
-            self.other_vae = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
-            check_autoencoder(self.other_vae, self.channels, self.pixels_per_latent)
+            self.vae_override = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
+            check_autoencoder(self.vae_override, self.channels, self.vae_scale_factor)
 
     def _sequence_length(self, length: int | None) -> int | None:
         if length is None:
@@ -232,7 +232,7 @@ class PipelineBackbone(Backbone, ABC):
     def extra_repr(self) -> str:
         """Settings of pipeline, scheduler and VAE as they are now: a fingerprint looks at them."""
 
-        vae = self.pipe.vae if self.other_vae is None else self.other_vae
+        vae = self.pipe.vae if self.vae_override is None else self.vae_override
         parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
         public = lambda config: {k: config[k] for k in sorted(config) if not k.startswith("_")}
         return "\n".join(f"{name}: {public(part.config)}" for name, part in parts.items())
@@ -337,7 +337,7 @@ class PipelineBackbone(Backbone, ABC):
             States with shape (n, C, H, W), on the device and in the dtype of the network.
         """
 
-        side = self.pixels_per_latent
+        side = self.vae_scale_factor
         shape = (n, self.channels, self.height // side, self.width // side)
         return self.noise_scale * normal(shape, generator, self.device, self.dtype)
 
@@ -348,8 +348,8 @@ class PipelineBackbone(Backbone, ABC):
         return int(self.pipe.vae.config.latent_channels)
 
     @property
-    def pixels_per_latent(self) -> int:
-        """Height and width, in pixels, of what one latent pixel stands for."""
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image per pixel of its latents, along one side."""
 
         return int(self.pipe.vae_scale_factor)
 
@@ -363,9 +363,9 @@ class PipelineBackbone(Backbone, ABC):
     def vae(self) -> Any:
         """The autoencoder in use: the pipeline's, unless another one took its place."""
 
-        if self.other_vae is None:
+        if self.vae_override is None:
             return self.pipe.vae
-        return self.other_vae.to(self.device)
+        return self.vae_override.to(self.device)
 
     @property
     def _codec(self) -> LatentCodec:

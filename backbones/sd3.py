@@ -27,7 +27,7 @@ class SD3(PipelineBackbone):
     pipeline_class = "StableDiffusion3Pipeline"
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     denoiser = "transformer"
-    patch = 2
+    patch_size = 2
     default_steps = 28
     default_sequence_length = 256
     latent_channels = 16
@@ -83,7 +83,7 @@ def dynamic_shift_mu(backbone: PipelineBackbone) -> float:
     """
 
     config = backbone.pipe.scheduler.config
-    side = backbone.pixels_per_latent * backbone.patch
+    side = backbone.vae_scale_factor * backbone.patch_size
     tokens = (backbone.height // side) * (backbone.width // side)
     low, high = config.base_image_seq_len, config.max_image_seq_len
     bottom, top = config.base_shift, config.max_shift

@@ -372,8 +372,8 @@ MUTANTS = [
     Mutant(
         "SDXL: timestep off by one",
         "backbones/sdxl.py",
-        "timestep = (t * self.table_length - 1)",
-        "timestep = (t * self.table_length)",
+        "timestep = (t * self.num_train_timesteps - 1)",
+        "timestep = (t * self.num_train_timesteps)",
         "test_backbones",
     ),
     Mutant(
