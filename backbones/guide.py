@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rwguidance import ConditionalExpectation, GuidedModel, Model, Prediction
 
-from .coordinates import coordinates_of
+from .coordinates import Coordinates
 from .guided_steps import StepGuidance
 
 __all__ = ["guide"]
@@ -82,7 +82,7 @@ def guide(
         scheduler.__class__ = getattr(type(scheduler), "_unguided", type(scheduler))
         scheduler.__dict__.pop("_guidance", None)
         if estimator is not None:
-            coordinates = coordinates_of(scheduler)
+            coordinates = Coordinates.from_scheduler(scheduler)
             # Checks the arguments before any expensive work.
             GuidedModel(_Unknown(coordinates.schedule), estimator, scale, window)
             guidance = StepGuidance(guided, coordinates, estimator, scale, window, condition)

@@ -126,7 +126,7 @@ class StepGuidance:
             warnings.warn(explain_doubts(found), UnreliableEstimate, stacklevel=2)
 
     def _packed(self, sample: Tensor) -> bool:
-        return sample.ndim == 3 and _is_of(self.pipe, "Flux")
+        return sample.ndim == 3 and _in_family(self.pipe, "Flux")
 
     def _unpack(self, value: Tensor, tokens: int | None) -> Tensor:
         """Latents (B, C, H, W) of tokens (B, H W / 4, 4 C)."""
@@ -176,7 +176,7 @@ class _Call:
     encoded: Any = None
 
 
-def _is_of(pipe: Any, family: str) -> bool:
+def _in_family(pipe: Any, family: str) -> bool:
     """Whether a pipeline's class, or one that it extends, is named after a family."""
 
     return any(re.match(rf"{family}(?!\d)", cls.__name__) for cls in type(pipe).__mro__)
@@ -188,10 +188,10 @@ def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings
     Empty for families without adapter.
     """
 
-    four = _is_of(pipe, "StableDiffusionXL") or _is_of(pipe, "StableDiffusion3")
+    four = _in_family(pipe, "StableDiffusionXL") or _in_family(pipe, "StableDiffusion3")
     if four and len(encoded or ()) == 4:
         positive, negative = named_embeddings(encoded)
-    elif _is_of(pipe, "Flux") and len(encoded or ()) == 3:
+    elif _in_family(pipe, "Flux") and len(encoded or ()) == 3:
         # The scale is an input of the network.
         positive, negative = {"text": encoded[0], "pooled": encoded[1]}, None
     else:

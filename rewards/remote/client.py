@@ -153,7 +153,7 @@ class RemoteReward(Reward):
             except urllib.error.HTTPError as error:
                 response = error  # which is an answer, too
             with response:
-                return _Reply.of(response.status, response.headers, response)
+                return _Reply.read(response.status, response.headers, response)
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError):
@@ -220,7 +220,7 @@ class _Reply(NamedTuple):
     pause: float | None
 
     @staticmethod
-    def of(status: int, headers: email.message.Message, file: IO[bytes]) -> "_Reply":
+    def read(status: int, headers: email.message.Message, file: IO[bytes]) -> "_Reply":
         after = headers.get("Retry-After", "").strip()
         pause = float(after) if after.isascii() and after.isdigit() else None  # or a date
         body = file.read(_MAX_ANSWER + 1)

@@ -13,7 +13,7 @@ import rwguidance
 
 from ..prompt_files import Job
 
-__all__ = ["RESTART", "Journal", "Row", "check_header", "journal_of", "make_header"]
+__all__ = ["RESTART", "Journal", "Row", "check_header", "journal_path", "make_header"]
 
 RESTART = "with restart=True (on the command line, --restart)"
 """How to discard a journal or a result, for messages."""
@@ -22,7 +22,7 @@ Row: TypeAlias = "list[Any]"
 """As in the journal: one value or None per reward, and the reason if there is a None."""
 
 
-def journal_of(out: str | os.PathLike[str]) -> Path:
+def journal_path(out: str | os.PathLike[str]) -> Path:
     """Where the progress of an unfinished run is kept: beside the result."""
 
     return Path(f"{os.fspath(out)}.partial.jsonl")
@@ -120,7 +120,7 @@ def make_header(job: Job, names: Sequence[str], batch_size: int) -> dict[str, An
 
     return {
         "folder": str(job.folder.resolve()),
-        "images and prompts": _digest_of_job(job),
+        "images and prompts": _job_digest(job),
         "rewards": list(names),
         "batch size": batch_size,
         "rwguidance": rwguidance.__version__,
@@ -145,7 +145,7 @@ def check_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
         )
 
 
-def _digest_of_job(job: Job) -> str:
+def _job_digest(job: Job) -> str:
     """Of names, prompts, and the sizes and times of the files; contents are not read."""
 
     digest = hashlib.sha256(f"{job.matrix} {job.prompted}\n".encode())

@@ -29,7 +29,7 @@ from ..base import Reward
 from ..prompt_files import Job
 from .batches import decoded, in_batches
 from .evaluation import score_batch
-from .journal import RESTART, Journal, Row, check_header, journal_of, make_header
+from .journal import RESTART, Journal, Row, check_header, journal_path, make_header
 from .results import write_table
 from .summaries import Best, Failure, Summary, Tally
 
@@ -100,7 +100,7 @@ def score(
         name: f"{fingerprint(reward)} on {reward.device}" for name, reward in rewards.items()
     }
     sizes = [sum(len(item.prompts) for item in batch) for batch in batches]
-    with Journal(journal_of(out), header, sizes, restart) as journal:
+    with Journal(journal_path(out), header, sizes, restart) as journal:
         done = sum(map(len, batches[: journal.batches]))
         rest = batches[journal.batches :]
         images = decoded(job, rest)
@@ -113,7 +113,7 @@ def score(
         if progress is not None:
             progress(done, journal.failed)
         scores = _write(job, rewards, journal, out, sum(map(len, rest)))
-    journal_of(out).unlink()
+    journal_path(out).unlink()
     return scores
 
 
@@ -155,7 +155,7 @@ def check_output(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no folder {out.parent} to write {out.name} to")
 
-    journal = journal_of(out)
+    journal = journal_path(out)
     if restart:
         return
     if journal.exists():

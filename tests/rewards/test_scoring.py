@@ -25,7 +25,7 @@ import rewards.registry
 import rewards.scoring
 from rewards.images import from_pil
 from rewards.prompt_files import Item, Job, find_images, plan, read_prompts
-from rewards.scoring import Best, journal_of, score
+from rewards.scoring import Best, journal_path, score
 from rewards.scoring.batches import in_batches
 from rewards.scoring.summaries import Tally
 from rewards.towers import EmbeddingReward
@@ -334,7 +334,7 @@ def test_every_row_holds_the_rewards_of_its_image_and_prompt(folder, batch_size)
                 truth = expected(folder, name, row["image"], row["prompt"])
                 assert float(row[name]) == pytest.approx(truth, abs=1e-7)
         assert (scores.rows, scores.scored, scores.failures) == (len(rows), 5, ())
-        assert not journal_of("scores.csv").exists()
+        assert not journal_path("scores.csv").exists()
 
 
 def test_float32_is_written_with_the_digits_that_count(folder):
@@ -551,7 +551,7 @@ def test_a_run_killed_at_any_byte_of_the_journal_ends_with_the_same_file(
     whole = score_(job, *names, out=f"whole{suffix}", batch_size=2)
     images = sum(SEEN)
     out = Path(f"scores{suffix}")
-    journal = journal_of(out)
+    journal = journal_path(out)
     with monkeypatch.context() as patch:  # die with the last batch in the journal
         patch.setattr(rewards.scoring.run, "_write", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
@@ -614,7 +614,7 @@ def unfinished(job, monkeypatch, **options):
     with pytest.raises(Killed):
         score_(job, "brightness", **{"batch_size": 2, **options})
     revive()
-    assert len(journal_of("scores.csv").read_bytes().splitlines()) == 2
+    assert len(journal_path("scores.csv").read_bytes().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -633,7 +633,7 @@ def unfinished(job, monkeypatch, **options):
 def test_the_journal_of_another_job_is_refused(folder, monkeypatch, change, named):
     job = plan(folder, write("p.txt", "a\nb"))
     unfinished(job, monkeypatch)
-    journal = journal_of("scores.csv")
+    journal = journal_path("scores.csv")
     before = journal.read_bytes()
     reward = Brightness()
     rewards_, batch_size = {"brightness": reward}, 2
@@ -680,7 +680,7 @@ def test_a_journal_that_is_damaged_in_the_middle_is_refused(folder, monkeypatch,
         patch.setattr(rewards.scoring.run, "_write", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             score_(job, "brightness", batch_size=2)
-    journal = journal_of("scores.csv")
+    journal = journal_path("scores.csv")
     header, *lines = journal.read_text().splitlines()
     if damage == "garbage":
         lines[1] = "{"
@@ -718,7 +718,7 @@ def test_a_real_run_survives_sigkill(tmp_path):
         os.link(root / "000.bmp", root / f"{i:03}.bmp")
     command = [Path(sys.executable).with_name("rwguidance"), "score", "noise", "--reward", "jpeg"]
     command += ["--batch-size", "1"]
-    journal = journal_of("scores.csv")
+    journal = journal_path("scores.csv")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
