@@ -68,13 +68,13 @@ def load_autoencoder(
     return vae.eval().requires_grad_(False)
 
 
-def check_autoencoder(vae: nn.Module, channels: int, pixels: int) -> None:
+def check_autoencoder(vae: nn.Module, channels: int, vae_scale_factor: int) -> None:
     """Checks that an autoencoder fits into the place of another.
 
     Arguments:
         vae: The autoencoder.
         channels: Channels of the latents.
-        pixels: Height and width, in pixels, of what one latent pixel stands for.
+        vae_scale_factor: Pixels of an image per pixel of its latents, along one side.
 
     Raises:
         ValueError: If its latents have other channels or another size.
@@ -83,9 +83,9 @@ def check_autoencoder(vae: nn.Module, channels: int, pixels: int) -> None:
     check_channels(vae, channels)
     config: Any = vae.config
     found = 2 ** (len(config.block_out_channels) - 1)
-    if found != pixels:
+    if found != vae_scale_factor:
         raise ValueError(
-            f"vae must map {pixels} pixels to one latent pixel, as that of the pipeline, "
+            f"vae must map {vae_scale_factor} pixels to one latent pixel, as that of the pipeline, "
             f"got {found}"
         )
 

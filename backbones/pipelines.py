@@ -16,24 +16,21 @@ samples.
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rwguidance import Prediction, Schedule
 from rwguidance.backbone import Backbone
 from rwguidance.schedules import Scales, as_times
 from rwguidance.support import memory, outside
-from rwguidance.support.conditions import string_keys
 from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
-from .conditioning import TextCondition
+from .conditioning import Embeddings, TextCondition, check_condition, encode_distinct
+from .latents import LatentCodec
 
 __all__ = ["PipelineBackbone", "require"]
 
@@ -81,7 +78,7 @@ class PipelineBackbone(Backbone, ABC):
     denoiser: ClassVar[str]
     """Name of the pipeline's component that denoises."""
 
-    patch: ClassVar[int]
+    patch_size: ClassVar[int]
     """Height and width of latents must be multiples of this."""
 
     default_steps: ClassVar[int]
@@ -123,7 +120,7 @@ class PipelineBackbone(Backbone, ABC):
         default = pipe.default_sample_size * pipe.vae_scale_factor
         self.height = default if height is None else height
         self.width = default if width is None else width
-        multiple = self.pixels_per_latent * self.patch
+        multiple = self.vae_scale_factor * self.patch_size
         for name, size in (("height", self.height), ("width", self.width)):
             if size < multiple or size % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {size}")
@@ -132,13 +129,13 @@ class PipelineBackbone(Backbone, ABC):
         self.decode_batch = decode_batch
         self.checkpoint_decode = checkpoint_decode
         # So that .to(), .eval(), .requires_grad_() and .parameters() reach them.
-        self.modules_of_pipe = nn.ModuleDict(
+        self.components = nn.ModuleDict(
             {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         )
-        self.other_vae: nn.Module | None = None
+        self.vae_override: nn.Module | None = None
         if vae is not None:
-            self.other_vae = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
-            check_autoencoder(self.other_vae, self.channels, self.pixels_per_latent)
+            self.vae_override = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
+            check_autoencoder(self.vae_override, self.channels, self.vae_scale_factor)
 
     def _sequence_length(self, length: int | None) -> int | None:
         if length is None:
@@ -213,7 +210,7 @@ class PipelineBackbone(Backbone, ABC):
     @abstractmethod
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         """Embeddings of prompts and, under classifier-free guidance, of negative prompts.
 
         Arguments:
@@ -235,7 +232,7 @@ class PipelineBackbone(Backbone, ABC):
     def extra_repr(self) -> str:
         """Settings of pipeline, scheduler and VAE as they are now: a fingerprint looks at them."""
 
-        vae = self.pipe.vae if self.other_vae is None else self.other_vae
+        vae = self.pipe.vae if self.vae_override is None else self.vae_override
         parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
         public = lambda config: {k: config[k] for k in sorted(config) if not k.startswith("_")}
         return "\n".join(f"{name}: {public(part.config)}" for name, part in parts.items())
@@ -276,26 +273,14 @@ class PipelineBackbone(Backbone, ABC):
             ValueError: If there are negative prompts, but no classifier-free guidance.
         """
 
-        prompts = _strings("prompts", prompts, len(prompts))
         if negative_prompts is not None and not self.guided:
             raise ValueError(
                 "negative_prompts take classifier-free guidance, of which this backbone has none "
                 f"(guidance_scale={self.guidance_scale}); it comes with a guidance_scale above 1, "
                 "for models of the SDXL and SD3 families that are not distilled"
             )
-        if isinstance(negative_prompts, str):
-            negative_prompts = [negative_prompts] * len(prompts)
-        if negative_prompts is not None:
-            negative_prompts = _strings("negative_prompts", negative_prompts, len(prompts))
-
-        pairs = list(zip(prompts, negative_prompts or [""] * len(prompts), strict=True))
-        place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-        distinct = [pair[0] for pair in place]
         with torch.no_grad():
-            positive, negative = self.encode_text(
-                distinct, None if negative_prompts is None else [pair[1] for pair in place]
-            )
-        return TextCondition(tuple(distinct), positive, negative)[[place[pair] for pair in pairs]]
+            return encode_distinct(self.encode_text, prompts, negative_prompts)
 
     def forward(
         self, x_t: Tensor, t: float | Tensor, condition: TextCondition | None = None
@@ -308,7 +293,7 @@ class PipelineBackbone(Backbone, ABC):
             condition: What :meth:`condition` returned for these B samples.
         """
 
-        embeddings = self._embeddings(condition, len(x_t))
+        embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
         self._check_devices(x_t, embeddings)
         scales = self.schedule.at(t, like=x_t)
         t = as_times(t, batch=len(x_t)).expand(len(x_t))
@@ -327,27 +312,6 @@ class PipelineBackbone(Backbone, ABC):
             scale = self.guidance_scale or 1.0
             output = negative + scale * (positive - negative)
         return self.predict(output, x_t, scales)
-
-    def _embeddings(self, condition: TextCondition | None, n: int) -> dict[str, Tensor]:
-        if not isinstance(condition, TextCondition):
-            raise TypeError(
-                "condition must be what backbone.condition(prompts) returns, "
-                f"got {type(condition).__name__}"
-            )
-        if len(condition) != n:
-            raise ValueError(
-                f"condition must hold one prompt per sample, {n}, got {len(condition)}"
-            )
-        if self.guided != (condition.negative is not None):
-            has, was = ("has", "without") if self.guided else ("has no", "with")
-            raise ValueError(
-                f"this backbone {has} classifier-free guidance, but condition was encoded {was}; "
-                "encode it with the backbone that is called"
-            )
-        return {
-            name: value.to(self.dtype) if value.is_floating_point() else value
-            for name, value in condition.stacked().items()
-        }
 
     def _check_devices(self, x_t: Tensor, embeddings: Mapping[str, Tensor]) -> None:
         found = {value.device for value in embeddings.values()} | {x_t.device}
@@ -373,7 +337,7 @@ class PipelineBackbone(Backbone, ABC):
             States with shape (n, C, H, W), on the device and in the dtype of the network.
         """
 
-        side = self.pixels_per_latent
+        side = self.vae_scale_factor
         shape = (n, self.channels, self.height // side, self.width // side)
         return self.noise_scale * normal(shape, generator, self.device, self.dtype)
 
@@ -384,8 +348,8 @@ class PipelineBackbone(Backbone, ABC):
         return int(self.pipe.vae.config.latent_channels)
 
     @property
-    def pixels_per_latent(self) -> int:
-        """Height and width, in pixels, of what one latent pixel stands for."""
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image per pixel of its latents, along one side."""
 
         return int(self.pipe.vae_scale_factor)
 
@@ -399,9 +363,19 @@ class PipelineBackbone(Backbone, ABC):
     def vae(self) -> Any:
         """The autoencoder in use: the pipeline's, unless another one took its place."""
 
-        if self.other_vae is None:
+        if self.vae_override is None:
             return self.pipe.vae
-        return self.other_vae.to(self.device)
+        return self.vae_override.to(self.device)
+
+    @property
+    def _codec(self) -> LatentCodec:
+        return LatentCodec(
+            vae=self.vae,
+            device=self.device,
+            shifted=self.shifts_latents,
+            batch=self.decode_batch,
+            recompute=self.checkpoint_decode,
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         r"""Images of clean states, as the pipeline makes them, but without watermark.
@@ -419,16 +393,7 @@ class PipelineBackbone(Backbone, ABC):
                 float32 only for the moment of decoding.
         """
 
-        return self._in_chunks(self._decode, latents)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.vae
-        scale, shift = self._latent_affine()
-        latents = latents.to(self.device)
-        z = latents * scale.to(latents) + shift.to(latents)
-        images = vae.decode(z.to(vae.dtype), return_dict=False)[0]
-        wide = torch.promote_types(torch.float32, images.dtype)
-        return (images.to(wide) / 2 + 0.5).clamp(0, 1)
+        return self._codec.decode(latents)
 
     def encode(self, images: Tensor) -> Tensor:
         r"""Clean states of images: the mean of what the VAE's encoder allows.
@@ -443,43 +408,7 @@ class PipelineBackbone(Backbone, ABC):
         if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
             got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else images
             raise TypeError(f"images must be a float tensor of shape (B, 3, H, W), got {got}")
-        return self._in_chunks(self._encode, images)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        vae = self.vae
-        encoded = vae.encode((2 * images - 1).to(device=self.device, dtype=vae.dtype))
-        # A tiny autoencoder has no posterior, only its latents.
-        z = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        z = z.to(torch.promote_types(torch.float32, z.dtype))
-        scale, shift = self._latent_affine()
-        return (z - shift.to(z)) / scale.to(z)
-
-    def _in_chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        size = self.decode_batch or max(1, len(batch))
-        differentiable = batch.requires_grad and torch.is_grad_enabled()
-        if differentiable and self.checkpoint_decode:
-            function = partial(checkpoint, function, use_reentrant=False)
-        hint = (
-            f"The VAE had {min(size, len(batch))} images at once: lower decode_batch, pass "
-            "vae=, a tiny autoencoder, or call pipe.enable_vae_tiling() or "
-            "pipe.enable_model_cpu_offload()"
-        )
-        if differentiable and not self.checkpoint_decode:
-            hint += "; where gradients flow, as here, set checkpoint_decode=True"
-        with _widened(self.vae, differentiable), memory.advice(hint):
-            return torch.cat([function(chunk) for chunk in batch.split(size)])
-
-    def _latent_affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift from the network's units to those of the VAE, each (1, C or 1, 1, 1)."""
-
-        config = self.vae.config
-        column = lambda value: torch.as_tensor(value, dtype=torch.float64).reshape(1, -1, 1, 1)
-        scale = 1 / column(config.scaling_factor)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            return column(std) * scale, column(mean)
-        shift = getattr(config, "shift_factor", None) if self.shifts_latents else None
-        return scale, column(shift or 0.0)
+        return self._codec.encode(images)
 
     def _scheduler_at(self, steps: int | None, **keywords: Any) -> Any:
         """A copy of the pipeline's scheduler, set to a number of steps."""
@@ -495,25 +424,6 @@ class PipelineBackbone(Backbone, ABC):
         return scheduler
 
 
-@contextmanager
-def _widened(vae: Any, differentiable: bool) -> Iterator[None]:
-    """Runs a VAE that overflows in float16 in float32, as the pipelines do."""
-
-    if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
-        yield
-        return
-    if differentiable:
-        raise ValueError(
-            "decode is not differentiable through this VAE, which overflows in float16; run "
-            "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
-        )
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(torch.float16)
-
-
 def require(module: str) -> Any:
     """Imports an optional package.
 
@@ -526,10 +436,3 @@ def require(module: str) -> Any:
 
 def _class_names(value: Any) -> list[str]:
     return [cls.__name__ for cls in type(value).__mro__]
-
-
-def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
-    strings = string_keys(values, n, name)
-    if not strings:
-        raise ValueError(f"{name} must hold at least one string, got none")
-    return strings

@@ -15,7 +15,6 @@ composition where one reward is asked for.
 """
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsFloat
@@ -28,6 +27,7 @@ from rwguidance.tilt import check_rewards
 
 from .base import Reward, RewardSpec, as_strings
 from .images import Images
+from .joint_spec import joint_spec
 from .normalizers import Normalizer
 
 __all__ = ["Composite", "LowerConfidenceBound", "Normalized", "WeightedSum"]
@@ -41,7 +41,7 @@ class Composite(Reward):
 
     Arguments:
         parts: The rewards, at least one.
-        spec: The facts; :meth:`joint_spec` derives what can be derived.
+        spec: The facts; :func:`rewards.joint_spec.joint_spec` derives what can be derived.
 
     Attributes:
         parts: The rewards, as a `torch.nn.ModuleList`.
@@ -124,50 +124,6 @@ class Composite(Reward):
         name = self._rewards()[k].spec.name
         return name if len(self.parts) == 1 else f"part {k} ({name})"
 
-    @staticmethod
-    def joint_spec(
-        parts: Sequence[Reward],
-        *,
-        name: str,
-        title: str,
-        formula: str,
-        typical_range: tuple[float, float],
-        needs_prompt: bool = False,
-    ) -> RewardSpec:
-        """What follows from the parts, given what does not.
-
-        Arguments:
-            parts: The rewards.
-            name: Of the composition.
-            title: The same with the titles of the parts.
-            formula: How the number comes about; the formulas of the parts are appended.
-            typical_range: In the composition's reward units.
-            needs_prompt: Whether prompts are needed even if no part needs them.
-        """
-
-        specs = [part.spec for part in parts]
-        permissions = [spec.commercial_use for spec in specs]
-        lengths = [spec.context_length for spec in specs if spec.context_length is not None]
-        return RewardSpec(
-            name=name,
-            title=title,
-            differentiable=all(spec.differentiable for spec in specs),
-            needs_prompt=needs_prompt or any(spec.needs_prompt for spec in specs),
-            code_license=_licenses(spec.code_license for spec in specs),
-            weights_license=_licenses(spec.weights_license for spec in specs),
-            formula="; ".join([formula, *_unique(f"{s.name}: {s.formula}" for s in specs)]),
-            typical_range=typical_range,
-            citation="; ".join(_unique(s.citation for s in specs if s.citation != "none"))
-            or "none",
-            commercial_use=(
-                False if False in permissions else None if None in permissions else True
-            ),
-            files=tuple(dict.fromkeys(file for spec in specs for file in spec.files)),
-            preprocessing="; ".join(_unique(f"{s.name}: {s.preprocessing}" for s in specs)),
-            context_length=min(lengths, default=None),
-            parity="; ".join(_unique(f"{s.name}: {s.parity}" for s in specs if s.parity)),
-        )
-
 
 class WeightedSum(Composite):
     r"""A weighted sum of rewards, :math:`\sum_k w_k \, r_k`.
@@ -209,7 +165,7 @@ class WeightedSum(Composite):
             if w
         ]
         name = _weighted(numbers, parts, [part.spec.name for part in parts])
-        spec = self.joint_spec(
+        spec = joint_spec(
             parts,
             name=name,
             title=_weighted(numbers, parts, [part.spec.title for part in parts]),
@@ -289,7 +245,7 @@ class LowerConfidenceBound(Composite):
             low -= kappa * (max(highs) - min(lows)) / 2 * math.sqrt(n / (n - 1))
         suffix = f"; kappa={float(kappa):g})"
         name = "lcb(" + ", ".join(part.spec.name for part in parts) + suffix
-        spec = self.joint_spec(
+        spec = joint_spec(
             parts,
             name=name,
             title="Lower confidence bound (" + ", ".join(p.spec.title for p in parts) + suffix,
@@ -334,7 +290,7 @@ class Normalized(Composite):
         kind = type(normalizer).__name__.lower()
         source = normalizer.source or "an unknown source"
         statistics = f"; statistics of {source}" + (f", n = {normalizer.n}" if normalizer.n else "")
-        spec = self.joint_spec(
+        spec = joint_spec(
             parts,
             name=f"{kind}({reward.spec.name})",
             title=f"{type(normalizer).__name__} ({reward.spec.title})",
@@ -396,16 +352,3 @@ def _weighted(weights: Sequence[float], parts: Sequence[Reward], names: Sequence
         sign = ("-" if weight < 0 else "") if not terms else (" - " if weight < 0 else " + ")
         terms += sign + (name if abs(weight) == 1 else f"{abs(weight):g}*{name}")
     return terms
-
-
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
-
-
-def _licenses(names: Iterable[str]) -> str:
-    """All of them, as an SPDX expression; "none" only if there is no other."""
-
-    outside = r" AND (?![^(]*\))"  # not within parentheses
-    parts = [part for name in names for part in re.split(outside, name) if part != "none"]
-    texts = [f"({part})" if " OR " in part and part[0] != "(" else part for part in parts]
-    return " AND ".join(_unique(texts)) or "none"

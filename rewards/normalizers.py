@@ -25,16 +25,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor
 
 from rwguidance.schedules import working_dtype
-from rwguidance.support.conditions import condition_keys, describe_keys
+from rwguidance.support.conditions import describe_keys
 from rwguidance.support.files import replacing
 
 from .base import as_strings
+from .fitting import Moments, as_bank, fit_moments, fit_ranks
 
 __all__ = ["Affine", "Moments", "Normalizer", "Rank", "ZScore"]
 
@@ -165,14 +166,6 @@ class Affine(Normalizer):
         return self.scale * _wide(values) + self.shift
 
 
-class Moments(NamedTuple):
-    """Mean and standard deviation, in reward units, of `n` rewards."""
-
-    mean: float
-    std: float
-    n: int | None = None
-
-
 @dataclass(frozen=True)
 class ZScore(Normalizer):
     r"""Standard deviations above the mean, :math:`(r - \mu(y)) / s(y)`, dimensionless.
@@ -231,16 +224,16 @@ class ZScore(Normalizer):
                 equal ones, for a prompt or in all; names the prompt.
         """
 
-        rewards = _bank(values, prompts)
+        rewards = as_bank(values, prompts)
         texts = None if prompts is None else as_strings(prompts, len(rewards))
         of_prompt: dict[str, list[int]] = {}
         for i, text in enumerate(texts or ()):
             of_prompt.setdefault(text, []).append(i)
         moments = {
-            text: _moments(rewards[rows], f" for prompt {text!r}")
+            text: fit_moments(rewards[rows], f" for prompt {text!r}")
             for text, rows in of_prompt.items()
         }
-        mean, std, n = _moments(rewards, "")
+        mean, std, n = fit_moments(rewards)
         return cls(mean, std, moments, pool_unseen, source=source, n=n)
 
     @property
@@ -331,13 +324,8 @@ class Rank(Normalizer):
             ValueError: If a value is not finite, or there are not two different ones.
         """
 
-        rewards = _bank(values)
-        distinct, counts = rewards.unique(sorted=True, return_counts=True)
-        if len(distinct) < 2:
-            raise ValueError(_too_few(len(rewards), "") or _constant(rewards, ""))
-        middle = counts.cumsum(0).double() - counts.double() / 2
-        ranks = (middle / len(rewards)).tolist()
-        return cls(tuple(distinct.tolist()), tuple(ranks), source=source, n=len(rewards))
+        rewards = as_bank(values)
+        return cls(*fit_ranks(rewards), source=source, n=len(rewards))
 
     def __call__(self, values: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
         r"""Ranks in (0, 1), dimensionless, with the shape of `values`, (\*A, B).
@@ -385,41 +373,3 @@ def _positive(name: str, value: Any) -> float:
     if _finite(name, value) <= 0:
         raise ValueError(f"{name} must be positive, got {float(value)}")
     return float(value)
-
-
-def _bank(values: Tensor | Sequence[float], prompts: Any = None) -> Tensor:
-    """Rewards to fit to, in float64 on the CPU."""
-
-    if not isinstance(values, Tensor):
-        values = torch.tensor(list(values), dtype=torch.float64)
-    rewards = values.detach().double().cpu()
-    if rewards.ndim != 1:
-        raise ValueError(f"values must have shape (n,), got {tuple(rewards.shape)}")
-    bad = (~rewards.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        keys = condition_keys(prompts, len(rewards), "prompts")
-        where = f" of prompt {keys[bad[0]]!r}" if keys else ""
-        raise ValueError(
-            f"values must be finite to fit statistics, got {rewards[bad[0]]} as item {bad[0]}"
-            f"{where}; leave out zero weights, -inf"
-        )
-    return rewards
-
-
-def _moments(rewards: Tensor, where: str) -> Moments:
-    few = _too_few(len(rewards), where)
-    if few:
-        raise ValueError(few)
-    mean, std = rewards.mean().item(), rewards.std().item()
-    if bool((rewards == rewards[0]).all()) or not 0 < std < math.inf:
-        raise ValueError(_constant(rewards, where))
-    return Moments(mean, std, len(rewards))
-
-
-def _too_few(n: int, where: str) -> str:
-    return f"statistics need at least two values{where}, got {n}" if n < 2 else ""
-
-
-def _constant(rewards: Tensor, where: str) -> str:
-    low, high = rewards.min().item(), rewards.max().item()
-    return f"statistics need values that vary{where}, got {len(rewards)} from {low:g} to {high:g}"

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from rwguidance.schedules import working_dtype
 
 from .base import Reward, as_strings
-from .images import Images
 
 __all__ = ["AffineHead", "EmbeddingReward", "LogitScale", "WideModule", "checkpoint_layers", "unit"]
 
@@ -147,11 +146,6 @@ class EmbeddingReward(Reward):
     @abstractmethod
     def value(self, cosine: Tensor) -> Tensor:
         """Rewards for cosines of any shape, in reward units."""
-
-    def encode_images(self, images: Images) -> Tensor:
-        """Unit embeddings of images, as :meth:`Reward.__call__` takes them, with shape (B, D)."""
-
-        return self._groups(images).reduce(lambda pixels, _: unit(self.embed_images(pixels)))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Unit embeddings of prompts, cached, with shape (B, D)."""

@@ -393,13 +393,13 @@ MUTANTS = [
     Mutant(
         "SDXL: timestep off by one",
         "backbones/sdxl.py",
-        "timestep = (t * self.table_length - 1)",
-        "timestep = (t * self.table_length)",
+        "timestep = (t * self.num_train_timesteps - 1)",
+        "timestep = (t * self.num_train_timesteps)",
         "test_backbones",
     ),
     Mutant(
         "SDXL: v read as noise",
-        "backbones/sdxl.py",
+        "backbones/coordinates.py",
         "scales.alpha * x_t - scales.sigma * output",
         "scales.alpha * x_t + scales.sigma * output",
         "test_backbones",
@@ -413,7 +413,7 @@ MUTANTS = [
     ),
     Mutant(
         "pipelines: latents decoded without their shift",
-        "backbones/pipelines.py",
+        "backbones/latents.py",
         "z = latents * scale.to(latents) + shift.to(latents)",
         "z = latents * scale.to(latents)",
         "test_backbones",

@@ -340,7 +340,7 @@ class TestLoading:
         first, second = (
             dict(backbones.load(name, path).named_parameters()) for path in (None, own)
         )
-        part = f"modules_of_pipe.{denoiser.parent.name}."
+        part = f"components.{denoiser.parent.name}."
         for key, value in first.items():
             assert_close(second[key], value / 2 if key.startswith(part) else value)
         with pytest.raises(ValueError, match=f"{name} was distilled to run without"):

@@ -17,6 +17,7 @@ from torch import nn
 from common import randn, seeds
 from rewards import Reward, RewardFile, RewardSpec
 from rewards.composite import Composite, LowerConfidenceBound, Normalized, WeightedSum
+from rewards.joint_spec import joint_spec
 from rewards.normalizers import Affine, Moments, Normalizer, Rank, ZScore
 from rwguidance import Tilt
 from rwguidance.testing import check_reward
@@ -261,7 +262,7 @@ def test_a_composition_of_ones_own():
     class Smallest(Composite):
         def __init__(self, parts):
             facts = {"name": "smallest", "title": "Smallest", "formula": "min"}
-            super().__init__(parts, self.joint_spec(parts, typical_range=(0, 1), **facts))
+            super().__init__(parts, joint_spec(parts, typical_range=(0, 1), **facts))
 
         def combine(self, values, prompts):
             return torch.stack(list(values)).amin(0)

@@ -24,8 +24,10 @@ import rewards
 import rewards.registry
 import rewards.scoring
 from rewards.images import from_pil
-from rewards.prompt_files import find_images, plan, read_prompts
-from rewards.scoring import Best, journal_of, score
+from rewards.prompt_files import Item, Job, find_images, plan, read_prompts
+from rewards.scoring import Best, journal_path, score
+from rewards.scoring.batches import in_batches
+from rewards.scoring.summaries import Tally
 from rewards.towers import EmbeddingReward
 from rwguidance.app.cli import app, main
 
@@ -332,7 +334,7 @@ def test_every_row_holds_the_rewards_of_its_image_and_prompt(folder, batch_size)
                 truth = expected(folder, name, row["image"], row["prompt"])
                 assert float(row[name]) == pytest.approx(truth, abs=1e-7)
         assert (scores.rows, scores.scored, scores.failures) == (len(rows), 5, ())
-        assert not journal_of("scores.csv").exists()
+        assert not journal_path("scores.csv").exists()
 
 
 def test_float32_is_written_with_the_digits_that_count(folder):
@@ -390,7 +392,7 @@ def test_the_standard_error_of_uneven_rows_covers_the_truth(tmp_path, generator)
     job = plan_of(tmp_path, counts)
     z = []
     for _ in range(200):
-        tally = rewards.scoring._Tally("redness", job, Redness())
+        tally = Tally("redness", job, Redness())
         shared = torch.randn(n, generator=generator)
         for i, count in enumerate(counts):
             for noise in torch.randn(count, generator=generator).tolist():
@@ -403,8 +405,8 @@ def test_the_standard_error_of_uneven_rows_covers_the_truth(tmp_path, generator)
 
 
 def plan_of(root, counts):
-    items = [rewards.scoring.Item(f"{i}.png", ("a",) * count) for i, count in enumerate(counts)]
-    return rewards.scoring.Job(root, tuple(items), False, True)
+    items = [Item(f"{i}.png", ("a",) * count) for i, count in enumerate(counts)]
+    return Job(root, tuple(items), False, True)
 
 
 def test_one_image_has_no_standard_error(tmp_path):
@@ -549,9 +551,9 @@ def test_a_run_killed_at_any_byte_of_the_journal_ends_with_the_same_file(
     whole = score_(job, *names, out=f"whole{suffix}", batch_size=2)
     images = sum(SEEN)
     out = Path(f"scores{suffix}")
-    journal = journal_of(out)
+    journal = journal_path(out)
     with monkeypatch.context() as patch:  # die with the last batch in the journal
-        patch.setattr(rewards.scoring, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(rewards.scoring.run, "_write", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             score_(job, *names, out=out, batch_size=2)
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -566,7 +568,7 @@ def test_a_run_killed_at_any_byte_of_the_journal_ends_with_the_same_file(
         assert out.read_bytes() == Path(f"whole{suffix}").read_bytes()
         assert not journal.exists()
         kept = max(sum(end <= cut for end in ends) - 1, 0)  # finished batches
-        batches = rewards.scoring._batches(job, 2)
+        batches = in_batches(job, 2)
         assert scores.scored == sum(map(len, batches[kept:]))
         assert sum(SEEN) == images - sum(
             item.image in IMAGES for batch in batches[:kept] for item in batch
@@ -612,7 +614,7 @@ def unfinished(job, monkeypatch, **options):
     with pytest.raises(Killed):
         score_(job, "brightness", **{"batch_size": 2, **options})
     revive()
-    assert len(journal_of("scores.csv").read_bytes().splitlines()) == 2
+    assert len(journal_path("scores.csv").read_bytes().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -631,7 +633,7 @@ def unfinished(job, monkeypatch, **options):
 def test_the_journal_of_another_job_is_refused(folder, monkeypatch, change, named):
     job = plan(folder, write("p.txt", "a\nb"))
     unfinished(job, monkeypatch)
-    journal = journal_of("scores.csv")
+    journal = journal_path("scores.csv")
     before = journal.read_bytes()
     reward = Brightness()
     rewards_, batch_size = {"brightness": reward}, 2
@@ -675,10 +677,10 @@ def test_a_result_is_not_replaced_unasked(folder):
 def test_a_journal_that_is_damaged_in_the_middle_is_refused(folder, monkeypatch, damage):
     job = plan(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(rewards.scoring, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(rewards.scoring.run, "_write", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             score_(job, "brightness", batch_size=2)
-    journal = journal_of("scores.csv")
+    journal = journal_path("scores.csv")
     header, *lines = journal.read_text().splitlines()
     if damage == "garbage":
         lines[1] = "{"
@@ -716,7 +718,7 @@ def test_a_real_run_survives_sigkill(tmp_path):
         os.link(root / "000.bmp", root / f"{i:03}.bmp")
     command = [Path(sys.executable).with_name("rwguidance"), "score", "noise", "--reward", "jpeg"]
     command += ["--batch-size", "1"]
-    journal = journal_of("scores.csv")
+    journal = journal_path("scores.csv")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -744,7 +746,7 @@ def test_at_most_two_batches_of_images_are_held(tmp_path, monkeypatch):
         paint(tmp_path / "many" / f"{i}.png")
     held = []
     most = 0
-    decode = rewards.scoring._decode
+    decode = rewards.scoring.batches._decode
 
     def counted(path, problem):
         image = decode(path, problem)
@@ -758,7 +760,7 @@ def test_at_most_two_batches_of_images_are_held(tmp_path, monkeypatch):
         most = max(most, sum(image() is not None for image in held))
         return images.mean(1)
 
-    monkeypatch.setattr(rewards.scoring, "_decode", counted)
+    monkeypatch.setattr(rewards.scoring.batches, "_decode", counted)
     monkeypatch.setattr(Brightness, "forward", look)
     score_(plan("many"), "brightness", batch_size=4)
     assert 4 < most <= 8
@@ -766,9 +768,9 @@ def test_at_most_two_batches_of_images_are_held(tmp_path, monkeypatch):
 
 def test_an_image_is_decoded_once_for_all_prompts_and_rewards(folder, monkeypatch):
     opened = []
-    decode = rewards.scoring._decode
+    decode = rewards.scoring.batches._decode
     spy = lambda path, problem: opened.append(path.name) or decode(path, problem)
-    monkeypatch.setattr(rewards.scoring, "_decode", spy)
+    monkeypatch.setattr(rewards.scoring.batches, "_decode", spy)
     job = plan(folder, write(*JOBS["pairs"]))
     score_(job, "brightness", "redness", "moody", batch_size=2)
     assert sorted(opened) == sorted(Path(image).name for image in IMAGES)

@@ -66,7 +66,7 @@ def score(
 
     import torch
 
-    from rwguidance.rewards.console import run_score
+    from rwguidance.rewards.console import ScoreRequest, run_score
 
     paths, options = parse_paths(path), parse_options(option)
     check_device(device)
@@ -74,17 +74,19 @@ def score(
     precision = None if dtype is None else getattr(torch, dtype.value)
     try:
         code = run_score(
-            folder,
-            names,
-            out,
-            prompts,
-            pairs,
-            paths,
-            device,
-            precision,
-            batch_size,
-            restart,
-            options,
+            ScoreRequest(
+                folder=folder,
+                names=names,
+                out=out,
+                prompts=prompts,
+                pairs=pairs,
+                paths=paths,
+                options=options,
+                device=device,
+                dtype=precision,
+                batch_size=batch_size,
+                restart=restart,
+            )
         )
     except LookupError as error:
         if type(error) is not LookupError:  # a KeyError is ours

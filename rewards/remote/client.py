@@ -1,40 +1,6 @@
-r"""A reward that another process or machine computes, over HTTP with JSON.
-
-For rewards whose packages do not go together with those of the sampler, that need another machine,
-or that were never published. Version 1 of the protocol is one request, a POST with the content
-type ``application/json``::
-
-    {"version": 1, "images": ["iVBORw0KGgo...", ...], "prompts": ["a red apple", ...]}
-
-``images`` holds PNG files, 8-bit RGB, in base64. ``prompts`` holds one string per image, or nothing
-if the reward needs no prompt. The answer has status 200, the same content type, and one number per
-image in the same order, or null where there is none::
-
-    {"rewards": [0.5, null, ...]}
-
-Any other status means that there are no rewards; the first line of its body is shown. The client
-tries 429 and 5xx again, but no other status. Nothing is ever unpickled. :func:`serve` is a server
-of any reward of this package; in another environment, this is one::
-
-    import base64, io, json
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from PIL import Image
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            files = [io.BytesIO(base64.b64decode(image)) for image in request["images"]]
-            rewards = score([Image.open(file) for file in files], request["prompts"])
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps({"rewards": rewards}).encode())
-
-    HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
-"""
+"""A reward that asks a server, by the protocol of :mod:`rewards.remote.protocol`."""
 
 import base64
-import binascii
 import email.message
 import http.client
 import io
@@ -47,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
@@ -56,26 +21,24 @@ from torch import Tensor
 
 from rwguidance.schedules import working_dtype
 
-from .base import Reward, RewardSpec, as_strings
-from .images import to_pil
-from .loading import require
-from .registry import register
+from ..base import Reward, RewardSpec
+from ..images import to_pil
+from ..loading import require
+from ..registry import register
+from .protocol import CONTENT_TYPE, VERSION
 
-__all__ = ["RemoteReward", "RewardServer", "serve"]
+__all__ = ["RemoteReward"]
 
-_VERSION = 1
-_JSON = "application/json"
 _MAX_ANSWER = 1 << 20
 """Bytes of an answer: enough for tens of thousands of numbers."""
-_MAX_REQUEST = 1 << 28
-"""Bytes of a request that the server reads."""
+
 _LONGEST_WAIT = 60.0
 """Seconds to wait before another try, at most."""
 
 
 @register("remote")
 class RemoteReward(Reward):
-    r"""Asks a server for the rewards, see :mod:`rewards.remote` for what it must answer.
+    r"""Asks a server for the rewards, see :mod:`rewards.remote.protocol` for what it must answer.
 
     Images are rounded to 8 bits. There is no gradient. Nothing is sent before the first call.
 
@@ -164,7 +127,7 @@ class RemoteReward(Reward):
         return f"{self._shown}, needs_prompt={self.spec.needs_prompt}"
 
     def _ask(self, images: list[str], prompts: list[str]) -> list[float]:
-        body = json.dumps({"version": _VERSION, "images": images, "prompts": prompts}).encode()
+        body = json.dumps({"version": VERSION, "images": images, "prompts": prompts}).encode()
         for attempt in range(self.retries + 1):
             reply = self._post(body)
             if reply.status == 200:
@@ -179,7 +142,7 @@ class RemoteReward(Reward):
     def _post(self, body: bytes) -> "_Reply":
         """One request. A connection that fails is a reply of status 0."""
 
-        headers = {"Content-Type": _JSON, "Accept": _JSON}
+        headers = {"Content-Type": CONTENT_TYPE, "Accept": CONTENT_TYPE}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         request = urllib.request.Request(self.url, body, headers, method="POST")
@@ -190,7 +153,7 @@ class RemoteReward(Reward):
             except urllib.error.HTTPError as error:
                 response = error  # which is an answer, too
             with response:
-                return _Reply.of(response.status, response.headers, response)
+                return _Reply.read(response.status, response.headers, response)
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError):
@@ -206,8 +169,8 @@ class RemoteReward(Reward):
 
         if len(reply.body) > _MAX_ANSWER:
             self._reject(f"one of at most {_MAX_ANSWER} bytes", "a longer one")
-        if reply.kind != _JSON:
-            self._reject(f"content of type {_JSON}", f"{reply.kind}: {reply.line()}")
+        if reply.kind != CONTENT_TYPE:
+            self._reject(f"content of type {CONTENT_TYPE}", f"{reply.kind}: {reply.line()}")
         try:
             answer = json.loads(reply.body)
         except (ValueError, RecursionError):
@@ -239,112 +202,6 @@ def _png(image: Any) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-class RewardServer(HTTPServer):
-    """Serves a reward by the protocol of :mod:`rewards.remote`, one request after the other.
-
-    Knows no tokens and no encryption: whoever reaches it can use it.
-
-    Arguments:
-        reward: What to serve, ready to be used.
-        host: The interface to listen to; the default cannot be reached from other machines.
-        port: The port, or 0 for any free one, see `server_port`.
-    """
-
-    def __init__(self, reward: Reward, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.reward = reward
-        self.image_module = require("PIL.Image", reward.spec.name)
-        super().__init__((host, port), _Handler)
-
-    def score(self, body: bytes) -> list[float | None]:
-        """The rewards that a request's body asks for.
-
-        Raises:
-            ValueError: If it is not a request of the protocol; also for a TypeError of the reward.
-        """
-
-        images, prompts = self._parse(body)
-        with torch.no_grad():
-            values = self.reward(images, prompts).tolist()
-        return [value if math.isfinite(value) else None for value in values]
-
-    def _parse(self, body: bytes) -> tuple[list[Any], list[str] | None]:
-        try:
-            request = json.loads(body)
-        except RecursionError as error:
-            raise ValueError("the request is nested too deeply") from error
-        if not isinstance(request, dict) or request.get("version") != _VERSION:
-            raise ValueError(f'the request must be an object with "version": {_VERSION}')
-        files = request.get("images")
-        if not isinstance(files, list) or not files:
-            raise ValueError('"images" must be a list of at least one PNG file in base64')
-        images = [self._image(file, i) for i, file in enumerate(files)]
-        if not self.reward.spec.needs_prompt:
-            return images, None
-        try:
-            return images, as_strings(request.get("prompts") or [], len(images))
-        except TypeError as error:
-            raise ValueError(str(error)) from error
-
-    def _image(self, file: object, i: int) -> Any:
-        try:
-            if not isinstance(file, str):
-                raise TypeError(f"got {type(file).__name__}")
-            raw = io.BytesIO(base64.b64decode(file, validate=True))
-            image = self.image_module.open(raw, formats=["PNG"])
-            image.load()
-        except (TypeError, OSError, binascii.Error, self.image_module.DecompressionBombError) as e:
-            raise ValueError(f"images[{i}] must be a PNG file in base64: {e}") from e
-        return image
-
-
-def serve(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> RewardServer:
-    """A server of `reward` for :class:`RemoteReward`, bound to its port; call `serve_forever()`.
-
-    Arguments are those of :class:`RewardServer`. For instance::
-
-        serve(rewards.load("hpsv2", device="cuda"), port=8000).serve_forever()
-
-    is there for ``rewards.load("remote", url="http://127.0.0.1:8000")``.
-    """
-
-    return RewardServer(reward, host, port)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: RewardServer
-    timeout = 60.0  # for a client that stops in the middle of its request
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        if self.headers.get_content_type() != _JSON:  # which a web page cannot send unasked
-            return self._answer(415, f"send content of type {_JSON}")
-        if not (length.isascii() and length.isdigit()):
-            return self._answer(411, "state the Content-Length")
-        if int(length) > _MAX_REQUEST:
-            return self._answer(413, f"send at most {_MAX_REQUEST} bytes at once")
-        body = self.rfile.read(int(length))
-        try:
-            rewards = self.server.score(body)
-        except ValueError as error:
-            return self._answer(400, str(error))
-        except Exception as error:  # whatever the reward does, the server goes on
-            return self._answer(500, f"{type(error).__name__}: {error}")
-        self._send(200, _JSON, json.dumps({"rewards": rewards}, allow_nan=False).encode())
-
-    def _answer(self, status: int, text: str) -> None:
-        self._send(status, "text/plain; charset=utf-8", text.encode())
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-
 class _Reply(NamedTuple):
     """What came back, whatever it is.
 
@@ -363,7 +220,7 @@ class _Reply(NamedTuple):
     pause: float | None
 
     @staticmethod
-    def of(status: int, headers: email.message.Message, file: IO[bytes]) -> "_Reply":
+    def read(status: int, headers: email.message.Message, file: IO[bytes]) -> "_Reply":
         after = headers.get("Retry-After", "").strip()
         pause = float(after) if after.isascii() and after.isdigit() else None  # or a date
         body = file.read(_MAX_ANSWER + 1)
