@@ -483,10 +483,12 @@ def kill(mutant: Mutant) -> tuple[bool, float, str]:
             for name in mutant.tests.split()
             for path in Path(folder, "tests").rglob(f"{name}.py")
         ]
+        # The test bed of this checkout: an installed one may be that of another.
+        packages = os.pathsep.join((folder, str(ROOT / "testbed")))
         run = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )

@@ -45,7 +45,7 @@ class GaussianMixture(TiltableLaw):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, *self.event, generator=generator, dtype=torch.float64)
-        roots = self._axes * self._variances.sqrt()[:, None, :]
+        roots = self._roots
         shared = len(roots) == 1
         noise = z @ roots[0].T if shared else torch.einsum("nij,nj->ni", roots[index], z)
         return self.means[index] + noise
@@ -73,10 +73,8 @@ class GaussianMixture(TiltableLaw):
         step = step_of(tilt, self.event[0])
         if step is not None:
             return StepTilted(self, tilt)
-        roots = (self._axes * self._variances.sqrt()[:, None, :])[None]
-        prior = Components(self.log_weights[None], self.means[None], roots)
         exponents = exponents_of(tilt, self.event[0])
-        log_e, means, covariances = tilt_quadratic(exponents, prior)
+        log_e, means, covariances = tilt_quadratic(exponents, self._prior)
         k, j = log_e.shape[1:]
         if len(covariances[0]) == 1 and j == 1:
             covariances = covariances[0, 0]
@@ -91,13 +89,20 @@ class GaussianMixture(TiltableLaw):
     def log_normalizer(self, tilt: Tilt) -> Tensor:
         r"""Logarithm of :math:`Z = E[w(x_0)]`, in nats, a scalar."""
 
-        roots = (self._axes * self._variances.sqrt()[:, None, :])[None]
-        prior = Components(self.log_weights[None], self.means[None], roots)
-        return (
-            (prior.log_weights[..., None] + tilt_components(tilt, prior)[0])
-            .flatten(1)
-            .logsumexp(1)[0]
-        )
+        log_e, _ = tilt_components(tilt, self._prior)
+        return (self.log_weights[:, None] + log_e[0]).flatten().logsumexp(0)
+
+    @property
+    def _roots(self) -> Tensor:
+        """Square roots of the covariances, with shape (K, D, D), or (1, D, D) if shared."""
+
+        return self._axes * self._variances.sqrt()[:, None, :]
+
+    @property
+    def _prior(self) -> Components:
+        """The components of the law itself, as those of one state."""
+
+        return Components(self.log_weights[None], self.means[None], self._roots[None])
 
     def _check(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or tuple(x.shape[1:]) != self.event:
