@@ -13,10 +13,7 @@ from rwguidance.support.conditions import has_half_surrogate, string_keys
 
 from .images import Images, SizeGroups, group_by_size
 
-__all__ = ["SHIPPED", "Reward", "RewardFile", "RewardSpec"]
-
-SHIPPED = "this distribution"
-"""The source of files that come with rwguidance, see :mod:`rwguidance_testbed.shipped`."""
+__all__ = ["Reward", "RewardFile", "RewardSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,8 @@ class RewardFile:
 
     Arguments:
         name: Its name, the one that is looked for in a local directory.
-        source: Where it is published: ``hf://owner/repository``, a web address, or `SHIPPED`.
+        source: Where it is published: ``hf://owner/repository``, a web address, or a folder of an
+            installed package, ``package://name/folder`` (:mod:`rwguidance.support.packaged`).
         digest: ``sha256:...`` or ``md5:...`` of the published file, or None if unknown.
     """
 
@@ -56,6 +54,8 @@ class RewardSpec:
         context_length: Number of tokens after which a prompt is cut off; None if there is no limit.
         published_scale: The scales under which its numbers are published, if there are several.
         parity: How equal the reward is to its reference, with the figure, or that it was not run.
+        card: Where its model card is, a web address or ``package://name/folder/README.md``; empty
+            if there is none.
 
     Raises:
         ValueError: If the range is not (low, high) with low < high.
@@ -76,6 +76,7 @@ class RewardSpec:
     context_length: int | None = None
     published_scale: str = ""
     parity: str = ""
+    card: str = ""
 
     def __post_init__(self) -> None:
         low, high = self.typical_range

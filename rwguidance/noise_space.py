@@ -29,9 +29,9 @@ from .models import Model
 from .samplers import Sampler, sample
 from .schedules import working_dtype
 from .support.conditions import condition_keys, describe_keys, take
-from .support.randomness import Generators, normal
+from .support.randomness import Generators
 from .tilt import Tilt
-from .weights import ess, log_mean_exp, pareto_k
+from .weights import ess, gumbel, log_mean_exp, log_uniform, pareto_k
 
 __all__ = ["Draw", "Generate", "Selection", "best_of_n", "flow_map", "pcn", "soft_best_of_n"]
 
@@ -147,25 +147,7 @@ def soft_best_of_n(
     tilted law. This takes more than :math:`\exp \mathrm{KL}(\tilde p \,\|\, p)` candidates; with
     fewer, it is hardly different from :func:`best_of_n`.
 
-    Arguments:
-        generate: The generator.
-        tilt: The tilt.
-        draw: Draws noise, from one generator per row where it is given several.
-        outputs: Number of outputs B, at least 1.
-        n: Candidates per output, at least 1.
-        condition: Conditions of the B outputs, as
-            :func:`rwguidance.support.conditions.take` takes them.
-        generator: Source of randomness: one, or one per output. With one per output an output
-            depends neither on the others nor on `batch_size`; with one for all, it does.
-        batch_size: States that are generated and scored at once. None is `outputs`.
-
-    Returns:
-        The picks, with the diagnostics of :func:`best_of_n`.
-
-    Raises:
-        ValueError: If all candidates of an output have zero weight; names the outputs. If a number
-            is out of range, or a length does not fit.
-        TypeError: If `tilt` is no Tilt, or noise or states are no batches of floating point.
+    Arguments, diagnostics and errors are those of :func:`best_of_n`.
 
     References:
         | Using the SIR algorithm to simulate posterior distributions (Rubin, 1988)
@@ -278,10 +260,17 @@ class _Task:
             for first in range(0, self.outputs, self.size)
         ]
 
+    def generators(self, rows: list[int]) -> Generators:
+        """Sources of randomness for the outputs `rows`."""
+
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            return self.generator
+        return [self.generator[row] for row in rows]
+
     def noise(self, rows: list[int]) -> Tensor:
         """Fresh noise for the outputs `rows`, which may repeat."""
 
-        noise = self.draw(len(rows), self._generators(rows))
+        noise = self.draw(len(rows), self.generators(rows))
         _check_batch(noise, len(rows), "draw must return noise")
         return noise
 
@@ -292,13 +281,6 @@ class _Task:
         x_0 = self.generate(noise, condition)
         _check_batch(x_0, len(rows), "generate must return states")
         return x_0, self.tilt(x_0, condition)
-
-    def log_uniform(self, rows: list[int], *shape: int) -> Tensor:
-        r"""Logarithms of uniform numbers, negative, with shape (len(rows), \*shape)."""
-
-        # of the normal distribution function at normal numbers: never 0, nor its log
-        z = normal((len(rows), *shape), self._generators(rows), "cpu", torch.float64)
-        return torch.special.log_ndtr(z)
 
     def check_weights(self, log_w: Tensor, rows: list[int], what: str) -> None:
         """Raises for outputs of `rows` whose log-weights, with shape (len(rows), n), are -inf."""
@@ -317,11 +299,6 @@ class _Task:
             return ""
         return "" if keys is None else f" (conditions {describe_keys(keys)})"
 
-    def _generators(self, rows: list[int]) -> Generators:
-        if self.generator is None or isinstance(self.generator, torch.Generator):
-            return self.generator
-        return [self.generator[row] for row in rows]
-
 
 def _select(task: _Task, n: int, soft: bool) -> Selection:
     if n < 1:
@@ -337,8 +314,8 @@ def _select_group(task: _Task, rows: list[int], n: int, soft: bool) -> tuple[Ten
     """Noise, states and log-weights of the picks, and all log-weights, (b, n)."""
 
     b, at_once = len(rows), max(1, task.size // len(rows))
-    # the largest of log w + Gumbel numbers is a draw from softmax(log w), and needs one pass only
-    gumbel = -torch.log(-task.log_uniform(rows, n)) if soft else torch.zeros(b, n)
+    # the largest of log w + Gumbel noise is a draw from softmax(log w), and needs one pass only
+    perturbation = gumbel((b, n), task.generators(rows)) if soft else torch.zeros(b, n)
     kept: tuple[Tensor, ...] = ()
     log_ws = []
     for first in range(0, n, at_once):
@@ -347,7 +324,7 @@ def _select_group(task: _Task, rows: list[int], n: int, soft: bool) -> tuple[Ten
         noise = task.noise(tiled)
         x_0, log_w = task.evaluate(noise, tiled)
         columns = log_w.reshape(count, b).mT
-        key = columns + gumbel[:, first : first + count].to(columns)
+        key = columns + perturbation[:, first : first + count].to(columns)
         top, candidate = key.max(1)
         best = candidate * b + torch.arange(b, device=candidate.device)
         new = (top, *(values[best.to(values.device)] for values in (noise, x_0, log_w)))
@@ -374,7 +351,8 @@ def _run_chains(
     for _ in range(steps):
         proposal = math.sqrt(1 - rho**2) * z + rho * task.noise(rows).to(z)
         new_x_0, new_log_w = task.evaluate(proposal.to(dtype), rows)
-        accept = task.log_uniform(rows).to(log_w) < new_log_w - log_w
+        log_u = log_uniform((len(rows),), task.generators(rows)).to(log_w)
+        accept = log_u < new_log_w - log_w
         z, x_0 = _where(accept, proposal, z), _where(accept, new_x_0, x_0)
         log_w = torch.where(accept, new_log_w, log_w)
         accepted += accept

@@ -22,6 +22,7 @@ from ..estimators import (
 from ..networks import LatentExpectation, load
 from ..support.randomness import generator_for
 from ..tilt import Tilt
+from ..weights import gumbel
 from .base import Aligned, Guided, Method
 from .run import Run
 
@@ -192,8 +193,7 @@ class BestOfN(Method):
         if self.beta is None:
             return values
         generator = generator_for(run.seed, "pick", prompt, number)
-        uniform = torch.rand(len(values), generator=generator, dtype=torch.float64)
-        return values / self.beta - (-uniform.log()).log()
+        return values / self.beta + gumbel(values.shape, generator)
 
 
 def _positive(name: str, value: float | None) -> None:

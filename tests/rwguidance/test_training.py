@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import rwguidance.training as training
 from common import SCHEDULES, assert_within, randn
 from problems import mixture
 from rwguidance import Bank, DenoiserModel, Tilt
@@ -14,7 +13,13 @@ from rwguidance.estimators import LearnedExpectation, LearnedShift
 from rwguidance.losses import contrastive
 from rwguidance.networks import ExpectationMLP, ShiftMLP
 from rwguidance.toy import GaussianMixture, Linear
-from rwguidance.training import ExpectationObjective, ShiftObjective, train, uniform_times
+from rwguidance.training import (
+    ExpectationObjective,
+    ShiftObjective,
+    objectives,
+    train,
+    uniform_times,
+)
 
 LAW = mixture(3, 2)
 TILT = Tilt(Linear([0.9, -0.6]), 1.5)
@@ -208,14 +213,14 @@ def test_preferred_samples_enter_as_they_are(monkeypatch):
     point = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
     objective = make_objective(eta=0.5, preferred=Bank(point))
     network, values = Ramp(), []
-    original = training.consistency
+    original = objectives.consistency
 
     def spy(guided, noise, log_w=None):
         assert log_w is None
         values.append((guided, noise, original(guided, noise)))
         return values[-1][2]
 
-    monkeypatch.setattr(training, "consistency", spy)
+    monkeypatch.setattr(objectives, "consistency", spy)
     terms = objective(network, rng())
     ((guided, noise, value),) = values
     x_t, t, _ = network.calls[1]
@@ -240,7 +245,7 @@ def test_a_weight_of_zero_is_off_bit_for_bit(options, monkeypatch):
         raise AssertionError("a term of weight zero was computed")
 
     for name in ("consistency", "gradient_penalty", "differentiable_gradient", "cycle"):
-        monkeypatch.setattr(training, name, refuse)
+        monkeypatch.setattr(objectives, name, refuse)
     network = make_network()
     assert torch.equal(train(network, make_objective(**options), 5), losses)
     assert torch.equal(parameters(network), parameters(plain))

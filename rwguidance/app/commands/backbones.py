@@ -6,7 +6,7 @@ import typer
 def list_backbones() -> None:
     """List the backbones that can be loaded by name."""
 
-    import backbones
+    from rwguidance import backbones
 
     for name in backbones.available():
         typer.echo(name)

@@ -37,8 +37,7 @@ def demo(
     for name in ("emoji-flow", "emoji-pick", "emoji-judge"):
         shipped.folder(name)  # raises where it is missing, before anything else is loaded
 
-    import backbones
-    import rewards
+    from rwguidance import backbones, rewards
 
     # Decoding is most of the work, and a third faster so.
     load = lambda name: (

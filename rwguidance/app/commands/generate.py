@@ -22,8 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    import backbones
-    import rewards
+    from rwguidance import backbones, rewards
 
     Method = str
 else:  # a type checker cannot know the names
@@ -133,7 +132,7 @@ def generate(
 def _texts(prompts: list[str] | None, file: Path | None) -> list[str]:
     """Returns the prompts that were given, or the distinct ones of a file."""
 
-    from rewards.prompt_files import read_prompts
+    from rwguidance.rewards.prompt_files import read_prompts
 
     if (prompts is None) == (file is None):
         raise ValueError("give --prompt or --prompts, one of them")
@@ -150,8 +149,7 @@ def _load(
 ) -> tuple["backbones.Backbone", "rewards.Reward"]:
     """Returns the backbone and the reward of these names, from the entries of the command line."""
 
-    import backbones
-    import rewards
+    from rwguidance import backbones, rewards
 
     paths, options = parse_paths(path), parse_options(option)
     for what, names in (("path", paths), ("option", options)):

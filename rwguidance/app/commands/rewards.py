@@ -30,7 +30,7 @@ def list_rewards(
 ) -> None:
     """List the rewards with their licenses and ranges, or print everything about one."""
 
-    from rewards.console import print_reward, print_rewards
+    from rwguidance.rewards.console import print_reward, print_rewards
 
     if name is None:
         print_rewards(commercial, differentiable, license)

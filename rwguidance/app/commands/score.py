@@ -71,7 +71,7 @@ def score(
     Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
     """
 
-    from rewards.console import run_score
+    from rwguidance.rewards.console import run_score
 
     code = run_score(
         folder,
