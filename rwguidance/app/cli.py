@@ -43,11 +43,17 @@ def _version(
         raise typer.Exit()
 
 
+_MISTAKES = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
+
+
 def main() -> None:
     """Runs the command line: exit code 0, or 1 with one line for an error the user can mend."""
 
     try:
         app()
-    except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+    except Exception as error:
+        # A name that is unknown is a LookupError; a KeyError or an IndexError is ours.
+        if not isinstance(error, _MISTAKES) and type(error) is not LookupError:
+            raise
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)

@@ -1,16 +1,18 @@
 """What a method of alignment is, and what the methods that guide the sampler share."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..estimators import ConditionalExpectation
 from ..guidance import GuidedModel, check_strength
 from ..prediction import Prediction
+from ..support.fingerprint import fingerprint
 from .run import Run
 
 __all__ = ["Aligned", "Guided", "Method"]
@@ -22,8 +24,8 @@ class Aligned:
 
     Arguments:
         x_0: Clean states, with shape (B, \*event).
-        facts: What to know about all of them, such as beta, in values that JSON can hold.
-        each: The same by sample.
+        facts: Facts about all of them, such as beta, in values that JSON can hold.
+        each: Facts about each of them, B in number; empty where there are none.
     """
 
     x_0: Tensor
@@ -32,13 +34,36 @@ class Aligned:
 
 
 class Method(ABC):
-    """Makes aligned samples of a prompt."""
+    """Makes aligned samples of a prompt.
+
+    A method is a frozen dataclass whose fields are its settings, with a line for each in the
+    section Arguments of its docstring. Once it stands in
+    :data:`rwguidance.generation.methods.METHODS`, they are options of ``rwguidance generate``.
+    """
 
     name: ClassVar[str]
+    """Name of the method on the command line and in metadata."""
 
-    @abstractmethod
+    @classmethod
+    def from_options(cls, **settings: Any) -> "Method":
+        """Returns the method with the settings that the command line was given.
+
+        A method whose defaults there are not those of its constructor overrides this.
+        """
+
+        return cls(**settings)
+
     def settings(self) -> dict[str, Any]:
-        """Everything that changes the result, in values that JSON can hold."""
+        """Returns everything that changes the result, in values that JSON can hold.
+
+        These are the dataclass's fields, with fingerprints for networks.
+        """
+
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {
+            name: fingerprint(value) if isinstance(value, nn.Module) else value
+            for name, value in values.items()
+        }
 
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raises ValueError if the method makes no sense at these times, before any work."""
@@ -47,22 +72,31 @@ class Method(ABC):
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
-        r"""Aligned samples, of one batch of a prompt's images.
+        r"""Returns aligned samples, of one batch of a prompt's images.
 
         Arguments:
             run: The run.
             prompt: The prompt.
-            numbers: The numbers of the images, of which there are at most `run.batch_size`.
+            numbers: Numbers of the images, at most `run.batch_size` of them.
             base: Their unguided samples, from the same noise, with shape (B, \*event).
-            rewards: Those of the unguided samples, with shape (B,); NaN where the reward failed.
+            rewards: Rewards of the unguided samples, with shape (B,); NaN where the reward failed.
         """
 
 
+@dataclass(frozen=True, kw_only=True)
 class Guided(Method):
-    """Samples the guided model, from the same noise as the base model."""
+    """Samples the guided model, from the same noise as the base model.
 
-    scale: float
-    window: tuple[float, float]
+    Arguments:
+        scale: Factor of the shift; 1 is exact.
+        window: Times (low, high) in [0, 1] between which to guide.
+
+    Raises:
+        ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
+    """
+
+    scale: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_strength(self.scale, self.window)
@@ -78,7 +112,7 @@ class Guided(Method):
 
     @abstractmethod
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        """The estimator for a prompt, and facts about it."""
+        """Returns the estimator for a prompt, and facts about it."""
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor

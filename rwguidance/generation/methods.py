@@ -1,9 +1,11 @@
-"""How images are aligned: each method is an object that holds its settings."""
+"""How images are aligned: each method is an object that holds its settings.
 
-import dataclasses
+A new method is one dataclass here and its name in :data:`METHODS`.
+"""
+
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,28 +19,29 @@ from ..estimators import (
     PlugIn,
     TargetESS,
 )
-from ..support.fingerprint import fingerprint
+from ..networks import LatentExpectation, load
 from ..support.randomness import generator_for
 from ..tilt import Tilt
 from ..weights import gumbel
 from .base import Aligned, Guided, Method
 from .run import Run
 
-__all__ = ["BestOfN", "Importance", "Network", "PlugInMean"]
+__all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean"]
 
 
 @dataclass(frozen=True)
 class Importance(Guided):
-    r"""Training-free guidance from a bank of draws of the prompt (:class:`ImportanceSampling`).
+    r"""Guidance by importance sampling from a bank of draws: no gradient, no training.
+
+    The estimator is :class:`~rwguidance.ImportanceSampling`.
 
     Arguments:
-        bank: Draws per prompt.
-        beta: Temperature, in reward units; or give `kl`.
-        kl: How far to move the law of each prompt, in nats, which decides its beta.
-        ess: Share of the bank to keep effective by flattening the kernel (:class:`TargetESS`); None
-            is the exact kernel.
-        scale: As for :class:`GuidedModel`.
-        window: As for :class:`GuidedModel`.
+        bank: Number of draws per prompt.
+        beta: Temperature, in reward units.
+        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
+            follows from it; 1 on the command line if neither is given.
+        ess: Share of the bank to keep effective by flattening the kernel; without it the kernel is
+            exact.
     """
 
     name: ClassVar[str] = "importance"
@@ -47,8 +50,6 @@ class Importance(Guided):
     beta: float | None = None
     kl: float | None = None
     ess: float | None = None
-    scale: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +66,9 @@ class Importance(Guided):
         if self.ess is not None:
             TargetESS(self.ess)
 
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    @classmethod
+    def from_options(cls, **settings: Any) -> "Importance":
+        return cls(**settings if {"beta", "kl"} & settings.keys() else {"kl": 1.0, **settings})
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         bank = run.bank(prompt, self.bank, "bank")
@@ -88,30 +90,56 @@ class Importance(Guided):
 
 
 @dataclass(frozen=True)
+class Network(Guided):
+    """Guidance by a trained network: one small forward pass per step.
+
+    Arguments:
+        network: Trained guidance network; on the command line, the file that its method `save`
+            wrote.
+        log_h: Whether the network gives log h, and not the shift; without it, whether it is a
+            :class:`~rwguidance.networks.LatentExpectation`.
+    """
+
+    name: ClassVar[str] = "network"
+
+    network: nn.Module = field(metadata={"read": load})
+    log_h: bool | None = None
+
+    @property
+    def gives_log_h(self) -> bool:
+        """Whether the network gives log h, and not the shift."""
+
+        return isinstance(self.network, LatentExpectation) if self.log_h is None else self.log_h
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "log_h": self.gives_log_h}
+
+    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
+        kind = LearnedExpectation if self.gives_log_h else LearnedShift
+        return kind(self.network.to(run.device)), {}
+
+
+@dataclass(frozen=True)
 class PlugInMean(Guided):
-    r"""Reward gradients at the posterior mean (:class:`PlugIn` without the Jacobian).
+    r"""Guidance by the gradient of the reward at the predicted picture; overshoots.
+
+    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model. The reward must
+    be differentiable.
 
     Arguments:
         beta: Temperature, in reward units.
-        prior_variance: Of the clean states, per dimension.
-        scale: As for :class:`GuidedModel`.
-        window: As for :class:`GuidedModel`.
+        prior_variance: Variance of the clean states, per dimension.
     """
 
     name: ClassVar[str] = "plug-in"
 
     beta: float
     prior_variance: float = 1.0
-    scale: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive("beta", self.beta)
         _positive("prior_variance", self.prior_variance)
-
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         tilt = Tilt(run.reward, self.beta, run.backbone.decode)
@@ -120,61 +148,27 @@ class PlugInMean(Guided):
 
 
 @dataclass(frozen=True)
-class Network(Guided):
-    """A trained guidance network.
-
-    Arguments:
-        network: For the shift, or for log h.
-        log_h: Whether it is for log h.
-        scale: As for :class:`GuidedModel`.
-        window: As for :class:`GuidedModel`.
-    """
-
-    name: ClassVar[str] = "network"
-
-    network: nn.Module
-    log_h: bool = False
-    scale: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "network": fingerprint(self.network),
-            "log_h": self.log_h,
-            "scale": self.scale,
-            "window": self.window,
-        }
-
-    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        kind = LearnedExpectation if self.log_h else LearnedShift
-        return kind(self.network.to(run.device)), {}
-
-
-@dataclass(frozen=True)
 class BestOfN(Method):
-    r"""One of n samples, the base sample among them: the best, or one drawn by its weight.
+    r"""The best of n samples, the base sample among them; or one drawn by its weight.
 
     Drawn with probabilities proportional to :math:`\exp(r / \beta)`, a picture has the tilted law
     up to a bias of order 1 / n, also where the model takes one step. The best is the limit of small
     beta.
 
     Arguments:
-        n: Samples to choose from, per image.
-        beta: Temperature of the draw, in reward units; None takes the best.
+        n: Number of samples to choose from, per image.
+        beta: Temperature of a draw by weight, in reward units; without it the best is taken.
     """
 
     name: ClassVar[str] = "best-of-n"
 
-    n: int = 16
+    n: int = field(default=16, metadata={"option": "bank"})
     beta: float | None = None
 
     def __post_init__(self) -> None:
         if self.n < 2:
             raise ValueError(f"n must be at least 2, got {self.n}")
         _positive("beta", self.beta)
-
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
@@ -191,7 +185,10 @@ class BestOfN(Method):
         return Aligned(torch.stack(chosen), {}, each)
 
     def _drawn(self, values: Tensor, run: Run, prompt: str, number: int) -> Tensor:
-        """Values whose largest is the pick: with Gumbel noise added, a draw from the softmax."""
+        """Returns numbers whose largest is the pick.
+
+        With Gumbel noise added to r / beta, the largest is a draw from the softmax.
+        """
 
         if self.beta is None:
             return values
@@ -202,3 +199,9 @@ class BestOfN(Method):
 def _positive(name: str, value: float | None) -> None:
     if value is not None and not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method for method in (Importance, Network, PlugInMean, BestOfN)
+}
+"""The methods of ``rwguidance generate`` by name."""

@@ -1,10 +1,20 @@
-"""Options that commands share, and how their values are read."""
+"""Options that commands share, how their values are read, and options made from settings."""
 
+import inspect
 import json
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 from typer.core import TyperCommand
+
+from ...generation.settings import Option
+
+if TYPE_CHECKING:
+    import torch
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
 class DtypeName(str, Enum):
@@ -14,6 +24,10 @@ class DtypeName(str, Enum):
     bfloat16 = "bfloat16"
     float32 = "float32"
     float64 = "float64"
+
+
+Device = Annotated[str | None, typer.Option(help="Such as cuda:0.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Seed of everything.", min=0)]
 
 
 class PartialCommand(TyperCommand):
@@ -26,6 +40,42 @@ class PartialCommand(TyperCommand):
             if getattr(error, "exit_code", 0) == 2:
                 error.exit_code = 1  # type: ignore[attr-defined]
             raise
+
+
+def takes_settings(options: Sequence[Option], panel: str) -> Callable[[Command], Command]:
+    """Returns a decorator of a command that ends with ``**settings``, to be given these options.
+
+    Arguments:
+        options: The options; the command gets None for those that were not given.
+        panel: Heading of their part of the help.
+    """
+
+    def expand(command: Command) -> Command:
+        signature = inspect.signature(command)
+        *own, _ = signature.parameters.values()
+        parameters = [*own, *(_parameter(option, panel) for option in options)]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return expand
+
+
+def _parameter(option: Option, panel: str) -> inspect.Parameter:
+    info = typer.Option(help=option.help, show_default=False, rich_help_panel=panel)
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[option.kind | None, info],
+    )
+
+
+def dtype_named(name: DtypeName | None) -> "torch.dtype | None":
+    """Returns the dtype of a name; None stays None."""
+
+    import torch
+
+    return None if name is None else getattr(torch, name.value)
 
 
 def check_device(device: str | None) -> None:
@@ -41,7 +91,11 @@ def check_device(device: str | None) -> None:
 
 
 def parse_paths(entries: list[str] | None) -> dict[str, str]:
-    """Entries NAME=PATH by name."""
+    """Returns the paths of entries NAME=PATH by name.
+
+    Raises:
+        ValueError: If an entry is not of that form, or a name comes twice.
+    """
 
     paths: dict[str, str] = {}
     for entry in entries or ():
@@ -53,7 +107,11 @@ def parse_paths(entries: list[str] | None) -> dict[str, str]:
 
 
 def parse_options(entries: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Entries NAME:KEY=VALUE by name and key; values are JSON, or plain words."""
+    """Returns the values of entries NAME:KEY=VALUE by name and key; they are JSON, or plain words.
+
+    Raises:
+        ValueError: If an entry is not of that form.
+    """
 
     options: dict[str, dict[str, Any]] = {}
     for entry in entries or ():

@@ -37,7 +37,4 @@ def list_rewards(
         return
     if any(filter is not None for filter in (commercial, differentiable, license)):
         raise ValueError("name one reward or filter the list, not both")
-    try:
-        print_reward(name)
-    except LookupError as error:
-        raise ValueError(str(error)) from None
+    print_reward(name)

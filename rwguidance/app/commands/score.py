@@ -5,51 +5,58 @@ from typing import Annotated
 
 import typer
 
-from .options import DtypeName, check_device, parse_options, parse_paths
+from .options import Device, DtypeName, dtype_named, parse_options, parse_paths
+
+Folder = Annotated[Path, typer.Argument(help="The images, and those in folders below.")]
+RewardNames = Annotated[
+    str, typer.Option(help="Names that `rwguidance rewards` lists.", metavar="NAME[,NAME...]")
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .csv (image,prompt), .jsonl or .txt, or the word sidecar for the text beside "
+        "each image, which is the default if a reward needs prompts.",
+        show_default=False,
+    ),
+]
+Pairs = Annotated[bool, typer.Option("--pairs", help="The i-th prompt belongs to the i-th image.")]
+Out = Annotated[Path, typer.Option(help="The result, .csv or .parquet.")]
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(help="Where a reward's weights are; may repeat.", metavar="NAME=PATH"),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A keyword of a reward's constructor, such as hpsv2:verify=false or "
+        "clipscore:scaling=logit; may repeat.",
+        metavar="NAME:KEY=VALUE",
+    ),
+]
+Dtype = Annotated[
+    DtypeName | None, typer.Option(help="What weights are cast to.", show_default=False)
+]
+BatchSize = Annotated[int, typer.Option(help="Images decoded, and pairs scored, at once.", min=1)]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Replace a result and discard what an unfinished run has scored."
+    ),
+]
 
 
 def score(
-    folder: Annotated[Path, typer.Argument(help="The images, and those in folders below.")],
-    reward: Annotated[
-        str, typer.Option(help="Names that `rwguidance rewards` lists.", metavar="NAME[,NAME...]")
-    ],
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .csv (image,prompt), .jsonl or .txt, or the word sidecar for the text beside "
-            "each image, which is the default if a reward needs prompts.",
-            show_default=False,
-        ),
-    ] = None,
-    pairs: Annotated[
-        bool, typer.Option("--pairs", help="The i-th prompt belongs to the i-th image.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="The result, .csv or .parquet.")] = Path("scores.csv"),
-    path: Annotated[
-        list[str] | None,
-        typer.Option(help="Where a reward's weights are; may repeat.", metavar="NAME=PATH"),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A keyword of a reward's constructor, such as hpsv2:verify=false or "
-            "clipscore:scaling=logit; may repeat.",
-            metavar="NAME:KEY=VALUE",
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda:0.", show_default=False)] = None,
-    dtype: Annotated[
-        DtypeName | None, typer.Option(help="What weights are cast to.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images decoded, and pairs scored, at once.", min=1)
-    ] = 16,
-    restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart", help="Replace a result and discard what an unfinished run has scored."
-        ),
-    ] = False,
+    folder: Folder,
+    reward: RewardNames,
+    prompts: Prompts = None,
+    pairs: Pairs = False,
+    out: Out = Path("scores.csv"),
+    path: Paths = None,
+    option: Options = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = 16,
+    restart: Restart = False,
 ) -> None:
     """Score a folder of images for prompts, and write a table.
 
@@ -64,32 +71,21 @@ def score(
     Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
     """
 
-    import torch
-
     from rwguidance.rewards.console import ScoreRequest, run_score
 
-    paths, options = parse_paths(path), parse_options(option)
-    check_device(device)
-    names = [name.strip() for name in reward.split(",")]
-    precision = None if dtype is None else getattr(torch, dtype.value)
-    try:
-        code = run_score(
-            ScoreRequest(
-                folder=folder,
-                names=names,
-                out=out,
-                prompts=prompts,
-                pairs=pairs,
-                paths=paths,
-                options=options,
-                device=device,
-                dtype=precision,
-                batch_size=batch_size,
-                restart=restart,
-            )
+    code = run_score(
+        ScoreRequest(
+            folder=folder,
+            names=[name.strip() for name in reward.split(",")],
+            out=out,
+            prompts=prompts,
+            pairs=pairs,
+            paths=parse_paths(path),
+            options=parse_options(option),
+            device=device,
+            dtype=dtype_named(dtype),
+            batch_size=batch_size,
+            restart=restart,
         )
-    except LookupError as error:
-        if type(error) is not LookupError:  # a KeyError is ours
-            raise
-        raise ValueError(str(error)) from None
+    )
     raise typer.Exit(code)
