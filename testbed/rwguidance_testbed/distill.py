@@ -45,15 +45,15 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import generator_for
 
 from . import flow, turbo
-from .attention import CountedAttention
-from .cards import write_card
 from .data import Drawings, load_names
-from .law import effective_dimension
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
+from .effective_dimension import effective_dimension
 from .scenes import given, paint, sample
+from .tokenizer import tokenize
+from .training.attention import CountedAttention
+from .training.cards import write_card
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
 from .vae import encode
-from .words import tokens_of
 
 __all__ = [
     "Examples",
@@ -107,7 +107,7 @@ class FlowTeacher:
         self.pipe, self.guidance, self.velocity = pipe, guidance, velocity
         self.parts: Sequence[Any] = _frozen(pipe, "transformer")
         self.parts[0].set_attn_processor(CountedAttention())
-        self.empty = tokens_of(pipe.tokenizer, [""])
+        self.empty = tokenize(pipe.tokenizer, [""])
         self.shift = float(pipe.vae.config.shift_factor * pipe.vae.config.scaling_factor)
 
     @torch.no_grad()
@@ -278,7 +278,7 @@ class Student(ABC):
         generator = generator_for(self.seed, "paths", number)
         captions = [scene.caption for scene in sample(self.drawings, self.fresh, generator)]
         noise = self.noise(self.fresh, generator)
-        tokens = tokens_of(self.teacher.pipe.tokenizer, captions)
+        tokens = tokenize(self.teacher.pipe.tokenizer, captions)
         return self.along(noise, tokens, number, generator)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
@@ -539,7 +539,7 @@ def measure(
             output_type="latent",
             **student.options,
         ).images
-        tokens = tokens_of(teacher.pipe.tokenizer, [prompt] * draws)
+        tokens = tokenize(teacher.pipe.tokenizer, [prompt] * draws)
         wanted = student.target(noise, tokens)
         scenes = given(student.drawings, prompt, draws, generator)
         true = encode(pipe.vae, paint(student.drawings, scenes))

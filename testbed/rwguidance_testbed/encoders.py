@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
-from .words import LENGTH, tokens_of
+from .tokenizer import CONTEXT_LENGTH, tokenize
 
 __all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "new", "read", "start_as"]
 
@@ -157,7 +157,7 @@ class Judge(Towers):
         return embedded
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        return tokens_of(self.tokenizer, captions)
+        return tokenize(self.tokenizer, captions)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.text(tokens).text_embeds
@@ -203,7 +203,7 @@ class Pick(Towers):
         return embedded
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        return tokens_of(self.tokenizer, captions)
+        return tokenize(self.tokenizer, captions)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         pooled = self.model.text_model(tokens).pooler_output
@@ -418,7 +418,7 @@ def _text_config(tokenizer: Any, width: int, dimension: int) -> dict[str, Any]:
         "projection_dim": dimension,
         "num_hidden_layers": 2,
         "num_attention_heads": width // 32,
-        "max_position_embeddings": LENGTH,
+        "max_position_embeddings": CONTEXT_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

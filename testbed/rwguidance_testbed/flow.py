@@ -42,13 +42,13 @@ from torch import Generator, Tensor, nn
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
-from .attention import CountedAttention
 from .data import Drawings, load_names
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
 from .scenes import COLORS, draw, on
+from .tokenizer import CONTEXT_LENGTH, tokenize, tokenizer_corpus, train_tokenizer
+from .training.attention import CountedAttention
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
 from .vae import encode
-from .words import LENGTH, save_tokenizer, texts, tokens_of
 
 __all__ = [
     "Latents",
@@ -90,7 +90,7 @@ def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
         projection_dim=text,
         num_hidden_layers=2,
         num_attention_heads=text // 32,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=CONTEXT_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -175,7 +175,7 @@ class Latents:
         pictures, captions = draw(self.drawings, count, self.generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latents = encode(self.vae, pictures)
-        return latents, tokens_of(self.tokenizer, captions)
+        return latents, tokenize(self.tokenizer, captions)
 
 
 def loss_of(
@@ -366,7 +366,7 @@ def train(
     autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
     if start is None:
         words = out / "tokenizer"
-        pipe = new(autoencoder, save_tokenizer(texts(drawings), words), smoke, seed)
+        pipe = new(autoencoder, train_tokenizer(tokenizer_corpus(drawings), words), smoke, seed)
     else:
         words = start / "tokenizer"
         pipe = read(start, autoencoder)
@@ -390,7 +390,7 @@ def train(
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
     pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
-    empty = tokens_of(pipe.tokenizer, [""])
+    empty = tokenize(pipe.tokenizer, [""])
 
     velocity = torch.compile(velocity_of, dynamic=False) if compiled else velocity_of
 

@@ -61,9 +61,9 @@ from rwguidance.tilt import RewardFunction, Tilt
 from rwguidance.training import Encoder, Objective
 from rwguidance.training import train as fit
 
-from .cards import write_card
 from .data import load_names
 from .scenes import COLORS, on
+from .training.cards import write_card
 
 __all__ = [
     "FILE",

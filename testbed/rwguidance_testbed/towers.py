@@ -49,15 +49,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
-from .cards import write_card
 from .data import Drawing, Drawings, load_names, sources
 from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
 from .gold import prefer
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
 from .scenes import COLORS, Scene, on, paint, sample
 from .scenes import KINDS as THINGS
-from .words import save_tokenizer, texts
+from .tokenizer import tokenizer_corpus, train_tokenizer
+from .training.cards import write_card
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
 
 __all__ = [
     "Batch",
@@ -606,7 +606,7 @@ def train(
         towers = read(kind, start)
     else:
         if kind != "hps":
-            save_tokenizer(texts(drawings), words)
+            train_tokenizer(tokenizer_corpus(drawings), words)
         towers = new(kind, words, smoke, seed)
     if vision is not None:
         start_as(cast(HPS, towers), cast(Pick, read("pick", vision)))

@@ -37,8 +37,8 @@ from rwguidance.support.randomness import seeded
 from .data import Drawings, load_names
 from .flow import Latents, check_prompts, export, sheet
 from .flow import read as read_flow
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
 
 __all__ = [
     "SCHEDULE",

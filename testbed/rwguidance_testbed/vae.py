@@ -18,8 +18,8 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
 from .data import Drawings, load_names
-from .runs import Run, learning_rate
 from .scenes import draw
+from .training.loop import Run, learning_rate
 
 __all__ = ["encode", "export", "loss_of", "new", "psnr", "train"]
 

@@ -2,7 +2,7 @@
 
 import json
 
-from rwguidance_testbed.cards import write_card
+from rwguidance_testbed.training.cards import write_card
 
 FIGURES = {"name_of_other_drawings": 0.721, "pictures_seen": 3000000}
 

@@ -11,9 +11,10 @@ import torch
 
 from common import assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import data, distill, flow, turbo, vae, words
+from rwguidance_testbed import data, distill, flow, turbo, vae
 from rwguidance_testbed.data import SIZE, Drawing, Drawings
 from rwguidance_testbed.distill import FlowStudent, FlowTeacher, NoiseTeacher, Pool, TurboStudent
+from rwguidance_testbed.tokenizer import tokenize, train_tokenizer
 
 pytest.importorskip("diffusers")
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
             picture[0, 5 : 25 + 6 * i, 5:75] = picture[3, 5 : 25 + 6 * i, 5:75] = 255
             pixels.append(picture)
     Drawings(entries, torch.stack(pixels)).save(path)
-    tokenizer = words.save_tokenizer([*NAMES, "on a blue background"] * 3, path / "words", 600)
+    tokenizer = train_tokenizer([*NAMES, "on a blue background"] * 3, path / "words", 600)
     autoencoder = vae.new(smoke=True).eval()
     autoencoder.register_to_config(scaling_factor=SCALING, shift_factor=SHIFT)
     autoencoder.half().save_pretrained(path / "vae")
@@ -86,7 +87,7 @@ def exact(monkeypatch):
 
 
 def captions(pipe, count):
-    return words.tokens_of(pipe.tokenizer, [NAMES[i % len(NAMES)] for i in range(count)])
+    return tokenize(pipe.tokenizer, [NAMES[i % len(NAMES)] for i in range(count)])
 
 
 def gaussian_velocity(parts, x_t, t, tokens, log_count):
@@ -395,7 +396,7 @@ class TestTurboStudent:
             assert torch.equal(batch.tokens[64:], batch.tokens[:16])
 
     def test_another_tokenizer_is_refused(self, unet_pipe, flow_pipe, drawings, tmp_path):
-        unet_pipe.tokenizer = words.save_tokenizer(["red apple"], tmp_path, size=520)
+        unet_pipe.tokenizer = train_tokenizer(["red apple"], tmp_path, size=520)
         with pytest.raises(ValueError, match="must have the tokenizer of its teacher"):
             TurboStudent(unet_pipe, FlowTeacher(flow_pipe, 3.0), drawings, 8)
 

@@ -7,8 +7,9 @@ import torch
 from test_gold import decoded
 
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import encoders, flow, gold, preferences, scenes, turbo, vae, words
+from rwguidance_testbed import encoders, flow, gold, preferences, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
+from rwguidance_testbed.tokenizer import tokenizer_corpus, train_tokenizer
 
 pytest.importorskip("diffusers")
 
@@ -29,7 +30,7 @@ def built(tmp_path_factory):
     pixels[:, :, 20:60, 20:60] = 255
     drawings = Drawings(entries, pixels)
     drawings.save(out)
-    tokenizer = words.save_tokenizer(words.texts(drawings), out / "words")
+    tokenizer = train_tokenizer(tokenizer_corpus(drawings), out / "words")
     autoencoder = vae.new(smoke=True).eval()
     draws = torch.Generator().manual_seed(0)
     vae.export(autoencoder, scenes.draw(drawings, 16, draws)[0], out / "vae")

@@ -14,10 +14,18 @@ import torch
 
 from common import assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import data, flow, law, muon, runs, scenes, vae, words
-from rwguidance_testbed.attention import CountedAttention
+from rwguidance_testbed import data, flow, scenes, vae
 from rwguidance_testbed.data import ROLES, SIZE, Drawing, Drawings, deal, load_names, render
+from rwguidance_testbed.effective_dimension import effective_dimension
 from rwguidance_testbed.scenes import COLORS, Scene, paint, sample
+from rwguidance_testbed.tokenizer import (
+    CONTEXT_LENGTH,
+    tokenize,
+    tokenizer_corpus,
+    train_tokenizer,
+)
+from rwguidance_testbed.training import loop, muon
+from rwguidance_testbed.training.attention import CountedAttention
 
 TRAIN = ("red apple", "blue heart", "sun", "pizza", "key", "car")
 HELD_OUT = ("green apple", "blue book")
@@ -417,7 +425,7 @@ class TestLaw:
     def test_the_effective_dimension(self, generator, count, scales):
         scale = torch.tensor(scales, dtype=torch.float64)
         found = [
-            law.effective_dimension(
+            effective_dimension(
                 5 + scale * torch.randn(count, len(scale), generator=generator, dtype=scale.dtype)
             )
             for _ in range(200)
@@ -434,10 +442,10 @@ class TestRuns:
         with seeded(0):
             layer = torch.nn.Linear(3, 1)
         optimizer = torch.optim.AdamW(layer.parameters())
-        run = runs.Run(path, {"layer": layer}, optimizer, generator)
+        run = loop.Run(path, {"layer": layer}, optimizer, generator)
         assert run.restore() == restore
         loss = lambda: layer(torch.randn(4, 3, generator=generator)).square().mean()
-        rate = lambda step: runs.learning_rate(step, 8, 0.1, 2)
+        rate = lambda step: loop.learning_rate(step, 8, 0.1, 2)
         run.train(steps, 4, rate, loss, printed=3)
         return layer.weight.detach(), run
 
@@ -453,7 +461,7 @@ class TestRuns:
         with seeded(0):
             layer = torch.nn.Linear(1, 1)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-        run = runs.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
+        run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
         losses = iter([1.0, 2.0, 6.0, 5.0])
         steps: list[int] = []
         loss = lambda: next(losses) + 0.0 * layer.weight.sum()
@@ -465,15 +473,15 @@ class TestRuns:
 
     def test_averages_move_towards_weights_slower_and_slower(self):
         average, weight = torch.tensor([2.0]), torch.tensor([4.0])
-        runs.move_averages([average], [weight], 0)  # a tenth remains
+        loop.move_averages([average], [weight], 0)  # a tenth remains
         assert float(average) == pytest.approx(0.1 * 2 + 0.9 * 4)
         average = torch.tensor([2.0])
-        runs.move_averages([average], [weight], 100_000, 0.9)
+        loop.move_averages([average], [weight], 100_000, 0.9)
         assert float(average) == pytest.approx(0.9 * 2 + 0.1 * 4)
         assert float(weight) == 4.0
 
     def test_the_learning_rate(self):
-        rates = [runs.learning_rate(step, 100, 2.0, 10) for step in range(101)]
+        rates = [loop.learning_rate(step, 100, 2.0, 10) for step in range(101)]
         assert rates[0] == pytest.approx(0.2)
         assert rates[9:71] == pytest.approx([2.0] * 62)
         assert rates[85] == pytest.approx(2 * (0.01 + 0.99 / 2))
@@ -535,7 +543,7 @@ class TestMuon:
 
 @pytest.fixture(scope="module")
 def tokenizer(drawings, tmp_path_factory):
-    return words.save_tokenizer(words.texts(drawings), tmp_path_factory.mktemp("tokenizer"))
+    return train_tokenizer(tokenizer_corpus(drawings), tmp_path_factory.mktemp("tokenizer"))
 
 
 class TestTokenizer:
@@ -557,8 +565,8 @@ class TestTokenizer:
             assert decoded.replace(" ", "") == text.replace(" ", "")
 
     def test_prompts_have_one_length(self, tokenizer):
-        ids = words.tokens_of(tokenizer, ["", "red " * 40])
-        assert ids.shape == (2, words.LENGTH)
+        ids = tokenize(tokenizer, ["", "red " * 40])
+        assert ids.shape == (2, CONTEXT_LENGTH)
         assert ids[0].tolist() == [tokenizer.bos_token_id] + 15 * [tokenizer.eos_token_id]
         assert ids[1, -1] == tokenizer.eos_token_id
 
@@ -613,7 +621,7 @@ class TestFlow:
     def test_the_loss_is_of_noise_minus_data_on_straight_lines(self, pipe, tokenizer, generator):
         spy = Spy()
         latents = torch.randn(400, 8, 8, 8, generator=generator)
-        tokens = words.tokens_of(tokenizer, ["red apple"]).expand(400, -1)
+        tokens = tokenize(tokenizer, ["red apple"]).expand(400, -1)
         with torch.no_grad():
             draws = torch.Generator().manual_seed(7)
             loss = flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, draws)
@@ -636,7 +644,7 @@ class TestFlow:
                 prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=1
             )
             latents = torch.zeros(2, 8, 8, 8)
-            tokens = words.tokens_of(tokenizer, prompts)
+            tokens = tokenize(tokenizer, prompts)
             flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, generator)
         assert torch.equal(spy.seen["encoder_hidden_states"], text)
         assert torch.equal(spy.seen["pooled_projections"], pooled)
@@ -644,7 +652,7 @@ class TestFlow:
     def test_counts_reach_the_attention(self, pipe, tokenizer, generator):
         processor = CountedAttention()
         pipe.transformer.set_attn_processor(processor)
-        tokens = words.tokens_of(tokenizer, ["red apple"]).expand(500, -1)
+        tokens = tokenize(tokenizer, ["red apple"]).expand(500, -1)
         with torch.no_grad():
             flow.loss_of(parts_of(pipe), torch.zeros(500, 8, 8, 8), tokens, generator)
         share = processor.log_count / math.log(256)
@@ -670,7 +678,7 @@ class TestFlow:
         pool.renew(4)
         assert pool.oldest == 1
         latents, tokens = pool.batch(500, torch.Generator().manual_seed(0))
-        assert (latents.shape, tokens.shape) == ((500, 8, 8, 8), (500, words.LENGTH))
+        assert (latents.shape, tokens.shape) == ((500, 8, 8, 8), (500, CONTEXT_LENGTH))
         assert len(latents.flatten(1).unique(dim=0)) == 10
 
     def test_sixty_prompts_of_learned_names(self):

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 import rewards
 from common import assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import data, encoders, towers, vae, words
+from rwguidance_testbed import data, encoders, towers, vae
 from rwguidance_testbed.data import SIZE, Drawing, Drawings, load_names
 from rwguidance_testbed.encoders import KINDS, Towers
 from rwguidance_testbed.scenes import COLORS, Scene, paint, sample
+from rwguidance_testbed.tokenizer import tokenizer_corpus, train_tokenizer
 
 NAMES = ("red apple", "pizza", "carrot", "lemon", "sun", "key", "green apple", "cow face")
 FOOD = ("red apple", "pizza", "carrot", "lemon", "green apple")
@@ -55,13 +56,13 @@ def folder(drawings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(drawings, tmp_path_factory):
     path = tmp_path_factory.mktemp("words")
-    words.save_tokenizer(words.texts(drawings), path)
+    train_tokenizer(tokenizer_corpus(drawings), path)
     return path
 
 
 def test_a_tokenizer_learned_again_is_the_same(drawings, tokenizer, tmp_path):
-    corpus = words.texts(drawings)
-    words.save_tokenizer(corpus, tmp_path)
+    corpus = tokenizer_corpus(drawings)
+    train_tokenizer(corpus, tmp_path)
     for name in ("vocab.json", "merges.txt"):
         assert (tmp_path / name).read_bytes() == (tokenizer / name).read_bytes()
 

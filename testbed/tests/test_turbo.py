@@ -8,9 +8,10 @@ import torch
 
 from common import assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import flow, muon, runs, scenes, turbo, vae, words
+from rwguidance_testbed import flow, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
-from rwguidance_testbed.words import tokens_of
+from rwguidance_testbed.tokenizer import tokenize, train_tokenizer
+from rwguidance_testbed.training import loop, muon
 
 pytest.importorskip("diffusers")
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(scope="module")
 def flow_pipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
-    tokenizer = words.save_tokenizer(["red apple on a blue background"] * 3, folder, size=600)
+    tokenizer = train_tokenizer(["red apple on a blue background"] * 3, folder, size=600)
     autoencoder = vae.new(smoke=True).eval()
     autoencoder.register_to_config(scaling_factor=1.5, shift_factor=0.25)
     return flow.new(autoencoder, tokenizer, smoke=True)
@@ -133,7 +134,7 @@ class TestLoss:
         size = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 0.0}
         pipe(prompts, generator=draws, output_type="latent", **size)
         hook.remove()
-        tokens = tokens_of(pipe.tokenizer, prompts)
+        tokens = tokenize(pipe.tokenizer, prompts)
         text, pooled = turbo.embed((pipe.text_encoder, pipe.text_encoder_2), tokens)
         torch.testing.assert_close(seen["text"], text, rtol=0, atol=1e-6)
         torch.testing.assert_close(seen["text_embeds"], pooled, rtol=0, atol=1e-6)
@@ -167,7 +168,7 @@ def trained(flow_pipe, tmp_path_factory):
     """A smoke run of two steps, on drawings of two learned names."""
 
     out = tmp_path_factory.mktemp("turbo")
-    words.save_tokenizer(["red apple on a blue background"] * 3, out / "flow" / "tokenizer", 600)
+    train_tokenizer(["red apple on a blue background"] * 3, out / "flow" / "tokenizer", 600)
     pixels = torch.zeros(4, 4, 80, 80, dtype=torch.uint8)
     pixels[:, :, 20:60, 20:60] = 255
     entries = [
@@ -205,7 +206,7 @@ class TestTraining:
         words = flow.read(trained / "flow", autoencoder)
         for key, value in pipe.text_encoder_2.state_dict().items():
             assert torch.equal(value, words.text_encoder_2.state_dict()[key])
-        tokens = tokens_of(pipe.tokenizer, ["red apple", "on a blue background"])
+        tokens = tokenize(pipe.tokenizer, ["red apple", "on a blue background"])
         for ours, theirs in zip(
             pipe.text_encoder(tokens, output_hidden_states=True).hidden_states,
             words.text_encoder(tokens, output_hidden_states=True).hidden_states,
@@ -252,12 +253,12 @@ class TestTraining:
 
     def test_the_rate_is_that_of_runs(self, trained, monkeypatch):
         rates = []
-        run = runs.Run.train
+        run = loop.Run.train
 
         def remember(self, steps, batch, rate, *others):
             rates.extend(rate(step) for step in (0, 1))
             run(self, 0, batch, rate, *others)
 
-        monkeypatch.setattr(runs.Run, "train", remember)
+        monkeypatch.setattr(loop.Run, "train", remember)
         train(trained, 2, "rates")
-        assert rates == [runs.learning_rate(step, 2, 2e-3) for step in (0, 1)]
+        assert rates == [loop.learning_rate(step, 2, 2e-3) for step in (0, 1)]

@@ -1,6 +1,6 @@
 r"""How rich the law of the data is, given a prompt: its modes and its effective dimension.
 
-    python -m rwguidance_testbed.law --data FOLDER --vae FOLDER
+    python -m rwguidance_testbed.effective_dimension --data FOLDER --vae FOLDER
 
 An estimator that weighs draws by their reward does well on a law of a few points whatever its
 faults. So this says what a prompt leaves open: how many drawings fit it, and in how many directions
