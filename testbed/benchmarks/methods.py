@@ -59,7 +59,7 @@ from rwguidance_testbed.data import SIZE, Drawing, Drawings, load_names, sources
 from rwguidance_testbed.encoders import Towers
 from rwguidance_testbed.gold import Gold
 from rwguidance_testbed.network import FILE as NETWORK_FILE
-from rwguidance_testbed.scenes import COLORS, on
+from rwguidance_testbed.scenes import COLORS, on_background
 from rwguidance_testbed.tokenizer import train_tokenizer
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -82,7 +82,7 @@ def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
             return list(prompts.values())
         name, part = names[order[i % len(order)]]
         color, style = list(COLORS)[pick(len(COLORS))], styles[pick(len(styles))]
-        real = f"{name} {on(color)}" if i % 2 else name
+        real = f"{name} {on_background(color)}" if i % 2 else name
         text = f"{real}, {style} style" if i // 2 % 2 else real
         prompts.setdefault(text, Prompt(text, name, part, real))
     raise AssertionError

@@ -38,13 +38,13 @@ __all__ = [
     "SIZE",
     "Drawing",
     "Drawings",
+    "assign_roles",
     "build",
-    "deal",
     "default_folder",
     "fetch",
     "load_names",
+    "rasterize",
     "read_drawings",
-    "render",
     "sources",
 ]
 
@@ -56,7 +56,6 @@ ROLES = ("generator", "proxy", "judge")
 
 _SAME_HAND = {"fluent-flat": "fluent"}
 _DEAL = ("generator", "judge", "generator", "proxy", "generator", "judge", "proxy")
-_TONES = re.compile("1f3f[b-f]")
 
 
 @dataclass(frozen=True)
@@ -269,15 +268,16 @@ def read_drawings(styles: Mapping[str, Path], words: Path) -> tuple[list[Drawing
             group=classes["groups"][str(row["group"])],
             kind=classes["subgroups"][str(row["subgroup"])],
             tags=tuple(row.get("tags", ())),
-            role=deal(name, hands[code], name in asked)[style],
-            encoded=deal(name, hands[code])[style] == "generator" and name not in names["held_out"],
+            role=assign_roles(name, hands[code], name in asked)[style],
+            encoded=assign_roles(name, hands[code])[style] == "generator"
+            and name not in names["held_out"],
         )
         drawings.append((drawing, document))
     drawings.sort(key=lambda pair: (pair[0].name, pair[0].style))
     return [drawing for drawing, _ in drawings], [document for _, document in drawings]
 
 
-def deal(name: str, styles: Iterable[str], asked: bool = True) -> dict[str, str]:
+def assign_roles(name: str, styles: Iterable[str], asked: bool = True) -> dict[str, str]:
     """The role of each drawing of a name.
 
     Arguments:
@@ -301,7 +301,7 @@ def deal(name: str, styles: Iterable[str], asked: bool = True) -> dict[str, str]
     return {style: roles[_SAME_HAND.get(style, style)] for style in styles}
 
 
-def render(document: str, size: int = SIZE) -> Tensor:
+def rasterize(document: str, size: int = SIZE) -> Tensor:
     """Renders a drawing, cut to the square around what is not transparent.
 
     Arguments:
@@ -357,7 +357,7 @@ def build(data: Path = Path("out/testbed"), packages: Path | None = None) -> Dra
     archive = lambda row: fetch(row["package"], row["version"], row["integrity"], packages)
     styles = {row["name"]: archive(row) for row in table["styles"]}
     drawings, documents = read_drawings(styles, archive(table["words"]))
-    pixels = torch.stack([render(d) for d in track(documents, description="rendering")])
+    pixels = torch.stack([rasterize(d) for d in track(documents, description="rendering")])
     result = Drawings(drawings, pixels)
     result.save(data)
     found = fingerprint(result)

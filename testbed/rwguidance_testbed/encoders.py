@@ -26,7 +26,7 @@ from rwguidance.support.randomness import seeded
 
 from .tokenizer import CONTEXT_LENGTH, tokenize
 
-__all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "new", "read", "start_as"]
+__all__ = ["HPS", "KINDS", "Judge", "Pick", "Towers", "copy_image_tower", "new", "read"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -185,7 +185,7 @@ class Pick(Towers):
         transformers = require("transformers", "the test bed needs", "testbed")
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer)
         self.model = model
-        self.chosen = _Chosen()
+        self.chosen = _PatchSelection()
         model.vision_model.embeddings.register_forward_hook(lambda *args: self.chosen(args[-1]))
 
     @property
@@ -241,7 +241,7 @@ class HPS(Towers):
         open_clip = require("open_clip", "the test bed's HPS needs", "rewards")
         self.architecture = architecture
         self.model = open_clip.CLIP(**architecture)
-        self.model.visual.patch_dropout = self.chosen = _Chosen()
+        self.model.visual.patch_dropout = self.chosen = _PatchSelection()
         length = architecture["text_cfg"]["context_length"]
         self.tokenizer = open_clip.SimpleTokenizer(context_length=length)
 
@@ -273,7 +273,7 @@ class HPS(Towers):
         torch.save({"state_dict": _half(self.model)}, folder / _HPS_FILE)
 
 
-def start_as(hps: HPS, pick: Pick) -> None:
+def copy_image_tower(hps: HPS, pick: Pick) -> None:
     """Gives an HPS the image tower of a Pick of the same size.
 
     Both published rewards were fine-tuned from the same CLIP, too.
@@ -369,7 +369,7 @@ class _Block(nn.Module):
         return x + y
 
 
-class _Chosen(nn.Module):
+class _PatchSelection(nn.Module):
     """Some of the patches of each picture, and the row before them that stands for the whole."""
 
     def __init__(self) -> None:

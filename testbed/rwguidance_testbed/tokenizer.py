@@ -10,7 +10,7 @@ from torch import Tensor
 from rwguidance.support.outside import require
 
 from .data import Drawings, load_names, sources
-from .scenes import COLORS, KINDS
+from .scenes import COLORS, KIND_WORDS
 
 __all__ = ["CONTEXT_LENGTH", "tokenize", "tokenizer_corpus", "train_tokenizer"]
 
@@ -31,7 +31,7 @@ def tokenizer_corpus(drawings: Drawings) -> list[str]:
         *own["train"],
         *own["held_out"],
         *COLORS,
-        *KINDS.values(),
+        *KIND_WORDS.values(),
         *(row["words"] for row in sources()["styles"]),
         "a small large on an background style",
     ]

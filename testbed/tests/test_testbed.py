@@ -15,9 +15,17 @@ import torch
 from common import assert_within
 from rwguidance.support.randomness import seeded
 from rwguidance_testbed import data, flow, scenes, vae
-from rwguidance_testbed.data import ROLES, SIZE, Drawing, Drawings, deal, load_names, render
+from rwguidance_testbed.data import (
+    ROLES,
+    SIZE,
+    Drawing,
+    Drawings,
+    assign_roles,
+    load_names,
+    rasterize,
+)
 from rwguidance_testbed.effective_dimension import effective_dimension
-from rwguidance_testbed.scenes import COLORS, Scene, paint, sample
+from rwguidance_testbed.scenes import COLORS, Scene, render, sample_scenes
 from rwguidance_testbed.tokenizer import (
     CONTEXT_LENGTH,
     tokenize,
@@ -151,7 +159,7 @@ class TestDrawings:
         for i, entry in enumerate(drawings.entries):
             index = (*TRAIN, *HELD_OUT).index(entry.name)
             shade = [row["name"] for row in data.sources()["styles"]].index(entry.style)
-            assert torch.equal(drawings.pixels[i], render(svg(body(index, shade), 16)))
+            assert torch.equal(drawings.pixels[i], rasterize(svg(body(index, shade), 16)))
 
     def test_where_selects(self, drawings):
         part = drawings.where("judge", ["sun", "key"])
@@ -197,12 +205,16 @@ class TestRoles:
     STYLES = tuple(row["name"] for row in data.sources()["styles"])
 
     def test_they_are_dealt_by_name_and_nothing_else(self):
-        expected = deal("red apple", self.STYLES)
-        assert deal("red apple", self.STYLES[::-1]) == expected
-        assert len({tuple(deal(f"thing {i}", self.STYLES).values()) for i in range(20)}) > 10
+        expected = assign_roles("red apple", self.STYLES)
+        assert assign_roles("red apple", self.STYLES[::-1]) == expected
+        assert (
+            len({tuple(assign_roles(f"thing {i}", self.STYLES).values()) for i in range(20)}) > 10
+        )
 
     def test_the_roles_of_a_name_do_not_change(self):
-        assert "".join(deal("red apple", self.STYLES)[s][0] for s in self.STYLES) == "jjgggpgp"
+        assert (
+            "".join(assign_roles("red apple", self.STYLES)[s][0] for s in self.STYLES) == "jjgggpgp"
+        )
 
         pinned = {
             "pizza": "ggppjgjp",
@@ -210,13 +222,13 @@ class TestRoles:
             "dog": "jgppggjp",
         }
         for name, roles in pinned.items():
-            assert "".join(deal(name, self.STYLES)[s][0] for s in self.STYLES) == roles
+            assert "".join(assign_roles(name, self.STYLES)[s][0] for s in self.STYLES) == roles
 
     def test_what_no_prompt_asks_for_is_dealt_to_judge_and_proxies(self):
         moved = []
         for i in range(600):
-            first = deal(f"thing {i}", self.STYLES)
-            second = deal(f"thing {i}", self.STYLES, asked=False)
+            first = assign_roles(f"thing {i}", self.STYLES)
+            second = assign_roles(f"thing {i}", self.STYLES, asked=False)
             assert second["fluent"] == second["fluent-flat"]
             for style in self.STYLES:
                 if first[style] != "generator":
@@ -227,14 +239,14 @@ class TestRoles:
         assert len(moved) == 1800
         share = sum(role == "judge" for role in moved) / len(moved)
         assert_within(share, 0.5, math.sqrt(0.25 / len(moved)))
-        single = [deal(f"thing {i}", ["noto"], asked=False)["noto"] for i in range(200)]
+        single = [assign_roles(f"thing {i}", ["noto"], asked=False)["noto"] for i in range(200)]
         assert 60 < sum(role == "judge" for role in single) < 140
 
     def test_drawings_keep_the_role_of_the_generators_where_prompts_ask(self, drawings):
         for entry in drawings.entries:
-            first = deal(entry.name, self.STYLES)[entry.style]
+            first = assign_roles(entry.name, self.STYLES)[entry.style]
             asked = entry.name in (*load_names()["train"], *load_names()["held_out"])
-            assert entry.role == deal(entry.name, self.STYLES, asked)[entry.style]
+            assert entry.role == assign_roles(entry.name, self.STYLES, asked)[entry.style]
             held_out = entry.name in load_names()["held_out"]
             assert entry.encoded == (first == "generator" and not held_out)
         assert {e.role for e in drawings.entries if e.name == "car"} == {"judge", "proxy"}
@@ -244,11 +256,11 @@ class TestRoles:
 
     def test_every_role_gets_its_share(self):
         for i in range(50):
-            roles = deal(f"thing {i}", self.STYLES)
+            roles = assign_roles(f"thing {i}", self.STYLES)
             assert roles["fluent"] == roles["fluent-flat"]
             hands = [role for style, role in roles.items() if style != "fluent-flat"]
             assert sorted(hands) == ["generator"] * 3 + ["judge"] * 2 + ["proxy"] * 2
-            few = deal(f"thing {i}", ("noto", "noto-v1", "twemoji", "emojione"))
+            few = assign_roles(f"thing {i}", ("noto", "noto-v1", "twemoji", "emojione"))
             assert sorted(few.values()) == ["generator"] * 2 + ["judge", "proxy"]
 
 
@@ -272,7 +284,7 @@ class TestNames:
 
 class TestRendering:
     def test_a_drawing_is_cut_to_its_square(self):
-        pixels = render(svg('<rect x="4" y="8" width="8" height="4" fill="#ff8000"/>'))
+        pixels = rasterize(svg('<rect x="4" y="8" width="8" height="4" fill="#ff8000"/>'))
         assert pixels.shape == (4, SIZE, SIZE)
         assert pixels[:, SIZE // 2, SIZE // 2].tolist() == [255, 128, 0, 255]
         filled = (pixels[3] > 127).nonzero()
@@ -280,22 +292,22 @@ class TestRendering:
         assert filled.max(0).values.tolist() == [3 * SIZE // 4 - 1, SIZE - 1]
 
     def test_colors_are_multiplied_by_alpha(self):
-        pixels = render(svg('<rect width="32" height="32" fill="#f00" opacity="0.5"/>'))
+        pixels = rasterize(svg('<rect width="32" height="32" fill="#f00" opacity="0.5"/>'))
         assert pixels[:, 5, 5].tolist() == [128, 0, 0, 128]
 
     def test_no_color_is_stronger_than_its_alpha(self):
         stripes = "".join(f'<rect x="{x}" width="1" height="32"/>' for x in range(0, 32, 4))
-        pixels = render(svg(f'<g fill="#fff">{stripes}</g><circle r="9" cx="9" cy="16"/>'))
+        pixels = rasterize(svg(f'<g fill="#fff">{stripes}</g><circle r="9" cx="9" cy="16"/>'))
         assert bool((pixels[:3] <= pixels[3:]).all())
 
     def test_an_empty_drawing_is_refused(self):
         with pytest.raises(ValueError, match="the drawing is empty"):
-            render(svg(""))
+            rasterize(svg(""))
 
 
 class TestScenes:
     def test_a_square_in_the_middle(self):
-        picture = paint(plain(), [scene()])[0]
+        picture = render(plain(), [scene()])[0]
         assert picture.shape == (3, 64, 64)
         expected = torch.zeros(3, 64, 64)
         expected[2] = 1
@@ -306,44 +318,44 @@ class TestScenes:
 
     @pytest.mark.parametrize("place", [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.5, -0.5)])
     def test_the_place_is_right_and_down(self, place):
-        red = paint(plain(), [scene(place=place, scale=0.5)])[0, 0]
+        red = render(plain(), [scene(place=place, scale=0.5)])[0, 0]
         rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
         center = ((red * columns).sum() / red.sum(), (red * rows).sum() / red.sum())
         assert torch.allclose(torch.stack(center), 31.5 + 16 * torch.tensor(place), atol=0.3)
 
     def test_scale_is_the_share_of_the_side(self):
         for scale in (0.5, 0.75, 0.97):
-            red = paint(plain(), [scene(scale=scale)])[0, 0]
+            red = render(plain(), [scene(scale=scale)])[0, 0]
             assert float(red.sum()) == pytest.approx((64 * scale) ** 2, rel=0.03)
 
     def test_the_angle_is_clockwise(self):
         pixels = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
         pixels[:, : SIZE // 4], pixels[3] = 255, 255  # white at the top
-        picture = paint(plain(pixels), [scene(angle=90.0, scale=0.9)])[0, 0]
+        picture = render(plain(pixels), [scene(angle=90.0, scale=0.9)])[0, 0]
         assert float(picture[32, 58]) > 0.99
         assert float(picture[32, 6]) < 0.01
 
     def test_the_background_shows_where_nothing_is_drawn(self):
         half = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
         half[0], half[3] = 128, 128
-        picture = paint(plain(half), [scene(background=(0.2, 0.4, 0.6))])[0]
+        picture = render(plain(half), [scene(background=(0.2, 0.4, 0.6))])[0]
         assert torch.allclose(picture[:, 0, 0], torch.tensor([0.2, 0.4, 0.6]))
         share = 128 / 255
         expected = torch.tensor([share, 0.0, 0.0]) + (1 - share) * torch.tensor([0.2, 0.4, 0.6])
         assert torch.allclose(picture[:, 32, 32], expected, atol=1e-5)
 
     def test_hue_turns_red_to_green_and_leaves_gray(self):
-        assert paint(plain(), [scene(hue=120.0)])[0, :, 32, 32].tolist() == pytest.approx(
+        assert render(plain(), [scene(hue=120.0)])[0, :, 32, 32].tolist() == pytest.approx(
             [0, 1, 0], abs=1e-5
         )
         gray = torch.full((4, SIZE, SIZE), 255, dtype=torch.uint8)
         gray[:3] = 100
-        middle = paint(plain(gray), [scene(hue=-40.0)])[0, :, 32, 32]
+        middle = render(plain(gray), [scene(hue=-40.0)])[0, :, 32, 32]
         assert torch.allclose(middle, torch.full((3,), 100 / 255), atol=1e-5)
 
     def test_captions_tell_the_truth(self, drawings, generator):
         styles = {row["words"]: row["name"] for row in data.sources()["styles"]}
-        for item in sample(drawings, 2000, generator):
+        for item in sample_scenes(drawings, 2000, generator):
             entry = drawings.entries[item.drawing]
             caption = re.fullmatch(
                 r"(?:an? )?(?:(small|large) )?(.+?)(?: on an? (\w+) background)?"
@@ -366,14 +378,14 @@ class TestScenes:
 
     def test_how_often_captions_name_what(self, drawings, generator):
         count = 4000
-        captions = [item.caption for item in sample(drawings, count, generator)]
+        captions = [item.caption for item in sample_scenes(drawings, count, generator)]
         shares = {"background": 0.4, " style": 0.4, "small ": 0.1, "large ": 0.1, "fruit": 0.06}
         for word, share in shares.items():
             found = sum(word in caption for caption in captions) / count
             assert_within(found, share, math.sqrt(share * (1 - share) / count))
 
     def test_what_is_open_varies(self, drawings, generator):
-        items = sample(drawings, 2000, generator)
+        items = sample_scenes(drawings, 2000, generator)
         for values in (
             [item.angle / 12 for item in items],
             [item.hue / 15 for item in items],
@@ -387,15 +399,15 @@ class TestScenes:
 
     def test_the_generator_decides(self, drawings):
         fresh = lambda seed: torch.Generator().manual_seed(seed)
-        assert sample(drawings, 5, fresh(3)) == sample(drawings, 5, fresh(3))
-        pictures, captions = scenes.draw(drawings, 5, fresh(3))
-        assert captions == [item.caption for item in sample(drawings, 5, fresh(3))]
-        assert torch.equal(pictures, paint(drawings, sample(drawings, 5, fresh(3))))
+        assert sample_scenes(drawings, 5, fresh(3)) == sample_scenes(drawings, 5, fresh(3))
+        pictures, captions = scenes.sample_pictures(drawings, 5, fresh(3))
+        assert captions == [item.caption for item in sample_scenes(drawings, 5, fresh(3))]
+        assert torch.equal(pictures, render(drawings, sample_scenes(drawings, 5, fresh(3))))
 
 
 class TestLaw:
     def test_scenes_of_one_caption(self, drawings, generator):
-        found = scenes.given(drawings, "sun on a red background", 40, generator)
+        found = scenes.scenes_with_caption(drawings, "sun on a red background", 40, generator)
         bare = {item.caption.removeprefix("a ") for item in found}
         assert bare == {"sun on a red background"}
         assert {item.background for item in found} == {tuple(c / 255 for c in COLORS["red"])}
@@ -403,7 +415,7 @@ class TestLaw:
         assert used == {i for i, entry in enumerate(drawings.entries) if entry.name == "sun"}
 
     def test_a_kind_is_drawn_in_many_ways(self, drawings, generator):
-        found = scenes.given(drawings, "a fruit", 40, generator)
+        found = scenes.scenes_with_caption(drawings, "a fruit", 40, generator)
         assert len({drawings.entries[item.drawing].name for item in found}) > 4
 
     @pytest.mark.parametrize("seed", range(4))
@@ -413,13 +425,13 @@ class TestLaw:
         style = {row["name"]: row["words"] for row in data.sources()["styles"]}[entry.style]
         one = drawings.where(names=["sun"])
         caption = f"a small sun on a pink background, {style} style"
-        found = scenes.given(one, caption, 1, torch.Generator().manual_seed(seed))
+        found = scenes.scenes_with_caption(one, caption, 1, torch.Generator().manual_seed(seed))
         assert found[0].caption == caption or f"a {found[0].caption}" == caption
 
     @pytest.mark.parametrize("caption", ["xylophone", "sun and key"])
     def test_what_no_scene_has_is_said(self, drawings, generator, caption):
         with pytest.raises(ValueError, match="no scene of these drawings has the caption"):
-            scenes.given(drawings, caption, 1, generator)
+            scenes.scenes_with_caption(drawings, caption, 1, generator)
 
     @pytest.mark.parametrize(("count", "scales"), [(40, [1.0] * 8), (200, [3.0, 1.0, 1.0, 0.5])])
     def test_the_effective_dimension(self, generator, count, scales):
@@ -624,7 +636,7 @@ class TestFlow:
         tokens = tokenize(tokenizer, ["red apple"]).expand(400, -1)
         with torch.no_grad():
             draws = torch.Generator().manual_seed(7)
-            loss = flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, draws)
+            loss = flow.flow_matching_loss([spy, *parts_of(pipe)[1:]], latents, tokens, draws)
         t = spy.seen["timestep"][:, None, None, None] / 1000
         noise = (spy.seen["hidden_states"] - (1 - t) * latents) / t
         error = spy.seen["hidden_states"] - (noise - latents)
@@ -645,7 +657,7 @@ class TestFlow:
             )
             latents = torch.zeros(2, 8, 8, 8)
             tokens = tokenize(tokenizer, prompts)
-            flow.loss_of([spy, *parts_of(pipe)[1:]], latents, tokens, generator)
+            flow.flow_matching_loss([spy, *parts_of(pipe)[1:]], latents, tokens, generator)
         assert torch.equal(spy.seen["encoder_hidden_states"], text)
         assert torch.equal(spy.seen["pooled_projections"], pooled)
 
@@ -654,7 +666,7 @@ class TestFlow:
         pipe.transformer.set_attn_processor(processor)
         tokens = tokenize(tokenizer, ["red apple"]).expand(500, -1)
         with torch.no_grad():
-            flow.loss_of(parts_of(pipe), torch.zeros(500, 8, 8, 8), tokens, generator)
+            flow.flow_matching_loss(parts_of(pipe), torch.zeros(500, 8, 8, 8), tokens, generator)
         share = processor.log_count / math.log(256)
         assert_within(share.mean(), 0.5, math.sqrt(1 / 12 / 500))
         assert 0 <= float(share.min()) < 0.02
@@ -662,22 +674,22 @@ class TestFlow:
 
     def test_one_caption_in_ten_is_left_out(self, generator):
         tokens, empty = torch.ones(4000, 3), torch.zeros(1, 3)
-        found = flow.leave_out(tokens, empty, generator)
+        found = flow.drop_captions(tokens, empty, generator)
         assert bool((found == found[:, :1]).all())
         assert_within(1 - found[:, 0].mean(), 0.1, math.sqrt(0.1 * 0.9 / 4000))
 
     def test_latents_are_used_again_until_they_are_replaced(self, pipe, drawings):
-        pool = flow.Latents(
+        buffer = flow.LatentBuffer(
             drawings, pipe.vae, pipe.tokenizer, 10, torch.Generator().manual_seed(0)
         )
-        before = pool.latents.clone()
-        pool.renew(3)
-        pool.renew(4)
-        same = (pool.latents == before).flatten(1).all(1)
+        before = buffer.latents.clone()
+        buffer.renew(3)
+        buffer.renew(4)
+        same = (buffer.latents == before).flatten(1).all(1)
         assert same.tolist() == [False] * 7 + [True] * 3
-        pool.renew(4)
-        assert pool.oldest == 1
-        latents, tokens = pool.batch(500, torch.Generator().manual_seed(0))
+        buffer.renew(4)
+        assert buffer.oldest == 1
+        latents, tokens = buffer.batch(500, torch.Generator().manual_seed(0))
         assert (latents.shape, tokens.shape) == ((500, 8, 8, 8), (500, CONTEXT_LENGTH))
         assert len(latents.flatten(1).unique(dim=0)) == 10
 
@@ -714,7 +726,7 @@ class TestTraining:
         import diffusers
 
         autoencoder = vae.new(smoke=True).eval()
-        pictures, _ = scenes.draw(drawings, 64, generator)
+        pictures, _ = scenes.sample_pictures(drawings, 64, generator)
         vae.export(autoencoder, pictures, tmp_path)
         read = diffusers.AutoencoderKL.from_pretrained(tmp_path).float()
         latents = vae.encode(read, pictures)

@@ -50,7 +50,7 @@ class TestStart:
         x = torch.randn(4, 8, 8, 8, generator=generator)
         text, pooled = torch.ones(4, 16, 64), torch.ones(4, 32)
         with torch.no_grad():
-            found = turbo.noise_of(unet, x, torch.tensor([0, 10, 500, 999]), text, pooled)
+            found = turbo.predict_noise(unet, x, torch.tensor([0, 10, 500, 999]), text, pooled)
         # What group normalization alone does to 8 x 8 positions is 30 times as much.
         assert float((found - x).square().mean().sqrt()) < 2e-3
 
@@ -62,7 +62,7 @@ class TestStart:
         pooled = torch.randn(4, 32, generator=generator)
         for _ in range(2):  # the last layer first, the others through it
             optimizer.zero_grad()
-            predicted = turbo.noise_of(unet, x, torch.tensor([5, 10, 500, 999]), text, pooled)
+            predicted = turbo.predict_noise(unet, x, torch.tensor([5, 10, 500, 999]), text, pooled)
             (predicted - y).square().mean().backward()
             optimizer.step()
         still = [name for name, p in unet.named_parameters() if not p.grad.abs().max() > 0]
@@ -78,7 +78,7 @@ class TestStart:
                 cross_attention_dim=8, attention_head_dim=1,
             )  # fmt: skip
         with pytest.raises(ValueError, match=r"room for 8 groups .* has 2"):
-            turbo.copy_input(unet)
+            turbo.initialize_to_identity(unet)
 
 
 class TestLoss:
@@ -87,7 +87,7 @@ class TestLoss:
         draws = torch.Generator().manual_seed(5)
         latents = torch.randn(count, 2, 2, 2, generator=draws)
         text, pooled = torch.ones(count, 3, 4), torch.ones(count, 5)
-        loss = turbo.loss_of(None, latents, text, pooled, alphas, draws, spy)
+        loss = turbo.denoising_loss(None, latents, text, pooled, alphas, draws, spy)
         square = alphas[spy.step][:, None, None, None]
         noise = (spy.x_t - square.sqrt() * latents) / (1 - square).sqrt()
         return float(loss), latents, square, noise
@@ -135,7 +135,7 @@ class TestLoss:
         pipe(prompts, generator=draws, output_type="latent", **size)
         hook.remove()
         tokens = tokenize(pipe.tokenizer, prompts)
-        text, pooled = turbo.embed((pipe.text_encoder, pipe.text_encoder_2), tokens)
+        text, pooled = turbo.embed_captions((pipe.text_encoder, pipe.text_encoder_2), tokens)
         torch.testing.assert_close(seen["text"], text, rtol=0, atol=1e-6)
         torch.testing.assert_close(seen["text_embeds"], pooled, rtol=0, atol=1e-6)
         assert seen["time_ids"].tolist() == [list(turbo.SIZES)] * 2
@@ -177,7 +177,9 @@ def trained(flow_pipe, tmp_path_factory):
         for style in ("noto", "twemoji")
     ]
     Drawings(entries, pixels).save(out)
-    pictures, _ = scenes.draw(Drawings(entries, pixels), 16, torch.Generator().manual_seed(0))
+    pictures, _ = scenes.sample_pictures(
+        Drawings(entries, pixels), 16, torch.Generator().manual_seed(0)
+    )
     vae.export(flow_pipe.vae, pictures, out / "vae")
     flow.export(flow_pipe, out / "flow" / "tokenizer", out / "flow")
     return out
@@ -233,19 +235,19 @@ class TestTraining:
             seen.append(latents)
             return sum(p.sum() for p in unet.parameters()) * 0.0
 
-        monkeypatch.setattr(turbo, "loss_of", spy)
-        monkeypatch.setattr(flow.Latents, "renew", lambda self, count: None)
-        pools = []
-        start = flow.Latents.__init__
+        monkeypatch.setattr(turbo, "denoising_loss", spy)
+        monkeypatch.setattr(flow.LatentBuffer, "renew", lambda self, count: None)
+        buffers = []
+        start = flow.LatentBuffer.__init__
 
         def remember(self, *arguments):
             start(self, *arguments)
-            pools.append(self)
+            buffers.append(self)
 
-        monkeypatch.setattr(flow.Latents, "__init__", remember)
+        monkeypatch.setattr(flow.LatentBuffer, "__init__", remember)
         train(trained, 1, "spied")
-        kept = pools[0].latents  # (mode - 0.25 or what the export found) * scaling
-        config = pools[0].vae.config
+        kept = buffers[0].latents  # (mode - 0.25 or what the export found) * scaling
+        config = buffers[0].vae.config
         expected = kept + config.shift_factor * config.scaling_factor
         distance = (seen[0][:, None] - expected[None]).flatten(2).abs().amax(2)
         assert float(distance.amin(1).max()) < 1e-6
