@@ -11,7 +11,7 @@ from rwguidance.support.randomness import seeded
 from rwguidance_testbed import flow, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
 from rwguidance_testbed.tokenizer import tokenize, train_tokenizer
-from rwguidance_testbed.training import loop, muon
+from rwguidance_testbed.training import loop
 
 pytest.importorskip("diffusers")
 
@@ -139,28 +139,6 @@ class TestLoss:
         torch.testing.assert_close(seen["text"], text, rtol=0, atol=1e-6)
         torch.testing.assert_close(seen["text_embeds"], pooled, rtol=0, atol=1e-6)
         assert seen["time_ids"].tolist() == [list(turbo.SIZES)] * 2
-
-
-class TestMuon:
-    def test_a_convolution_is_a_matrix(self, generator):
-        start = torch.randn(6, 4, 3, 3, generator=generator)
-        gradient = torch.randn(6, 4, 3, 3, generator=generator)
-        moved = []
-        for shape in ((6, 4, 3, 3), (6, 36)):
-            weight = torch.nn.Parameter(start.reshape(shape).clone())
-            weight.grad = gradient.reshape(shape)
-            muon.Muon([{"params": [weight], "matrices": True}], lr=0.1).step()
-            moved.append(weight.detach().reshape(6, 36))
-        assert torch.equal(*moved)
-        assert not torch.equal(moved[0], start.reshape(6, 36))
-
-    def test_convolutions_in_blocks_are_turned_and_the_outer_ones_are_not(self, pipe):
-        matrices, others = muon.groups([pipe.unet])
-        names = {p: name for name, p in pipe.unet.named_parameters()}
-        found = {names[p] for p in matrices["params"]}
-        assert "up_blocks.1.resnets.0.conv1.weight" in found
-        assert {names[p] for p in others["params"]} >= {"conv_in.weight", "conv_out.weight"}
-        assert all(p.ndim in (2, 4) for p in matrices["params"])
 
 
 @pytest.fixture(scope="module")
