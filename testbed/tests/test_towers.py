@@ -778,7 +778,7 @@ class TestTraining:
             save(run, steps, batch, rate, loss, note)
 
         monkeypatch.setattr(towers.Run, "train", spy)
-        start = encoders._SCALE
+        start = math.log(1 / 0.07)
         towers.train("judge", out=tmp_path / "judge", steps=3, **folders, **settings())
         for step, value in enumerate(seen, 1):
             start += (1 - (1 + step) / (10 + step)) * (value - start)
