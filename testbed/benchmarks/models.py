@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         steps = len(backbone.times()) - 1
         backbone.pipe.vae.float()
         path = arguments.out / f"{name}.png"
-        flow.sheet(backbone.pipe, prompts, path, guidance=scale, steps=steps)
+        flow.write_sheet(backbone.pipe, prompts, path, guidance=scale, steps=steps)
     page = []
     for title, columns in (("generators", GENERATORS), ("proxies", PROXIES)):
         print_table(title, tables[title], columns)

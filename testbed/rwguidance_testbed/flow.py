@@ -42,26 +42,26 @@ from torch import Generator, Tensor, nn
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
-from .attention import CountedAttention
 from .data import Drawings, load_names
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
-from .scenes import COLORS, draw, on
+from .scenes import COLORS, on_background, sample_pictures
+from .tokenizer import CONTEXT_LENGTH, tokenize, tokenizer_corpus, train_tokenizer
+from .training.attention import CountedAttention
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
 from .vae import encode
-from .words import LENGTH, save_tokenizer, texts, tokens_of
 
 __all__ = [
-    "Latents",
+    "LatentBuffer",
     "check_prompts",
+    "drop_captions",
     "export",
-    "leave_out",
+    "flow_matching_loss",
     "log_counts",
-    "loss_of",
     "new",
+    "predict_velocity",
     "read",
-    "sheet",
     "train",
-    "velocity_of",
+    "write_sheet",
 ]
 
 _PARTS = ("transformer", "text_encoder", "text_encoder_2")
@@ -90,7 +90,7 @@ def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
         projection_dim=text,
         num_hidden_layers=2,
         num_attention_heads=text // 32,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=CONTEXT_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -135,7 +135,7 @@ def read(folder: Path, vae: Any) -> Any:
     return pipe
 
 
-class Latents:
+class LatentBuffer:
     """Latents and captions of many random pictures, of which some are replaced at every step.
 
     Encoding a picture costs a third of a training step on it. So every picture is used several
@@ -172,13 +172,13 @@ class Latents:
         return self.latents[index], self.tokens[index]
 
     def _fresh(self, count: int) -> tuple[Tensor, Tensor]:
-        pictures, captions = draw(self.drawings, count, self.generator)
+        pictures, captions = sample_pictures(self.drawings, count, self.generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latents = encode(self.vae, pictures)
-        return latents, tokens_of(self.tokenizer, captions)
+        return latents, tokenize(self.tokenizer, captions)
 
 
-def loss_of(
+def flow_matching_loss(
     parts: Sequence[nn.Module],
     latents: Tensor,
     tokens: Tensor,
@@ -192,14 +192,14 @@ def loss_of(
         latents: Scaled, with shape (B, C, H, W).
         tokens: Of the captions, those left out already empty, with shape (B, L).
         generator: Draws times, noise, and how many zeros follow the tokens.
-        velocity: :func:`velocity_of`, or that compiled.
+        velocity: :func:`predict_velocity`, or that compiled.
     """
 
     t = torch.randn(len(latents), generator=generator).sigmoid()
     noise = torch.randn(latents.shape, generator=generator)
     x_t = torch.lerp(latents, noise, t[:, None, None, None])
     counts = log_counts(len(latents), generator)
-    predicted = (velocity or velocity_of)(parts, x_t, t, tokens, counts)
+    predicted = (velocity or predict_velocity)(parts, x_t, t, tokens, counts)
     return (predicted.float() - (noise - latents)).square().mean()
 
 
@@ -214,13 +214,13 @@ def log_counts(count: int, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator) * math.log(_MOST_ZEROS)
 
 
-def velocity_of(
+def predict_velocity(
     parts: Sequence[nn.Module], x_t: Tensor, t: Tensor, tokens: Tensor, log_count: Tensor
 ) -> Tensor:
     """The velocity at noisy latents.
 
     Arguments:
-        parts: As those of :func:`loss_of`.
+        parts: As those of :func:`flow_matching_loss`.
         x_t: Noisy latents, with shape (B, C, H, W).
         t: Times in [0, 1], with shape (B,).
         tokens: Of the captions, with shape (B, L).
@@ -244,7 +244,7 @@ def velocity_of(
     return predicted
 
 
-def leave_out(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
+def drop_captions(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
     """Tokens in which one caption in ten, at random, is replaced by `empty`.
 
     Arguments:
@@ -262,12 +262,12 @@ def check_prompts() -> list[str]:
 
     colors = list(COLORS)
     return [
-        f"{name} {on(colors[i // 2 % len(colors)])}" if i % 2 else name
+        f"{name} {on_background(colors[i // 2 % len(colors)])}" if i % 2 else name
         for i, name in enumerate(load_names()["train"][::3][:60])
     ]
 
 
-def sheet(
+def write_sheet(
     pipe: Any,
     prompts: Sequence[str],
     path: Path,
@@ -366,7 +366,7 @@ def train(
     autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
     if start is None:
         words = out / "tokenizer"
-        pipe = new(autoencoder, save_tokenizer(texts(drawings), words), smoke, seed)
+        pipe = new(autoencoder, train_tokenizer(tokenizer_corpus(drawings), words), smoke, seed)
     else:
         words = start / "tokenizer"
         pipe = read(start, autoencoder)
@@ -389,17 +389,17 @@ def train(
         print(f"going on at step {run.step}")
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
-    pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
-    empty = tokens_of(pipe.tokenizer, [""])
+    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, kept, pictures)
+    empty = tokenize(pipe.tokenizer, [""])
 
-    velocity = torch.compile(velocity_of, dynamic=False) if compiled else velocity_of
+    velocity = torch.compile(predict_velocity, dynamic=False) if compiled else predict_velocity
 
     def loss() -> Tensor:
-        pool.renew(max(1, batch // 8))
-        latents, tokens = pool.batch(batch, generator)
-        tokens = leave_out(tokens, empty, generator)
+        buffer.renew(max(1, batch // 8))
+        latents, tokens = buffer.batch(batch, generator)
+        tokens = drop_captions(tokens, empty, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return loss_of(parts, latents, tokens, generator, velocity)
+            return flow_matching_loss(parts, latents, tokens, generator, velocity)
 
     def after(step: int) -> None:
         move_averages(means, weights, step)
@@ -413,7 +413,7 @@ def train(
         figures["minutes"] = round(run.seconds / 60, 1)
         (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
         prompts = check_prompts()[: 4 if smoke else None]
-        sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
+        write_sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
 
     run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
     write()

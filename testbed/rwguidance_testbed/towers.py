@@ -49,30 +49,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
-from .cards import write_card
 from .data import Drawing, Drawings, load_names, sources
-from .encoders import HPS, KINDS, Pick, Towers, new, read, start_as
+from .encoders import HPS, KINDS, Pick, Towers, copy_image_tower, new, read
 from .gold import prefer
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
-from .scenes import COLORS, Scene, on, paint, sample
-from .scenes import KINDS as THINGS
-from .words import save_tokenizer, texts
+from .scenes import COLORS, KIND_WORDS, Scene, on_background, render, sample_scenes, straight_quotes
+from .tokenizer import tokenizer_corpus, train_tokenizer
+from .training.cards import write_card
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
 
 __all__ = [
+    "AlignmentHead",
     "Batch",
-    "Hands",
     "Pairs",
-    "Pool",
+    "PictureBuffer",
     "blur",
-    "contrastive",
-    "disguise",
-    "distractor",
-    "first_of",
+    "contrastive_loss",
+    "cutout",
+    "deform",
+    "hard_negative",
+    "jitter_colors",
     "measure",
-    "pierce",
-    "preference",
-    "roughen",
+    "preference_loss",
+    "top_one_accuracy",
     "train",
 ]
 
@@ -94,7 +93,7 @@ _THINGS = (
 )
 
 
-def contrastive(
+def contrastive_loss(
     pictures: Tensor,
     captions: Tensor,
     others: Tensor,
@@ -123,7 +122,7 @@ def contrastive(
     return (F.cross_entropy(logits, right, label_smoothing=smoothing) + backward) / 2
 
 
-def preference(
+def preference_loss(
     first: Tensor, second: Tensor, captions: Tensor, label: Tensor, log_scale: Tensor
 ) -> Tensor:
     r"""The loss of Bradley and Terry, :math:`-\log \sigma(e^s (\cos(x_0, y) - \cos(x_1, y)))`.
@@ -144,7 +143,7 @@ def preference(
     return F.binary_cross_entropy_with_logits(difference, label.float())
 
 
-def distractor(
+def hard_negative(
     scene: Scene, drawing: Drawing, relatives: Mapping[str, Sequence[str]], generator: Generator
 ) -> str:
     """A caption that is false of a scene in one respect that its own caption names.
@@ -157,10 +156,14 @@ def distractor(
     """
 
     pick = lambda options: options[int(torch.randint(len(options), (), generator=generator))]
-    name = _plain(drawing.name)
+    name = straight_quotes(drawing.name)
     named = name in scene.caption
-    word = name if named else THINGS[drawing.kind]
-    words = [_plain(other) for other in relatives[drawing.kind]] if named else THINGS.values()
+    word = name if named else KIND_WORDS[drawing.kind]
+    words = (
+        [straight_quotes(other) for other in relatives[drawing.kind]]
+        if named
+        else KIND_WORDS.values()
+    )
     candidates = [other for other in words if other != word] or ["thing"]
     head, _, tail = scene.caption.partition(word)
     changes = [head + pick(candidates) + tail]
@@ -170,7 +173,7 @@ def distractor(
     ground = re.match(r" on an? (\w+) background", tail)
     if ground:
         color = pick([color for color in COLORS if color != ground[1]])
-        changes.append(f"{head}{word} {on(color)}{tail[ground.end() :]}")
+        changes.append(f"{head}{word} {on_background(color)}{tail[ground.end() :]}")
     styles = {row["name"]: row["words"] for row in sources()["styles"]}
     own = f", {styles[drawing.style]} style"
     if own in tail:
@@ -179,7 +182,7 @@ def distractor(
     return str(pick(changes))
 
 
-def disguise(pixels: Tensor, generator: Generator) -> Tensor:
+def jitter_colors(pixels: Tensor, generator: Generator) -> Tensor:
     """Drawings as other hands might draw them: other colors, other contrast, some with an outline.
 
     Arguments:
@@ -217,7 +220,7 @@ def blur(pictures: Tensor, generator: Generator) -> Tensor:
     return torch.lerp(x, means(once), (mix - 2).clamp(min=0))
 
 
-def roughen(pictures: Tensor, generator: Generator) -> Tensor:
+def deform(pictures: Tensor, generator: Generator) -> Tensor:
     """Pictures sheared, stretched and bent, lighter or darker.
 
     Few drawings of a name are known, and those of other styles have other proportions. Areas stay
@@ -246,7 +249,7 @@ def roughen(pictures: Tensor, generator: Generator) -> Tensor:
     return (pictures * (0.85 + 0.3 * light)).clamp(0, 1)
 
 
-def pierce(pictures: Tensor, generator: Generator) -> Tensor:
+def cutout(pictures: Tensor, generator: Generator) -> Tensor:
     """Pictures with a square hole of their mean color, of at most 0.3 of the side, anywhere.
 
     Arguments:
@@ -279,7 +282,7 @@ class Batch:
     names: list[str]
 
 
-class Pool:
+class PictureBuffer:
     """Painted pictures, some of which are replaced at every step: painting is slower than learning.
 
     What it holds at a step is a function of the step and the seed, so that a run which goes on
@@ -334,7 +337,7 @@ class Pool:
                 break
         if len(where) < count:
             raise ValueError(
-                f"batch must be at most twice the number of names in the pool, {len(where)}, "
+                f"batch must be at most twice the number of names in the buffer, {len(where)}, "
                 f"got {2 * count}"
             )
         chosen = [(self.chunks[slot], row) for slot, row in where.values()]
@@ -351,26 +354,26 @@ class Pool:
         part = self.parts[which]
         uniform = lambda: float(torch.rand((), generator=generator))
         pick = lambda options: options[int(uniform() * len(options))]
-        first = sample(part, self.fresh, generator)
+        first = sample_scenes(part, self.fresh, generator)
         second = []
         for scene in first:
             index = pick(self.partners[which][scene.drawing])
             one = Drawings([part.entries[index]], part.pixels[index : index + 1])
-            second.append(replace(sample(one, 1, generator)[0], drawing=index))
+            second.append(replace(sample_scenes(one, 1, generator)[0], drawing=index))
         scenes = [*first, *second]
         entries = [part.entries[scene.drawing] for scene in scenes]
         false = [
-            distractor(scene, part.entries[scene.drawing], self.relatives, generator)
+            hard_negative(scene, part.entries[scene.drawing], self.relatives, generator)
             for scene in first
         ]
         captions = [scene.caption for scene in scenes]
         pixels = part.pixels[[scene.drawing for scene in scenes]].float() / 255
-        other = (255 * disguise(pixels, generator)).round().byte()
+        other = (255 * jitter_colors(pixels, generator)).round().byte()
         seen = [
             replace(scene, drawing=i, hue=_hue(scene, entry, uniform()))
             for i, (scene, entry) in enumerate(zip(scenes, entries, strict=True))
         ]
-        pictures = blur(paint(Drawings(entries, other), seen), generator)
+        pictures = blur(render(Drawings(entries, other), seen), generator)
         mirrored = torch.rand(len(scenes), generator=generator) < 0.5
         mirrored &= torch.tensor([not _SIDED.search(entry.name) for entry in entries])
         pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
@@ -434,7 +437,7 @@ class Pairs:
         return (~kept).nonzero()[:, 0], kept.nonzero()[:, 0]
 
     def loss(self, towers: Towers, index: Tensor, patches: Tensor | None = None) -> Tensor:
-        """The loss of :func:`preference` on some of the pairs.
+        """The loss of :func:`preference_loss` on some of the pairs.
 
         Arguments:
             towers: The towers.
@@ -443,7 +446,7 @@ class Pairs:
         """
 
         first, second, captions = self._embed(towers, index, patches)
-        return preference(first, second, captions, self.labels[index], towers.log_scale)
+        return preference_loss(first, second, captions, self.labels[index], towers.log_scale)
 
     @torch.no_grad()
     def agreement(self, towers: Towers, index: Tensor, clean: bool = False) -> float:
@@ -478,7 +481,7 @@ class Pairs:
         return first, second, towers.embed_captions([self.captions[i] for i in index.tolist()])
 
 
-def first_of(scores: Tensor, right: Tensor, count: int, generator: Generator) -> float:
+def top_one_accuracy(scores: Tensor, right: Tensor, count: int, generator: Generator) -> float:
     """How often the right candidate scores highest among itself and others chosen at random.
 
     Arguments:
@@ -520,7 +523,7 @@ def measure(
     every = [name for part in names.values() for name in part if name in known]
     generator = Generator().manual_seed(seed)
     unit = lambda e: F.normalize(e.float(), dim=-1)
-    candidates = unit(towers.embed_captions([_plain(name) for name in every]))
+    candidates = unit(towers.embed_captions([straight_quotes(name) for name in every]))
     parts = {
         "name_of_other_drawings": drawings.where("generator", names["train"]),
         "name_held_out_from_generators": drawings.where("generator", names["held_out"]),
@@ -528,19 +531,19 @@ def measure(
     }
     figures = {}
     for key, part in parts.items():
-        scenes = sample(part, count, generator)
+        scenes = sample_scenes(part, count, generator)
         x = unit(_embed_scenes(towers, part, scenes))
         own = torch.tensor([every.index(part.entries[s.drawing].name) for s in scenes])
         among = min(100, len(every))
-        figures[key] = first_of(x @ candidates.T, own, among, generator)
+        figures[key] = top_one_accuracy(x @ candidates.T, own, among, generator)
     part = parts["name_of_other_drawings"]
     grounds = {tuple(c / 255 for c in color): i for i, color in enumerate(COLORS.values())}
-    scenes = [s for s in sample(part, 3 * count, generator) if s.background in grounds]
-    endings = [f" {on(color)}" for color in COLORS]
+    scenes = [s for s in sample_scenes(part, 3 * count, generator) if s.background in grounds]
+    endings = [f" {on_background(color)}" for color in COLORS]
     right = [grounds[s.background] for s in scenes]
     figures["background"] = _endings(towers, part, scenes, endings, right)
     styles = {row["name"]: f", {row['words']} style" for row in sources()["styles"]}
-    scenes = sample(part, count, generator)
+    scenes = sample_scenes(part, count, generator)
     right = [list(styles).index(part.entries[s.drawing].style) for s in scenes]
     figures["style"] = _endings(towers, part, scenes, list(styles.values()), right)
     return {key: round(value, 4) for key, value in figures.items()}
@@ -606,18 +609,18 @@ def train(
         towers = read(kind, start)
     else:
         if kind != "hps":
-            save_tokenizer(texts(drawings), words)
+            train_tokenizer(tokenizer_corpus(drawings), words)
         towers = new(kind, words, smoke, seed)
     if vision is not None:
-        start_as(cast(HPS, towers), cast(Pick, read("pick", vision)))
+        copy_image_tower(cast(HPS, towers), cast(Pick, read("pick", vision)))
     for module in towers.modules():  # the fused kernel is slow on a CPU's way back
         if hasattr(module, "config"):
             cast(Any, module).config._attn_implementation = "eager"
     average = copy.deepcopy(towers).eval().requires_grad_(False)
     with seeded(seed):
-        hands = Hands(towers.dimension)
-    modules = {"towers": towers, "hands": hands, "average": average}
-    parts = [towers] if pairs is not None else [towers, hands]
+        head = AlignmentHead(towers.dimension)
+    modules = {"towers": towers, "head": head, "average": average}
+    parts = [towers] if pairs is not None else [towers, head]
     optimizer = Muon(groups(parts), lr=peak, weight_decay=0.05)
     generator = Generator().manual_seed(seed)
     run = Run(out.with_name(f"{out.name}.state"), modules, optimizer, generator)
@@ -628,8 +631,8 @@ def train(
         vae = vae or Path(__file__).with_name("weights") / "emoji-vae"
         autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
         fresh = max(1, batch // 2 // _USES)
-        pool = Pool(_own(drawings, kind), kept // 2, fresh, seed, run.step, autoencoder)
-        loss = _captions_loss(towers, hands, pool, batch, run, steps, compiled)
+        buffer = PictureBuffer(_own(drawings, kind), kept // 2, fresh, seed, run.step, autoencoder)
+        loss = _captions_loss(towers, head, buffer, batch, run, steps, compiled)
         final: Callable[[], dict[str, float]] = lambda: measure(
             average, drawings, _ROLES[kind], 8 if smoke else 1000
         )
@@ -659,7 +662,7 @@ def train(
     print(json.dumps(figures, indent=2))
 
 
-class Hands(nn.Module):
+class AlignmentHead(nn.Module):
     """What is compared of two pictures of the same name: a linear function of their embeddings.
 
     Arguments:
@@ -672,22 +675,28 @@ class Hands(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of :func:`contrastive` between both pictures of each pair."""
+        """The loss of :func:`contrastive_loss` between both pictures of each pair."""
 
         first, second = self.project(first.float()), self.project(second.float())
-        return contrastive(first, second, second[:0], self.log_scale)
+        return contrastive_loss(first, second, second[:0], self.log_scale)
 
 
 def _captions_loss(
-    towers: Towers, hands: Hands, pool: Pool, batch: int, run: Run, steps: int, compiled: bool
+    towers: Towers,
+    head: AlignmentHead,
+    buffer: PictureBuffer,
+    batch: int,
+    run: Run,
+    steps: int,
+    compiled: bool,
 ) -> Callable[[], Tensor]:
     embed = torch.compile(_embed_both, dynamic=False) if compiled else _embed_both
 
     def loss() -> Tensor:
-        drawn = pool.batch(batch // 2, run.generator)
-        pool.advance(run.step)
+        drawn = buffer.batch(batch // 2, run.generator)
+        buffer.advance(run.step)
         pictures = drawn.pictures.transpose(0, 1).flatten(0, 1).float() / 255
-        pictures = pierce(roughen(pictures, run.generator), run.generator)
+        pictures = cutout(deform(pictures, run.generator), run.generator)
         patches = _patches(len(pictures), run, steps)
         first, second = zip(*drawn.captions, strict=True)
         with _quick():
@@ -696,10 +705,10 @@ def _captions_loss(
         pairs, (*captions, others) = x.float().chunk(2), y.float().chunk(3)
         # What is false of a first picture may be true of the second one.
         own = [
-            contrastive(pairs[i], captions[i], false, towers.log_scale, _SMOOTHING)
+            contrastive_loss(pairs[i], captions[i], false, towers.log_scale, _SMOOTHING)
             for i, false in enumerate((others, others[:0]))
         ]
-        return (own[0] + own[1]) / 2 + hands(*pairs)
+        return (own[0] + own[1]) / 2 + head(*pairs)
 
     return loss
 
@@ -805,20 +814,20 @@ def _endings(
 
     if not scenes:
         return float("nan")
-    names = sorted({_plain(entry.name) for entry in part.entries})
+    names = sorted({straight_quotes(entry.name) for entry in part.entries})
     captions = [name + ending for name in names for ending in endings]
     y = torch.cat(
         [towers.embed_captions(captions[i : i + 256]) for i in range(0, len(captions), 256)]
     )
     y = F.normalize(y.float(), dim=-1).unflatten(0, (len(names), len(endings)))
-    own = y[[names.index(_plain(part.entries[s.drawing].name)) for s in scenes]]
+    own = y[[names.index(straight_quotes(part.entries[s.drawing].name)) for s in scenes]]
     scores = torch.einsum("nd,nkd->nk", _embed_scenes(towers, part, scenes).float(), own)
     return float((scores.argmax(1) == torch.tensor(right)).float().mean())
 
 
 def _embed_scenes(towers: Towers, part: Drawings, scenes: Sequence[Scene]) -> Tensor:
     rows = range(0, len(scenes), 64)
-    return torch.cat([towers.embed_pictures(paint(part, scenes[i : i + 64])) for i in rows])
+    return torch.cat([towers.embed_pictures(render(part, scenes[i : i + 64])) for i in rows])
 
 
 def _decode(raw: bytes, size: int) -> Tensor:
@@ -833,12 +842,6 @@ def _decode(raw: bytes, size: int) -> Tensor:
 
 def _factor(log_scale: Tensor) -> Tensor:
     return log_scale.float().exp().clamp(max=_LARGEST_SCALE)
-
-
-def _plain(name: str) -> str:
-    """A name as captions have it."""
-
-    return re.sub("[\u2018-\u201d]", "'", name)
 
 
 def _write_card(

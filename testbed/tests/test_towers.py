@@ -15,10 +15,11 @@ import torch.nn.functional as F
 import rewards
 from common import assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import data, encoders, towers, vae, words
+from rwguidance_testbed import data, encoders, towers, vae
 from rwguidance_testbed.data import SIZE, Drawing, Drawings, load_names
 from rwguidance_testbed.encoders import KINDS, Towers
-from rwguidance_testbed.scenes import COLORS, Scene, paint, sample
+from rwguidance_testbed.scenes import COLORS, Scene, render, sample_scenes
+from rwguidance_testbed.tokenizer import tokenizer_corpus, train_tokenizer
 
 NAMES = ("red apple", "pizza", "carrot", "lemon", "sun", "key", "green apple", "cow face")
 FOOD = ("red apple", "pizza", "carrot", "lemon", "green apple")
@@ -31,7 +32,7 @@ def drawings():
 
     entries, pixels = [], []
     for i, name in enumerate(NAMES):
-        roles = data.deal(name, [row["name"] for row in data.sources()["styles"]])
+        roles = data.assign_roles(name, [row["name"] for row in data.sources()["styles"]])
         for j, (style, role) in enumerate(roles.items()):
             kind = "food-fruit" if name in FOOD else "object-other"
             entries.append(Drawing(name, style, "x", kind, ("thing",), role))
@@ -55,13 +56,13 @@ def folder(drawings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(drawings, tmp_path_factory):
     path = tmp_path_factory.mktemp("words")
-    words.save_tokenizer(words.texts(drawings), path)
+    train_tokenizer(tokenizer_corpus(drawings), path)
     return path
 
 
 def test_a_tokenizer_learned_again_is_the_same(drawings, tokenizer, tmp_path):
-    corpus = words.texts(drawings)
-    words.save_tokenizer(corpus, tmp_path)
+    corpus = tokenizer_corpus(drawings)
+    train_tokenizer(corpus, tmp_path)
     for name in ("vocab.json", "merges.txt"):
         assert (tmp_path / name).read_bytes() == (tokenizer / name).read_bytes()
 
@@ -82,30 +83,30 @@ class TestContrastive:
             forward = log_sum([score(x[i], c) for c in (*y, *others)])
             backward = log_sum([score(p, y[i]) for p in x])
             terms.append((forward - own + backward - own) / 2)
-        found = towers.contrastive(x, y, others, log_scale)
+        found = towers.contrastive_loss(x, y, others, log_scale)
         assert float(found) == pytest.approx(sum(terms) / 3, rel=1e-6)
 
     def test_pictures_and_captions_must_be_aligned(self, generator):
         x = normal(generator, 6, 16)
         none = torch.empty(0, 16)
         scale = torch.tensor(3.0)
-        assert towers.contrastive(x, x, none, scale) < 0.01
-        assert towers.contrastive(x, x.roll(1, 0), none, scale) > 10
+        assert towers.contrastive_loss(x, x, none, scale) < 0.01
+        assert towers.contrastive_loss(x, x.roll(1, 0), none, scale) > 10
 
     def test_false_captions_count_for_pictures_alone(self, generator):
         x, y = normal(generator, 4, 8), normal(generator, 4, 8)
         scale = torch.tensor(2.0)
-        without = towers.contrastive(x, y, y[:0], scale)
-        doubled = towers.contrastive(x, y, y, scale)
+        without = towers.contrastive_loss(x, y, y[:0], scale)
+        doubled = towers.contrastive_loss(x, y, y, scale)
         assert float(doubled - without) == pytest.approx(math.log(2) / 2, rel=1e-5)
 
     def test_the_factor_is_bounded_and_half_precision_is_widened(self, generator):
         x, y = normal(generator, 4, 8).bfloat16(), normal(generator, 4, 8).bfloat16()
-        at = lambda s: towers.contrastive(x, y, y[:0], torch.tensor(s))
+        at = lambda s: towers.contrastive_loss(x, y, y[:0], torch.tensor(s))
         assert at(9.0) == at(math.log(100.0))
         assert at(4.0) != at(math.log(100.0))
         assert at(4.0).dtype == torch.float32
-        exact = towers.contrastive(x.double(), y.double(), y[:0].double(), torch.tensor(4.0))
+        exact = towers.contrastive_loss(x.double(), y.double(), y[:0].double(), torch.tensor(4.0))
         assert float(at(4.0)) == pytest.approx(float(exact), rel=1e-5)
 
     def test_smoothing_is_a_target_that_is_partly_uniform(self, generator):
@@ -116,20 +117,20 @@ class TestContrastive:
         for logits in (score, score[:, :3].T):
             target = 0.7 * torch.eye(3, logits.shape[1]) + 0.3 / logits.shape[1]
             expected -= (target * logits.log_softmax(1)).sum(1).mean() / 2
-        found = towers.contrastive(x, y, others, scale, 0.3)
+        found = towers.contrastive_loss(x, y, others, scale, 0.3)
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-class TestHands:
+class TestAlignmentHead:
     def test_pictures_are_compared_in_a_projection(self, generator):
         with seeded(0):
-            hands = towers.Hands(6)
+            head = towers.AlignmentHead(6)
         x, y = normal(generator, 5, 6), normal(generator, 5, 6)
-        weight = hands.project.weight.detach()
+        weight = head.project.weight.detach()
         assert weight.shape == (3, 6)
-        scale = hands.log_scale.detach()
-        expected = float(towers.contrastive(x @ weight.T, y @ weight.T, x[:0, :3], scale))
-        found = lambda one, other: float(hands(one, other).detach())
+        scale = head.log_scale.detach()
+        expected = float(towers.contrastive_loss(x @ weight.T, y @ weight.T, x[:0, :3], scale))
+        found = lambda one, other: float(head(one, other).detach())
         assert found(x.bfloat16(), y.bfloat16()) == pytest.approx(expected, rel=0.03)
         assert found(x, y) == pytest.approx(expected, rel=1e-5)
         blind = torch.linalg.svd(weight).Vh[3:]
@@ -143,7 +144,7 @@ class TestPreference:
         cosine = lambda a: F.cosine_similarity(a.double(), y.double())
         odds = (math.exp(2.0) * (cosine(first) - cosine(second))).sigmoid()
         expected = -(label * odds.log() + (1 - label) * (1 - odds).log()).mean()
-        found = towers.preference(first, second, y, label, torch.tensor(2.0))
+        found = towers.preference_loss(first, second, y, label, torch.tensor(2.0))
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
     def test_it_says_what_pick_score_says(self, generator, folder, tokenizer, tmp_path):
@@ -156,7 +157,9 @@ class TestPreference:
             odds = reward.prefer(pictures, "red apple")
             first, second = encoders.read("pick", tmp_path).embed_pictures(pictures).split(1)
             y = encoders.read("pick", tmp_path).embed_captions(["red apple"])
-            loss = towers.preference(first, second, y, torch.ones(1), reward.logit_scale.log_scale)
+            loss = towers.preference_loss(
+                first, second, y, torch.ones(1), reward.logit_scale.log_scale
+            )
         assert float(loss) == pytest.approx(-math.log(float(odds.flatten()[0])), rel=1e-4)
 
 
@@ -166,12 +169,14 @@ def scene(caption, **changes):
     return Scene(**(values | changes))
 
 
-class TestDistractor:
+class TestHardNegative:
     entry = Drawing("red apple", "noto", "x", "food-fruit", (), "judge")
     relatives = types.MappingProxyType({"food-fruit": ["lemon", "pear", "red apple"]})
 
     def found(self, caption, generator, entry=entry, relatives=relatives):
-        return {towers.distractor(scene(caption), entry, relatives, generator) for _ in range(2000)}
+        return {
+            towers.hard_negative(scene(caption), entry, relatives, generator) for _ in range(2000)
+        }
 
     def test_every_respect_that_is_named_is_changed_and_no_other(self, generator):
         style = next(row["words"] for row in data.sources()["styles"] if row["name"] == "noto")
@@ -190,7 +195,7 @@ class TestDistractor:
         caption = "red apple on a blue background"
         count = 4000
         false = [
-            towers.distractor(scene(caption), self.entry, self.relatives, generator)
+            towers.hard_negative(scene(caption), self.entry, self.relatives, generator)
             for _ in range(count)
         ]
         share = sum("red apple" in text for text in false) / count
@@ -216,9 +221,9 @@ class TestDistractor:
         assert self.found("woman's hat", generator, entry, relatives) == {"man's shoe"}
 
 
-class TestPool:
-    def pool(self, drawings, step=0, seed=3):
-        return towers.Pool(towers._own(drawings, "judge"), 40, 4, seed, step)
+class TestPictureBuffer:
+    def buffer(self, drawings, step=0, seed=3):
+        return towers.PictureBuffer(towers._own(drawings, "judge"), 40, 4, seed, step)
 
     def same(self, one, other):
         return torch.equal(one.pictures, other.pictures) and (
@@ -226,35 +231,37 @@ class TestPool:
         )
 
     def test_what_it_holds_depends_on_the_step_alone(self, drawings):
-        one = self.pool(drawings)
+        one = self.buffer(drawings)
         for step in range(13):
             one.advance(step)
-        other = self.pool(drawings, step=13)
+        other = self.buffer(drawings, step=13)
         assert all(itertools.starmap(self.same, zip(one.chunks, other.chunks, strict=True)))
-        first = self.pool(drawings)
+        first = self.buffer(drawings)
         assert not any(itertools.starmap(self.same, zip(one.chunks, first.chunks, strict=True)))
-        assert not self.same(self.pool(drawings, seed=4).chunks[0], self.pool(drawings).chunks[0])
+        assert not self.same(
+            self.buffer(drawings, seed=4).chunks[0], self.buffer(drawings).chunks[0]
+        )
 
     def test_a_step_replaces_the_oldest(self, drawings):
-        pool = self.pool(drawings)
-        before = list(pool.chunks)
-        pool.advance(0)
-        pool.advance(1)
-        assert [a is b for a, b in zip(pool.chunks, before, strict=True)] == 2 * [False] + 8 * [
+        buffer = self.buffer(drawings)
+        before = list(buffer.chunks)
+        buffer.advance(0)
+        buffer.advance(1)
+        assert [a is b for a, b in zip(buffer.chunks, before, strict=True)] == 2 * [False] + 8 * [
             True
         ]
 
     def test_names_differ_and_rows_belong_together(self, drawings, generator):
-        pool = self.pool(drawings)
+        buffer = self.buffer(drawings)
         rows = [
             (captions, other, pictures.numpy().tobytes())
-            for chunk in pool.chunks
+            for chunk in buffer.chunks
             for captions, other, pictures in zip(
                 chunk.captions, chunk.others, chunk.pictures, strict=True
             )
         ]
         for _ in range(20):
-            batch = pool.batch(4, generator)
+            batch = buffer.batch(4, generator)
             assert batch.pictures.shape == (4, 2, 3, 64, 64)
             assert len(set(batch.names)) == 4
             for i, name in enumerate(batch.names):
@@ -279,15 +286,15 @@ class TestPool:
 
     def test_pictures_are_what_captions_say(self, drawings, monkeypatch):
         kept = lambda x, generator: x
-        monkeypatch.setattr(towers, "disguise", kept)
+        monkeypatch.setattr(towers, "jitter_colors", kept)
         monkeypatch.setattr(towers, "blur", kept)
         monkeypatch.setattr(towers, "_hue", lambda scene, entry, uniform: scene.hue)
         part = towers._own(drawings, "judge")[1]
-        chunk = towers.Pool([part], 16, 16, 3).chunks[0]
-        scenes = sample(part, 16, torch.Generator().manual_seed(3_000_009))
+        chunk = towers.PictureBuffer([part], 16, 16, 3).chunks[0]
+        scenes = sample_scenes(part, 16, torch.Generator().manual_seed(3_000_009))
         assert [first for first, _ in chunk.captions] == [s.caption for s in scenes]
         assert chunk.names == [part.entries[s.drawing].name for s in scenes]
-        found, wanted = chunk.pictures[:, 0].float() / 255, paint(part, scenes)
+        found, wanted = chunk.pictures[:, 0].float() / 255, render(part, scenes)
         off = lambda x: (found - x).abs().amax((1, 2, 3)) * 255
         straight, mirrored = off(wanted), off(wanted.flip(3))
         assert torch.minimum(straight, mirrored).max() <= 0.502
@@ -295,10 +302,10 @@ class TestPool:
 
     def test_second_pictures_are_of_the_same_name_in_another_style(self, drawings, monkeypatch):
         painted = []
-        spy = lambda part, scenes: painted.append((part.entries, scenes)) or paint(part, scenes)
-        monkeypatch.setattr(towers, "paint", spy)
+        spy = lambda part, scenes: painted.append((part.entries, scenes)) or render(part, scenes)
+        monkeypatch.setattr(towers, "render", spy)
         part = towers._own(drawings, "judge")[1]
-        chunk = towers.Pool([part], 40, 40, 3).chunks[0]
+        chunk = towers.PictureBuffer([part], 40, 40, 3).chunks[0]
         entries, scenes = painted[0]
         words = {row["name"]: row["words"] for row in data.sources()["styles"]}
         assert [scene.drawing for scene in scenes] == list(range(80))
@@ -315,14 +322,14 @@ class TestPool:
         assert len({scene.background for scene in scenes}) > 40
 
     def test_names_with_sides_are_not_mirrored(self, drawings, monkeypatch):
-        monkeypatch.setattr(towers, "disguise", lambda x, generator: x)
+        monkeypatch.setattr(towers, "jitter_colors", lambda x, generator: x)
         monkeypatch.setattr(towers, "blur", lambda x, generator: x)
         monkeypatch.setattr(towers, "_hue", lambda scene, entry, uniform: scene.hue)
         part = towers._own(drawings, "judge")[0]
         entries = [replace(e, name=f"{e.name} facing left") for e in part.entries]
         part = Drawings(entries, part.pixels)
-        chunk = towers.Pool([part], 16, 16, 3).chunks[0]
-        wanted = paint(part, sample(part, 16, torch.Generator().manual_seed(3_000_009)))
+        chunk = towers.PictureBuffer([part], 16, 16, 3).chunks[0]
+        wanted = render(part, sample_scenes(part, 16, torch.Generator().manual_seed(3_000_009)))
         assert (chunk.pictures[:, 0].float() / 255 - wanted).abs().max() <= 0.502 / 255
 
     def test_some_pictures_come_out_of_the_autoencoder(self, drawings):
@@ -338,13 +345,13 @@ class TestPool:
                 return types.SimpleNamespace(sample=torch.full_like(x, 0.25))
 
         parts = towers._own(drawings, "judge")
-        pictures = towers.Pool(parts, 16, 16, 3, vae=Gray()).chunks[0].pictures
+        pictures = towers.PictureBuffer(parts, 16, 16, 3, vae=Gray()).chunks[0].pictures
         through = (pictures == round(0.625 * 255)).flatten(2).all(2)
         assert through.T.flatten().tolist() == 4 * ([True] + 7 * [False])
 
     def test_too_large_a_batch_is_refused(self, drawings, generator):
         with pytest.raises(ValueError, match=r"at most twice the number of names .* 8, got 18"):
-            self.pool(drawings).batch(9, generator)
+            self.buffer(drawings).batch(9, generator)
 
     def test_no_two_roles_share_a_drawing(self, drawings):
         rows = lambda part: {row.numpy().tobytes() for row in part.pixels.flatten(1)}
@@ -372,7 +379,7 @@ class TestPool:
         assert {e.role for e in (*asked.entries, *things.entries)} == {"judge"}
 
 
-class TestDisguise:
+class TestJitterColors:
     def square(self, count, left=(0.9, 0.3, 0.0), right=(0.2, 0.5, 0.6)):
         """Two halves, the last row half transparent."""
 
@@ -384,7 +391,7 @@ class TestDisguise:
         return pixels
 
     def test_drawings_stay_drawings(self, generator):
-        found = towers.disguise(self.square(500), generator)
+        found = towers.jitter_colors(self.square(500), generator)
         color, alpha = found[:, :3], found[:, 3:]
         assert (color >= 0).all()
         assert (color <= alpha).all()
@@ -394,7 +401,7 @@ class TestDisguise:
 
     def test_one_in_five_has_a_black_outline(self, generator):
         pixels = self.square(4000)
-        found = towers.disguise(pixels, generator)
+        found = towers.jitter_colors(pixels, generator)
         wider = found[:, 3, 8, 20] == 1
         assert_within(wider.float().mean(), 0.2, math.sqrt(0.16 / 4000))
         assert (found[wider][:, :3, 8:10] == 0).all()
@@ -403,7 +410,7 @@ class TestDisguise:
 
     def test_one_in_ten_is_gray_and_colors_vary_about_what_they_were(self, generator):
         color = (0.5, 0.4, 0.3)
-        found = towers.disguise(self.square(4000, color, color), generator)[:, :3, 20, 15]
+        found = towers.jitter_colors(self.square(4000, color, color), generator)[:, :3, 20, 15]
         red = (found[:, 0] - found[:, 2]) / 0.2
         assert_within((red.abs() < 1e-5).float().mean(), 0.1, math.sqrt(0.09 / 4000))
         assert_within(red.mean(), 0.9, red.std() / math.sqrt(4000))
@@ -411,7 +418,7 @@ class TestDisguise:
 
     def test_light_and_contrast_vary_about_what_they_were(self, generator):
         pixels = self.square(4000, 3 * (0.3,), 3 * (0.5,))
-        found = towers.disguise(pixels, generator)[:, 0, 20]
+        found = towers.jitter_colors(pixels, generator)[:, 0, 20]
         light, contrast = (found[:, 15] + found[:, 25]) / 0.8, (found[:, 25] - found[:, 15]) / 0.2
         for values, low, high in ((light, 0.8, 1.2), (contrast, 0.6, 1.4)):
             error = (high - low) / math.sqrt(12 * 4000)
@@ -447,10 +454,10 @@ class TestHue:
         assert at(pizza, 0.2) == pytest.approx(97.0)
 
 
-class TestRoughen:
+class TestDeform:
     def test_light_varies_about_what_it_was(self, generator):
         pictures = torch.full((2000, 3, 8, 8), 0.4)
-        ratio = towers.roughen(pictures, generator) / 0.4
+        ratio = towers.deform(pictures, generator) / 0.4
         ratio = ratio.flatten(1)
         assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), atol=1e-5)
         assert_within(ratio[:, 0].mean(), 1.0, 0.15 / math.sqrt(3 * 2000))
@@ -460,7 +467,7 @@ class TestRoughen:
         row = torch.linspace(-1, 1, 64)
         disk = (row[:, None].square() + row.square() < 0.3).float()
         pictures = disk.expand(500, 3, 64, 64)
-        found = towers.roughen(pictures, generator).mean(1)
+        found = towers.deform(pictures, generator).mean(1)
         weight = found / found.sum((1, 2), keepdim=True)
         wide, high = ((weight.sum(d) * row.square()).sum(1) for d in (1, 2))
         log_ratio = (wide / high).log()
@@ -474,7 +481,7 @@ class TestRoughen:
         pictures = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)
 
         def curvature():
-            found = towers.roughen(pictures, generator)[:, 0, 16:48, 16:48]
+            found = towers.deform(pictures, generator)[:, 0, 16:48, 16:48]
             return found.diff(n=2, dim=1).abs().sum(1).amax(1)
 
         bent = curvature()
@@ -483,15 +490,15 @@ class TestRoughen:
 
     def test_a_picture_stays_one(self, generator):
         pictures = torch.rand(50, 3, 64, 64, generator=generator)
-        found = towers.roughen(pictures, generator)
+        found = towers.deform(pictures, generator)
         assert found.shape == pictures.shape
         assert 0 <= float(found.min()) <= float(found.max()) <= 1
 
 
-class TestPierce:
+class TestCutout:
     def test_holes_are_squares_of_the_mean_color(self, generator):
         pictures = torch.rand(3000, 3, 64, 64, generator=generator)
-        found = towers.pierce(pictures, generator)
+        found = towers.cutout(pictures, generator)
         hole = (found != pictures).all(1)
         mean = pictures.mean((2, 3), keepdim=True).expand_as(pictures)
         assert torch.equal(found, torch.where(hole[:, None], mean, pictures))
@@ -505,22 +512,22 @@ class TestPierce:
         assert float(first.std()) > 15
 
 
-class TestFirstOf:
+class TestTopOneAccuracy:
     def test_chance_and_certainty(self, generator):
         scores = normal(generator, 4000, 30)
         right = torch.randint(30, (4000,), generator=generator)
-        found = towers.first_of(scores, right, 10, generator)
+        found = towers.top_one_accuracy(scores, right, 10, generator)
         assert_within(found, 0.1, math.sqrt(0.09 / 4000))
         scores.scatter_(1, right[:, None], 9.0)
-        assert towers.first_of(scores, right, 30, generator) == 1.0
-        assert towers.first_of(torch.zeros(5, 30), right[:5], 30, generator) == 0.0
+        assert towers.top_one_accuracy(scores, right, 30, generator) == 1.0
+        assert towers.top_one_accuracy(torch.zeros(5, 30), right[:5], 30, generator) == 0.0
 
     def test_the_others_are_drawn_from_all_but_the_right_one(self, generator):
         # One candidate beats the right one, so it is first unless that one is drawn.
         scores = torch.zeros(4000, 20)
         scores[:, 3], scores[:, 7] = 1.0, 2.0
         right = torch.full((4000,), 3)
-        found = towers.first_of(scores, right, 6, generator)
+        found = towers.top_one_accuracy(scores, right, 6, generator)
         assert_within(found, 1 - 5 / 19, math.sqrt(5 / 19 * 14 / 19 / 4000))
 
 
@@ -586,7 +593,7 @@ class TestFormats:
         hps = encoders.new("hps", tokenizer, smoke=True, seed=8).eval()
         with torch.no_grad():
             before = hps.embed_pictures(pictures)
-            encoders.start_as(hps, pick)
+            encoders.copy_image_tower(hps, pick)
             found, wanted = hps.embed_pictures(pictures), pick.embed_pictures(pictures)
         assert torch.allclose(found, wanted, atol=1e-5)
         assert not torch.allclose(before, wanted, atol=0.1)
@@ -691,13 +698,13 @@ class TestTraining:
     def test_a_false_caption_is_held_against_its_own_picture_alone(
         self, folders, tmp_path, monkeypatch
     ):
-        counts, whole = [], towers.contrastive
+        counts, whole = [], towers.contrastive_loss
 
         def spy(pictures, captions, others, *rest):
             counts.append((len(pictures), len(captions), len(others)))
             return whole(pictures, captions, others, *rest)
 
-        monkeypatch.setattr(towers, "contrastive", spy)
+        monkeypatch.setattr(towers, "contrastive_loss", spy)
         towers.train("judge", out=tmp_path / "judge", steps=1, **folders, **settings())
         # First pictures, second ones, of whose names the false captions may be true, and hands.
         assert counts == [(4, 4, 4), (4, 4, 0), (4, 4, 0)]
@@ -719,7 +726,7 @@ class TestTraining:
             for name in (kind, f"{kind}-parts")
         )
         assert whole["step"] == parts["step"] == 4
-        for part in ("towers", "hands", "average"):
+        for part in ("towers", "head", "average"):
             for name, value in whole["modules"][part].items():
                 assert torch.equal(value, parts["modules"][part][name]), name
 
@@ -771,7 +778,7 @@ class TestTraining:
             save(run, steps, batch, rate, loss, note)
 
         monkeypatch.setattr(towers.Run, "train", spy)
-        start = encoders._SCALE
+        start = math.log(1 / 0.07)
         towers.train("judge", out=tmp_path / "judge", steps=3, **folders, **settings())
         for step, value in enumerate(seen, 1):
             start += (1 - (1 + step) / (10 + step)) * (value - start)

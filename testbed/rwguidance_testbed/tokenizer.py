@@ -10,11 +10,11 @@ from torch import Tensor
 from rwguidance.support.outside import require
 
 from .data import Drawings, load_names, sources
-from .scenes import COLORS, KINDS
+from .scenes import COLORS, KIND_WORDS
 
-__all__ = ["LENGTH", "save_tokenizer", "texts", "tokens_of"]
+__all__ = ["CONTEXT_LENGTH", "tokenize", "tokenizer_corpus", "train_tokenizer"]
 
-LENGTH = 16
+CONTEXT_LENGTH = 16
 """Tokens of a prompt, start and end counted in; what is longer is cut."""
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -23,7 +23,7 @@ _WORDS = (
 )
 
 
-def texts(drawings: Drawings) -> list[str]:
+def tokenizer_corpus(drawings: Drawings) -> list[str]:
     """What the tokenizer is learned from, the words of the captions many times over."""
 
     own = load_names()
@@ -31,7 +31,7 @@ def texts(drawings: Drawings) -> list[str]:
         *own["train"],
         *own["held_out"],
         *COLORS,
-        *KINDS.values(),
+        *KIND_WORDS.values(),
         *(row["words"] for row in sources()["styles"]),
         "a small large on an background style",
     ]
@@ -39,7 +39,7 @@ def texts(drawings: Drawings) -> list[str]:
     return often * 100 + sorted(seldom)
 
 
-def save_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> Any:
+def train_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> Any:
     """Learns a tokenizer, writes it as CLIP's is written and returns it as read from there.
 
     Every byte is a token, within a word and at its end, so that every text has tokens.
@@ -80,27 +80,27 @@ def save_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> Any
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
-    config = {**special, "model_max_length": LENGTH, "tokenizer_class": "CLIPTokenizer"}
+    config = {**special, "model_max_length": CONTEXT_LENGTH, "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def tokens_of(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     """Tokens of captions, those that are too long cut, with shape (B, 16).
 
     There is no mask: text towers as CLIP's do not look ahead, and what they give is read at the end
     of the caption.
 
     Arguments:
-        tokenizer: As :func:`save_tokenizer` returns it.
+        tokenizer: As :func:`train_tokenizer` returns it.
         captions: The captions.
     """
 
     tokens: Tensor = tokenizer(
         list(captions),
         padding="max_length",
-        max_length=LENGTH,
+        max_length=CONTEXT_LENGTH,
         truncation=True,
         return_tensors="pt",
     ).input_ids

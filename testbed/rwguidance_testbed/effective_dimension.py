@@ -1,6 +1,6 @@
 r"""How rich the law of the data is, given a prompt: its modes and its effective dimension.
 
-    python -m rwguidance_testbed.law --data FOLDER --vae FOLDER
+    python -m rwguidance_testbed.effective_dimension --data FOLDER --vae FOLDER
 
 An estimator that weighs draws by their reward does well on a law of a few points whatever its
 faults. So this says what a prompt leaves open: how many drawings fit it, and in how many directions
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from rwguidance.support.outside import require
 
 from .data import Drawings, load_names
-from .scenes import given, paint
+from .scenes import render, scenes_with_caption
 from .vae import encode
 
 __all__ = ["effective_dimension", "measure"]
@@ -75,8 +75,8 @@ def measure(
     for kind in ("{}", "{} on a blue background", "small {} on a blue background"):
         rows = []
         for name in chosen:
-            scenes = given(own, kind.format(name), count, generator)
-            latents = encode(autoencoder, paint(own, scenes))
+            scenes = scenes_with_caption(own, kind.format(name), count, generator)
+            latents = encode(autoencoder, render(own, scenes))
             drawing = torch.tensor([scene.drawing for scene in scenes])
             parts = [latents[drawing == i] for i in drawing.unique()]
             within = [effective_dimension(part) for part in parts if len(part) > 20]

@@ -41,7 +41,7 @@ def write_card(
         *map(_filled, about.split("\n\n")),
         _filled(f"**Data.** {data} {_CREDITS}"),
         _filled(f"**Training.** {training}"),
-        _command(f"python -m {__package__}.{command}"),
+        _command(f"python -m rwguidance_testbed.{command}"),
         _filled(f"**Quality.** {quality}"),
         "\n".join(["| figure | value |", "|---|---|", *rows]),
     ]
