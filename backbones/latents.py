@@ -39,8 +39,15 @@ class LatentCodec:
         return self._in_chunks(self._decode, latents)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents, float32 or wider, of images (B, 3, H, W) in [0, 1]: the posterior's mean."""
+        """Latents, float32 or wider, of images (B, 3, H, W) in [0, 1]: the posterior's mean.
 
+        Raises:
+            TypeError: If the images are no floating-point tensor with four axes.
+        """
+
+        if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
+            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else images
+            raise TypeError(f"images must be a float tensor of shape (B, 3, H, W), got {got}")
         return self._in_chunks(self._encode, images)
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from rwguidance.support import memory, outside
 from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
+from .checks import check_classes, check_devices, check_sequence_length, check_size
 from .conditioning import Embeddings, TextCondition, check_condition, encode_distinct
 from .latents import LatentCodec
 
@@ -110,7 +111,7 @@ class PipelineBackbone(Backbone, ABC):
         checkpoint_decode: bool = False,
         vae: nn.Module | str | os.PathLike[str] | None = None,
     ) -> None:
-        self.check_pipeline(pipe)
+        check_classes(type(self).__name__, pipe, self.pipeline_class, self.schedulers)
         super().__init__(self.path(pipe))
         self.guidance_scale = self.scale(pipe, guidance_scale)
         for name, value in (("steps", steps), ("decode_batch", decode_batch)):
@@ -118,14 +119,13 @@ class PipelineBackbone(Backbone, ABC):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.pipe = pipe
         default = pipe.default_sample_size * pipe.vae_scale_factor
-        self.height = default if height is None else height
-        self.width = default if width is None else width
         multiple = self.vae_scale_factor * self.patch_size
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < multiple or size % multiple:
-                raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {size}")
+        self.height = check_size("height", default if height is None else height, multiple)
+        self.width = check_size("width", default if width is None else width, multiple)
         self.steps = self.default_steps if steps is None else steps
-        self.max_sequence_length = self._sequence_length(max_sequence_length)
+        self.max_sequence_length = check_sequence_length(
+            max_sequence_length, self.default_sequence_length, self.pipeline_class
+        )
         self.decode_batch = decode_batch
         self.checkpoint_decode = checkpoint_decode
         # So that .to(), .eval(), .requires_grad_() and .parameters() reach them.
@@ -136,38 +136,6 @@ class PipelineBackbone(Backbone, ABC):
         if vae is not None:
             self.vae_override = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
             check_autoencoder(self.vae_override, self.channels, self.vae_scale_factor)
-
-    def _sequence_length(self, length: int | None) -> int | None:
-        if length is None:
-            return self.default_sequence_length
-        if self.default_sequence_length is None:
-            raise ValueError(
-                "max_sequence_length is for pipelines with a T5 encoder, which "
-                f"{self.pipeline_class} has not, got {length}"
-            )
-        if not 1 <= length <= 512:
-            raise ValueError(f"max_sequence_length must lie in [1, 512], got {length}")
-        return length
-
-    @classmethod
-    def check_pipeline(cls, pipe: Any) -> None:
-        """Checks that a pipeline and its scheduler are of the family.
-
-        Raises:
-            TypeError: If not; names the classes that are.
-        """
-
-        if cls.pipeline_class not in _class_names(pipe):
-            raise TypeError(
-                f"{cls.__name__} adapts {cls.pipeline_class} of diffusers, "
-                f"got {type(pipe).__name__}"
-            )
-        if not set(cls.schedulers) & set(_class_names(pipe.scheduler)):
-            raise TypeError(
-                f"{cls.__name__} reads its times from {' or '.join(cls.schedulers)}, the pipeline "
-                f"has {type(pipe.scheduler).__name__}; set "
-                f"pipe.scheduler = {cls.schedulers[0]}.from_config(pipe.scheduler.config)"
-            )
 
     @classmethod
     @abstractmethod
@@ -294,7 +262,7 @@ class PipelineBackbone(Backbone, ABC):
         """
 
         embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
-        self._check_devices(x_t, embeddings)
+        check_devices(x_t, embeddings, getattr(self.pipe, self.denoiser), self.pipe)
         scales = self.schedule.at(t, like=x_t)
         t = as_times(t, batch=len(x_t)).expand(len(x_t))
 
@@ -312,18 +280,6 @@ class PipelineBackbone(Backbone, ABC):
             scale = self.guidance_scale or 1.0
             output = negative + scale * (positive - negative)
         return self.predict(output, x_t, scales)
-
-    def _check_devices(self, x_t: Tensor, embeddings: Mapping[str, Tensor]) -> None:
-        found = {value.device for value in embeddings.values()} | {x_t.device}
-        weights = next(getattr(self.pipe, self.denoiser).parameters()).device
-        # Weights that are offloaded are elsewhere; to ask where they will be used takes longer.
-        if found == {weights} or found == {torch.empty(0, device=self.device).device}:
-            return
-        encoded = ", ".join(sorted({str(value.device) for value in embeddings.values()}))
-        raise ValueError(
-            "x_t and condition must be on the device of the backbone, "
-            f"got x_t on {x_t.device}, condition on {encoded}, the backbone on {self.device}"
-        )
 
     def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
         r"""States with which the pipeline starts; the same ones for the same generator.
@@ -405,9 +361,6 @@ class PipelineBackbone(Backbone, ABC):
             Latents in the units of the network, float32, with shape (B, C, H', W').
         """
 
-        if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else images
-            raise TypeError(f"images must be a float tensor of shape (B, 3, H, W), got {got}")
         return self._codec.encode(images)
 
     def _scheduler_at(self, steps: int | None, **keywords: Any) -> Any:
@@ -432,7 +385,3 @@ def require(module: str) -> Any:
     """
 
     return outside.require(module, "pipelines need", "backbones")
-
-
-def _class_names(value: Any) -> list[str]:
-    return [cls.__name__ for cls in type(value).__mro__]

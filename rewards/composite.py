@@ -63,8 +63,8 @@ class Composite(Reward):
         r"""The value of the composition, float32 or wider, entry by entry.
 
         Arguments:
-            values: One tensor per part, in its reward units, all of the same shape, (B,) or (n, B).
-                They are not NaN or +inf, but may be -inf.
+            values: One tensor per part, in its reward units, all with the same shape, (B,) or
+                (n, B). Entries are not NaN or +inf, but may be -inf.
             prompts: The prompt of each entry of the last axis; None if the composition needs none.
         """
 
@@ -72,22 +72,24 @@ class Composite(Reward):
         """Calls every part with all images and prompts, and combines the values.
 
         Arguments:
-            images: As for :class:`rewards.Reward`; each part checks and preprocesses them.
-            prompts: One per image; ignored by the parts that need none.
+            images: Images as :class:`rewards.Reward` takes them; each part checks and preprocesses
+                them.
+            prompts: One prompt per image; ignored by the parts that need none.
 
         Returns:
-            In the composition's reward units, float32 or wider, with shape (B,).
+            Values in the composition's reward units, float32 or wider, with shape (B,).
 
         Raises:
             TypeError: If a part refuses the images or prompts.
-            ValueError: The same, or if a part returns NaN or +inf; names part, items and prompts.
+            ValueError: If a part refuses the images or prompts, or returns NaN or +inf; names part,
+                items and prompts.
         """
 
         values: Tensor = nn.Module.__call__(self, images, prompts)
         return values
 
     def forward(self, images: Images, prompts: Any = None) -> Tensor:
-        """See :meth:`__call__`."""
+        """Values of the composition, see :meth:`__call__`."""
 
         values = [
             _checked(self._part(k), part(images, prompts), _count(images), prompts)
@@ -102,6 +104,11 @@ class Composite(Reward):
         Arguments:
             images: n images, as in :meth:`__call__`.
             prompts: m prompts.
+
+        Raises:
+            TypeError: If a part refuses the images or prompts.
+            ValueError: If a part refuses them, or returns NaN or +inf; names part, items and
+                prompts.
         """
 
         texts = as_strings(prompts)
@@ -134,7 +141,7 @@ class WeightedSum(Composite):
 
     Arguments:
         rewards: The rewards. One with the weight 0 is evaluated, and changes nothing.
-        weights: One per reward, finite, in units of the sum per reward unit. May be negative.
+        weights: One finite weight per reward, in units of the sum per reward unit. May be negative.
 
     Raises:
         TypeError: If something is not a :class:`rewards.Reward`, or a weight not a number.
@@ -214,7 +221,7 @@ class LowerConfidenceBound(Composite):
 
     Arguments:
         rewards: The members, at least two unless kappa is 0.
-        kappa: How many standard deviations to subtract, at least 0.
+        kappa: Number of standard deviations to subtract, at least 0.
 
     Raises:
         TypeError: If something is not a :class:`rewards.Reward`, or kappa not a number.

@@ -1,4 +1,4 @@
-"""Rewards and scores on a terminal: what `rwguidance rewards` and `rwguidance score` print."""
+"""Rewards and scores on a terminal: the output of `rwguidance rewards` and `rwguidance score`."""
 
 import sys
 import textwrap
@@ -89,16 +89,16 @@ class ScoreRequest:
     """A folder of images to score, by which rewards, and where to write the result.
 
     Arguments:
-        folder: Where the images are.
+        folder: The folder of the images.
         names: Names of rewards.
         out: The result, see :func:`rewards.scoring.score`.
         prompts: A file of prompts, see :func:`rewards.scoring.plan`; None takes the texts beside
             the images if a reward needs prompts, and images alone otherwise.
         pairs: Whether the i-th prompt belongs to the i-th image, see :func:`rewards.scoring.plan`.
-        paths: Where the weights of some of the rewards are.
-        options: Keywords of the constructors of some of the rewards.
-        device: Where the rewards go, see :func:`rewards.load`.
-        dtype: What weights are cast to, see :func:`rewards.load`.
+        paths: Paths of the weights of some rewards, by name.
+        options: Keywords of the constructors of some rewards, by name.
+        device: Device of the rewards, see :func:`rewards.load`.
+        dtype: Precision that weights are cast to, see :func:`rewards.load`.
         batch_size: Images decoded, and pairs scored, at once, see :func:`rewards.scoring.score`.
         restart: Whether to replace a result and discard what an unfinished run has scored.
     """
@@ -120,7 +120,7 @@ def run_score(request: ScoreRequest) -> int:
     """Plans, loads and scores with a progress bar, and prints a summary.
 
     Arguments:
-        request: What to score, and how.
+        request: The images, the rewards, and the result.
 
     Returns:
         The exit code: 0, or 2 if something was skipped, or 130 if the user interrupted.
@@ -149,10 +149,10 @@ def run_score(request: ScoreRequest) -> int:
 
 
 def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) -> None:
-    """Prints what failed to the error stream, and summaries and the best images to the output.
+    """Prints failures to the error stream, and summaries and the best images to the output.
 
     Arguments:
-        scores: What a run returned.
+        scores: The scores of a run.
         specs: The facts about its rewards, by name, for their usual ranges; None omits these.
     """
 

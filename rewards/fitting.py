@@ -52,7 +52,7 @@ def fit_moments(rewards: Tensor, where: str = "") -> Moments:
 
     Arguments:
         rewards: The rewards, as from :func:`as_bank`.
-        where: What they are the rewards of, for messages, such as " for prompt 'a cat'".
+        where: Origin of the rewards, for messages, such as " for prompt 'a cat'".
 
     Raises:
         ValueError: If there are fewer than two, or they do not vary.

@@ -26,7 +26,7 @@ def joint_spec(
         parts: The rewards.
         name: Name of the composition, of the names of the parts.
         title: Title of the composition, of the titles of the parts.
-        formula: How the number comes about; the formulas of the parts are appended.
+        formula: The formula of the composition; those of the parts are appended.
         typical_range: Smallest and largest usual value, in the composition's reward units.
         needs_prompt: Whether prompts are needed even if no part needs them.
     """
@@ -57,7 +57,7 @@ def _unique(texts: Iterable[str]) -> list[str]:
 
 
 def _licenses(names: Iterable[str]) -> str:
-    """All of them, as an SPDX expression; "none" only if there is no other."""
+    """An SPDX expression of all licenses; "none" only if there is no other."""
 
     outside = r" AND (?![^(]*\))"  # not within parentheses
     parts = [part for name in names for part in re.split(outside, name) if part != "none"]

@@ -52,7 +52,7 @@ class Normalizer(ABC):
     A subclass is a frozen dataclass of numbers and strings, and checks them when it is made.
 
     Arguments:
-        source: Where the statistics come from, such as "pickscore, 500 images of 20 prompts of
+        source: Origin of the statistics, such as "pickscore, 500 images of 20 prompts of
             SDXL-Turbo".
         n: Number of values that the statistics were fitted to; None if they were not fitted.
     """
@@ -66,18 +66,23 @@ class Normalizer(ABC):
 
         Arguments:
             values: Rewards in reward units, with shape (\*A, B). May hold -inf.
-            prompts: The prompt of each entry of the last axis, B of them; ignored if the normalizer
-                is the same for all prompts.
+            prompts: B prompts, one per entry of the last axis; ignored if the normalizer is the
+                same for all prompts.
         """
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether the map depends on the prompt."""
+        """True if the map depends on the prompt."""
 
         return False
 
     def interval(self, low: float, high: float) -> tuple[float, float]:
-        """The range of the normalized rewards, given that of the rewards, for a monotone map."""
+        """The range of the normalized rewards, for a monotone map.
+
+        Arguments:
+            low: Smallest reward, in reward units.
+            high: Largest reward, in reward units.
+        """
 
         ends = self(torch.tensor([low, high], dtype=torch.float64)).tolist()
         return min(ends), max(ends)
@@ -140,15 +145,15 @@ class Affine(Normalizer):
     r"""Change of units, :math:`a \, r + b`.
 
     Arguments:
-        scale: a, not 0, in new units per reward unit. A negative one turns a zero weight, -inf,
+        scale: a, not 0, in new units per reward unit. A negative scale turns a zero weight, -inf,
             into +inf, which no reward may return.
         shift: b, in new units.
-        source: Where they come from.
-        n: Number of values they were fitted to, if they were.
+        source: Origin of scale and shift.
+        n: Number of values they were fitted to; None if they were not fitted.
 
     Raises:
-        TypeError: If they are not numbers.
-        ValueError: If they are not finite, or the scale is 0.
+        TypeError: If scale or shift is not a number.
+        ValueError: If scale or shift is not finite, or the scale is 0.
     """
 
     scale: float
@@ -171,13 +176,13 @@ class ZScore(Normalizer):
     r"""Standard deviations above the mean, :math:`(r - \mu(y)) / s(y)`, dimensionless.
 
     Arguments:
-        mean: Of all rewards, in reward units.
-        std: Their standard deviation, positive, in reward units.
-        prompts: The moments of single prompts; empty uses those of all rewards for every prompt.
-        pool_unseen: What happens to prompts that are not among `prompts`: False raises, True uses
-            the moments of all rewards. These are on another scale: the standard deviation over
-            prompts is that of images plus that of prompt means.
-        source: Where the statistics come from.
+        mean: Mean of all rewards, in reward units.
+        std: Standard deviation of all rewards, positive, in reward units.
+        prompts: Moments of single prompts; empty uses those of all rewards for every prompt.
+        pool_unseen: Whether prompts that are not among `prompts` use the moments of all rewards;
+            False raises. These are on another scale: the standard deviation over prompts is that of
+            images plus that of prompt means.
+        source: Origin of the statistics.
         n: Number of all rewards.
 
     Raises:
@@ -214,9 +219,11 @@ class ZScore(Normalizer):
 
         Arguments:
             values: Rewards in reward units, finite, with shape (n,).
-            prompts: The prompt of each, for moments per prompt; None for those of all rewards only.
-            source: Where the values come from.
-            pool_unseen: See :class:`ZScore`.
+            prompts: The prompt of each reward, for moments per prompt; None takes only the moments
+                of all rewards.
+            source: Origin of the values.
+            pool_unseen: Whether unseen prompts use the moments of all rewards, see
+                :class:`ZScore`.
 
         Raises:
             TypeError: If the prompts are not strings.
@@ -238,7 +245,7 @@ class ZScore(Normalizer):
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether there are moments of single prompts."""
+        """True if there are moments of single prompts."""
 
         return bool(self.prompts)
 
@@ -287,13 +294,13 @@ class Rank(Normalizer):
 
     Arguments:
         values: Distinct rewards, at least two, ascending, in reward units.
-        ranks: Their mid-ranks, ascending, in (0, 1).
-        source: Where the values come from.
+        ranks: Mid-ranks of the values, ascending, in (0, 1).
+        source: Origin of the values.
         n: Number of values before equal ones were joined.
 
     Raises:
-        TypeError: If they are not numbers.
-        ValueError: If they are not ascending and finite, or the lengths differ.
+        TypeError: If a value or rank is not a number.
+        ValueError: If values or ranks are not ascending and finite, or their lengths differ.
     """
 
     values: tuple[float, ...]
@@ -318,7 +325,7 @@ class Rank(Normalizer):
 
         Arguments:
             values: Rewards in reward units, finite, with shape (n,).
-            source: Where they come from.
+            source: Origin of the rewards.
 
         Raises:
             ValueError: If a value is not finite, or there are not two different ones.
@@ -349,7 +356,7 @@ class Rank(Normalizer):
         return numpy.asarray(self.values), numpy.asarray(self.ranks)
 
     def interval(self, low: float, high: float) -> tuple[float, float]:
-        """(0, 1), whatever the rewards."""
+        """The interval (0, 1), whatever the rewards."""
 
         return 0.0, 1.0
 

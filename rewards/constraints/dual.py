@@ -130,7 +130,7 @@ def _newton_point(problem: Problem, theta: Tensor, gradient: Tensor, hessian: Te
 
 
 def is_flat(problem: Problem, theta: Tensor) -> bool:
-    """Whether the dual has hardly any curvature, as where the multipliers run away to infinity."""
+    """True if the dual has hardly any curvature, as where the multipliers run away to infinity."""
 
     active = (theta > 0).nonzero().flatten()
     if not len(active):

@@ -1,4 +1,4 @@
-"""Which levels a bank can reach: one by one, and together, by linear programs over its weights."""
+"""Levels that a bank can reach, one by one and together, by linear programs over its weights."""
 
 from typing import Any
 

@@ -49,10 +49,10 @@ class ConstrainedTilt:
         multipliers: :math:`\lambda_k \ge 0` of each reward, in nats per reward unit.
         betas: :math:`1 / \lambda_k`, in reward units; inf for a slack level.
         rewards: Mean of each reward under the law, in reward units.
-        kl: Of the law from the bank, in nats.
+        kl: KL divergence of the law from the bank, in nats.
         ess: Effective share of the bank, in (0, 1]. If it leaves few draws, the multipliers are
             those of this bank only, and another bank would give others.
-        iterations: Newton steps that were taken.
+        iterations: Number of Newton steps that were taken.
 
     All of them are means over the bank's conditions, if it has several.
     """
@@ -197,7 +197,7 @@ def _scores(bank: Bank, n: int) -> Tensor:
 
 
 def _names(functions: Sequence[RewardFunction]) -> list[str]:
-    """From the specs; the position if there is no name, and beside it if it is not unique."""
+    """Names of rewards from their specs, with the position if a name is missing or not unique."""
 
     names = [getattr(getattr(function, "spec", None), "name", None) for function in functions]
     return [

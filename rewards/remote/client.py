@@ -38,20 +38,20 @@ _LONGEST_WAIT = 60.0
 
 @register("remote")
 class RemoteReward(Reward):
-    r"""Asks a server for the rewards, see :mod:`rewards.remote.protocol` for what it must answer.
+    r"""A reward that asks a server, by the protocol of :mod:`rewards.remote.protocol`.
 
     Images are rounded to 8 bits. There is no gradient. Nothing is sent before the first call.
 
     Arguments:
-        url: Where to POST to, with the scheme http or https. Redirects are not followed.
+        url: Address to POST to, with the scheme http or https. Redirects are not followed.
         needs_prompt: Whether the server looks at the prompts; if not, they are not sent.
         timeout: Seconds without a sign of life after which a request is given up.
-        retries: How often a request is repeated after a lost connection or the status 429 or 5xx,
-            with pauses of 1/2, 1, 2, ... seconds, or what the server asks for, but at most 60. A
-            request that timed out is not repeated: the server may still be busy with it.
-        batch_size: Images per request.
-        token: Is sent as ``Authorization: Bearer ...``, and appears in no message. Over http,
-            everybody on the way can read it.
+        retries: Number of repetitions of a request after a lost connection or the status 429 or
+            5xx, with pauses of 1/2, 1, 2, ... seconds, or what the server asks for, but at most 60.
+            A request that timed out is not repeated: the server may still be busy with it.
+        batch_size: Number of images per request.
+        token: Secret that is sent as ``Authorization: Bearer ...``, and appears in no message. Over
+            http, everybody on the way can read it.
         token_variable: Name of the environment variable that holds the token, instead.
         typical_range: Smallest and largest usual reward, for the `spec` of this instance; nobody
             but the server's owner knows it.
@@ -61,10 +61,10 @@ class RemoteReward(Reward):
 
     Raises:
         ValueError: If the address is not one of http or https, holds a password, a number is out of
-            range, or the token is missing, given twice or cannot be sent. Of a call, if what comes
-            back is not an answer of the protocol.
-        ConnectionError: Of a call, if the server is not reached, or answers with an error.
-        TimeoutError: Of a call, if the server does not answer in time.
+            range, or the token is missing, given twice or cannot be sent. When called: if the reply
+            is not an answer of the protocol.
+        ConnectionError: When called: if the server is not reached, or answers with an error.
+        TimeoutError: When called: if the server does not answer in time.
     """
 
     spec = RewardSpec(
@@ -140,7 +140,7 @@ class RemoteReward(Reward):
         raise ConnectionError(f"{self._shown} failed{tries}: {self._safe(reply.text())}")
 
     def _post(self, body: bytes) -> "_Reply":
-        """One request. A connection that fails is a reply of status 0."""
+        """The reply to one request. A connection that fails is a reply of status 0."""
 
         headers = {"Content-Type": CONTENT_TYPE, "Accept": CONTENT_TYPE}
         if self._token is not None:
@@ -191,7 +191,7 @@ class RemoteReward(Reward):
         raise ValueError(f"{self._shown} must answer with {expected}, got {self._safe(got)}")
 
     def _safe(self, text: str) -> str:
-        """`text` without the token, which a server may have echoed."""
+        """The text without the token, which a server may have echoed."""
 
         return text if self._token is None else text.replace(self._token, "***")
 
@@ -203,14 +203,14 @@ def _png(image: Any) -> str:
 
 
 class _Reply(NamedTuple):
-    """What came back, whatever it is.
+    """A reply to a request, whatever it is.
 
     Arguments:
-        status: Of HTTP, or 0 if there was no connection.
+        status: Status of HTTP, or 0 if there was no connection.
         kind: The content type.
-        body: One byte more than the limit, if it is too long.
+        body: The body; of a body that is too long, one byte more than the limit.
         again: Whether another try may help.
-        pause: Seconds that the server asks to wait before.
+        pause: Seconds that the server asks to wait before it; None if it does not ask.
     """
 
     status: int
@@ -243,7 +243,7 @@ class _Reply(NamedTuple):
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Neither images nor tokens go where the user did not send them."""
+    """Refuses redirects: images and tokens go nowhere but where the user sent them."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -261,7 +261,7 @@ def _is_reward(value: object) -> bool:
 
 
 def _checked_address(url: str) -> str:
-    """`url` without what may be secret in it, for messages."""
+    """The address without what may be secret in it, for messages. Raises if it is not one."""
 
     try:
         parts = urlsplit(url)

@@ -26,8 +26,8 @@ class RewardServer(HTTPServer):
     Knows no tokens and no encryption: whoever reaches it can use it.
 
     Arguments:
-        reward: What to serve, ready to be used.
-        host: The interface to listen to; the default cannot be reached from other machines.
+        reward: The reward to serve, ready to be used.
+        host: The interface to listen on; the default cannot be reached from other machines.
         port: The port, or 0 for any free one, see `server_port`.
     """
 
@@ -40,7 +40,7 @@ class RewardServer(HTTPServer):
         """The rewards that a request's body asks for.
 
         Raises:
-            ValueError: If it is not a request of the protocol; also for a TypeError of the reward.
+            ValueError: If it is not a request of the protocol, or the reward refuses the images.
         """
 
         images, prompts = self._parse(body)

@@ -1,4 +1,4 @@
-"""Images in batches that the job fixes, decoded one batch ahead."""
+"""Batches of images, which the job fixes and which are decoded one ahead."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _DECODERS = 8
 
 
 def in_batches(job: Job, batch_size: int) -> list[tuple[Item, ...]]:
-    """Images that are scored together: `batch_size` of a matrix, or of `batch_size` pairs."""
+    """Images that are scored together: `batch_size` of a matrix, or those of `batch_size` pairs."""
 
     batches: list[list[Item]] = []
     size = batch_size
@@ -33,7 +33,7 @@ def in_batches(job: Job, batch_size: int) -> list[tuple[Item, ...]]:
 
 
 def decoded(job: Job, batches: Sequence[Sequence[Item]]) -> "Iterator[list[Image | str]]":
-    """The images of each batch, or why they cannot be read; the next batch is decoded meanwhile."""
+    """Images of each batch, or the reasons why they cannot be read, decoded one batch ahead."""
 
     with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
 
@@ -53,7 +53,7 @@ def decoded(job: Job, batches: Sequence[Sequence[Item]]) -> "Iterator[list[Image
 
 
 def _decode(path: Path, problem: str) -> "Image | str":
-    """The image in memory, or why not. Decoders raise whatever they like on broken files."""
+    """An image in memory, or the reason why not. Decoders raise anything on broken files."""
 
     from PIL import Image, UnidentifiedImageError
 

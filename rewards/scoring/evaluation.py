@@ -1,4 +1,4 @@
-"""Values of a batch of images: one row per image and prompt, and why a value is missing."""
+"""Values of a batch of images: one row per image and prompt, with reasons for missing values."""
 
 import itertools
 import math
@@ -26,7 +26,18 @@ def score_batch(
     rewards: Mapping[str, Reward],
     batch_size: int,
 ) -> list[Row]:
-    """One row per prompt of each image."""
+    """Rows of a batch, one per prompt of each image.
+
+    Arguments:
+        job: The job.
+        batch: The images of the batch and their prompts.
+        images: The decoded images, or the reasons why they cannot be read.
+        rewards: The rewards, by the names of their columns.
+        batch_size: The largest number of pairs given to a reward at once.
+
+    Raises:
+        TypeError: If a reward does not return one value per image.
+    """
 
     good = [
         (item, image)
@@ -58,7 +69,7 @@ def score_batch(
 def _evaluate(
     name: str, reward: Reward, job: Job, good: "list[tuple[Item, Image]]", batch_size: int
 ) -> list[list[float] | str]:
-    """Values of each image for its prompts, or why the reward refuses the image."""
+    """Values of each image for its prompts, or the reason why the reward refuses the image."""
 
     if not good:
         return []

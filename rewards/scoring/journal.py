@@ -1,4 +1,4 @@
-"""The journal of an unfinished run: what the job is, then one line per finished batch."""
+"""The journal of an unfinished run: the facts about its job, and a line per finished batch."""
 
 import hashlib
 import json
@@ -19,17 +19,32 @@ RESTART = "with restart=True (on the command line, --restart)"
 """How to discard a journal or a result, for messages."""
 
 Row: TypeAlias = "list[Any]"
-"""As in the journal: one value or None per reward, and the reason if there is a None."""
+"""One value or None per reward, and last the reason if there is a None, otherwise ""."""
 
 
 def journal_path(out: str | os.PathLike[str]) -> Path:
-    """Where the progress of an unfinished run is kept: beside the result."""
+    """The file that keeps the progress of an unfinished run, beside the result."""
 
     return Path(f"{os.fspath(out)}.partial.jsonl")
 
 
 class Journal:
-    """Lines of JSON: what the job is, then one line per finished batch."""
+    """The journal, open and locked: lines of JSON, a header and one per finished batch.
+
+    Arguments:
+        path: The file.
+        header: The facts about the job, as from :func:`make_header`.
+        sizes: Number of rows of each batch.
+        restart: Whether to discard what an unfinished run has written.
+
+    Attributes:
+        batches: Number of finished batches.
+        failed: Number of rows that lack a value.
+
+    Raises:
+        ValueError: If the file is no journal, or that of another job, or damaged, or another run is
+            writing it.
+    """
 
     def __init__(
         self, path: Path, header: Mapping[str, Any], sizes: Sequence[int], restart: bool
@@ -62,7 +77,7 @@ class Journal:
         self.file.close()
 
     def append(self, rows: list[Row]) -> None:
-        """Records a batch, on the disk when this returns."""
+        """Appends the rows of a batch, which are on the disk when this returns."""
 
         self._write({"batch": self.batches, "rows": rows})
         self._count(rows)
@@ -85,7 +100,7 @@ class Journal:
         self.failed += sum(row[-1] != "" for row in rows)
 
     def _end_of_batches(self) -> int:
-        """Where the last complete line ends. Only the last one can be torn."""
+        """Offset at which the last complete line ends. Only the last one can be torn."""
 
         end = self.file.tell()
         while line := self.file.readline():
@@ -116,7 +131,7 @@ class Journal:
 
 
 def make_header(job: Job, names: Sequence[str], batch_size: int) -> dict[str, Any]:
-    """What makes a job another job, as far as it is known before rewards are loaded."""
+    """The facts that tell a job from others, as far as known before rewards are loaded."""
 
     return {
         "folder": str(job.folder.resolve()),
@@ -129,7 +144,11 @@ def make_header(job: Job, names: Sequence[str], batch_size: int) -> dict[str, An
 
 
 def check_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
-    """Raises if a journal's first line, unless torn, differs in any entry of `header`."""
+    """Checks the first line of a journal, unless it is torn, against a header.
+
+    Raises:
+        ValueError: If it is no journal, or any entry of `header` differs; names the entries.
+    """
 
     if not line.endswith(b"\n"):
         return
@@ -146,7 +165,7 @@ def check_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
 
 
 def _job_digest(job: Job) -> str:
-    """Of names, prompts, and the sizes and times of the files; contents are not read."""
+    """Digest of names, prompts, and the sizes and times of the files; contents are not read."""
 
     digest = hashlib.sha256(f"{job.matrix} {job.prompted}\n".encode())
     for item in job.items:
@@ -159,7 +178,7 @@ def _job_digest(job: Job) -> str:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Keeps a second run away while the file is open, where the system can."""
+    """Locks the file against a second run while it is open, where the system can."""
 
     try:
         import fcntl

@@ -18,7 +18,13 @@ _ROW_GROUP = 65536
 
 
 def write_table(out: Path, names: list[str], rows: Iterator[Row]) -> None:
-    """Writes a ``.parquet`` or else a CSV file, on the disk when this returns."""
+    """Writes a ``.parquet`` or else a CSV file, which is on the disk when this returns.
+
+    Arguments:
+        out: The file.
+        names: Names of the columns: image, prompt, one per reward, error.
+        rows: Values of the columns, row by row.
+    """
 
     with replacing(out) as partial, partial.open("wb") as file:
         write = _write_parquet if out.suffix == ".parquet" else _write_csv

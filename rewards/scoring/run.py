@@ -40,15 +40,15 @@ _FIXED = ("image", "prompt", "error")
 
 @dataclass(frozen=True)
 class Scores:
-    """What a run wrote.
+    """The result of a run.
 
     Arguments:
-        out: The file.
+        out: The file of the table.
         rows: Number of its rows.
         scored: Number of images that this run opened; the others came from the journal.
-        summaries: One per reward.
-        best: For every reward and prompt, in the order of the rows.
-        failures: In the order of the rows.
+        summaries: One summary per reward.
+        best: The best image for every reward and prompt, in the order of the rows.
+        failures: The rows without all their values, in order.
     """
 
     out: Path
@@ -72,14 +72,15 @@ def score(
     Float32 rewards are written with the digits that tell them apart, others in full.
 
     Arguments:
-        job: What :func:`plan` returned.
-        rewards: By the names of their columns.
+        job: The job, as from :func:`plan`.
+        rewards: The rewards, by the names of their columns.
         out: A file ``.csv`` or ``.parquet``. It appears when everything is scored.
         batch_size: Number of images that are decoded together, and the largest number of pairs
             given to a reward at once. A job of pairs has at most that many pairs in a batch, or one
             image.
         restart: Whether to discard the journal of an unfinished run, and to replace a result.
-        progress: Is called with the number of images done and the number of rows that failed.
+        progress: A function that is called with the number of images done and the number of rows
+            that failed.
 
     Raises:
         FileExistsError: If the result exists, and `restart` is False.
@@ -125,15 +126,21 @@ def check_output(
     restart: bool = False,
     needy: Sequence[str] = (),
 ) -> None:
-    """Raises what :func:`score` would raise, as far as it is known without loading a reward.
+    """Checks what :func:`score` checks, as far as it can be known without loading a reward.
 
     Arguments:
-        job: What is to be scored.
+        job: The job.
         names: The names of the rewards.
         out: The file to write.
-        batch_size: As for :func:`score`.
-        restart: As for :func:`score`.
+        batch_size: Number of images that are decoded together, see :func:`score`.
+        restart: Whether to discard a journal and replace a result, see :func:`score`.
         needy: The names of the rewards that need prompts.
+
+    Raises:
+        FileExistsError: If the result exists, and `restart` is False.
+        FileNotFoundError: If there is no folder to write it to.
+        ImportError: If pyarrow is missing for a result in Parquet.
+        ValueError: If the arguments do not fit together, or the journal belongs to another job.
     """
 
     out = Path(out)

@@ -1,4 +1,4 @@
-"""What a run of scoring found: one reward over all rows, the best images, and what failed."""
+"""Findings of a run of scoring: each reward over all rows, the best images, and failures."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ __all__ = ["Best", "Failure", "Summary", "Tally"]
 
 @dataclass(frozen=True)
 class Summary:
-    r"""One reward over all rows that have a value.
+    r"""Statistics of one reward over all rows that have a value.
 
     The standard error allows for rows that share an image: with :math:`N` rows of :math:`n` images,
 
@@ -21,13 +21,13 @@ class Summary:
     which is :math:`s^2 / n` if every image has one row. Prompts count as given, not as drawn.
 
     Arguments:
-        reward: Its name.
+        reward: Name of the reward.
         rows: Number of rows, N.
         images: Number of images, n.
         mean: Mean over rows, in reward units; NaN without rows.
-        standard_error: That of the mean, in reward units; NaN for fewer than two images.
-        low: Smallest value.
-        high: Largest value.
+        standard_error: Standard error of the mean, in reward units; NaN for fewer than two images.
+        low: Smallest value, in reward units; NaN without rows.
+        high: Largest value, in reward units; NaN without rows.
     """
 
     reward: str
@@ -45,11 +45,11 @@ class Best:
 
     Arguments:
         reward: The name of the reward.
-        prompt: None if it does not matter: for images alone, and if every image was scored with
-            every prompt by a reward that needs none.
-        image: Its path in the folder.
-        value: In reward units.
-        images: Among how many.
+        prompt: The prompt; None if it does not matter: for images alone, and if every image was
+            scored with every prompt by a reward that needs none.
+        image: Path of the image in the folder.
+        value: The highest reward, in reward units.
+        images: Number of images that it was the best of.
     """
 
     reward: str
@@ -61,7 +61,14 @@ class Best:
 
 @dataclass(frozen=True)
 class Failure:
-    """A row without all its values: its number in the result, from 1, and why."""
+    """A row without all its values.
+
+    Arguments:
+        row: Number of the row in the result, from 1.
+        image: Path of the image in the folder.
+        prompt: The prompt.
+        reason: Reason why a value is missing.
+    """
 
     row: int
     image: str
@@ -71,7 +78,7 @@ class Failure:
 
 @dataclass
 class Tally:
-    """Sums and extremes of one reward, row by row."""
+    """Sums and extremes of one reward, collected row by row."""
 
     name: str
     job: Job
