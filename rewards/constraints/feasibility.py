@@ -90,7 +90,7 @@ def _program(
 
     import numpy
     from scipy.optimize import linprog
-    from scipy.sparse import block_array, csr_array
+    from scipy.sparse import csr_array
 
     # Unknown: the weights of the draws, which sum to 1 for each condition, and the stretch.
     rows = sorted({*subset, *([] if objective is None else [objective])})
@@ -103,8 +103,8 @@ def _program(
     costs[n] = -1.0 if objective is None else 0.0
     levels = numpy.hstack([-means[:, subset].T, problem.targets[subset].numpy()[:, None]])
     condition = numpy.repeat(numpy.arange(len(sizes)), sizes)
-    members = csr_array((numpy.ones(n), (condition, numpy.arange(n))), shape=(len(sizes), n))
-    sums: Any = block_array([[members, csr_array((len(sizes), 1))]])
+    ones = (numpy.ones(n), (condition, numpy.arange(n)))
+    sums: Any = csr_array(ones, shape=(len(sizes), n + 1))  # the stretch is in none of them
     result: Any = linprog(
         costs,
         A_ub=levels if subset else None,

@@ -3,11 +3,13 @@
 import copy
 import inspect
 import logging
+import shutil
 import socket
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import backbones
@@ -684,18 +686,25 @@ def test_the_variants_of_a_folder(tmp_path):
     assert backbones.published._variants(tmp_path) == {"a", "b", "c", None}
 
 
-def test_a_variant_of_a_repository_or_of_a_file(monkeypatch, tmp_path):
+@pytest.fixture
+def downloads(monkeypatch, folders):
+    """What was asked of the hub, which has one repository, whatever its name."""
+
     asked = []
-    pipe = backbones.tiny("sd3")
 
-    def from_pretrained(source, **keywords):
-        asked.append(keywords["variant"])
-        return pipe
+    def download(source, **keywords):
+        asked.append((source, keywords))
+        return folders["sd3"]
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    return asked
+
+
+def test_a_variant_of_a_repository_or_of_a_file(downloads, tmp_path):
     backbones.load("sd3.5-large-turbo")
-    backbones.load("sd3.5-large-turbo", "hf://someone/tuned", variant="fp16")
-    assert asked == [None, "fp16"]
+    with pytest.raises(FileNotFoundError, match="weights of variant=None, got variant='fp16'"):
+        backbones.load("sd3.5-large-turbo", "hf://someone/tuned", variant="fp16")
+    assert [keywords["variant"] for _, keywords in downloads] == [None, "fp16"]
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="variant is for folders and repositories, got 'fp16'"):
@@ -711,27 +720,32 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
         backbones.load("sdxl-turbo", "hf://example/no-such-repository")
 
 
-def test_a_repository_is_asked_for_by_name_and_revision(monkeypatch):
-    asked = []
-    pipe = backbones.tiny("sd3")
-
-    def from_pretrained(source, **keywords):
-        asked.append((source, keywords))
-        return pipe
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
-    assert backbones.load("sd3.5-large-turbo").pipe is pipe
-    backbones.load("sd3.5-medium", "hf://someone/tuned@v2", dtype=torch.float16)
-    assert [(source, keywords["revision"]) for source, keywords in asked] == [
+def test_a_repository_is_asked_for_by_name_and_revision(downloads):
+    single = backbones.load("sd3.5-large-turbo")
+    half = backbones.load("sd3.5-medium", "hf://someone/tuned@v2", dtype=torch.float16)
+    assert [(source, keywords["revision"]) for source, keywords in downloads] == [
         ("stabilityai/stable-diffusion-3.5-large-turbo", None),
         ("someone/tuned", "v2"),
     ]
-    dtypes = [keywords.get("dtype", keywords.get("torch_dtype")) for _, keywords in asked]
-    assert dtypes == [torch.float32, torch.float16]
-    with pytest.raises(
-        TypeError, match=r"SDXL adapts StableDiffusionXLPipeline .*, got StableDiffu"
-    ):
+    for backbone, dtype in ((single, torch.float32), (half, torch.float16)):
+        assert {p.dtype for p in backbone.pipe.transformer.parameters()} == {dtype}
+    with pytest.raises(ValueError, match="holds a StableDiffusion3Pipeline, but sdxl is a Stable"):
         backbones.load("sdxl", "hf://someone/other")
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3"])
+def test_a_text_encoder_that_lacks_weights_is_refused(key, folders, tmp_path):
+    """Such as one whose names of weights this version of transformers does not know."""
+
+    folder = tmp_path / key
+    shutil.copytree(folders[key], folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {name.replace("layers.0", "blocks.0"): w for name, w in load_file(file).items()}
+    file.unlink()  # it is mapped
+    save_file(weights, file, {"format": "pt"})
+    message = r"text_encoder must hold all weights of a CLIPText.* lacks 16, .*layers\.0"
+    with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match=message):
+        backbones.load("sdxl" if key == "sdxl" else "sd3.5-medium", folder)
 
 
 def test_a_folder_is_read_without_the_hub(monkeypatch, folders):
