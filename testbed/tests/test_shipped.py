@@ -146,7 +146,7 @@ def weights(tmp_path_factory):
     root = tmp_path_factory.mktemp("package") / "weights"
     root.mkdir()
     folder = root.with_name("tokenizer")
-    vocabulary = tokenizer.save_tokenizer(PROMPTS[:2] * 3, folder, size=600)
+    vocabulary = tokenizer.train_tokenizer(PROMPTS[:2] * 3, folder, size=600)
     autoencoder = vae.new(smoke=True).half()
     autoencoder.register_to_config(scaling_factor=0.8, shift_factor=0.25)
     autoencoder.save_pretrained(root / "emoji-vae")

@@ -82,8 +82,8 @@ def _picture_table(rows: Sequence[PictureRow], prompts: int, images: int) -> "Ta
     table = Table(
         title=f"{prompts} prompts, {images} pictures each. Base: means. Others: gains over\n"
         "base from the same noise, ± standard error over prompts. Proxy: the learned\n"
-        "reward. Gold: what it was learned from. Match: the prompt's term of gold alone.\n"
-        "Target: means of the tilted bank minus its means.\n"
+        "reward. Gold: what it was learned from. Match: the prompt's term of gold alone, a\n"
+        "cosine, in %. Target: means of the tilted bank minus its means.\n"
         "Calls of the network and seconds: per picture, + per prompt for its bank.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -99,7 +99,7 @@ def _picture_table(rows: Sequence[PictureRow], prompts: int, images: int) -> "Ta
             row.method,
             _with_error(row.proxy, 2),
             _with_error(row.gold, 2),
-            _with_error(row.match, 3),
+            _with_error(Mean(100 * row.match.value, 100 * row.match.error), 1),
             _sum(row.calls, row.setup_calls, 0),
             _sum(row.seconds, row.setup_seconds, 2),
         )
