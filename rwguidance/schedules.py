@@ -50,7 +50,7 @@ def as_times(t: float | Tensor, batch: int | None = None) -> Tensor:
 
 
 def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype arithmetic runs in: the widest of `dtypes`, and float32 at the least."""
+    """Returns the dtype that arithmetic runs in: the widest of `dtypes`, at the least float32."""
 
     result = torch.float32
     for dtype in dtypes:
@@ -60,7 +60,7 @@ def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Scales:
-    r"""A schedule at one time: :math:`\alpha_t, \sigma_t` and their time derivatives.
+    r"""The values of a schedule at one time: :math:`\alpha_t, \sigma_t` and their time derivatives.
 
     Every tensor has shape (1, ..., 1) or (B, 1, ..., 1), so that it broadcasts against states of
     shape (B, \*event), and is float32 or wider, whatever the dtype of the states.

@@ -204,7 +204,7 @@ MUTANTS = [
         "test_noise_space",
     ),
     Mutant(
-        "particles: candidates interleaved, conditions tiled",
+        "noise space: candidates interleaved, conditions tiled",
         "noise_space.py",
         "tiled = rows * count",
         "tiled = [row for row in rows for _ in range(count)]",

@@ -1,4 +1,4 @@
-"""What models and estimators owe to every sample of a batch, whatever they compute."""
+"""The contract of every sample of a batch, the same for models and estimators."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from .requirements import Select, require_same, tolerance_for
 
 Answer = Callable[[Tensor, float | Tensor, Any], dict[str, Tensor]]
-"""Maps (x_t, t, condition) to tensors with one row per sample, by name."""
+"""A function from (x_t, t, condition) to tensors with one row per sample, by name."""
 
 _SINGLES = 4
 """Number of samples of a batch that are looked at one by one."""
@@ -18,10 +18,10 @@ _SINGLES = 4
 def check_calls(
     name: str, answer: Answer, x_t: Tensor, t: float, condition: Any, select: Select
 ) -> dict[str, Tensor]:
-    """Checks that a call depends on nothing but its arguments, and a sample on nothing but its own.
+    """Checks that a call depends on its arguments alone, and a sample on its own alone.
 
     Returns:
-        What the call answers.
+        The answer at `x_t` and `t`.
     """
 
     result = answer(x_t, t, condition)
@@ -49,7 +49,7 @@ def check_calls(
 
 
 def mixed_times(times: Sequence[float], n: int) -> Tensor:
-    """Times of `n` samples, float64, with shape (n,): the given ones in turn."""
+    """Repeats `times` for `n` samples, float64, with shape (n,)."""
 
     return torch.tensor([times[i % len(times)] for i in range(n)], dtype=torch.float64)
 

@@ -42,15 +42,15 @@ def check_estimator(
 
     Arguments:
         estimator: The estimator, in eval mode.
-        model: A model that it can work with.
+        model: A model that the estimator can work with.
         x_t: Noisy states, at least two, with shape (B, \*event).
         condition: What model, bank and reward are conditioned on, one item per sample, or None.
         times: Inner times at which to look.
-        calls: Model calls that one estimate may make.
-        select: Maps (condition, indices) to the condition of those samples.
+        calls: Number of model calls that one estimate may make.
+        select: A function from (condition, indices) to the condition of those samples.
 
     Raises:
-        AssertionError: If it does not keep the contract of
+        AssertionError: If the estimator breaks the contract of
             :class:`rwguidance.ConditionalExpectation`.
     """
 

@@ -43,11 +43,11 @@ def check_model(
         condition: What the model is conditioned on, one item per sample, not all the same. None for
             an unconditional model.
         times: Inner times at which to look.
-        select: Maps (condition, indices) to the condition of those samples.
-        seed: For the noise.
+        select: A function from (condition, indices) to the condition of those samples.
+        seed: Seed of the noise.
 
     Raises:
-        AssertionError: If it does not keep the contract of :class:`rwguidance.Model`.
+        AssertionError: If the model breaks the contract of :class:`rwguidance.Model`.
     """
 
     name = type(model).__name__

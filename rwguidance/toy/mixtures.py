@@ -1,4 +1,4 @@
-"""Gaussians, mixtures of them, and what a step makes of a mixture in one dimension."""
+"""Gaussians, mixtures of them, and mixtures that are cut in two by a step reward."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ class GaussianMixture(TiltableLaw):
 
     Arguments:
         log_weights: Log of the weights, up to a constant, with shape (K,).
-        means: In data units, with shape (K, D).
-        covariances: Positive definite, with shape (K, D, D), or (1, D, D) if shared.
+        means: Means of the components, in data units, with shape (K, D).
+        covariances: Covariances of the components, positive definite, with shape (K, D, D), or
+            (1, D, D) if shared.
     """
 
     def __init__(self, log_weights: Numbers, means: Numbers, covariances: Numbers) -> None:
@@ -68,7 +69,7 @@ class GaussianMixture(TiltableLaw):
         return moments(posterior, log_e, means, working_dtype(x_t.dtype))
 
     def tilted(self, tilt: Tilt) -> Law:
-        """The tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
+        """Returns the tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
 
         step = step_of(tilt, self.event[0])
         if step is not None:
@@ -136,8 +137,8 @@ class Gaussian(GaussianMixture):
     r"""Gaussian :math:`N(\mu, C)`.
 
     Arguments:
-        mean: In data units, with shape (D,).
-        covariance: Positive definite, with shape (D, D).
+        mean: The mean, in data units, with shape (D,).
+        covariance: The covariance, positive definite, with shape (D, D).
     """
 
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:

@@ -1,4 +1,4 @@
-"""Objectives: what a guidance network is trained to minimize on noised draws of a bank."""
+"""Objectives: losses of a guidance network on noised draws of a bank."""
 
 import math
 from abc import ABC, abstractmethod
@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 TimeSampler = Callable[[int, torch.Generator], Tensor]
-"""Draws n training times in [0, 1], float64, with shape (n,)."""
+"""A function of (n, generator) that draws n training times in [0, 1], float64, shape (n,)."""
 
 Encoder = Callable[[list[Any]], Any]
-"""Makes what a model is conditioned on from items of a bank's condition, such as prompts."""
+"""A function from items of a bank's condition, such as prompts, to what a model takes."""
 
 
 def uniform_times(n: int, generator: torch.Generator) -> Tensor:
-    """Times uniform on [0.001, 1]: below, a state tells its clean draw and h is known."""
+    """Draws times uniform on [0.001, 1]: below, a state tells its clean draw and h is known."""
 
     return 0.001 + 0.999 * torch.rand(n, generator=generator, dtype=torch.float64)
 
@@ -49,9 +49,9 @@ class NoisedBatch:
         x_0: Clean draws, with shape (B, \*event).
         noise: The noise that was added, with shape (B, \*event).
         x_t: Noised draws, with shape (B, \*event).
-        t: Their times, float64, with shape (B,).
-        condition: Their conditions.
-        log_w: Centered log-weights, in nats, with shape (B,).
+        t: Times of the noised draws, float64, with shape (B,).
+        condition: Conditions of the draws, as the model takes them.
+        log_w: Centered log-weights of the clean draws, in nats, with shape (B,).
     """
 
     x_0: Tensor
@@ -71,9 +71,9 @@ class Objective(ABC):
         bank: Draws of the law of `model`.
         tilt: The tilt, applied to the bank's rewards (scored here if they are missing).
         batch_size: Number of draws per step.
-        times: Draws the training times.
-        encode: Makes what the model and the networks are conditioned on from items of the bank's
-            condition, one per draw; None if they take these as they are.
+        times: A function that draws the training times.
+        encode: A function from items of the bank's condition, one per draw, to what the model and
+            the networks are conditioned on; None if they take the items as they are.
 
     Raises:
         ValueError: If `batch_size` is less than 1, or every draw of a condition has zero weight.
@@ -107,7 +107,7 @@ class Objective(ABC):
         return self._noise(self.bank, self.log_w, index, t, generator)
 
     def base(self, batch: NoisedBatch) -> Prediction:
-        """The base model's prediction of a batch, without gradients."""
+        """Returns the base model's prediction of a batch, without gradients."""
 
         with torch.no_grad():
             prediction: Prediction = self.model(batch.x_t, batch.t, batch.condition)
@@ -136,14 +136,14 @@ class ExpectationObjective(Objective):
     It takes the arguments of :class:`Objective`, and those of the loss.
 
     Arguments:
-        loss: Maps (log_h, log_w) to one value per sample, see :mod:`rwguidance.losses`. The
-            contrastive loss wants groups: give `group_size`.
+        loss: A function from (log_h, log_w) to one value per sample, see :mod:`rwguidance.losses`.
+            The contrastive loss wants groups: give `group_size`.
         eta: Weight of the consistency term; 0 leaves it out entirely.
         preferred: Samples for the consistency term, taken as they are (the "preferred only"
             variant: biased towards their law). None for the bank, weighted, which is unbiased.
         penalty: Weight of the gradient penalty; 0 leaves it out entirely.
         cycle_weight: Weight of the cycle term; 0 leaves it out entirely.
-        classifier: Gives the logits (x_t, t, condition) for the cycle term.
+        classifier: A network from (x_t, t, condition) to the logits of the cycle term.
         group_size: Number of draws that share a time and a condition, given to the loss with shape
             (batch_size / group_size, group_size); 1 for none.
 
