@@ -94,8 +94,8 @@ class Network(Guided):
     """Guidance by a trained network: one small forward pass per step.
 
     Arguments:
-        network: Trained guidance network; on the command line, the file that its method `save`
-            wrote.
+        network: Trained guidance network; on the command line its name, or the file that its method
+            `save` wrote.
         log_h: Whether the network gives log h, and not the shift; without it, whether it is a
             :class:`~rwguidance.networks.LatentExpectation`.
     """
@@ -121,10 +121,9 @@ class Network(Guided):
 
 @dataclass(frozen=True)
 class PlugInMean(Guided):
-    r"""Guidance by the gradient of the reward at the predicted picture; overshoots.
+    r"""Guidance by the gradient of a differentiable reward at the predicted picture; overshoots.
 
-    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model. The reward must
-    be differentiable.
+    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model.
 
     Arguments:
         beta: Temperature, in reward units.
