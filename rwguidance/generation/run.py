@@ -23,7 +23,7 @@ from ..support.fingerprint import fingerprint
 from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
 from .extensions import encode
-from .store import Store
+from .store import Drawer, Store
 
 __all__ = ["Report", "Run", "Scores"]
 
@@ -128,38 +128,44 @@ class Run:
             return sample(model, sampler, x_1, self.times, condition, generators, trace=trace)
 
     def draws(self, prompt: str, n: int, *stream: str | int) -> Tensor:
-        """The first `n` draws of a stream of unguided samples, from the store as far as they are.
+        r"""Returns the first unguided samples of a stream, from the store as far as it has them.
+
+        Arguments:
+            prompt: The prompt.
+            n: Number of draws.
+            stream: Name of the stream; others have other random numbers.
+
+        Returns:
+            Clean states, with shape (n, \*event).
 
         Raises:
             FloatingPointError: If a draw is not finite, as when half precision overflows.
         """
 
-        store = None if self.store is None else self.store.of({**self.origin, "prompt": prompt})
-        name = "-".join(map(str, ("draws", *stream)))
-        parts = [] if store is None else store.read(name)
-        done = sum(map(len, parts))
-        while done < n:
-            numbers = range(done, min(n, done + self.batch_size))
-            self.report("draws", done, n)
+        def make(numbers: range) -> Tensor:
             names = [("draw", *stream, prompt, i) for i in numbers]
             x_0 = self.sample(self.backbone, prompt, names)
             if not bool(x_0.isfinite().all()):
                 raise FloatingPointError(
                     f"the model drew NaN or inf for {prompt!r} in {x_0.dtype}; try another dtype"
                 )
-            if store is not None:
-                store.append(name, done, x_0)
-            parts.append(x_0)
-            done += len(x_0)
-        self.report("draws", n, n)
-        return torch.cat([part.to(self.device) for part in parts])[:n]
+            return x_0
+
+        drawer = None if self.store is None else self.store.of({**self.origin, "prompt": prompt})
+        return self._extend(drawer, "-".join(map(str, ("draws", *stream))), n, "draws", make)
 
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
-        """Draws of one prompt with their rewards, from the store as far as they are there.
+        """Returns samples of a stream with their rewards, from the store as far as it has them.
 
-        The last one stays in memory, for the next batch of images.
+        The bank that was made last stays in memory, for the next batch of images.
+
+        Arguments:
+            prompt: The prompt.
+            n: Number of draws.
+            stream: Name of the stream, as for :meth:`draws`.
 
         Raises:
+            FloatingPointError: If a draw is not finite.
             ValueError: If the reward of a draw is NaN or +inf; names the draws.
         """
 
@@ -168,26 +174,36 @@ class Run:
 
     def _bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         x_0 = self.draws(prompt, n, *stream)
-        origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
-        store = None
-        if self.store is not None and self.reward_key is not None:
-            store = self.store.of(origin)
-        name = "-".join(map(str, ("rewards", *stream)))
-        parts = [] if store is None else store.read(name)
-        done = sum(map(len, parts))
         tilt = Tilt(self.reward, 1.0, self.backbone.decode)
-        while done < n:
-            self.report("rewards of draws", done, n)
-            batch = x_0[done : done + self.batch_size]
+
+        def make(numbers: range) -> Tensor:
             with torch.no_grad():
-                rewards = tilt.score(batch, [prompt] * len(batch))
-            if store is not None:
-                store.append(name, done, rewards)
-            parts.append(rewards)
-            done += len(batch)
-        self.report("rewards of draws", n, n)
-        rewards = torch.cat([part.to(x_0.device) for part in parts])[:n]
+                return tilt.score(x_0[numbers.start : numbers.stop], [prompt] * len(numbers))
+
+        origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
+        # A reward without a key cannot be told apart from another one: its values are not kept.
+        store = None if self.reward_key is None else self.store
+        drawer = None if store is None else store.of(origin)
+        name = "-".join(map(str, ("rewards", *stream)))
+        rewards = self._extend(drawer, name, n, "rewards of draws", make)
         return Bank(x_0, [prompt] * n, rewards, origin)
+
+    def _extend(
+        self, drawer: Drawer | None, name: str, n: int, stage: str, make: Callable[[range], Tensor]
+    ) -> Tensor:
+        """Returns the first `n` entries of a run of tensors; makes and keeps what is not there."""
+
+        parts = [] if drawer is None else drawer.read(name)
+        done = sum(map(len, parts))
+        while done < n:
+            self.report(stage, done, n)
+            values = make(range(done, min(n, done + self.batch_size)))
+            if drawer is not None:
+                drawer.append(name, done, values)
+            parts.append(values)
+            done += len(values)
+        self.report(stage, n, n)
+        return torch.cat([part.to(self.device) for part in parts])[:n]
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Images of clean states, with shape (B, 3, H, W)."""
