@@ -1,6 +1,7 @@
-"""How images are aligned: each method is an object that holds its settings.
+"""Methods of alignment, each an object that holds its settings.
 
-A new method is one dataclass here and its name in :data:`METHODS`.
+A new method is one dataclass and a place in :data:`METHODS`: its options on the command line, their
+help and the tables of the docs follow (:mod:`rwguidance.generation.settings`).
 """
 
 import math
@@ -107,7 +108,7 @@ class Network(Guided):
 
     @property
     def gives_log_h(self) -> bool:
-        """Whether the network gives log h, and not the shift."""
+        """True if the network gives log h, False if it gives the shift."""
 
         return isinstance(self.network, LatentExpectation) if self.log_h is None else self.log_h
 

@@ -1,4 +1,4 @@
-"""What every part of a generation shares: the model, the reward, and how random numbers are named.
+"""A run: the model, the reward, and the settings that decide every random number.
 
 All random numbers of an image come from a generator named by seed, prompt and number of the image.
 So an image depends neither on the batch that it was made in nor on the other prompts (up to the
@@ -28,7 +28,7 @@ from .store import Drawer, Store
 __all__ = ["Report", "Run", "Scores"]
 
 Report = Callable[[str, int, int], None]
-"""Is told the name of a stage, how much of it is done, and out of how much."""
+"""Type of a function that is told a stage, how much of it is done, and out of how much."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Scores:
     """Rewards of images, where they have one.
 
     Arguments:
-        values: In reward units, float64, with shape (B,); NaN where the reward failed.
-        errors: Why it failed, by the image's place in the batch.
+        values: Rewards, in reward units, float64, with shape (B,); NaN where the reward failed.
+        errors: Reasons why it failed, by the image's place in the batch.
     """
 
     values: Tensor
@@ -50,12 +50,13 @@ class Run:
 
     Arguments:
         backbone: The model.
-        reward: (images, prompts) to rewards, with shape (B,).
+        reward: Maps (images, prompts) to rewards, with shape (B,).
         times: Strictly decreasing times, as :func:`rwguidance.sample` takes them.
-        seed: Of everything.
+        seed: Seed of every random number.
         batch_size: Samples that the network, the decoder and the reward see at once.
-        negative_prompt: What classifier-free guidance leads away from; None is the backbone's own.
-        store: Where draws and their rewards are kept; None keeps them in memory only.
+        negative_prompt: The text that classifier-free guidance leads away from; None is the
+            backbone's own.
+        store: Keeps draws and their rewards; None keeps them in memory only.
         report: Is told about progress.
     """
 
@@ -70,7 +71,7 @@ class Run:
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """What the law of the draws depends on, besides the prompt."""
+        """Everything that the law of the draws depends on, besides the prompt."""
 
         sampler = self.backbone.sampler
         return {
@@ -83,7 +84,7 @@ class Run:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the backbone keeps its states."""
+        """The device of the backbone's states."""
 
         return self.backbone.draw_noise(1, torch.Generator()).device
 
@@ -98,7 +99,13 @@ class Run:
         return {}
 
     def keep(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made for this key the last time, or what is made now; one of each kind."""
+        """Returns the value that was made for a key, or makes it; one value of each kind is kept.
+
+        Arguments:
+            what: Kind of the value.
+            key: Key of the value, compared with that of the value that is kept.
+            make: Makes the value.
+        """
 
         if self._kept.get(what, (None,))[0] != key:
             self._kept.pop(what, None)  # never two at a time
@@ -106,7 +113,7 @@ class Run:
         return self._kept[what][1]
 
     def condition(self, prompt: str, n: int) -> Any:
-        """The condition of `n` samples of one prompt, encoded once."""
+        """Returns the condition of `n` samples of one prompt, which is encoded once."""
 
         make = lambda: encode(self.backbone, [prompt], self.negative_prompt)
         return take(self.keep("condition", prompt, make), [0] * n)
@@ -118,7 +125,17 @@ class Run:
         names: Sequence[tuple[str | int, ...]],
         trace: Trace | None = None,
     ) -> Tensor:
-        """Clean states of a model, guided or not, for samples of a prompt with these names."""
+        r"""Returns clean states of a model, guided or not.
+
+        Arguments:
+            model: The model.
+            prompt: The prompt of all samples.
+            names: Names of the samples, B of them; seed and name decide its random numbers.
+            trace: Is given time and prediction of every step, as by :func:`rwguidance.sample`.
+
+        Returns:
+            Clean states, with shape (B, \*event).
+        """
 
         condition = self.condition(prompt, len(names))
         generators = [generator_for(self.seed, *name) for name in names]
@@ -206,13 +223,20 @@ class Run:
         return torch.cat([part.to(self.device) for part in parts])[:n]
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """Images of clean states, with shape (B, 3, H, W)."""
+        """Returns the images of clean states, with shape (B, 3, H, W)."""
 
         with torch.no_grad():
             return self.backbone.decode(x_0)
 
     def score(self, images: Tensor, prompt: str) -> Scores:
-        """Rewards of images of one prompt; where the reward fails for some, those of the others."""
+        """Returns the rewards of images of one prompt.
+
+        Where the reward fails for all at once, it is asked one by one, so that others have theirs.
+
+        Arguments:
+            images: Images in [0, 1], with shape (B, 3, H, W).
+            prompt: The prompt.
+        """
 
         values, errors = torch.full((len(images),), math.nan, dtype=torch.float64), {}
         tilt = Tilt(self.reward, 1.0)

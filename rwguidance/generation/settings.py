@@ -83,7 +83,7 @@ class Option:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What the option means, each with the methods to which it means that."""
+        """Meanings of the option, each with the methods that take it so and their defaults."""
 
         methods: dict[str, dict[str, list[str]]] = {}
         for setting in self.settings:
