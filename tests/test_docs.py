@@ -5,6 +5,7 @@ import importlib
 import io
 import pkgutil
 import re
+import runpy
 import socket
 import unicodedata
 from pathlib import Path
@@ -124,3 +125,12 @@ def test_every_exported_name_is_described_where_it_is_defined(package):
         module = importlib.import_module(getattr(package, name).__module__)
         assert name in module.__all__, f"{module.__name__} does not list {name}"
         assert getattr(package, name).__doc__, f"{name} has no docstring"
+
+
+def test_the_tables_of_methods_say_what_the_methods_say():
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    page = tables["PAGE"].read_text(encoding="utf-8")
+    for name in ("methods", "settings"):
+        assert f"<!-- table: {name} -->" in page
+    assert tables["written"](page) == page, "run `python docs/tables.py`, which writes them anew"
+    assert tables["written"](page.replace("reward", "rewind")) != page.replace("reward", "rewind")

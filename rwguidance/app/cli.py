@@ -1,4 +1,4 @@
-"""The command line: joins the commands, each of which is a file in `commands`."""
+"""The command line, which joins the commands: each of them is a file of its own."""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""From prompts to aligned pictures: what `rwguidance generate` does.
+"""From prompts to aligned pictures, as `rwguidance generate` makes them.
 
 .. code-block:: python
 

@@ -1,4 +1,4 @@
-"""What a method of alignment is, and what the methods that guide the sampler share."""
+"""Methods of alignment: their interface, and the part that those share which guide the sampler."""
 
 import dataclasses
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""Two things that a backbone may do beyond :class:`~rwguidance.backbone.Backbone`.
+"""Extensions of backbones, beyond :class:`~rwguidance.backbone.Backbone`.
 
 Adapters of published pipelines recommend a number of steps and take negative prompts. Whether a
 backbone does is read from the signatures of its methods.
@@ -81,7 +81,7 @@ def _takes_negative_prompts(backbone: Backbone) -> TypeGuard[TakesNegativePrompt
 
 
 def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether the signature of a function has room for these arguments."""
+    """Returns whether the signature of a function has room for these arguments."""
 
     try:
         inspect.signature(function).bind(*arguments)

@@ -1,6 +1,7 @@
-"""How images are aligned: each method is an object that holds its settings.
+"""Methods of alignment, each an object that holds its settings.
 
-A new method is one dataclass here and its name in :data:`METHODS`.
+A new method is one dataclass and a place in :data:`METHODS`: its options on the command line, their
+help and the tables of the docs follow (:mod:`rwguidance.generation.settings`).
 """
 
 import math
@@ -94,8 +95,8 @@ class Network(Guided):
     """Guidance by a trained network: one small forward pass per step.
 
     Arguments:
-        network: Trained guidance network; on the command line, the file that its method `save`
-            wrote.
+        network: Trained guidance network; on the command line its name, or the file that its method
+            `save` wrote.
         log_h: Whether the network gives log h, and not the shift; without it, whether it is a
             :class:`~rwguidance.networks.LatentExpectation`.
     """
@@ -107,7 +108,7 @@ class Network(Guided):
 
     @property
     def gives_log_h(self) -> bool:
-        """Whether the network gives log h, and not the shift."""
+        """True if the network gives log h, False if it gives the shift."""
 
         return isinstance(self.network, LatentExpectation) if self.log_h is None else self.log_h
 
@@ -121,10 +122,9 @@ class Network(Guided):
 
 @dataclass(frozen=True)
 class PlugInMean(Guided):
-    r"""Guidance by the gradient of the reward at the predicted picture; overshoots.
+    r"""Guidance by the gradient of a differentiable reward at the predicted picture; overshoots.
 
-    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model. The reward must
-    be differentiable.
+    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model.
 
     Arguments:
         beta: Temperature, in reward units.

@@ -1,4 +1,4 @@
-"""What a generation made: pairs of pictures with their rewards, as a table and as sheets."""
+"""The result of a generation: pairs of pictures with their rewards, as a table and as sheets."""
 
 import csv
 import re

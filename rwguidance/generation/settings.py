@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .base import Method
 
-__all__ = ["Option", "Setting", "build", "method_options", "method_settings", "summary"]
+__all__ = ["Option", "Setting", "build", "flag", "method_options", "method_settings", "summary"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Option:
         for other in others:
             if other.kind != first.kind:
                 raise TypeError(
-                    f"{_flag(self.name)} must have one type for all methods, got {first.kind} for "
+                    f"{flag(self.name)} must have one type for all methods, got {first.kind} for "
                     f"{first.method} and {other.kind} for {other.method}"
                 )
 
@@ -83,7 +83,7 @@ class Option:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What the option means, each with the methods to which it means that."""
+        """Meanings of the option, each with the methods that take it so and their defaults."""
 
         methods: dict[str, dict[str, list[str]]] = {}
         for setting in self.settings:
@@ -160,12 +160,12 @@ def build(method: type[Method], options: Mapping[str, Any]) -> Method:
     stray = sorted(given.keys() - settings.keys())
     if stray:
         raise ValueError(
-            f"{_flag(stray[0])} is not for --method {method.name}, which takes "
-            + ", ".join(map(_flag, sorted(settings)))
+            f"{flag(stray[0])} is not for --method {method.name}, which takes "
+            + ", ".join(map(flag, sorted(settings)))
         )
     for name, setting in settings.items():
         if setting.default is MISSING and name not in given:
-            raise ValueError(f"--method {method.name} needs {_flag(name)}")
+            raise ValueError(f"--method {method.name} needs {flag(name)}")
     values = {settings[name].field: settings[name].read(value) for name, value in given.items()}
     return method.from_options(**values)
 
@@ -174,6 +174,12 @@ def summary(method: type[Method]) -> str:
     """Returns the first paragraph of a method's docstring, in one line."""
 
     return _plain(inspect.cleandoc(method.__doc__ or "").partition("\n\n")[0])
+
+
+def flag(option: str) -> str:
+    """Returns an option as it is typed, from its name with underscores."""
+
+    return "--" + option.replace("_", "-")
 
 
 def _kind(name: str, hint: Any) -> Any:
@@ -200,9 +206,10 @@ def _meaning(method: type[Method], name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Returns a text of docstrings in one line, with names for references."""
+    """Returns a text of docstrings in one line, with the names that references show."""
 
-    return re.sub(r":[\w:]+:`~?([^`]+)`", r"`\1`", " ".join(text.split()))
+    short = re.sub(r":[\w:]+:`~[\w.]*?(\w+)`", r"`\1`", " ".join(text.split()))
+    return re.sub(r":[\w:]+:(?=`)", "", short)
 
 
 def _show(value: Any) -> str:
@@ -211,7 +218,3 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(_show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

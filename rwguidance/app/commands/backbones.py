@@ -1,4 +1,4 @@
-"""`rwguidance backbones`."""
+"""The command `rwguidance backbones`."""
 
 import typer
 

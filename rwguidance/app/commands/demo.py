@@ -1,4 +1,4 @@
-"""`rwguidance demo`."""
+"""The command `rwguidance demo`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

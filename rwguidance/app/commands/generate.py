@@ -1,4 +1,4 @@
-"""`rwguidance generate`: its own options are here, those of the methods come from the methods."""
+"""The command `rwguidance generate`; the options of methods come from the methods."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal

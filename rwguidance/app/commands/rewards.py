@@ -1,4 +1,4 @@
-"""`rwguidance rewards`."""
+"""The command `rwguidance rewards`."""
 
 from typing import Annotated
 

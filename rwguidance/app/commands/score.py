@@ -1,4 +1,4 @@
-"""`rwguidance score`."""
+"""The command `rwguidance score`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,9 +1,11 @@
-"""`rwguidance toy`."""
+"""The command `rwguidance toy`."""
 
 from enum import Enum
 from typing import Annotated
 
 import typer
+
+from .options import Seed
 
 
 class LawName(str, Enum):
@@ -39,7 +41,7 @@ def toy(
     training_steps: Annotated[
         int, typer.Option(help="Steps for each guidance network; 0 leaves them out.", min=0)
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of everything.", min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Compare every estimator with the closed form, time by time, on a toy law."""
 

@@ -2,16 +2,21 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 
 import backbones
 import rewards
 from pixel_law import QUIET, table
 from rwguidance import RectifiedSchedule
-from rwguidance.app.cli import main
+from rwguidance.app.cli import app, main
+from rwguidance.generation.methods import METHODS
 from rwguidance.generation.pictures import read_facts
+from rwguidance.generation.settings import Setting, build, flag, method_options, method_settings
 from rwguidance.networks import LatentShift
+from rwguidance.support.fingerprint import fingerprint
 
 pytestmark = QUIET
 
@@ -101,6 +106,62 @@ def test_every_method_runs(command, tmp_path):
         (row,) = table(tmp_path / name / "results.csv")
         gain = float(row["gain"])
         assert gain == 0 if name == "network" else gain > 0 or name == "best-of-n"
+
+
+OWN = {
+    "backbone", "reward", "prompt", "prompts", "method", "images", "steps", "seed",
+    "negative_prompt", "path", "option", "device", "dtype", "batch_size", "cache", "out", "restart",
+}  # fmt: skip
+
+
+@pytest.fixture
+def parse():
+    """The values of the command's options by name, as they are read from arguments."""
+
+    generate = typer.main.get_command(app).commands["generate"]
+    return lambda *arguments: generate.make_context("generate", list(arguments)).params
+
+
+def test_every_option_of_a_method_is_helped_by_the_method_alone():
+    params = {p.name: p for p in typer.main.get_command(app).commands["generate"].params}
+    options = {option.name: option for option in method_options(METHODS)}
+    assert params.keys() == OWN | options.keys()
+    for name, option in options.items():
+        assert params[name].help == option.help
+        for setting in option.settings:
+            assert setting.meaning.rstrip(".") in params[name].help
+
+
+def test_every_method_has_its_name_and_no_other_is_taken(parse):
+    names = ["--backbone", "x", "--reward", "y"]
+    assert parse(*names)["method"] == "importance"
+    for name in METHODS:
+        assert parse(*names, "--method", name)["method"] == name
+    with pytest.raises(Exception, match="is not one of 'importance', 'network'"):
+        parse(*names, "--method", "magic")
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [(method, s) for method in METHODS.values() for s in method_settings(method)],
+    ids=lambda value: value.field if isinstance(value, Setting) else value.name,
+)
+def test_every_keyword_of_a_method_can_be_given(parse, tmp_path, method, setting):
+    network = LatentShift(16, RectifiedSchedule(), widths=(8, 8))
+    network.save(tmp_path / "network.safetensors")
+    values = {
+        int: (["7"], 7),
+        float: (["0.5"], 0.5),
+        tuple[float, float]: (["0.25", "0.75"], (0.25, 0.75)),
+        Path: ([str(tmp_path / "network.safetensors")], fingerprint(network)),
+        bool: ([], True),
+    }
+    arguments = ["--backbone", "x", "--reward", "y", "--method", method.name]
+    needed = [s for s in method_settings(method) if s.note == "required" and s != setting]
+    for given in (*needed, setting):
+        arguments += [flag(given.option), *values[given.kind][0]]
+    options = {name: value for name, value in parse(*arguments).items() if name not in OWN}
+    assert build(method, options).settings()[setting.field] == values[setting.kind][1]
 
 
 def test_prompts_come_from_a_file_once_each(command, tmp_path):

@@ -9,7 +9,10 @@ from torch import nn
 
 from common import assert_within
 from pixel_law import QUIET, Brightness, mean_of, run, spread
+from rwguidance import RectifiedSchedule
 from rwguidance.generation import BestOfN, Importance, Network, PlugInMean
+from rwguidance.networks import LatentExpectation, LatentShift
+from rwguidance.support.fingerprint import fingerprint
 
 pytestmark = QUIET
 
@@ -127,6 +130,16 @@ def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
 def test_methods_check_their_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [LatentExpectation, LatentShift])
+def test_a_network_for_latents_says_what_it_gives(kind):
+    network = kind(16, RectifiedSchedule(), widths=(8, 8))
+    assert Network(network).gives_log_h is (kind is LatentExpectation)
+    assert Network(network).settings()["log_h"] is (kind is LatentExpectation)
+    assert Network(nn.Identity()).settings()["log_h"] is False
+    assert Network(nn.Identity(), log_h=True).settings()["log_h"] is True
+    assert Network(network).settings()["network"] == fingerprint(network)
 
 
 def test_settings_are_json(tmp_path):
