@@ -106,13 +106,13 @@ def evaluate_again(
     t: float | Tensor,
     condition: Any,
 ) -> Prediction:
-    """Calls the network of a pipeline again, through the adapter of its family.
+    r"""Calls the network of a pipeline again, through the adapter of its family.
 
     Arguments:
         pipe: The guided pipeline.
         text: Prompts and embeddings of the present call.
         told: Condition of the present call, as the estimator was given it.
-        x_t: States with shape (B, *event).
+        x_t: States with shape (B, \*event).
         t: Times with shape () or (B,).
         condition: Condition for which the estimator asks.
 
