@@ -1,4 +1,4 @@
-"""Autoencoders in the place of a pipeline's own: small ones, at a fraction of its cost.
+"""Autoencoders in place of a pipeline's own: small ones, at a fraction of its cost.
 
 The tiny autoencoders of the TAESD family were distilled from the VAEs of SDXL, SD3 and FLUX. Their
 latents are in the units of the denoising network, with scale 1 and shift 0, where those of a VAE
@@ -32,14 +32,14 @@ def load_autoencoder(
     Arguments:
         source: An AutoencoderTiny or AutoencoderKL, which is returned as it is; or a local folder,
             either as `save_pretrained` writes it, or with two files in the original layout.
-        original: How these two files begin, such as "taesdxl": taesdxl_encoder.safetensors and
-            taesdxl_decoder.safetensors.
+        original: Beginning of the names of these two files: "taesdxl" stands for
+            taesdxl_encoder.safetensors and taesdxl_decoder.safetensors.
         dtype: The precision of weights that are read from a folder.
 
     Raises:
         TypeError: If `source` is something else.
         FileNotFoundError: If the folder is not there or holds neither.
-        ValueError: If what it holds is no autoencoder.
+        ValueError: If the folder holds something else than an autoencoder.
     """
 
     if isinstance(source, nn.Module):
@@ -69,7 +69,7 @@ def load_autoencoder(
 
 
 def check_autoencoder(vae: nn.Module, channels: int, vae_scale_factor: int) -> None:
-    """Checks that an autoencoder fits into the place of another.
+    """Checks that an autoencoder can stand in for another.
 
     Arguments:
         vae: The autoencoder.
@@ -103,7 +103,11 @@ def _diffusers() -> Any:
 
 
 def check_channels(vae: nn.Module, channels: int) -> None:
-    """Checks the first half of it, which can be known before a pipeline is loaded.
+    """Checks the channels of an autoencoder's latents, which needs no pipeline.
+
+    Arguments:
+        vae: The autoencoder.
+        channels: Channels that the latents must have.
 
     Raises:
         ValueError: If the latents have other channels.

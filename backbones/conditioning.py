@@ -1,4 +1,4 @@
-"""What a text-to-image network is conditioned on: prompts, and the tensors they were encoded to."""
+"""Conditions of a text-to-image network: prompts, and the tensors they were encoded to."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class TextCondition:
     Samples are taken out with a slice or a list of indices and joined with :meth:`cat`.
 
     Arguments:
-        prompts: One per sample.
+        prompts: One prompt per sample.
         embeddings: Tensors by name, each with shape (B, ...).
-        negative: What classifier-free guidance leads away from: tensors of the same names and
-            shapes. None without such guidance.
+        negative: Tensors of the same names and shapes, from which classifier-free guidance leads
+            away. None without such guidance.
     """
 
     prompts: tuple[str, ...]
@@ -154,10 +154,10 @@ def encode_distinct(
 
 
 def check_condition(condition: object, n: int, guided: bool) -> TextCondition:
-    """The condition itself, if a backbone can use it.
+    """The condition itself, once checked to be one that a backbone can use.
 
     Arguments:
-        condition: What the backbone was given.
+        condition: The object that the backbone was given.
         n: Number of samples.
         guided: Whether the backbone has classifier-free guidance.
 
@@ -193,11 +193,11 @@ def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
 def named_embeddings(
     encoded: Sequence[Any],
 ) -> tuple[Embeddings, Embeddings | None]:
-    """What `encode_prompt` of SDXL and SD3 pipelines returns, by name: positive and negative.
+    """Embeddings of SDXL and SD3 pipelines by name, positive and negative.
 
     Arguments:
-        encoded: Text, negative text, pooled and negative pooled embeddings; the negative ones are
-            None without classifier-free guidance.
+        encoded: Result of `encode_prompt`: text, negative text, pooled and negative pooled
+            embeddings; the negative ones are None without classifier-free guidance.
     """
 
     text, negative_text, pooled, negative_pooled = encoded

@@ -1,4 +1,4 @@
-r"""In which coordinates the schedulers of diffusers keep their states, and what outputs mean.
+r"""Coordinates in which the schedulers of diffusers keep states, and the meaning of outputs.
 
 A scheduler is handed the output of a network and a state. Three kinds of state occur:
 
@@ -28,7 +28,7 @@ from rwguidance.schedules import Scales, working_dtype
 __all__ = ["Coordinates", "read_output", "table_times"]
 
 Level = Callable[[Any, Any], Any]
-"""Where a scheduler stands at a call of `step`: (scheduler, timestep) to a sigma or an index."""
+"""Maps (scheduler, timestep), at a call of `step`, to the sigma or index where it stands."""
 
 
 def _sigma(scheduler: Any, timestep: Any) -> Any:
@@ -56,9 +56,9 @@ class _Kind:
     """A class of schedulers.
 
     Arguments:
-        state: "ve", "vp" or "flow".
-        level: Where it stands.
-        prediction_types: The prediction types that its `step` knows.
+        state: Kind of its states, "ve", "vp" or "flow".
+        level: Map to the noise level at which it stands.
+        prediction_types: Prediction types that its `step` knows.
     """
 
     state: str
@@ -95,14 +95,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Coordinates:
-    r"""Reads states and outputs of one scheduler.
+    r"""Coordinates of one scheduler: reads its states and the outputs that it is handed.
 
     Arguments:
         schedule: The path.
         unscaled: Whether states come as :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`.
         prediction_type: Meaning of an output of the network: "epsilon", "v_prediction", "sample"
             or "flow_prediction".
-        level: Where the scheduler stands, at each call of its `step`.
+        level: Map to the noise level at which the scheduler stands at a call of its `step`.
     """
 
     schedule: Schedule
@@ -113,6 +113,9 @@ class Coordinates:
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> "Coordinates":
         """The coordinates of a scheduler of diffusers.
+
+        Arguments:
+            scheduler: The scheduler.
 
         Raises:
             TypeError: If its class, or its configuration, is not one of those that are understood.
@@ -141,9 +144,13 @@ class Coordinates:
         return cls(schedule, kind.state == "ve", prediction_type, kind.level)
 
     def time(self, scheduler: Any, timestep: Any) -> Tensor:
-        """The time at which `scheduler` is about to step, in [0, 1], a float64 scalar.
+        """The time at which a scheduler is about to step, in [0, 1], a float64 scalar.
 
         Second stages of a step stand at noise levels of their own, so it is asked at every call.
+
+        Arguments:
+            scheduler: The scheduler.
+            timestep: The timestep that its `step` is given.
 
         Raises:
             ValueError: If the noise level lies beyond those of the network's path.
@@ -171,7 +178,7 @@ class Coordinates:
         Arguments:
             output: The network's output, with shape (B, \*event).
             sample: The scheduler's state, with the same shape.
-            t: What :meth:`time` returned.
+            t: Time of the step, as from :meth:`time`.
         """
 
         dtype = working_dtype(output.dtype, sample.dtype)
@@ -182,7 +189,7 @@ class Coordinates:
         return x_t, read_output(self.prediction_type, output, x_t, scales)
 
     def write(self, prediction: Prediction) -> Tensor:
-        """The output of a network that predicts this."""
+        """The output of a network that makes this prediction."""
 
         if self.prediction_type == "epsilon":
             return prediction.noise
@@ -198,8 +205,8 @@ def read_output(prediction_type: str, output: Tensor, x_t: Tensor, scales: Scale
     r"""The prediction that an output of a network states.
 
     Arguments:
-        prediction_type: What the output is, in the words of diffusers: "epsilon", "v_prediction",
-            "sample" or "flow_prediction".
+        prediction_type: Meaning of the output, in the words of diffusers: "epsilon",
+            "v_prediction", "sample" or "flow_prediction".
         output: The output, with shape (B, \*event).
         x_t: The states on the path, with the same shape.
         scales: The path at their times. v is defined where :math:`\alpha_t^2 + \sigma_t^2 = 1`.
@@ -237,8 +244,8 @@ def table_times(schedule: Schedule, num_train_timesteps: int, log_snr: Tensor) -
 
     Arguments:
         schedule: The path through the table.
-        num_train_timesteps: Entries of the table.
-        log_snr: In nats, of any shape.
+        num_train_timesteps: Number of entries of the table.
+        log_snr: Log-SNR of the noise levels, in nats, with any shape.
     """
 
     position = num_train_timesteps * schedule.time(log_snr)

@@ -31,7 +31,7 @@ def guide(
     window: tuple[float, float] = (0.0, 1.0),
     condition: Any = None,
 ) -> Any:
-    r"""The same pipeline, guided: called as before, it samples the tilted law.
+    r"""A guided copy of a pipeline: called as before, it samples the tilted law.
 
         guided = guide(pipe, ImportanceSampling(bank, tilt))
         images = guided(["a cat", "a dog"], num_inference_steps=30).images
@@ -50,13 +50,13 @@ def guide(
 
     Arguments:
         pipe: A pipeline of diffusers. It is left as it is, and weights are shared.
-        estimator: Gives the shift; on the device of the pipeline. None takes guidance off, and a
-            guided pipeline is guided anew, never twice.
-        scale: Multiplies the shift, as in :class:`~rwguidance.GuidedModel`.
+        estimator: Estimator of the shift, on the device of the pipeline. None takes guidance off,
+            and a guided pipeline is guided anew, never twice.
+        scale: Factor of the shift, as in :class:`~rwguidance.GuidedModel`.
         window: Closed interval of times (low, high) in which to guide.
-        condition: What the estimator is told, with one item per image of a call. None is the
-            prompts of the call with their embeddings, as a :class:`TextCondition`, if they can be
-            known: they cannot in modular pipelines, and if embeddings are passed instead.
+        condition: Condition that the estimator is given, with one item per image of a call. None is
+            the prompts of the call with their embeddings, as a :class:`TextCondition`, if they can
+            be known: they cannot in modular pipelines, and if embeddings are passed instead.
 
     Returns:
         A pipeline of the same class. Saved and loaded, it is the plain pipeline; another scheduler,
@@ -118,7 +118,7 @@ def _guided_class(base: type) -> type:
 
 
 def _watch(pipe: Any, name: str, tell: Callable[[Mapping[str, Any], Any], None]) -> None:
-    """Tells of the calls of a method of one pipeline: their arguments by name, and the result."""
+    """Makes a method of one pipeline tell of its calls: arguments by name, and the result."""
 
     method = getattr(pipe, name, None)
     if method is None:
@@ -136,7 +136,7 @@ def _watch(pipe: Any, name: str, tell: Callable[[Mapping[str, Any], Any], None])
 
 
 class _Unknown(Model):
-    """Stands for a model that is not there yet, where only arguments are checked."""
+    """A stand-in for a model that is not there yet, where only arguments are checked."""
 
     def forward(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Prediction:
         raise NotImplementedError

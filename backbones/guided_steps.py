@@ -23,31 +23,37 @@ from .recorded import Recorded, evaluate_again
 __all__ = ["StepGuidance"]
 
 
+@dataclass(eq=False)
 class StepGuidance:
-    """What a guided pipeline adds to the steps of its scheduler."""
+    """The guidance that a pipeline adds to the steps of its scheduler.
 
-    def __init__(
-        self,
-        pipe: Any,
-        coordinates: Coordinates,
-        estimator: ConditionalExpectation,
-        scale: float | Callable[[Tensor], Tensor],
-        window: tuple[float, float],
-        condition: Any,
-    ) -> None:
-        self.pipe = pipe
-        self.coordinates = coordinates
-        self.estimator = estimator
-        self.scale = scale
-        self.window = window
-        self.condition = condition
+    It is told when a call of the pipeline begins and what it encodes, since a step of a scheduler
+    knows nothing of prompts, and forgets the call with its last step.
+
+    Arguments:
+        pipe: The guided pipeline.
+        coordinates: Coordinates of its scheduler.
+        estimator: Estimator of the shift.
+        scale: Factor of the shift.
+        window: Closed interval of times (low, high) in which to guide.
+        condition: Condition that the estimator is given; None takes the prompts of the call.
+    """
+
+    pipe: Any
+    coordinates: Coordinates
+    estimator: ConditionalExpectation
+    scale: float | Callable[[Tensor], Tensor]
+    window: tuple[float, float]
+    condition: Any
+
+    def __post_init__(self) -> None:
         self.end()
 
     def __deepcopy__(self, memo: Any) -> "StepGuidance":
         return self  # copies of a scheduler share banks and networks
 
     def begin(self, arguments: Mapping[str, Any], _: Any = None) -> None:
-        """A call of the pipeline begins, with these arguments."""
+        """Takes note that a call of the pipeline begins, with these arguments."""
 
         self.end()
         prompts = arguments.get("prompt")
@@ -58,7 +64,10 @@ class StepGuidance:
         self.call = _Call(tuple(prompts) if strings and prompts else None, size)
 
     def encoded(self, arguments: Mapping[str, Any], result: Any) -> None:
-        """The pipeline encoded prompts. Those of true classifier-free guidance come second."""
+        """Takes note of prompts that the pipeline encoded, the first of a call.
+
+        Those of true classifier-free guidance come second.
+        """
 
         if self.call.encoded is None:
             self.call = _Call(self.call.prompts, self.call.size, result)
@@ -129,7 +138,7 @@ class StepGuidance:
         return sample.ndim == 3 and _in_family(self.pipe, "Flux")
 
     def _unpack(self, value: Tensor, tokens: int | None) -> Tensor:
-        """Latents (B, C, H, W) of tokens (B, H W / 4, 4 C)."""
+        """Latents (B, C, H, W) of tokens (B, H W / 4, 4 C); the value itself if it is latents."""
 
         if tokens is None:
             return value
@@ -163,12 +172,12 @@ class StepGuidance:
 
 @dataclass(frozen=True)
 class _Call:
-    """What is known of a call of the pipeline.
+    """Facts about a call of the pipeline.
 
     Arguments:
-        prompts: One per prompt of the call, or None.
-        size: Height and width of its images, in pixels, or None.
-        encoded: What the first `encode_prompt` of the call returned, or None.
+        prompts: The prompts of the call; None if they are unknown.
+        size: Height and width of its images, in pixels; None if they are unknown.
+        encoded: Result of the first `encode_prompt` of the call; None before it.
     """
 
     prompts: tuple[str, ...] | None = None
@@ -177,15 +186,15 @@ class _Call:
 
 
 def _in_family(pipe: Any, family: str) -> bool:
-    """Whether a pipeline's class, or one that it extends, is named after a family."""
+    """True if a pipeline's class, or one that it extends, is named after a family."""
 
     return any(re.match(rf"{family}(?!\d)", cls.__name__) for cls in type(pipe).__mro__)
 
 
 def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings | None]:
-    """What `encode_prompt` returned for n images, by the names that the adapters use.
+    """Embeddings of n images from a result of `encode_prompt`, by the names of the adapters.
 
-    Empty for families without adapter.
+    They are empty for families without an adapter.
     """
 
     four = _in_family(pipe, "StableDiffusionXL") or _in_family(pipe, "StableDiffusion3")

@@ -21,9 +21,9 @@ class LatentCodec:
 
     Arguments:
         vae: The autoencoder.
-        device: Where it computes.
+        device: Device on which it computes.
         shifted: Whether to add the shift that its configuration names.
-        batch: Number of images it handles at once; None is all of them.
+        batch: Number of images that it handles at once; None is all of them.
         recompute: Whether gradients keep only its inputs, and compute the rest again.
     """
 

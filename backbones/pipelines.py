@@ -1,4 +1,4 @@
-r"""What all adapters of diffusers pipelines share.
+r"""The adapter of a diffusers pipeline, as far as it is the same for all families.
 
 An adapter holds a pipeline and calls its parts: the text encoders through `encode_prompt`, the
 denoising network, the VAE. Their weights are shared, so offloading, quantization, attention
@@ -50,18 +50,17 @@ class PipelineBackbone(Backbone, ABC):
     Arguments:
         pipe: The pipeline.
         guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
-        height: Of the images, in pixels. None is the pipeline's default.
-        width: Of the images, in pixels. None is the pipeline's default.
-        steps: What :meth:`times` assumes if it is not told. None is the family's default.
-        max_sequence_length: Tokens of a prompt that the T5 encoder sees, for families that have
-            one. None is the family's default.
-        decode_batch: Images the VAE handles at once. None is all of them.
+        height: Height of the images, in pixels. None is the pipeline's default.
+        width: Width of the images, in pixels. None is the pipeline's default.
+        steps: Number of steps that :meth:`times` takes by default. None is the family's default.
+        max_sequence_length: Number of tokens of a prompt that the T5 encoder sees, for families
+            that have one. None is the family's default.
+        decode_batch: Number of images that the VAE handles at once. None is all of them.
         checkpoint_decode: Whether gradients through the VAE keep only its inputs, and compute the
             rest again: the images of one `decode_batch` at a time, for the price of decoding twice.
-        vae: What decodes and encodes instead of the pipeline's VAE: an AutoencoderTiny or
-            AutoencoderKL of diffusers, or a local folder with one, either as `save_pretrained`
-            writes it or in the original layout of TAESD. It is moved to where the pipeline
-            computes.
+        vae: Autoencoder in place of the pipeline's VAE: an AutoencoderTiny or AutoencoderKL of
+            diffusers, or a local folder with one, either as `save_pretrained` writes it or in the
+            original layout of TAESD. It is moved to where the pipeline computes.
 
     Raises:
         TypeError: If the pipeline, its scheduler or `vae` are of classes that are not supported.
@@ -80,13 +79,13 @@ class PipelineBackbone(Backbone, ABC):
     """Name of the pipeline's component that denoises."""
 
     patch_size: ClassVar[int]
-    """Height and width of latents must be multiples of this."""
+    """Side of a patch of the network, in pixels of the latents, whose sides are multiples of it."""
 
     default_steps: ClassVar[int]
-    """Steps that the family's pipeline takes by default."""
+    """Number of steps that the family's pipeline takes by default."""
 
     default_sequence_length: ClassVar[int | None] = None
-    """Tokens that the T5 encoder sees by default. None in families without one."""
+    """Number of tokens that the T5 encoder sees by default. None in families without one."""
 
     latent_channels: ClassVar[int]
     """Channels of the latents of the family's published models."""
@@ -95,7 +94,7 @@ class PipelineBackbone(Backbone, ABC):
     """Whether the family's pipeline adds the shift that an autoencoder's configuration names."""
 
     tiny_autoencoder: ClassVar[str]
-    """How the files of the family's tiny autoencoder begin."""
+    """Beginning of the names of the files of the family's tiny autoencoder."""
 
     incidental = ("decode_batch", "checkpoint_decode")
 
@@ -148,7 +147,7 @@ class PipelineBackbone(Backbone, ABC):
 
     @classmethod
     def scale(cls, pipe: Any, guidance_scale: float | None) -> float | None:
-        """The guidance scale of a pipeline for which one was, or was not, asked.
+        """The scale of classifier-free guidance of a pipeline; None asks for its default.
 
         Raises:
             ValueError: If the pipeline cannot have it.
@@ -165,15 +164,21 @@ class PipelineBackbone(Backbone, ABC):
         Arguments:
             x_t: States in the dtype of the network, with shape (B, \*event).
             t: Times in float64, with shape (B,).
-            embeddings: What :meth:`encode_text` returned, for these B samples.
+            embeddings: Embeddings of these B samples, as from :meth:`encode_text`.
 
         Returns:
-            The network's output, in the shape of `x_t`.
+            The network's output, with the shape of `x_t`.
         """
 
     @abstractmethod
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
-        """What an output of the network, in float32 or wider, says about mean and noise."""
+        r"""The prediction that an output of the network states.
+
+        Arguments:
+            output: The output, in float32 or wider, with shape (B, \*event).
+            x_t: The states, with the same shape.
+            scales: The path at their times.
+        """
 
     @abstractmethod
     def encode_text(
@@ -183,22 +188,19 @@ class PipelineBackbone(Backbone, ABC):
 
         Arguments:
             prompts: The prompts.
-            negative_prompts: One for each, or None for what the pipeline then takes.
+            negative_prompts: One negative prompt for each; None is the pipeline's default.
         """
 
     @abstractmethod
     def times(self, steps: int | None = None) -> Tensor:
-        """The times that the pipeline itself visits.
+        """The times that the pipeline itself visits, as :meth:`rwguidance.backbone.Backbone.times`.
 
         Arguments:
             steps: Number of steps, at least 1. None is the number of the constructor.
-
-        Returns:
-            Strictly decreasing times in [0, 1], float64, with shape (steps + 1,).
         """
 
     def extra_repr(self) -> str:
-        """Settings of pipeline, scheduler and VAE as they are now: a fingerprint looks at them."""
+        """Settings of pipeline, scheduler and VAE as they are now, for a fingerprint."""
 
         vae = self.pipe.vae if self.vae_override is None else self.vae_override
         parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
@@ -207,13 +209,13 @@ class PipelineBackbone(Backbone, ABC):
 
     @property
     def guided(self) -> bool:
-        """Whether there is classifier-free guidance, for which the network sees twice the batch."""
+        """True if there is classifier-free guidance, for which the network sees twice the batch."""
 
         return self.guidance_scale is not None and self.guidance_scale > 1
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes, which under offloading is not where its weights are."""
+        """The device on which the pipeline computes; under offloading its weights are elsewhere."""
 
         device: torch.device = self.pipe._execution_device
         return device
@@ -228,17 +230,19 @@ class PipelineBackbone(Backbone, ABC):
     def condition(
         self, prompts: Sequence[str], negative_prompts: str | Sequence[str] | None = None
     ) -> TextCondition:
-        """Encodes prompts through the pipeline; what repeats is encoded once.
+        """Encodes prompts through the pipeline, each distinct one once.
 
         The pipeline warns, in its own words, of what it cuts from a prompt that is too long.
 
         Arguments:
-            prompts: One per sample.
-            negative_prompts: What classifier-free guidance leads away from, one per sample or one
-                for all. None is the pipeline's default.
+            prompts: One prompt per sample.
+            negative_prompts: Prompts that classifier-free guidance leads away from, one per sample
+                or one for all. None is the pipeline's default.
 
         Raises:
-            ValueError: If there are negative prompts, but no classifier-free guidance.
+            TypeError: If prompts are not strings.
+            ValueError: If there is no prompt, or there are negative prompts but no classifier-free
+                guidance.
         """
 
         if negative_prompts is not None and not self.guided:
@@ -258,7 +262,12 @@ class PipelineBackbone(Backbone, ABC):
         Arguments:
             x_t: Noisy states, with shape (B, \*event).
             t: Times in [0, 1], with shape () or (B,).
-            condition: What :meth:`condition` returned for these B samples.
+            condition: The condition of these B samples, as from :meth:`condition`.
+
+        Raises:
+            TypeError: If the condition is none of :meth:`condition`.
+            ValueError: If it is for another number of samples or another guidance, or states and
+                condition are not where the pipeline computes.
         """
 
         embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
@@ -282,7 +291,7 @@ class PipelineBackbone(Backbone, ABC):
         return self.predict(output, x_t, scales)
 
     def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
-        r"""States with which the pipeline starts; the same ones for the same generator.
+        r"""States with which the pipeline starts, the same ones for the same generator.
 
         Arguments:
             n: Number of states.
@@ -352,13 +361,16 @@ class PipelineBackbone(Backbone, ABC):
         return self._codec.decode(latents)
 
     def encode(self, images: Tensor) -> Tensor:
-        r"""Clean states of images: the mean of what the VAE's encoder allows.
+        r"""Clean states of images: the mean of the VAE's posterior.
 
         Arguments:
-            images: In [0, 1], with shape (B, 3, H, W), of sizes that the VAE accepts.
+            images: Images in [0, 1], with shape (B, 3, H, W), of sizes that the VAE accepts.
 
         Returns:
             Latents in the units of the network, float32, with shape (B, C, H', W').
+
+        Raises:
+            TypeError: If the images are no floating-point tensor with four axes.
         """
 
         return self._codec.encode(images)
@@ -369,11 +381,10 @@ class PipelineBackbone(Backbone, ABC):
         steps = self.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if "sigmas" not in keywords:  # which say the number themselves
+            keywords["num_inference_steps"] = steps
         scheduler = copy.deepcopy(self.pipe.scheduler)
-        if "sigmas" in keywords:
-            scheduler.set_timesteps(**keywords)
-        else:
-            scheduler.set_timesteps(steps, **keywords)
+        scheduler.set_timesteps(**keywords)
         return scheduler
 
 

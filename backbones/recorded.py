@@ -1,4 +1,4 @@
-"""What a network said at one state, and a way to ask it again through the adapter of its family."""
+"""A network whose output at one state is known, and which is asked again elsewhere."""
 
 import copy
 from collections.abc import Callable
@@ -24,15 +24,15 @@ _ADVICE = "ImportanceSampling, LearnedShift or PlugIn(..., jacobian=False), whic
 
 
 class Recorded(Model):
-    """What the network said at one state, and a way to ask it again.
+    """A model whose prediction at one state is recorded, and which is evaluated anew elsewhere.
 
     Arguments:
-        coordinates: Of the scheduler.
+        coordinates: Coordinates of the scheduler.
         x_t: The state.
-        t: Its time.
-        prediction: What was predicted there.
-        condition: What the estimator was told.
-        again: Evaluates the network, as a model does.
+        t: Time of the state.
+        prediction: The recorded prediction.
+        condition: Condition that the estimator was given.
+        again: Function that evaluates the network, as a model does.
         tolerance: Relative difference that a second evaluation may show.
     """
 
@@ -106,15 +106,19 @@ def evaluate_again(
     t: float | Tensor,
     condition: Any,
 ) -> Prediction:
-    """Calls the network of a pipeline again, through the adapter of its family.
+    r"""Calls the network of a pipeline again, through the adapter of its family.
 
     Arguments:
         pipe: The guided pipeline.
         text: Prompts and embeddings of the present call.
-        told: What the estimator knows as the condition of the present call.
-        x_t: States.
-        t: Times.
-        condition: What the estimator asks for.
+        told: Condition of the present call, as the estimator was given it.
+        x_t: States with shape (B, \*event).
+        t: Times with shape () or (B,).
+        condition: Condition for which the estimator asks.
+
+    Raises:
+        TypeError: If the pipeline belongs to no family that is adapted.
+        ValueError: If the embeddings of the call are not known.
     """
 
     purpose = "the estimator asks the network again, which takes"
