@@ -44,7 +44,7 @@ from rwguidance.support.randomness import seeded
 
 from .data import Drawings, load_names
 from .scenes import COLORS, on_background, sample_pictures
-from .tokenizer import CONTEXT_LENGTH, tokenize, tokenizer_corpus, train_tokenizer
+from .tokenizer import text_config, tokenize, tokenizer_corpus, train_tokenizer
 from .training.attention import CountedAttention
 from .training.loop import Run, learning_rate, move_averages
 from .training.muon import Muon, groups
@@ -83,18 +83,7 @@ def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
     transformers = require("transformers", "the test bed needs", "testbed")
     width, heads, layers = (32, 1, 2) if smoke else (160, 5, 5)
     text = 32 if smoke else 96
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=text,
-        intermediate_size=4 * text,
-        projection_dim=text,
-        num_hidden_layers=2,
-        num_attention_heads=text // 32,
-        max_position_embeddings=CONTEXT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = transformers.CLIPTextConfig(**text_config(tokenizer, text, text))
     with seeded(seed):
         return diffusers.StableDiffusion3Pipeline(
             transformer=diffusers.SD3Transformer2DModel(
