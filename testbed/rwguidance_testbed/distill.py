@@ -53,6 +53,7 @@ from .training.attention import CountedAttention
 from .training.cards import write_card
 from .training.loop import Run, learning_rate, move_averages
 from .training.muon import Muon, groups
+from .training.sheets import check_prompts, write_sheet
 from .vae import encode
 
 __all__ = [
@@ -647,10 +648,10 @@ def train(
     def write() -> None:
         pipe = student.pipe(student.average)
         flow.export(pipe, teacher / "tokenizer", out)
-        prompts = flow.check_prompts()[: 4 if smoke else None]
+        prompts = check_prompts()[: 4 if smoke else None]
         for count in student.counts:
             path = out.with_name("sheets") / f"{out.name}-{count}-{run.seen:08d}.png"
-            flow.write_sheet(pipe, prompts, path, guidance=0.0, steps=count)
+            write_sheet(pipe, prompts, path, guidance=0.0, steps=count)
 
     rate = lambda step: learning_rate(step, steps, peak, warmup=min(200, 1 + steps // 10))
     run.train(steps, batch, rate, loss, after, printed=50)

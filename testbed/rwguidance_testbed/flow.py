@@ -43,16 +43,14 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
 from .data import Drawings, load_names
-from .scenes import COLORS, on_background, sample_pictures
-from .tokenizer import CONTEXT_LENGTH, tokenize, tokenizer_corpus, train_tokenizer
+from .tokenizer import text_config, tokenize, tokenizer_corpus, train_tokenizer
 from .training.attention import CountedAttention
+from .training.buffer import LatentBuffer
 from .training.loop import Run, learning_rate, move_averages
 from .training.muon import Muon, groups
-from .vae import encode
+from .training.sheets import check_prompts, write_sheet
 
 __all__ = [
-    "LatentBuffer",
-    "check_prompts",
     "drop_captions",
     "export",
     "flow_matching_loss",
@@ -61,7 +59,6 @@ __all__ = [
     "predict_velocity",
     "read",
     "train",
-    "write_sheet",
 ]
 
 _PARTS = ("transformer", "text_encoder", "text_encoder_2")
@@ -83,18 +80,7 @@ def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
     transformers = require("transformers", "the test bed needs", "testbed")
     width, heads, layers = (32, 1, 2) if smoke else (160, 5, 5)
     text = 32 if smoke else 96
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=text,
-        intermediate_size=4 * text,
-        projection_dim=text,
-        num_hidden_layers=2,
-        num_attention_heads=text // 32,
-        max_position_embeddings=CONTEXT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = transformers.CLIPTextConfig(**text_config(tokenizer, text, text))
     with seeded(seed):
         return diffusers.StableDiffusion3Pipeline(
             transformer=diffusers.SD3Transformer2DModel(
@@ -133,49 +119,6 @@ def read(folder: Path, vae: Any) -> Any:
     for name in _PARTS[1:]:
         getattr(pipe, name).float()
     return pipe
-
-
-class LatentBuffer:
-    """Latents and captions of many random pictures, of which some are replaced at every step.
-
-    Encoding a picture costs a third of a training step on it. So every picture is used several
-    times, each time with other noise, before another takes its place.
-
-    Arguments:
-        drawings: What the pictures show.
-        vae: The autoencoder.
-        tokenizer: Of the captions.
-        size: Pictures kept.
-        generator: Of the pictures.
-    """
-
-    def __init__(
-        self, drawings: Drawings, vae: Any, tokenizer: Any, size: int, generator: Generator
-    ) -> None:
-        self.drawings, self.vae, self.tokenizer = drawings, vae, tokenizer
-        self.generator = generator
-        self.oldest = 0
-        parts = [self._fresh(min(64, size - start)) for start in range(0, size, 64)]
-        self.latents, self.tokens = (torch.cat(rows) for rows in zip(*parts, strict=True))
-
-    def renew(self, count: int) -> None:
-        """Replaces the oldest."""
-
-        where = (self.oldest + torch.arange(count)) % len(self.latents)
-        self.latents[where], self.tokens[where] = self._fresh(count)
-        self.oldest = (self.oldest + count) % len(self.latents)
-
-    def batch(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Latents, (count, 8, 8, 8), and tokens, (count, 16), chosen uniformly."""
-
-        index = torch.randint(len(self.latents), (count,), generator=generator)
-        return self.latents[index], self.tokens[index]
-
-    def _fresh(self, count: int) -> tuple[Tensor, Tensor]:
-        pictures, captions = sample_pictures(self.drawings, count, self.generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = encode(self.vae, pictures)
-        return latents, tokenize(self.tokenizer, captions)
 
 
 def flow_matching_loss(
@@ -255,49 +198,6 @@ def drop_captions(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor
 
     dropped = torch.rand(len(tokens), 1, generator=generator) < _DROPPED
     return torch.where(dropped, empty, tokens)
-
-
-def check_prompts() -> list[str]:
-    """Sixty prompts of names that are learned, every other with a background."""
-
-    colors = list(COLORS)
-    return [
-        f"{name} {on_background(colors[i // 2 % len(colors)])}" if i % 2 else name
-        for i, name in enumerate(load_names()["train"][::3][:60])
-    ]
-
-
-def write_sheet(
-    pipe: Any,
-    prompts: Sequence[str],
-    path: Path,
-    seed: int = 0,
-    guidance: float = 3.0,
-    steps: int = 20,
-) -> None:
-    """Writes a picture of one sample of each prompt, ten in a row."""
-
-    image = require("PIL.Image", "contact sheets need", "testbed")
-    drawing = require("PIL.ImageDraw", "contact sheets need", "testbed")
-    pipe.set_progress_bar_config(disable=True)
-    pictures = pipe(
-        list(prompts),
-        height=64,
-        width=64,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=Generator().manual_seed(seed),
-        **({"max_sequence_length": 1} if hasattr(pipe, "transformer") else {}),
-    ).images
-    rows = -(-len(prompts) // 10)
-    canvas = image.new("RGB", (10 * 132, rows * 156), "white")
-    pen = drawing.Draw(canvas)
-    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        left, top = i % 10 * 132, i // 10 * 156
-        canvas.paste(picture.resize((128, 128), image.Resampling.NEAREST), (left, top))
-        pen.text((left, top + 128), f"{prompt[:22]}\n{prompt[22:44]}", fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
 
 
 def export(pipe: Any, tokenizer: Path, folder: Path) -> None:

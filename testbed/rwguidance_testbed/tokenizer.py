@@ -12,7 +12,7 @@ from rwguidance.support.outside import require
 from .data import Drawings, load_names, sources
 from .scenes import COLORS, KIND_WORDS
 
-__all__ = ["CONTEXT_LENGTH", "tokenize", "tokenizer_corpus", "train_tokenizer"]
+__all__ = ["CONTEXT_LENGTH", "text_config", "tokenize", "tokenizer_corpus", "train_tokenizer"]
 
 CONTEXT_LENGTH = 16
 """Tokens of a prompt, start and end counted in; what is longer is cut."""
@@ -105,3 +105,26 @@ def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
         return_tensors="pt",
     ).input_ids
     return tokens
+
+
+def text_config(tokenizer: Any, width: int, dimension: int) -> dict[str, Any]:
+    """Returns the settings of a CLIP text model of two layers that reads this tokenizer's tokens.
+
+    Arguments:
+        tokenizer: The tokenizer.
+        width: Width of the layers, a multiple of 32.
+        dimension: Length of the embedding of a caption.
+    """
+
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "projection_dim": dimension,
+        "num_hidden_layers": 2,
+        "num_attention_heads": width // 32,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

@@ -35,10 +35,12 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
 from .data import Drawings, load_names
-from .flow import LatentBuffer, check_prompts, export, write_sheet
+from .flow import export
 from .flow import read as read_flow
+from .training.buffer import LatentBuffer
 from .training.loop import Run, learning_rate, move_averages
 from .training.muon import Muon, groups
+from .training.sheets import check_prompts, write_sheet
 
 __all__ = [
     "SCHEDULE",

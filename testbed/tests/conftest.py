@@ -2,6 +2,7 @@
 
 import pytest
 from emoji_packages import write_packages
+from squares import draw_squares
 
 from common import generator, global_state_is_untouched
 from rwguidance_testbed import flow, vae
@@ -47,3 +48,26 @@ def flow_pipe(emoji_drawings, tmp_path_factory):
     autoencoder = vae.new(smoke=True)
     autoencoder.register_to_config(scaling_factor=1.0, shift_factor=0.0)
     return flow.new(autoencoder.eval(), tokenizer, smoke=True)
+
+
+@pytest.fixture(scope="session")
+def squares():
+    return draw_squares()
+
+
+@pytest.fixture(scope="session")
+def square_folder(squares, tmp_path_factory):
+    """A folder with these drawings."""
+
+    path = tmp_path_factory.mktemp("squares")
+    squares.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def square_tokenizer(squares, tmp_path_factory):
+    """A folder with a tokenizer learned from these drawings."""
+
+    path = tmp_path_factory.mktemp("square_tokenizer")
+    train_tokenizer(tokenizer_corpus(squares), path)
+    return path

@@ -468,7 +468,7 @@ class TestTraining:
         self, folder, tmp_path, monkeypatch, capsys, kind
     ):
         monkeypatch.setattr(distill, "measure", lambda *_: {"distance": 0.0})
-        monkeypatch.setattr(flow, "write_sheet", lambda *_, **__: None)
+        monkeypatch.setattr(distill, "write_sheet", lambda *_, **__: None)
         run(kind, folder, tmp_path / "whole", steps=4)
         with monkeypatch.context() as patch:
             patch.setattr(distill, "Run", Interrupted)
@@ -531,7 +531,7 @@ class TestTraining:
 
     def test_either_teacher_serves_turbo(self, folder, tmp_path, monkeypatch):
         monkeypatch.setattr(distill, "measure", lambda *_: {"distance": 0.0})
-        monkeypatch.setattr(flow, "write_sheet", lambda *_, **__: None)
+        monkeypatch.setattr(distill, "write_sheet", lambda *_, **__: None)
         folders = (folder / "unet", folder / "vae", tmp_path / "a", folder)
         distill.train("turbo", *folders, steps=1, **SETTINGS)
         folders = (folder / "flow", folder / "vae", tmp_path / "b", folder)

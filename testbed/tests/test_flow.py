@@ -18,6 +18,8 @@ from rwguidance_testbed.tokenizer import (
     tokenize,
 )
 from rwguidance_testbed.training.attention import CountedAttention
+from rwguidance_testbed.training.buffer import LatentBuffer
+from rwguidance_testbed.training.sheets import check_prompts
 
 
 def parts_of(pipe):
@@ -111,7 +113,7 @@ class TestFlow:
         assert_within(1 - found[:, 0].mean(), 0.1, math.sqrt(0.1 * 0.9 / 4000))
 
     def test_latents_are_used_again_until_they_are_replaced(self, flow_pipe, emoji_drawings):
-        buffer = flow.LatentBuffer(
+        buffer = LatentBuffer(
             emoji_drawings, flow_pipe.vae, flow_pipe.tokenizer, 10, torch.Generator().manual_seed(0)
         )
         before = buffer.latents.clone()
@@ -126,7 +128,7 @@ class TestFlow:
         assert len(latents.flatten(1).unique(dim=0)) == 10
 
     def test_sixty_prompts_of_learned_names(self):
-        prompts = flow.check_prompts()
+        prompts = check_prompts()
         assert len(set(prompts)) == len(prompts) >= 59
         assert {re.split(" on an? ", p)[0] for p in prompts} <= set(load_names()["train"])
         assert not any(" a orange" in p for p in prompts)

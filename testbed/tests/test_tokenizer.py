@@ -42,3 +42,8 @@ class TestTokenizer:
         assert ids.shape == (2, CONTEXT_LENGTH)
         assert ids[0].tolist() == [tokenizer.bos_token_id] + 15 * [tokenizer.eos_token_id]
         assert ids[1, -1] == tokenizer.eos_token_id
+
+    def test_learned_again_it_is_the_same(self, squares, square_tokenizer, tmp_path):
+        train_tokenizer(tokenizer_corpus(squares), tmp_path)
+        for name in ("vocab.json", "merges.txt"):
+            assert (tmp_path / name).read_bytes() == (square_tokenizer / name).read_bytes()

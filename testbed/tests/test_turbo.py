@@ -13,6 +13,7 @@ from rwguidance_testbed import flow, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
 from rwguidance_testbed.tokenizer import tokenize, train_tokenizer
 from rwguidance_testbed.training import loop
+from rwguidance_testbed.training.buffer import LatentBuffer
 
 pytest.importorskip("diffusers")
 
@@ -217,15 +218,15 @@ class TestTraining:
             return sum(p.sum() for p in unet.parameters()) * 0.0
 
         monkeypatch.setattr(turbo, "denoising_loss", spy)
-        monkeypatch.setattr(flow.LatentBuffer, "renew", lambda self, count: None)
+        monkeypatch.setattr(LatentBuffer, "renew", lambda self, count: None)
         buffers = []
-        start = flow.LatentBuffer.__init__
+        start = LatentBuffer.__init__
 
         def remember(self, *arguments):
             start(self, *arguments)
             buffers.append(self)
 
-        monkeypatch.setattr(flow.LatentBuffer, "__init__", remember)
+        monkeypatch.setattr(LatentBuffer, "__init__", remember)
         train(trained, 1, "spied")
         kept = buffers[0].latents  # (mode - 0.25 or what the export found) * scaling
         config = buffers[0].vae.config

@@ -1,27 +1,28 @@
-"""What all pairs of an image tower and a text tower have in common."""
+"""The abstract pair of an image tower and a text tower, and what its kinds share."""
 
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokenizer import CONTEXT_LENGTH
-
-__all__ = ["MEAN", "STD", "PatchSelection", "Towers", "normalize", "text_config", "to_half"]
+__all__ = ["MEAN", "STD", "PatchSelection", "Towers", "half_precision_state", "normalize"]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of red, green and blue in the pictures of CLIP, which its image processors subtract."""
+
 STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of the same, by which they divide."""
+
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class Towers(nn.Module):
-    """Embeddings of pictures and of captions whose cosine says how well they match.
+    """A dual encoder: embeddings of pictures and of captions, whose cosine says how they match.
 
     Arguments:
         tokenizer: Folder of the tokenizer that is written with the model; None if it has none.
@@ -39,16 +40,16 @@ class Towers(nn.Module):
     @property
     @abstractmethod
     def log_scale(self) -> Tensor:
-        """Logarithm of what the cosine is multiplied by in training, a scalar."""
+        """Logarithm of the factor of the cosine in training, a scalar."""
 
     @abstractmethod
     def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Embeddings of pictures.
+        """Returns embeddings of pictures.
 
         Arguments:
-            pictures: In [0, 1], with shape (B, 3, 64, 64).
-            patches: Indices of those patches of each that a transformer sees, with shape (B, K),
-                row by row from the upper left; None for all. Convolutions see all.
+            pictures: Pictures in [0, 1], with shape (B, 3, 64, 64).
+            patches: Indices of the patches of each picture that a transformer sees, row by row from
+                the upper left, with shape (B, K); None for all. Convolutions see all.
 
         Returns:
             Embeddings with shape (B, D).
@@ -56,23 +57,38 @@ class Towers(nn.Module):
 
     @abstractmethod
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Tokens of captions, those that are too long cut, with shape (B, L)."""
+        """Returns tokens of captions, truncated to the context length L, with shape (B, L)."""
 
     @abstractmethod
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Embeddings of captions from their tokens, with shape (B, D)."""
+        """Returns embeddings of captions from their tokens, with shape (B, D)."""
 
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        """Embeddings of captions, with shape (B, D)."""
+        """Returns embeddings of captions, with shape (B, D)."""
 
         return self.embed_tokens(self.tokens(captions))
 
     @abstractmethod
     def write(self, folder: Path) -> None:
-        """Writes the model in half precision, in its format; itself it does not change."""
+        """Writes the model to a folder in half precision; the model itself does not change."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path) -> "Towers":
+        """Returns the model that :meth:`write` wrote, in single precision."""
+
+    @classmethod
+    @abstractmethod
+    def new(cls, tokenizer: Path, smoke: bool) -> "Towers":
+        """Returns a model with random weights.
+
+        Arguments:
+            tokenizer: Folder of a tokenizer.
+            smoke: Whether the model is tiny, for tests.
+        """
 
     def forward(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
-        """The cosine of each picture and its caption, in float32, with shape (B,)."""
+        """Returns the cosine of each picture and its caption, in float32, with shape (B,)."""
 
         x, y = self.embed_pictures(pictures).float(), self.embed_captions(captions).float()
         return F.cosine_similarity(x, y, dim=-1)
@@ -85,14 +101,16 @@ class Towers(nn.Module):
 
 
 class PatchSelection(nn.Module):
-    """Some of the patches of each picture, and the row before them that stands for the whole."""
+    """A layer that keeps some patches of each picture, and the class token before them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.patches: Tensor | None = None
 
     @contextmanager
-    def set(self, patches: Tensor | None) -> Iterator[None]:
+    def keeping(self, patches: Tensor | None) -> Iterator[None]:
+        """Keeps patches with these indices, of shape (B, K), within the context; None keeps all."""
+
         self.patches = patches
         try:
             yield
@@ -106,26 +124,15 @@ class PatchSelection(nn.Module):
         return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
-def text_config(tokenizer: Any, width: int, dimension: int) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "projection_dim": dimension,
-        "num_hidden_layers": 2,
-        "num_attention_heads": width // 32,
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-
-
 def normalize(pictures: Tensor) -> Tensor:
+    """Returns pictures standardized by the moments of CLIP's pictures, channel by channel."""
+
     mean, std = (torch.tensor(values, device=pictures.device) for values in (MEAN, STD))
     return (pictures - mean[:, None, None]) / std[:, None, None]
 
 
-def to_half(module: nn.Module) -> dict[str, Tensor]:
+def half_precision_state(module: nn.Module) -> dict[str, Tensor]:
+    """Returns the state of a module, its floating-point tensors in half precision."""
+
     half = lambda v: v.half() if v.is_floating_point() else v
     return {name: half(value).contiguous() for name, value in module.state_dict().items()}

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from rwguidance.support.outside import require
 
-from .base import PatchSelection, Towers, normalize, to_half
+from .base import PatchSelection, Towers, half_precision_state, normalize
 from .pick import Pick
 
 __all__ = ["HPS", "copy_image_tower"]
 
-FILE, CONFIG = "HPS_v2_compressed.pt", "architecture.json"
+_FILE, _CONFIG = "HPS_v2_compressed.pt", "architecture.json"
 
 
 class HPS(Towers):
     """A CLIP of open_clip.
 
     Arguments:
-        architecture: Its configuration: `embed_dim`, `vision_cfg`, `text_cfg`.
+        architecture: Configuration of the CLIP: `embed_dim`, `vision_cfg`, `text_cfg`.
     """
 
     def __init__(self, architecture: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ class HPS(Towers):
         open_clip = require("open_clip", "the test bed's HPS needs", "rewards")
         self.architecture = architecture
         self.model = open_clip.CLIP(**architecture)
-        self.model.visual.patch_dropout = self.chosen = PatchSelection()
+        self.model.visual.patch_dropout = self.selection = PatchSelection()
         length = architecture["text_cfg"]["context_length"]
         self.tokenizer = open_clip.SimpleTokenizer(context_length=length)
 
@@ -47,7 +47,7 @@ class HPS(Towers):
         return cast(Tensor, self.model.logit_scale)
 
     def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
-        with self.chosen.set(patches):
+        with self.selection.keeping(patches):
             embedded: Tensor = self.model.encode_image(normalize(pictures))
         return embedded
 
@@ -62,12 +62,26 @@ class HPS(Towers):
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.architecture, indent=2)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        torch.save({"state_dict": to_half(self.model)}, folder / FILE)
+        (folder / _CONFIG).write_text(text, encoding="utf-8")
+        torch.save({"state_dict": half_precision_state(self.model)}, folder / _FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> "HPS":
+        hps = cls(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
+        state = torch.load(folder / _FILE, map_location="cpu", weights_only=True)
+        hps.model.load_state_dict(state["state_dict"])
+        return hps
+
+    @classmethod
+    def new(cls, tokenizer: Path, smoke: bool) -> "HPS":
+        width, layers = (32, 2) if smoke else (128, 4)
+        vision = {"image_size": 64, "patch_size": 8, "layers": layers, "width": width}
+        text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 2}
+        return cls({"embed_dim": 128, "vision_cfg": {**vision, "head_width": 32}, "text_cfg": text})
 
 
 def copy_image_tower(hps: HPS, pick: Pick) -> None:
-    """Gives an HPS the image tower of a Pick of the same size.
+    """Copies the image tower of a Pick to an HPS of the same size.
 
     Both published rewards were fine-tuned from the same CLIP, too.
     """

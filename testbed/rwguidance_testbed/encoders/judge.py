@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from rwguidance.support.outside import require
 
-from ..tokenizer import tokenize
-from .base import Towers, normalize, text_config, to_half
+from ..tokenizer import text_config, tokenize
+from .base import Towers, half_precision_state, normalize
 
 __all__ = ["Judge"]
 
-_SCALE = math.log(1 / 0.07)
+_LOG_SCALE = math.log(1 / 0.07)  # where CLIP starts
 
 
 class Judge(Towers):
-    """A residual network on pictures and a transformer on captions, see :func:`new`.
+    """A residual network on pictures and a transformer on captions.
 
     Arguments:
-        tokenizer: Folder of its tokenizer.
+        tokenizer: Folder of the tokenizer.
         widths: Channels at 16 x 16, 8 x 8 and 4 x 4 positions.
         text: Width of the text tower.
-        dimension: Of the embeddings.
+        dimension: Length of the embeddings.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Judge(Towers):
         )
         config = transformers.CLIPTextConfig(**text_config(self.tokenizer, text, dimension))
         self.text = transformers.CLIPTextModelWithProjection(config)
-        self.scale = nn.Parameter(torch.tensor(_SCALE))
+        self.scale = nn.Parameter(torch.tensor(_LOG_SCALE))
 
     @property
     def dimension(self) -> int:
@@ -90,11 +90,24 @@ class Judge(Towers):
         folder.mkdir(parents=True, exist_ok=True)
         self._write_tokenizer(folder)
         (folder / "judge.json").write_text(json.dumps(self.settings), encoding="utf-8")
-        save_file(to_half(self), folder / "judge.safetensors", {"format": "pt"})
+        save_file(half_precision_state(self), folder / "judge.safetensors", {"format": "pt"})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Judge":
+        from safetensors.torch import load_file
+
+        settings = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        judge = cls(folder, **settings)
+        judge.load_state_dict(load_file(folder / "judge.safetensors"))
+        return judge
+
+    @classmethod
+    def new(cls, tokenizer: Path, smoke: bool) -> "Judge":
+        return cls(tokenizer, (8, 8, 16), 32, 32) if smoke else cls(tokenizer)
 
 
 class _Block(nn.Module):
-    """Two convolutions beside the identity."""
+    """A residual block of two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

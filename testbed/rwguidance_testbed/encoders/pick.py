@@ -10,18 +10,18 @@ from torch import Tensor
 
 from rwguidance.support.outside import require
 
-from ..tokenizer import tokenize
-from .base import MEAN, STD, PatchSelection, Towers, normalize, text_config
+from ..tokenizer import text_config, tokenize
+from .base import MEAN, STD, PatchSelection, Towers, normalize
 
-__all__ = ["Pick", "new_clip"]
+__all__ = ["Pick"]
 
 
 class Pick(Towers):
     """A CLIPModel of transformers.
 
     Arguments:
-        tokenizer: Folder of its tokenizer.
-        model: The model.
+        tokenizer: Folder of the tokenizer.
+        model: The CLIPModel.
     """
 
     def __init__(self, tokenizer: Path, model: Any) -> None:
@@ -29,8 +29,9 @@ class Pick(Towers):
         transformers = require("transformers", "the test bed needs", "testbed")
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer)
         self.model = model
-        self.chosen = PatchSelection()
-        model.vision_model.embeddings.register_forward_hook(lambda *args: self.chosen(args[-1]))
+        self.selection = PatchSelection()
+        embeddings = model.vision_model.embeddings
+        embeddings.register_forward_hook(lambda *args: self.selection(args[-1]))
 
     @property
     def dimension(self) -> int:
@@ -41,7 +42,7 @@ class Pick(Towers):
         return cast(Tensor, self.model.logit_scale)
 
     def embed_pictures(self, pictures: Tensor, patches: Tensor | None = None) -> Tensor:
-        with self.chosen.set(patches):
+        with self.selection.keeping(patches):
             pooled = self.model.vision_model(pixel_values=normalize(pictures)).pooler_output
         embedded: Tensor = self.model.visual_projection(pooled)
         return embedded
@@ -72,10 +73,21 @@ class Pick(Towers):
         path = folder / "preprocessor_config.json"
         path.write_text(json.dumps(processor, indent=2), encoding="utf-8")
 
+    @classmethod
+    def read(cls, folder: Path) -> "Pick":
+        transformers = require("transformers", "the test bed needs", "testbed")
+        return cls(folder, transformers.CLIPModel.from_pretrained(folder).float())
 
-def new_clip(tokenizer: Path, width: int, layers: int, text: int) -> Any:
+    @classmethod
+    def new(cls, tokenizer: Path, smoke: bool) -> "Pick":
+        width, layers, text = (32, 2, 32) if smoke else (128, 4, 96)
+        return cls(tokenizer, _new_clip(tokenizer, width, layers, text))
+
+
+def _new_clip(folder: Path, width: int, layers: int, text_width: int) -> Any:
     transformers = require("transformers", "the test bed needs", "testbed")
-    words = transformers.CLIPTokenizer.from_pretrained(tokenizer)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    text = text_config(tokenizer, text_width, 128)
     vision = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -86,7 +98,5 @@ def new_clip(tokenizer: Path, width: int, layers: int, text: int) -> Any:
         "projection_dim": 128,
         "hidden_act": "gelu",
     }
-    config = transformers.CLIPConfig(
-        text_config=text_config(words, text, 128), vision_config=vision, projection_dim=128
-    )
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
     return transformers.CLIPModel(config)
