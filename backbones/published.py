@@ -195,31 +195,57 @@ class Published:
         if config is not None:
             raise ValueError(f"config is for single-file checkpoints, but path is {path}")
 
-        read = diffusers.DiffusionPipeline.from_pretrained
-        if not hub:
-            keywords |= self._absent(Path(path), dtype or torch.float32, variant)
-            with _without_bars() if in_package(self.source) else nullcontext():
-                return self._load(read, path, variant=variant, local_files_only=True, **keywords)
-        source, revision = split_hub(path)
-        return self._load(read, source, revision=revision, variant=variant, **keywords)
+        read = diffusers.DiffusionPipeline
+        if hub:
+            source, revision = split_hub(path)
+            path = self._load(read.download, source, revision=revision, variant=variant)
+        with _without_bars() if in_package(self.source) else nullcontext():
+            keywords |= self._parts(Path(path), dtype or torch.float32, variant)
+            keywords |= {"variant": variant, "local_files_only": True}
+            return self._load(read.from_pretrained, path, **keywords)
 
-    def _absent(
+    def _parts(
         self, folder: Path, dtype: torch.dtype, variant: str | None
     ) -> dict[str, nn.Module | None]:
-        """Checks a folder, and returns those components that it is complete without.
+        """Checks a folder, and returns those components that diffusers is to be given.
 
-        diffusers wants to be told even of those that the folder says are none, such as the third
-        text encoder where SD3 goes without.
+        It wants to be told even of those that the folder says are none, such as the third text
+        encoder where SD3 goes without. Text encoders are read here, since it would go on with
+        random numbers for weights that a file has not.
         """
 
         index = self._check_folder(folder, variant)
-        absent: dict[str, nn.Module | None] = {
-            name: None for name, component in index.items() if component == [None, None]
-        }
+        parts: dict[str, nn.Module | None] = {}
+        for name, component in index.items():
+            if component == [None, None]:
+                parts[name] = None
+            elif name.startswith("text_encoder") and component[0] == "transformers":
+                parts[name] = self._encoder(folder / name, component[1], dtype, variant)
         if self.vae is not None and not (folder / "vae").is_dir():
             vae = package_folder(self.vae) if in_package(self.vae) else self.vae
-            absent["vae"] = load_autoencoder(vae, self.family.tiny_autoencoder, dtype)
-        return absent
+            parts["vae"] = load_autoencoder(vae, self.family.tiny_autoencoder, dtype)
+        return parts
+
+    def _encoder(
+        self, folder: Path, name: str, dtype: torch.dtype, variant: str | None
+    ) -> nn.Module:
+        transformers = require("transformers")
+        keywords = {"low_cpu_mem_usage": True, "output_loading_info": True, "variant": variant}
+        read = getattr(transformers, name).from_pretrained
+        encoder: nn.Module
+        encoder, report = self._load(
+            read, folder, torch_dtype=dtype, local_files_only=True, **keywords
+        )
+        # What transformers 4 does not report it leaves without memory.
+        empty = {name for name, value in encoder.named_parameters() if value.is_meta}
+        missing = sorted(empty.union(report["missing_keys"]))
+        if missing:
+            raise ValueError(
+                f"{folder} must hold all weights of a {name} by the names that transformers "
+                f"{transformers.__version__} has for them, it lacks {len(missing)}, such as "
+                f"{missing[0]}; if another version wrote it, read it with that one"
+            )
+        return encoder
 
     def _check_folder(self, folder: Path, variant: str | None) -> dict[str, Any]:
         index = folder / "model_index.json"

@@ -48,10 +48,10 @@ class Selection:
 
     Arguments:
         x_0: Clean states, with shape (B, \*event).
-        noise: What the generator made them from, with shape (B, \*shape of the noise).
-        log_w: Their log-weights, in nats, with shape (B,).
-        evaluations: Clean states that were generated and scored for each output.
-        diagnostics: How far to trust them, each with shape (B,).
+        noise: The noise that they were generated from, with shape (B, \*shape of the noise).
+        log_w: Log-weights of the clean states, in nats, with shape (B,).
+        evaluations: Number of clean states that were generated and scored for each output.
+        diagnostics: Measures of how far to trust the states, each with shape (B,).
     """
 
     x_0: Tensor
@@ -62,15 +62,15 @@ class Selection:
 
 
 def flow_map(model: Model, sampler: Sampler, times: Tensor | Sequence[float]) -> Generate:
-    r"""The generator that runs a sampler without randomness, such as DDIM(eta=0) or Heun.
+    r"""Makes the generator that runs a sampler without randomness, such as DDIM(eta=0) or Heun.
 
     A last step to :math:`\sigma = 0` draws nothing for any eta, so that DDIM of any eta passes if
     it is the only step. For a sampler that does draw, write a function that hands it a generator.
 
     Arguments:
         model: The model whose law is to be tilted.
-        sampler: Makes one step.
-        times: As :func:`rwguidance.sample` takes them.
+        sampler: The sampler, which makes one step.
+        times: Times of the run, as :func:`rwguidance.sample` takes them.
 
     Returns:
         A function (noise, condition) -> clean states. It raises ValueError if a step asks for
@@ -92,7 +92,7 @@ def best_of_n(
     generator: Generators = None,
     batch_size: int | None = None,
 ) -> Selection:
-    r"""The candidate of the largest log-weight among `n`, for every output.
+    r"""Selects the candidate of the largest log-weight among `n`, for every output.
 
     This maximizes; it is not a draw of the tilted law and does not depend on beta, if there is one
     reward. Its law is at most :math:`\log n - (n - 1) / n` nats away from that of the generator.
@@ -100,14 +100,14 @@ def best_of_n(
     Arguments:
         generate: The generator.
         tilt: The tilt.
-        draw: Draws noise, from one generator per row where it is given several.
+        draw: A function that draws noise, from one source per row where it is given several.
         outputs: Number of outputs B, at least 1.
-        n: Candidates per output, at least 1.
+        n: Number of candidates per output, at least 1.
         condition: Conditions of the B outputs, as
             :func:`rwguidance.support.conditions.take` takes them.
         generator: Source of randomness: one, or one per output. With one per output an output
             depends neither on the others nor on `batch_size`; with one for all, it does.
-        batch_size: States that are generated and scored at once. None is `outputs`.
+        batch_size: Number of states that are generated and scored at once. None is `outputs`.
 
     Returns:
         The candidates, of equal ones the first, with diagnostics of all `n` log-weights:
@@ -140,7 +140,7 @@ def soft_best_of_n(
     generator: Generators = None,
     batch_size: int | None = None,
 ) -> Selection:
-    r"""One candidate of `n` for every output, with probability :math:`\mathrm{softmax}(\log w)`.
+    r"""Draws one of `n` candidates for every output, by :math:`\mathrm{softmax}(\log w)`.
 
     Also known as sampling importance resampling (SIR). The law of the pick tends to the tilted law
     as 1 / n: n = 1 is a draw of the generator, and once ``ess`` is large, the pick is a draw of the
@@ -169,7 +169,7 @@ def pcn(
     generator: Generators = None,
     batch_size: int | None = None,
 ) -> Selection:
-    r"""Preconditioned Crank-Nicolson: a Markov chain per output that keeps the tilted law.
+    r"""Runs a Markov chain per output that keeps the tilted law: preconditioned Crank-Nicolson.
 
     .. math:: z' = \sqrt{1 - \rho^2} \, z + \rho \, \xi, \quad \xi \sim N(0, C), \qquad
         \text{accepted with probability } \min(1, w(G(z')) / w(G(z)))
@@ -183,16 +183,16 @@ def pcn(
 
     Arguments:
         generate: The generator.
-        tilt: The tilt. Weighs `start` anew, so that it may differ from the one that made it.
-        draw: Draws noise, from one generator per row where it is given several.
+        tilt: The tilt, which may differ from the one that made `start`: it weighs it anew.
+        draw: A function that draws noise, from one source per row where it is given several.
         start: One state per output, of the same generator and conditions.
-        steps: Steps of every chain, at least 1; each costs one call of the generator.
+        steps: Number of steps of every chain, at least 1; each costs one call of the generator.
         rho: Size of a step, in (0, 1].
         condition: Conditions of the B outputs, as
             :func:`rwguidance.support.conditions.take` takes them.
         generator: Source of randomness: one, or one per output. With one per output an output
             depends neither on the others nor on `batch_size`; with one for all, it does.
-        batch_size: Chains that run at once. None is all.
+        batch_size: Number of chains that run at once. None is all.
 
     Returns:
         The states after the last step, with the diagnostic ``acceptance``, the share of accepted
@@ -223,7 +223,7 @@ def pcn(
 
 @dataclass(frozen=True)
 class _Task:
-    """What all methods share: how to draw noise for some of the outputs, generate and score it."""
+    """The arguments that all methods share, and their use: draw noise, generate and score it."""
 
     generate: Generate
     tilt: Tilt

@@ -131,7 +131,7 @@ def _spread(rewards: Tensor) -> float:
 
 
 def _root(function: Callable[[float], float], center: float, reach: float = 100.0) -> float | None:
-    """Where an increasing function crosses zero, at most about `reach` from the center, or None."""
+    """The zero of an increasing function, or None if it lies beyond `reach` around the center."""
 
     from scipy.optimize import brentq
 

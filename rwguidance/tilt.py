@@ -31,7 +31,8 @@ class Tilt(nn.Module):
         reward: A callable (x, condition) -> (N,) in reward units, or several of them. A value of
             -inf is a legitimate zero weight.
         beta: The temperature of each reward, positive, in reward units.
-        decode: Maps states to what the rewards look at (latents to images), once for all rewards.
+        decode: A function from states to what the rewards look at (latents to images), which runs
+            once for all rewards.
 
     Raises:
         ValueError: If a beta is not positive and finite, or there is not one for each reward.
@@ -68,11 +69,11 @@ class Tilt(nn.Module):
                 self.add_module(f"reward_{i}", function)
 
     def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
-        r"""Raw rewards in reward units, with shape (N,), or (N, R) if there are R > 1 rewards.
+        r"""Returns raw rewards in reward units, with shape (N,), or (N, R) for R > 1 rewards.
 
         Arguments:
             x_0: Clean states, with shape (N, \*event).
-            condition: Passed to every reward.
+            condition: What the rewards are conditioned on.
 
         Raises:
             ValueError: If a reward has the wrong shape or holds NaN or +inf; names the items.
@@ -85,7 +86,11 @@ class Tilt(nn.Module):
         return columns[0] if len(columns) == 1 else torch.stack(columns, dim=-1)
 
     def weigh(self, rewards: Tensor) -> Tensor:
-        r"""Log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them."""
+        r"""Returns log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them.
+
+        Raises:
+            ValueError: If the rewards do not have the shape that :meth:`score` gives them.
+        """
 
         expected = 1 if len(self.betas) == 1 else 2
         if rewards.ndim != expected or (expected == 2 and rewards.shape[1] != len(self.betas)):
@@ -97,11 +102,11 @@ class Tilt(nn.Module):
         return (rewards / rewards.new_tensor(self.betas)).sum(-1)
 
     def forward(self, x_0: Tensor, condition: Any = None) -> Tensor:
-        r"""Log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
+        r"""Returns log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
 
         Arguments:
             x_0: Clean states, with shape (N, \*event).
-            condition: Passed to every reward.
+            condition: What the rewards are conditioned on.
         """
 
         return self.weigh(self.score(x_0, condition))
@@ -184,7 +189,7 @@ class Tilt(nn.Module):
 
 
 class Draws(Protocol):
-    """What :class:`Tilt` needs of a :class:`rwguidance.Bank` to choose beta."""
+    """The part of a :class:`rwguidance.Bank` that :class:`Tilt` needs to choose beta."""
 
     @property
     def rewards(self) -> Tensor | None:
@@ -192,7 +197,7 @@ class Draws(Protocol):
 
     @property
     def rows(self) -> Mapping[Hashable, slice]:
-        """Where the draws of each condition are."""
+        """Rows of the draws of each condition."""
 
     def scored(self, tilt: Tilt) -> "Draws":
         """Returns the same draws with the rewards of `tilt`."""

@@ -43,6 +43,20 @@ MUTANTS = [
         "test_schedules",
     ),
     Mutant(
+        "table: the timestep is the entry before",
+        "schedules.py",
+        "(as_times(t) * self._steps).round()",
+        "(as_times(t) * self._steps).floor()",
+        "test_schedules",
+    ),
+    Mutant(
+        "table: the time within an entry runs backwards",
+        "schedules.py",
+        "return 1 - (left + weight) / self._steps",
+        "return 1 - (left + 1 - weight) / self._steps",
+        "test_schedules",
+    ),
+    Mutant(
         "Prediction: score without its sign",
         "prediction.py",
         "return -self.noise / self.scales.sigma",
@@ -190,7 +204,7 @@ MUTANTS = [
         "test_noise_space",
     ),
     Mutant(
-        "particles: candidates interleaved, conditions tiled",
+        "noise space: candidates interleaved, conditions tiled",
         "noise_space.py",
         "tiled = rows * count",
         "tiled = [row for row in rows for _ in range(count)]",
@@ -237,7 +251,7 @@ MUTANTS = [
         "training/objectives.py",
         "parts.append(log_w[rows] - log_z)",
         "parts.append(log_w[rows])",
-        "test_training",
+        "test_objectives",
     ),
     Mutant(
         "crop: HF's rule for torchvision's",
@@ -379,13 +393,13 @@ MUTANTS = [
     Mutant(
         "SDXL: timestep off by one",
         "backbones/sdxl.py",
-        "timestep = (t * self.table_length - 1)",
-        "timestep = (t * self.table_length)",
+        "timestep = (t * self.num_train_timesteps - 1)",
+        "timestep = (t * self.num_train_timesteps)",
         "test_backbones",
     ),
     Mutant(
         "SDXL: v read as noise",
-        "backbones/sdxl.py",
+        "backbones/coordinates.py",
         "scales.alpha * x_t - scales.sigma * output",
         "scales.alpha * x_t + scales.sigma * output",
         "test_backbones",
@@ -399,7 +413,7 @@ MUTANTS = [
     ),
     Mutant(
         "pipelines: latents decoded without their shift",
-        "backbones/pipelines.py",
+        "backbones/latents.py",
         "z = latents * scale.to(latents) + shift.to(latents)",
         "z = latents * scale.to(latents)",
         "test_backbones",
@@ -430,21 +444,21 @@ MUTANTS = [
         "networks/latents.py",
         "x = x_t / (scales.alpha**2 + scales.sigma**2).sqrt()",
         "x = x_t",
-        "test_networks",
+        "test_latents",
     ),
     Mutant(
         "networks for latents: shift without its size",
         "networks/latents.py",
         "return posterior_variance(scales) * self.last(",
         "return self.last(",
-        "test_networks",
+        "test_latents",
     ),
     Mutant(
         "objectives: what was encoded does not reach the network",
         "training/objectives.py",
         "condition if self.encode is None else self.encode(condition)",
         "condition",
-        "test_networks",
+        "test_latents",
     ),
 ]
 
@@ -469,10 +483,12 @@ def kill(mutant: Mutant) -> tuple[bool, float, str]:
             for name in mutant.tests.split()
             for path in Path(folder, "tests").rglob(f"{name}.py")
         ]
+        # The test bed of this checkout: an installed one may be that of another.
+        packages = os.pathsep.join((folder, str(ROOT / "testbed")))
         run = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )

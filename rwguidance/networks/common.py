@@ -1,4 +1,4 @@
-"""What guidance networks share: how they see time, the size of a shift, a last layer of zero."""
+"""Features of the noise level, the size of a shift and a first output of zero, for all networks."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from ..schedules import Scales
 
 FREQUENCIES = 16
+"""Number of multiples of an angle whose sines and cosines a network sees."""
 
 
 def posterior_variance(scales: Scales) -> Tensor:
-    """That of a clean state under a unit Gaussian prior."""
+    """Variance of a clean state given the noisy one, under a unit Gaussian prior."""
 
     return scales.sigma**2 / (scales.alpha**2 + scales.sigma**2)
 
@@ -22,5 +23,7 @@ def waves(angle: Tensor) -> Tensor:
 
 
 def silence(layer: nn.Conv2d | nn.Linear) -> None:
+    """Sets the parameters of a last layer to zero, so that training starts from no guidance."""
+
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

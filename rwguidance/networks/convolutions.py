@@ -1,4 +1,4 @@
-"""Layers of the networks for latents: the way down, the way back up, and what they are made of."""
+"""Layers of the networks for latents: an encoder, a decoder, and their blocks."""
 
 import itertools
 import math

@@ -28,7 +28,7 @@ __all__ = ["LatentExpectation", "LatentShift", "read"]
 
 
 class _LatentNetwork(nn.Module):
-    """What the networks for latents share: the first half, and how they are stored."""
+    """A network for latents: its arguments, the inputs of its encoder, and its file."""
 
     last: nn.Conv2d | nn.Linear
 
@@ -128,13 +128,13 @@ class LatentExpectation(_LatentNetwork):
     `text=1280` (SDXL), and 17.3 million for 16 channels and `text=2048` (SD3).
 
     Arguments:
-        channels: Of the latents.
-        schedule: The path of the base model.
+        channels: Number of channels of the latents.
+        schedule: Path of the base model.
         text: Size of the pooled embeddings, `condition.embeddings["pooled"]` of shape (B, text);
             None if the condition is to be ignored.
-        widths: Channels of the stages, from fine to coarse, multiples of 8.
-        depth: Residual blocks per stage.
-        seed: Of the initial weights.
+        widths: Numbers of channels of the stages, from fine to coarse, multiples of 8.
+        depth: Number of residual blocks per stage.
+        seed: Seed of the initial weights.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -178,13 +178,13 @@ class LatentShift(_LatentNetwork):
     `text=1280` (SDXL), and 18.3 million for 16 channels and `text=2048` (SD3).
 
     Arguments:
-        channels: Of the latents.
-        schedule: The path of the base model.
+        channels: Number of channels of the latents.
+        schedule: Path of the base model.
         text: Size of the pooled embeddings, `condition.embeddings["pooled"]` of shape (B, text);
             None if the condition is to be ignored.
-        widths: Channels of the stages, from fine to coarse, multiples of 8.
-        depth: Residual blocks per stage, on the way down and on the way up.
-        seed: Of the initial weights.
+        widths: Numbers of channels of the stages, from fine to coarse, multiples of 8.
+        depth: Number of residual blocks per stage, on the way down and on the way up.
+        seed: Seed of the initial weights.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -20,10 +20,10 @@ class ExpectationMLP(nn.Module):
 
     Arguments:
         event: Shape of one state.
-        labels: The conditions it will see; None if there are none.
+        labels: Conditions that the network will see; None if there are none.
         width: Size of the hidden layers.
         depth: Number of hidden layers.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ShiftMLP(nn.Module):
 
     Arguments:
         event: Shape of one state.
-        schedule: The path of the base model.
-        labels: The conditions it will see; None if there are none.
+        schedule: Path of the base model.
+        labels: Conditions that the network will see; None if there are none.
         width: Size of the hidden layers.
         depth: Number of hidden layers.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
     """
 
     def __init__(

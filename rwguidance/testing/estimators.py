@@ -11,9 +11,9 @@ from ..guidance import GuidedModel
 from ..models import Model
 from ..prediction import Prediction
 from ..support.conditions import take
+from .batches import check_calls, check_mixed_times, mixed_times
 from .models import pair
 from .requirements import (
-    SINGLES,
     Select,
     extremes,
     few,
@@ -42,15 +42,15 @@ def check_estimator(
 
     Arguments:
         estimator: The estimator, in eval mode.
-        model: A model that it can work with.
+        model: A model that the estimator can work with.
         x_t: Noisy states, at least two, with shape (B, \*event).
         condition: What model, bank and reward are conditioned on, one item per sample, or None.
         times: Inner times at which to look.
-        calls: Model calls that one estimate may make.
-        select: Takes (condition, indices) to the condition of those samples.
+        calls: Number of model calls that one estimate may make.
+        select: A function from (condition, indices) to the condition of those samples.
 
     Raises:
-        AssertionError: If it does not keep the contract of
+        AssertionError: If the estimator breaks the contract of
             :class:`rwguidance.ConditionalExpectation`.
     """
 
@@ -60,47 +60,15 @@ def check_estimator(
         f"expected a ConditionalExpectation, got {name}",
     )
     require(x_t.ndim >= 2 and len(x_t) >= 2, few("x_t", x_t))
-    tolerance = tolerance_for(x_t)
-    estimate = lambda x, t, c: _estimate(name, estimator, model, x, t, c, calls)
 
-    def singly(times: list[float]) -> dict[str, Tensor]:
-        answers = [
-            _answer(estimate(x_t[i : i + 1], times[i], select(condition, [i])))
-            for i in range(min(SINGLES, len(x_t)))
-        ]
-        return {key: torch.cat([answer[key] for answer in answers]) for key in answers[0]}
+    def answer(x_t: Tensor, t: float | Tensor, condition: Any) -> dict[str, Tensor]:
+        estimate = _estimate(name, estimator, model, x_t, t, condition, calls)
+        return {"log_h": estimate.log_h, "shift": estimate.shift}
 
     for t in times:
-        result = estimate(x_t, t, condition)
-        compare = lambda other, why, this=result, t=t: require_same(
-            _answer(this), _answer(other), tolerance, f"{name} at t = {t}: {why}"
-        )
-        compare(
-            estimate(x_t, t, condition),
-            "two equal calls must agree; call .eval(), and draw no random numbers",
-        )
-        times_of_batch = torch.full((len(x_t),), t, dtype=torch.float64)
-        compare(
-            estimate(x_t, times_of_batch, condition),
-            f"times of shape ({len(x_t)},) must give what the number {t} gives",
-        )
-        with torch.inference_mode():
-            compare(estimate(x_t, t, condition), "inference_mode must change no result")
-        require_same(
-            _answer(result, SINGLES),
-            singly([t] * len(x_t)),
-            tolerance,
-            f"{name} at t = {t}: a sample must not depend on the others of its batch",
-        )
-        _check_guided(name, estimator, model, x_t, t, condition, result, tolerance)
-
-    cycle = [times[i % len(times)] for i in range(len(x_t))]
-    require_same(
-        _answer(estimate(x_t, torch.tensor(cycle, dtype=torch.float64), condition), SINGLES),
-        singly(cycle),
-        tolerance,
-        f"{name}: every sample must be treated at its own time when the times of a batch differ",
-    )
+        result = check_calls(name, answer, x_t, t, condition, select)
+        _check_guided(name, estimator, model, x_t, t, condition, result["shift"])
+    check_mixed_times(name, answer, x_t, mixed_times(times, len(x_t)), condition, select)
 
 
 def _estimate(
@@ -160,9 +128,10 @@ def _check_guided(
     x_t: Tensor,
     t: float,
     condition: Any,
-    estimate: Estimate,
-    tolerance: float,
+    shift: Tensor,
 ) -> None:
+    """Checks that a guided model moves the base prediction by its scale times the shift."""
+
     base = model(x_t, t, condition)
     off = GuidedModel(model, estimator, scale=0.0)(x_t, t, condition)
     require(
@@ -171,9 +140,9 @@ def _check_guided(
     )
     half = run(f"{name} in a GuidedModel", GuidedModel(model, estimator, 0.5), x_t, t, condition)
     require_same(
-        {"mean": base.mean + 0.5 * estimate.shift},
+        {"mean": base.mean + 0.5 * shift},
         {"mean": half.mean},
-        tolerance,
+        tolerance_for(x_t),
         f"{name} with scale 0.5 at t = {t} must move the mean by half its shift",
     )
 
@@ -190,7 +159,3 @@ class _Counted(Model):
         self.calls += 1
         prediction: Prediction = self.model(x_t, t, condition)
         return prediction
-
-
-def _answer(estimate: Estimate, n: int | None = None) -> dict[str, Tensor]:
-    return {"log_h": estimate.log_h[:n], "shift": estimate.shift[:n]}

@@ -8,18 +8,17 @@ from torch import Tensor, nn
 
 from ..models import Model
 from ..prediction import Prediction
+from ..schedules import Schedule
 from ..support.conditions import take
+from .batches import check_calls, check_mixed_times, mixed_times
 from .requirements import (
-    SINGLES,
     Select,
     extremes,
     few,
     require,
-    require_same,
     require_tensor,
     require_wide,
     run,
-    tolerance_for,
     untouched,
 )
 
@@ -44,11 +43,11 @@ def check_model(
         condition: What the model is conditioned on, one item per sample, not all the same. None for
             an unconditional model.
         times: Inner times at which to look.
-        select: Takes (condition, indices) to the condition of those samples.
-        seed: For the noise.
+        select: A function from (condition, indices) to the condition of those samples.
+        seed: Seed of the noise.
 
     Raises:
-        AssertionError: If it does not keep the contract of :class:`rwguidance.Model`.
+        AssertionError: If the model breaks the contract of :class:`rwguidance.Model`.
     """
 
     name = type(model).__name__
@@ -59,60 +58,29 @@ def check_model(
         x_0 = _normal(tuple(x_0), generator, like=_parameter(model))
     require(x_0.ndim >= 2 and len(x_0) >= 2, few("x_0", x_0))
     noise = _normal(tuple(x_0.shape), generator, like=x_0)
-    tolerance = tolerance_for(x_0)
+    answer = lambda x_t, t, condition: pair(_predict(name, model, x_t, t, condition))
 
     differs = condition is None
     for t in times:
         x_t = model.schedule.perturb(x_0, t, noise)
-        prediction = _predict(name, model, x_t, t, condition)
-        compare = lambda other, why, this=prediction, t=t: require_same(
-            pair(this), pair(other), tolerance, f"{name} at t = {t}: {why}"
-        )
-        compare(
-            _predict(name, model, x_t, t, condition),
-            "two equal calls must agree; call .eval(), and draw no random numbers",
-        )
-        for shape in ((), (len(x_t),)):
-            form = torch.full(shape, t, dtype=torch.float64)
-            compare(
-                _predict(name, model, x_t, form, condition),
-                f"times of shape {shape} must give what the number {t} gives",
-            )
-        with torch.inference_mode():
-            compare(
-                _predict(name, model, x_t, t, condition), "inference_mode must change no result"
-            )
-        require_same(
-            pair(prediction, SINGLES),
-            pair(_predict_singly(name, model, x_t, [t] * len(x_t), condition, select)),
-            tolerance,
-            f"{name} at t = {t}: a sample must not depend on the others of its batch",
-        )
+        predicted = check_calls(name, answer, x_t, t, condition, select)
         if condition is not None:
-            rolled = [*range(1, len(x_t)), 0]
-            other = _predict(name, model, x_t, t, select(condition, rolled))
-            differs = differs or not torch.equal(other.mean, prediction.mean)
+            rolled = answer(x_t, t, select(condition, [*range(1, len(x_t)), 0]))
+            differs = differs or not torch.equal(rolled["mean"], predicted["mean"])
         if trained:
-            _check_denoises(name, prediction, x_0, t)
+            _check_denoises(name, predicted["mean"], x_0, t, model.schedule)
     require(
         differs,
         f"{name} must depend on its condition, but permuting the condition changes nothing; give "
         "conditions that differ, or condition=None if the model is unconditional",
     )
-
-    cycle = [times[i % len(times)] for i in range(len(x_0))]
-    mixed = torch.tensor(cycle, dtype=torch.float64)
-    x_t = model.schedule.perturb(x_0, mixed, noise)
-    require_same(
-        pair(_predict(name, model, x_t, mixed, condition), SINGLES),
-        pair(_predict_singly(name, model, x_t, cycle, condition, select)),
-        tolerance,
-        f"{name}: every sample must be treated at its own time when the times of a batch differ",
-    )
+    t_mixed = mixed_times(times, len(x_0))
+    x_t = model.schedule.perturb(x_0, t_mixed, noise)
+    check_mixed_times(name, answer, x_t, t_mixed, condition, select)
     for end in (0.0, 1.0):
         x_t = model.schedule.perturb(x_0, end, noise)
         try:
-            _predict(name, model, x_t, end, condition)
+            answer(x_t, end, condition)
         except AssertionError as error:
             # A ValueError is a refusal with a reason: no information about x_0, no finite rate.
             if not isinstance(error.__cause__, ValueError):
@@ -157,26 +125,14 @@ def _predict(name: str, model: Model, x_t: Tensor, t: float | Tensor, condition:
     return prediction
 
 
-def _predict_singly(
-    name: str, model: Model, x_t: Tensor, times: list[float], condition: Any, select: Select
-) -> Prediction:
-    """The predictions of the first few samples, each in a batch of its own."""
-
-    parts = [
-        _predict(name, model, x_t[i : i + 1], times[i], select(condition, [i]))
-        for i in range(min(SINGLES, len(x_t)))
-    ]
-    mean, noise = (torch.cat([getattr(p, key) for p in parts]) for key in ("mean", "noise"))
-    return Prediction(mean, noise, parts[0].scales)
-
-
-def _check_denoises(name: str, prediction: Prediction, x_0: Tensor, t: float) -> None:
+def _check_denoises(name: str, mean: Tensor, x_0: Tensor, t: float, schedule: Schedule) -> None:
     """A posterior mean is at least as close to x_0 as the best linear guess; twice is forgiven."""
 
-    alpha, sigma = prediction.scales.alpha, prediction.scales.sigma
+    scales = schedule.at(t, like=x_0)
+    alpha, sigma = scales.alpha, scales.sigma
     power = x_0.double().square().mean()
     linear = float(power * sigma**2 / (sigma**2 + alpha**2 * power))
-    error = float((prediction.mean - x_0).double().square().mean())
+    error = float((mean - x_0).double().square().mean())
     require(
         error <= 2 * linear,
         f"{name} does not denoise at t = {t}: the mean squared error of its mean is {error:.4g}, "
@@ -186,8 +142,10 @@ def _check_denoises(name: str, prediction: Prediction, x_0: Tensor, t: float) ->
     )
 
 
-def pair(prediction: Prediction, n: int | None = None) -> dict[str, Tensor]:
-    return {"mean": prediction.mean[:n], "noise": prediction.noise[:n]}
+def pair(prediction: Prediction) -> dict[str, Tensor]:
+    """The two tensors of a prediction, by name."""
+
+    return {"mean": prediction.mean, "noise": prediction.noise}
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

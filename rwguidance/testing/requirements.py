@@ -1,4 +1,4 @@
-"""What the conformance checks require, in words that say what was expected and what came."""
+"""Requirements of the conformance checks: each says what was expected and what came."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 Select = Callable[[Any, list[int]], Any]
-"""Takes (condition, indices) to the condition of those samples."""
+"""A function from (condition, indices) to the condition of those samples."""
 
 T = TypeVar("T")
 
-SINGLES = 4
-"""Samples of a batch that are looked at one by one."""
-
 
 def require(holds: bool, message: str) -> None:
+    """Raises AssertionError unless something holds."""
+
     if not holds:
         raise AssertionError(message)
 
@@ -29,6 +28,8 @@ def require_tensor(
     dtype: torch.dtype | None = None,
     floating: bool = True,
 ) -> None:
+    """Requires a tensor of one shape, of floating point unless told, of one dtype if given."""
+
     require(isinstance(value, Tensor), f"{what} must be a tensor, got {type(value).__name__}")
     require(
         tuple(value.shape) == tuple(shape),
@@ -44,6 +45,8 @@ def require_tensor(
 
 
 def require_wide(what: str, value: Tensor) -> None:
+    """Requires float32 or wider."""
+
     require(
         torch.finfo(value.dtype).eps <= torch.finfo(torch.float32).eps,
         f"{what} must be float32 or wider, got {value.dtype}",
@@ -53,6 +56,8 @@ def require_wide(what: str, value: Tensor) -> None:
 def require_same(
     expected: dict[str, Tensor], got: dict[str, Tensor], tolerance: float, message: str
 ) -> None:
+    """Requires tensors, by name, to agree up to `tolerance` times the largest finite entry."""
+
     for key, a in expected.items():
         b = got[key]
         finite = a[a.isfinite()]
@@ -102,6 +107,8 @@ def _same_item(a: Any, b: Any) -> bool:
 
 
 def run(what: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function, whose exceptions are failed checks, too."""
+
     try:
         return function(*arguments)
     except AssertionError:
@@ -111,10 +118,14 @@ def run(what: str, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def tolerance_for(x: Tensor) -> float:
+    """Relative difference that rounding in the dtype of `x` may make."""
+
     return math.sqrt(torch.finfo(x.dtype).eps)
 
 
 def few(name: str, x: Tensor) -> str:
+    """The message about states of which there are fewer than two."""
+
     return (
         f"{name} must hold at least two samples, shape (B, *event) with B >= 2, "
         f"got {tuple(x.shape)}"
@@ -122,6 +133,8 @@ def few(name: str, x: Tensor) -> str:
 
 
 def extremes(value: Tensor) -> str:
+    """A description of values for a message: their range, or how many are NaN."""
+
     value = value.detach()
     if value.isnan().any():
         return f"{int(value.isnan().sum())} NaN of {value.numel()} values"

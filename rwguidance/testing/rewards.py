@@ -40,17 +40,17 @@ def check_reward(
 
     Arguments:
         reward: A callable (x, condition) -> (N,); a module in eval mode.
-        x: What it looks at (images in [0, 1], states), at least two and not constant, with shape
+        x: Items to score (images in [0, 1], states), at least two and not constant, with shape
             (N, \*event).
-        condition: What it is conditioned on, one item per sample, or None.
+        condition: What the reward is conditioned on, one item per sample, or None.
         differentiable: Whether to compare the gradient with finite differences, in float64, on a
             copy of the reward if it is a module. None asks `reward.spec.differentiable`, if there
             is one, and does not look otherwise. Of a reward with `straight_through` set, whose
             gradient is that of a stand-in, only the existence of the gradient is checked.
-        select: Takes (condition, indices) to the condition of those items.
+        select: A function from (condition, indices) to the condition of those items.
 
     Raises:
-        AssertionError: If it does not keep the contract of a reward.
+        AssertionError: If the reward breaks the contract of rewards.
     """
 
     name = getattr(reward, "__name__", type(reward).__name__)

@@ -17,7 +17,7 @@ def check_schedule(schedule: Schedule, n: int = 64) -> None:
         n: Number of times at which to look.
 
     Raises:
-        AssertionError: If it does not keep the contract of :class:`rwguidance.Schedule`.
+        AssertionError: If the schedule breaks the contract of :class:`rwguidance.Schedule`.
     """
 
     name = type(schedule).__name__

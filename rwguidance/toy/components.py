@@ -1,4 +1,4 @@
-r"""Gaussian components and what a tilt makes of them, in closed form.
+r"""Gaussian components and their tilts, in closed form.
 
 With a prior component :math:`N(\mu, C)` and :math:`x_t = \alpha x_0 + \sigma \epsilon`, the
 posterior of :math:`x_0` is Gaussian with

@@ -23,9 +23,10 @@ class Empirical(TiltableLaw):
     With bandwidth 0 every reward has a closed form, black boxes included.
 
     Arguments:
-        points: In data units, with shape (N, \*event).
+        points: The points, in data units, with shape (N, \*event).
         bandwidth: Standard deviation of the blur, in data units, at least 0.
-        log_weights: Log of the points' weights, up to a constant, with shape (N,); None for equal.
+        log_weights: Log of the points' weights, up to a constant, with shape (N,); None for equal
+            ones.
     """
 
     def __init__(
@@ -54,7 +55,11 @@ class Empirical(TiltableLaw):
         return self.points[index] + self.bandwidth * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density. Raises NoClosedForm for bandwidth 0, where there is none."""
+        """Returns the log-density.
+
+        Raises:
+            NoClosedForm: If the bandwidth is 0: then there is none.
+        """
 
         return self._mixture.log_prob(self._check(x))
 
@@ -84,7 +89,7 @@ class Empirical(TiltableLaw):
         return log_h.to(dtype), shift.reshape(x_t.shape).to(dtype)
 
     def tilted(self, tilt: Tilt) -> Law:
-        """The tilted law: empirical for bandwidth 0, else a mixture."""
+        """Returns the tilted law: empirical for bandwidth 0, else a mixture."""
 
         if self.bandwidth > 0:
             return self._mixture.tilted(tilt)

@@ -1,4 +1,4 @@
-"""What a toy law is: draws, a density and an exact denoiser, and for some exact tilts."""
+"""Laws of clean states: draws, a density and an exact denoiser, and for some exact tilts."""
 
 from abc import ABC, abstractmethod
 from typing import Any

@@ -1,4 +1,4 @@
-"""Gaussians, mixtures of them, and what a step makes of a mixture in one dimension."""
+"""Gaussians, mixtures of them, and mixtures that are cut in two by a step reward."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ class GaussianMixture(TiltableLaw):
 
     Arguments:
         log_weights: Log of the weights, up to a constant, with shape (K,).
-        means: In data units, with shape (K, D).
-        covariances: Positive definite, with shape (K, D, D), or (1, D, D) if shared.
+        means: Means of the components, in data units, with shape (K, D).
+        covariances: Covariances of the components, positive definite, with shape (K, D, D), or
+            (1, D, D) if shared.
     """
 
     def __init__(self, log_weights: Numbers, means: Numbers, covariances: Numbers) -> None:
@@ -45,7 +46,7 @@ class GaussianMixture(TiltableLaw):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, *self.event, generator=generator, dtype=torch.float64)
-        roots = self._axes * self._variances.sqrt()[:, None, :]
+        roots = self._roots
         shared = len(roots) == 1
         noise = z @ roots[0].T if shared else torch.einsum("nij,nj->ni", roots[index], z)
         return self.means[index] + noise
@@ -68,15 +69,13 @@ class GaussianMixture(TiltableLaw):
         return moments(posterior, log_e, means, working_dtype(x_t.dtype))
 
     def tilted(self, tilt: Tilt) -> Law:
-        """The tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
+        """Returns the tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
 
         step = step_of(tilt, self.event[0])
         if step is not None:
             return StepTilted(self, tilt)
-        roots = (self._axes * self._variances.sqrt()[:, None, :])[None]
-        prior = Components(self.log_weights[None], self.means[None], roots)
         exponents = exponents_of(tilt, self.event[0])
-        log_e, means, covariances = tilt_quadratic(exponents, prior)
+        log_e, means, covariances = tilt_quadratic(exponents, self._prior)
         k, j = log_e.shape[1:]
         if len(covariances[0]) == 1 and j == 1:
             covariances = covariances[0, 0]
@@ -91,13 +90,20 @@ class GaussianMixture(TiltableLaw):
     def log_normalizer(self, tilt: Tilt) -> Tensor:
         r"""Logarithm of :math:`Z = E[w(x_0)]`, in nats, a scalar."""
 
-        roots = (self._axes * self._variances.sqrt()[:, None, :])[None]
-        prior = Components(self.log_weights[None], self.means[None], roots)
-        return (
-            (prior.log_weights[..., None] + tilt_components(tilt, prior)[0])
-            .flatten(1)
-            .logsumexp(1)[0]
-        )
+        log_e, _ = tilt_components(tilt, self._prior)
+        return (self.log_weights[:, None] + log_e[0]).flatten().logsumexp(0)
+
+    @property
+    def _roots(self) -> Tensor:
+        """Square roots of the covariances, with shape (K, D, D), or (1, D, D) if shared."""
+
+        return self._axes * self._variances.sqrt()[:, None, :]
+
+    @property
+    def _prior(self) -> Components:
+        """The components of the law itself, as those of one state."""
+
+        return Components(self.log_weights[None], self.means[None], self._roots[None])
 
     def _check(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or tuple(x.shape[1:]) != self.event:
@@ -131,8 +137,8 @@ class Gaussian(GaussianMixture):
     r"""Gaussian :math:`N(\mu, C)`.
 
     Arguments:
-        mean: In data units, with shape (D,).
-        covariance: Positive definite, with shape (D, D).
+        mean: The mean, in data units, with shape (D,).
+        covariance: The covariance, positive definite, with shape (D, D).
     """
 
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:

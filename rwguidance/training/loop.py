@@ -1,4 +1,4 @@
-"""The training loop: it minimizes an objective and resumes bit for bit."""
+"""The loop: it minimizes an objective and resumes bit for bit."""
 
 import math
 import os
@@ -32,14 +32,14 @@ def train(
     `seed`; networks that draw from the global generator (dropout) are not covered by that.
 
     Arguments:
-        network: Trained in place.
-        objective: (network, generator) to the terms of the loss.
+        network: The network, which is trained in place.
+        objective: A function from (network, generator) to the terms of the loss, by name.
         steps: Number of steps.
-        learning_rate: At the start; decays to zero.
-        seed: Of the draws.
-        max_norm: Bound on the norm of the gradient; None for none.
+        learning_rate: Learning rate at the start; it decays to zero.
+        seed: Seed of all random draws.
+        max_norm: Bound on the norm of the gradient; None for no bound.
         checkpoint: File to continue from, if it exists, and to save to.
-        save_every: Steps between saves.
+        save_every: Number of steps between saves.
         progress: Whether to show a progress bar.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Objectives: what a guidance network is trained to minimize on noised draws of a bank."""
+"""Objectives: losses of a guidance network on noised draws of a bank."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 TimeSampler = Callable[[int, torch.Generator], Tensor]
-"""Draws n training times in [0, 1], float64, with shape (n,)."""
+"""A function of (n, generator) that draws n training times in [0, 1], float64, shape (n,)."""
 
 Encoder = Callable[[list[Any]], Any]
-"""Makes what a model is conditioned on from items of a bank's condition, such as prompts."""
+"""A function from items of a bank's condition, such as prompts, to what a model takes."""
 
 
 def uniform_times(n: int, generator: torch.Generator) -> Tensor:
-    """Times uniform on [0.001, 1]: below, a state tells its clean draw and h is known."""
+    """Draws times uniform on [0.001, 1]: below, a state tells its clean draw and h is known."""
 
     return 0.001 + 0.999 * torch.rand(n, generator=generator, dtype=torch.float64)
 
@@ -49,9 +49,9 @@ class NoisedBatch:
         x_0: Clean draws, with shape (B, \*event).
         noise: The noise that was added, with shape (B, \*event).
         x_t: Noised draws, with shape (B, \*event).
-        t: Their times, float64, with shape (B,).
-        condition: Their conditions.
-        log_w: Centered log-weights, in nats, with shape (B,).
+        t: Times of the noised draws, float64, with shape (B,).
+        condition: Conditions of the draws, as the model takes them.
+        log_w: Centered log-weights of the clean draws, in nats, with shape (B,).
     """
 
     x_0: Tensor
@@ -62,37 +62,38 @@ class NoisedBatch:
     log_w: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class Objective(ABC):
     """A loss to minimize over a network, drawn at random.
 
     Arguments:
         model: The base model, frozen.
-        bank: Draws of its law.
+        bank: Draws of the law of `model`.
         tilt: The tilt, applied to the bank's rewards (scored here if they are missing).
-        batch_size: Draws per step.
-        times: Draws the training times.
-        encode: Makes what the model and the networks are conditioned on from items of the bank's
-            condition, one per draw; None if they take these as they are.
+        batch_size: Number of draws per step.
+        times: A function that draws the training times.
+        encode: A function from items of the bank's condition, one per draw, to what the model and
+            the networks are conditioned on; None if they take the items as they are.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1, or every draw of a condition has zero weight.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        bank: Bank,
-        tilt: Tilt,
-        batch_size: int = 256,
-        times: TimeSampler = uniform_times,
-        encode: Encoder | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.model = model
-        self.bank = bank if bank.rewards is not None else bank.scored(tilt)
+    model: Model
+    bank: Bank
+    tilt: Tilt
+    _: KW_ONLY
+    batch_size: int = 256
+    times: TimeSampler = uniform_times
+    encode: Encoder | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.bank.rewards is None:
+            self.bank = self.bank.scored(self.tilt)
         assert self.bank.rewards is not None
-        self.log_w = _centered(tilt.weigh(self.bank.rewards), self.bank)
-        self.batch_size = batch_size
-        self.times = times
-        self.encode = encode
+        self.log_w = _centered(self.tilt.weigh(self.bank.rewards), self.bank)
 
     @abstractmethod
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ class Objective(ABC):
         return self._noise(self.bank, self.log_w, index, t, generator)
 
     def base(self, batch: NoisedBatch) -> Prediction:
-        """The base model's prediction of a batch, without gradients."""
+        """Returns the base model's prediction of a batch, without gradients."""
 
         with torch.no_grad():
             prediction: Prediction = self.model(batch.x_t, batch.t, batch.condition)
@@ -128,65 +129,53 @@ class Objective(ABC):
         return NoisedBatch(x_0, noise, x_t, t, condition, log_w[index])
 
 
+@dataclass(eq=False, repr=False)
 class ExpectationObjective(Objective):
     r"""Trains a network for :math:`\log h_t`.
 
+    It takes the arguments of :class:`Objective`, and those of the loss.
+
     Arguments:
-        model: The base model, frozen.
-        bank: Draws of its law.
-        tilt: The tilt.
-        loss: (log_h, log_w) to one value per sample, see :mod:`rwguidance.losses`. The contrastive
-            loss wants groups: give `group_size`.
+        loss: A function from (log_h, log_w) to one value per sample, see :mod:`rwguidance.losses`.
+            The contrastive loss wants groups: give `group_size`.
         eta: Weight of the consistency term; 0 leaves it out entirely.
         preferred: Samples for the consistency term, taken as they are (the "preferred only"
             variant: biased towards their law). None for the bank, weighted, which is unbiased.
         penalty: Weight of the gradient penalty; 0 leaves it out entirely.
         cycle_weight: Weight of the cycle term; 0 leaves it out entirely.
-        classifier: Gives the logits (x_t, t, condition) for the cycle term.
-        group_size: Draws that share a time and a condition, given to the loss with shape
+        classifier: A network from (x_t, t, condition) to the logits of the cycle term.
+        group_size: Number of draws that share a time and a condition, given to the loss with shape
             (batch_size / group_size, group_size); 1 for none.
-        batch_size: Draws per step.
-        times: Draws the training times.
-        encode: Makes what the model and the networks are conditioned on from items of the bank's
-            condition, one per draw; None if they take these as they are.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, `cycle_weight` and `classifier` are not
+            given together, or `group_size` does not divide `batch_size`.
 
     References:
         | Reward-weighted guidance, arXiv:2602.00413
     """
 
-    def __init__(
-        self,
-        model: Model,
-        bank: Bank,
-        tilt: Tilt,
-        loss: Callable[[Tensor, Tensor], Tensor] = itakura_saito,
-        eta: float = 0.0,
-        preferred: Bank | None = None,
-        penalty: float = 0.0,
-        cycle_weight: float = 0.0,
-        classifier: nn.Module | None = None,
-        group_size: int = 1,
-        batch_size: int = 256,
-        times: TimeSampler = uniform_times,
-        encode: Encoder | None = None,
-    ) -> None:
-        super().__init__(model, bank, tilt, batch_size, times, encode)
-        for name, value in (("eta", eta), ("penalty", penalty), ("cycle_weight", cycle_weight)):
+    loss: Callable[[Tensor, Tensor], Tensor] = itakura_saito
+    eta: float = 0.0
+    preferred: Bank | None = None
+    penalty: float = 0.0
+    cycle_weight: float = 0.0
+    classifier: nn.Module | None = None
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("eta", "penalty", "cycle_weight"):
+            value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        if (cycle_weight > 0) != (classifier is not None):
+        if (self.cycle_weight > 0) != (self.classifier is not None):
             raise ValueError("cycle_weight and classifier must be given together")
-        if group_size < 1 or batch_size % group_size:
+        if self.group_size < 1 or self.batch_size % self.group_size:
             raise ValueError(
-                f"group_size must divide batch_size={batch_size}, got group_size={group_size}"
+                f"group_size must divide batch_size={self.batch_size}, "
+                f"got group_size={self.group_size}"
             )
-        self.loss = loss
-        self.eta = eta
-        self.penalty = penalty
-        self.cycle_weight = cycle_weight
-        self.classifier = classifier
-        self.group_size = group_size
-        self.preferred = preferred
+        super().__post_init__()
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         batch = self._grouped(generator) if self.group_size > 1 else self.noised(generator)
@@ -243,33 +232,18 @@ class ExpectationObjective(Objective):
         )
 
 
+@dataclass(eq=False, repr=False)
 class ShiftObjective(Objective):
     r"""Trains a network for the shift itself.
 
+    It takes the arguments of :class:`Objective`, and one more.
+
     Arguments:
-        model: The base model, frozen.
-        bank: Draws of its law.
-        tilt: The tilt.
         expectation: A network for :math:`\log h_t`, trained on the same bank, which turns the
             weighted regression (MRGM) into that of the centered residual, with far less noise.
-        batch_size: Draws per step.
-        times: Draws the training times.
-        encode: Makes what the model and the networks are conditioned on from items of the bank's
-            condition, one per draw; None if they take these as they are.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        bank: Bank,
-        tilt: Tilt,
-        expectation: nn.Module | None = None,
-        batch_size: int = 256,
-        times: TimeSampler = uniform_times,
-        encode: Encoder | None = None,
-    ) -> None:
-        super().__init__(model, bank, tilt, batch_size, times, encode)
-        self.expectation = expectation
+    expectation: nn.Module | None = None
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         batch = self.noised(generator)

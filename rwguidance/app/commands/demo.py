@@ -1,9 +1,12 @@
 """The command `rwguidance demo`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..demo import Case, Scorer
 
 
 def demo(
@@ -17,40 +20,66 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Align small text-to-image models with a learned reward, and show what it did."""
+    """Align small text-to-image models with a learned reward, and show what it did.
 
-    import torch
-
-    from rwguidance_testbed import network, shipped
-    from rwguidance_testbed.data import load_names
+    The models are those of the test bed, rwguidance-testbed; --digits needs none.
+    """
 
     from ...support.outside import require
-    from ..demo import run, run_digits
-    from ..demo.emoji import PROMPTS, Case, Scorer, Settings
+    from ..demo import Settings, run, run_digits
 
     if digits:
+        import torch
+
         torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
         run_digits(out, seed=seed, quick=quick)
         return
     for module in ("diffusers", "transformers", "PIL"):
         require(module, "the demo needs", "demo")
-    for name in ("emoji-flow", "emoji-pick", "emoji-judge"):
-        shipped.folder(name)  # raises where it is missing, before anything else is loaded
-
-    from rwguidance import backbones, rewards
-
-    # Decoding is most of the work, and a third faster so.
-    load = lambda name: (
-        backbones.load(name).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    )
-    cases = [Case("emoji-flow", load("emoji-flow"), 4)]
-    if {"emoji-turbo", "emoji-turbo-guide"} <= set(shipped.names()):
-        guide, figures = network.read(shipped.folder("emoji-turbo-guide"))
-        cases.append(Case("emoji-turbo", load("emoji-turbo"), 1, guide, figures["beta"]))
-    else:
-        typer.echo("emoji-turbo and its network do not come with this version: emoji-flow alone")
-    names = [name for part in load_names().values() for name in part]
-    things = dict(list(PROMPTS.items())[: 2 if quick else None])
-    scorer = Scorer(rewards.load("emoji-pick").eval(), shipped.gold(), things, names)
+    scorer = _scorer(quick)
+    cases = [_case("emoji-flow", 4), _case("emoji-turbo", 1, "emoji-turbo-guide")]
     settings = Settings(images=2, bank=8, nats=0.5) if quick else Settings()
     run(cases, scorer, out, settings, seed)
+
+
+def _scorer(quick: bool) -> "Scorer":
+    """The rewards and the prompts, all by name; they come before the large models."""
+
+    from rwguidance import rewards
+    from rwguidance.evaluation import prompts
+
+    from ..demo import Scorer
+
+    try:
+        texts = prompts.load("emoji-demo").prompts
+        proxy, gold, match = (rewards.load(f"emoji-{name}") for name in ("pick", "gold", "match"))
+    except LookupError as error:
+        raise _needs_test_bed(error) from None
+    return Scorer(proxy, gold, match, texts[: 2 if quick else None])
+
+
+def _case(name: str, steps: int, network: str | None = None) -> "Case":
+    import torch
+
+    from rwguidance import backbones, networks
+
+    from ..demo import Case
+
+    guide: dict[str, Any] = {}
+    try:
+        # Decoding is most of the work, and a third faster so.
+        backbone = backbones.load(name).to(memory_format=torch.channels_last)
+        if network is not None:
+            guide = {"network": networks.load(network), "beta": networks.published(network).beta}
+    except LookupError as error:
+        raise _needs_test_bed(error) from None
+    return Case(name, backbone, steps, **guide)
+
+
+def _needs_test_bed(error: LookupError) -> ImportError:
+    from ...support.registry import TESTBED
+
+    return ImportError(
+        f"the demo needs the models of the test bed ({error.args[0].partition(',')[0]}): "
+        f"{TESTBED}; `rwguidance demo --digits` needs none"
+    )

@@ -71,19 +71,21 @@ def score(
     Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
     """
 
-    from rwguidance.rewards.console import run_score
+    from rwguidance.rewards.console import ScoreRequest, run_score
 
     code = run_score(
-        folder,
-        [name.strip() for name in reward.split(",")],
-        out,
-        prompts=prompts,
-        pairs=pairs,
-        paths=parse_paths(path),
-        device=device,
-        dtype=dtype_named(dtype),
-        batch_size=batch_size,
-        restart=restart,
-        options=parse_options(option),
+        ScoreRequest(
+            folder=folder,
+            names=[name.strip() for name in reward.split(",")],
+            out=out,
+            prompts=prompts,
+            pairs=pairs,
+            paths=parse_paths(path),
+            options=parse_options(option),
+            device=device,
+            dtype=dtype_named(dtype),
+            batch_size=batch_size,
+            restart=restart,
+        )
     )
     raise typer.Exit(code)
