@@ -1,5 +1,6 @@
 """Every reward of the zoo, small: built from files in the formats of the published ones."""
 
+from importlib.metadata import version
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,16 @@ OPTIONS = {
 
 TWO_TOWERS = ("pickscore", "hpsv2", "hpsv2.1", "clipscore")
 EIGHT_BIT = ("pickscore", "clipscore", "imagereward", "aesthetic", "aesthetic-v2.5")
+
+
+def can_be_double(name):
+    """Whether finite differences of a reward can be taken: in float64.
+
+    Before version 5, transformers builds no causal mask of CLIP's in float64.
+    """
+
+    clip = name in ("pickscore", "clipscore", "emoji-pick")
+    return not clip or int(version("transformers").split(".")[0]) >= 5
 
 
 def write(name, folder):

@@ -218,9 +218,22 @@ def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
     network = "transformer" if hasattr(pipe, "transformer") else "unet"
     for name in (network, *_PARTS[1:]):
         part = copy.deepcopy(getattr(pipe, name)).half()
-        if name == network:  # not where it was started from
-            part.register_to_config(_name_or_path="")
-        part.save_pretrained(folder / name)
+        if name == network:
+            part.register_to_config(_name_or_path="")  # not where it was started from
+            part.save_pretrained(folder / name)
+        else:
+            part.save_pretrained(folder / name, state_dict=_named_for_all(part))
+
+
+def _named_for_all(encoder: nn.Module) -> dict[str, Tensor]:
+    """Weights of a text encoder under names that every version of transformers reads.
+
+    In its version 5 a text encoder without projection lost the prefix of its names, and version 4
+    takes names without it for those of another model.
+    """
+
+    named = lambda name: name if name.startswith("text_") else f"text_model.{name}"
+    return {named(name): value for name, value in encoder.state_dict().items()}
 
 
 def train(

@@ -131,7 +131,14 @@ class BankShift(Objective):
         if batch_size % _GROUP:
             raise ValueError(f"batch_size must be a multiple of {_GROUP}, got {batch_size}")
         times = lambda n, generator: torch.full((n,), t, dtype=torch.float64)
-        super().__init__(BankMean(schedule, bank), bank, tilt, batch_size, times, encode)
+        super().__init__(
+            BankMean(schedule, bank),
+            bank,
+            tilt,
+            batch_size=batch_size,
+            times=times,
+            encode=encode,
+        )
         self.importance = ImportanceSampling(self.bank, tilt)
 
     def __call__(self, network: nn.Module, generator: Generator) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common import assert_within
 from rwguidance.support.randomness import seeded
@@ -184,6 +185,8 @@ class TestTraining:
             assert torch.equal(value, before["average"][key].half().float())
         moved = before["unet"]["conv_out.weight"] - before["average"]["conv_out.weight"]
         assert float(moved.abs().max()) > 0
+        written = load_file(trained / "turbo" / "text_encoder" / "model.safetensors")
+        assert all(name.startswith("text_model.") for name in written)  # as transformers 4 has them
         words = flow.read(trained / "flow", autoencoder)
         for key, value in pipe.text_encoder_2.state_dict().items():
             assert torch.equal(value, words.text_encoder_2.state_dict()[key])

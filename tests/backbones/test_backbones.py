@@ -3,16 +3,27 @@
 import copy
 import inspect
 import logging
+import shutil
 import socket
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import backbones
 from common import randn
-from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, PlugIn, Tilt, sample
+from rwguidance import (
+    DDIM,
+    Bank,
+    DiscreteSchedule,
+    GuidedModel,
+    ImportanceSampling,
+    PlugIn,
+    Tilt,
+    sample,
+)
 from rwguidance.prediction import Prediction
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.testing import check_model, check_schedule
@@ -208,7 +219,9 @@ def test_contract_of_a_model(case):
     select = lambda condition, index: condition[index]
     backbone.requires_grad_(False)
     check_model(backbone, (3, backbone.channels, 8, 12), condition, select=select)
-    check_schedule(backbone.schedule, n=1000 if hasattr(backbone, "predicts_v") else 64)
+    check_schedule(
+        backbone.schedule, n=1000 if isinstance(backbone.schedule, DiscreteSchedule) else 64
+    )
 
 
 def test_every_sample_has_its_own_prompt_time_and_embeddings(case):
@@ -402,9 +415,10 @@ def test_arithmetic_around_a_half_precision_network_is_in_float32(key):
         negative, positive = output[:2], output[2:]
         output = negative + backbone.guidance_scale * (positive - negative)
     scales = backbone.schedule.at(0.5, like=x_t)
-    if not hasattr(backbone, "predicts_v"):
+    prediction_type = pipe.scheduler.config.get("prediction_type", "flow_prediction")
+    if prediction_type == "flow_prediction":
         expected = Prediction.from_velocity(output, x_t, scales)
-    elif backbone.predicts_v:
+    elif prediction_type == "v_prediction":
         mean = scales.alpha * x_t - scales.sigma * output
         expected = Prediction.from_mean(mean, x_t, scales)
     else:
@@ -672,18 +686,25 @@ def test_the_variants_of_a_folder(tmp_path):
     assert backbones.published._variants(tmp_path) == {"a", "b", "c", None}
 
 
-def test_a_variant_of_a_repository_or_of_a_file(monkeypatch, tmp_path):
+@pytest.fixture
+def downloads(monkeypatch, folders):
+    """What was asked of the hub, which has one repository, whatever its name."""
+
     asked = []
-    pipe = backbones.tiny("sd3")
 
-    def from_pretrained(source, **keywords):
-        asked.append(keywords["variant"])
-        return pipe
+    def download(source, **keywords):
+        asked.append((source, keywords))
+        return folders["sd3"]
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    return asked
+
+
+def test_a_variant_of_a_repository_or_of_a_file(downloads, tmp_path):
     backbones.load("sd3.5-large-turbo")
-    backbones.load("sd3.5-large-turbo", "hf://someone/tuned", variant="fp16")
-    assert asked == [None, "fp16"]
+    with pytest.raises(FileNotFoundError, match="weights of variant=None, got variant='fp16'"):
+        backbones.load("sd3.5-large-turbo", "hf://someone/tuned", variant="fp16")
+    assert [keywords["variant"] for _, keywords in downloads] == [None, "fp16"]
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="variant is for folders and repositories, got 'fp16'"):
@@ -699,27 +720,32 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
         backbones.load("sdxl-turbo", "hf://example/no-such-repository")
 
 
-def test_a_repository_is_asked_for_by_name_and_revision(monkeypatch):
-    asked = []
-    pipe = backbones.tiny("sd3")
-
-    def from_pretrained(source, **keywords):
-        asked.append((source, keywords))
-        return pipe
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
-    assert backbones.load("sd3.5-large-turbo").pipe is pipe
-    backbones.load("sd3.5-medium", "hf://someone/tuned@v2", dtype=torch.float16)
-    assert [(source, keywords["revision"]) for source, keywords in asked] == [
+def test_a_repository_is_asked_for_by_name_and_revision(downloads):
+    single = backbones.load("sd3.5-large-turbo")
+    half = backbones.load("sd3.5-medium", "hf://someone/tuned@v2", dtype=torch.float16)
+    assert [(source, keywords["revision"]) for source, keywords in downloads] == [
         ("stabilityai/stable-diffusion-3.5-large-turbo", None),
         ("someone/tuned", "v2"),
     ]
-    dtypes = [keywords.get("dtype", keywords.get("torch_dtype")) for _, keywords in asked]
-    assert dtypes == [torch.float32, torch.float16]
-    with pytest.raises(
-        TypeError, match=r"SDXL adapts StableDiffusionXLPipeline .*, got StableDiffu"
-    ):
+    for backbone, dtype in ((single, torch.float32), (half, torch.float16)):
+        assert {p.dtype for p in backbone.pipe.transformer.parameters()} == {dtype}
+    with pytest.raises(ValueError, match="holds a StableDiffusion3Pipeline, but sdxl is a Stable"):
         backbones.load("sdxl", "hf://someone/other")
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd3"])
+def test_a_text_encoder_that_lacks_weights_is_refused(key, folders, tmp_path):
+    """Such as one whose names of weights this version of transformers does not know."""
+
+    folder = tmp_path / key
+    shutil.copytree(folders[key], folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {name.replace("layers.0", "blocks.0"): w for name, w in load_file(file).items()}
+    file.unlink()  # it is mapped
+    save_file(weights, file, {"format": "pt"})
+    message = r"text_encoder must hold all weights of a CLIPText.* lacks 16, .*layers\.0"
+    with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match=message):
+        backbones.load("sdxl" if key == "sdxl" else "sd3.5-medium", folder)
 
 
 def test_a_folder_is_read_without_the_hub(monkeypatch, folders):

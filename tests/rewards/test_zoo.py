@@ -1,7 +1,6 @@
 """The zoo: equal to its references, differentiable, cached, and the same in any company."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy
@@ -58,18 +57,10 @@ def two_towers(request, loaded):
     return loaded[request.param]
 
 
-def can_be_double(reward):
-    return CLIP_HAS_FLOAT64 or reward.spec.name not in ("pickscore", "clipscore")
-
-
 def small(n=3, width=61, height=53):
     names = ["640x427", "97x131", "300x224", "200x150"][:n]
     return torch.stack([from_pil(IMAGES[name].resize((width, height))) for name in names])
 
-
-# Before version 5, transformers builds no causal mask in float64, so finite differences of CLIP's
-# cannot be taken.
-CLIP_HAS_FLOAT64 = int(version("transformers").split(".")[0]) >= 5
 
 TEXTS = ["a cat", "a rather longer prompt, “quoted”, that is about 3 cats", ""]
 
@@ -174,7 +165,7 @@ def test_rewards_conform(reward, paths):
     if reward.spec.name == "clipscore":  # flat where the cosine is negative
         check_reward(reward, small(), TEXTS, differentiable=False)
         reward = zoo.load("clipscore", paths["clipscore"], scaling="logit")
-    check_reward(reward, small(), TEXTS, differentiable=can_be_double(reward))
+    check_reward(reward, small(), TEXTS, differentiable=zoo.can_be_double(reward.spec.name))
 
 
 @pytest.mark.parametrize("name", zoo.EIGHT_BIT)
@@ -184,7 +175,7 @@ def test_unrounded_gradients_conform(name, paths):
     reward = zoo.load(name, paths[name], preprocessing="fast")
     if name == "clipscore":
         reward = zoo.load(name, paths[name], preprocessing="fast", scaling="logit")
-    check_reward(reward, small(), TEXTS, differentiable=can_be_double(reward))
+    check_reward(reward, small(), TEXTS, differentiable=zoo.can_be_double(name))
 
 
 @pytest.mark.parametrize("name", zoo.EIGHT_BIT)
