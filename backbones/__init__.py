@@ -1,17 +1,28 @@
 """What is pretrained: text-to-image models. Knows nothing of rewards."""
 
+from rwguidance.support.aliases import alias
+
+alias(__name__, "rwguidance.backbones")  # under either name, it is one module
+
 from rwguidance.backbone import Backbone
 
 from .conditioning import TextCondition
+from .flux import Flux
 from .guide import guide
 from .pipelines import PipelineBackbone
-from .published import from_pipeline
+from .published import Published, from_pipeline
 from .registry import available, load, register
+from .sd3 import SD3
+from .sdxl import SDXL
 from .tiny import tiny
 
 __all__ = [
+    "SD3",
+    "SDXL",
     "Backbone",
+    "Flux",
     "PipelineBackbone",
+    "Published",
     "TextCondition",
     "available",
     "from_pipeline",

@@ -1,4 +1,4 @@
-"""Autoencoders in the place of a pipeline's own: small ones, at a fraction of its cost.
+"""Autoencoders in place of a pipeline's own: small ones, at a fraction of its cost.
 
 The tiny autoencoders of the TAESD family were distilled from the VAEs of SDXL, SD3 and FLUX. Their
 latents are in the units of the denoising network, with scale 1 and shift 0, where those of a VAE
@@ -32,14 +32,14 @@ def load_autoencoder(
     Arguments:
         source: An AutoencoderTiny or AutoencoderKL, which is returned as it is; or a local folder,
             either as `save_pretrained` writes it, or with two files in the original layout.
-        original: How these two files begin, such as "taesdxl": taesdxl_encoder.safetensors and
-            taesdxl_decoder.safetensors.
+        original: Beginning of the names of these two files: "taesdxl" stands for
+            taesdxl_encoder.safetensors and taesdxl_decoder.safetensors.
         dtype: The precision of weights that are read from a folder.
 
     Raises:
         TypeError: If `source` is something else.
         FileNotFoundError: If the folder is not there or holds neither.
-        ValueError: If what it holds is no autoencoder.
+        ValueError: If the folder holds something else than an autoencoder.
     """
 
     if isinstance(source, nn.Module):
@@ -68,13 +68,13 @@ def load_autoencoder(
     return vae.eval().requires_grad_(False)
 
 
-def check_autoencoder(vae: nn.Module, channels: int, pixels: int) -> None:
-    """Checks that an autoencoder fits into the place of another.
+def check_autoencoder(vae: nn.Module, channels: int, vae_scale_factor: int) -> None:
+    """Checks that an autoencoder can stand in for another.
 
     Arguments:
         vae: The autoencoder.
         channels: Channels of the latents.
-        pixels: Height and width, in pixels, of what one latent pixel stands for.
+        vae_scale_factor: Pixels of an image per pixel of its latents, along one side.
 
     Raises:
         ValueError: If its latents have other channels or another size.
@@ -83,9 +83,9 @@ def check_autoencoder(vae: nn.Module, channels: int, pixels: int) -> None:
     check_channels(vae, channels)
     config: Any = vae.config
     found = 2 ** (len(config.block_out_channels) - 1)
-    if found != pixels:
+    if found != vae_scale_factor:
         raise ValueError(
-            f"vae must map {pixels} pixels to one latent pixel, as that of the pipeline, "
+            f"vae must map {vae_scale_factor} pixels to one latent pixel, as that of the pipeline, "
             f"got {found}"
         )
 
@@ -103,7 +103,11 @@ def _diffusers() -> Any:
 
 
 def check_channels(vae: nn.Module, channels: int) -> None:
-    """Checks the first half of it, which can be known before a pipeline is loaded.
+    """Checks the channels of an autoencoder's latents, which needs no pipeline.
+
+    Arguments:
+        vae: The autoencoder.
+        channels: Channels that the latents must have.
 
     Raises:
         ValueError: If the latents have other channels.

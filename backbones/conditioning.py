@@ -1,13 +1,24 @@
-"""What a text-to-image network is conditioned on: prompts, and the tensors they were encoded to."""
+"""Conditions of a text-to-image network: prompts, and the tensors they were encoded to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["TextCondition", "named_embeddings"]
+from rwguidance.support.conditions import string_keys
+
+__all__ = [
+    "Embeddings",
+    "TextCondition",
+    "check_condition",
+    "encode_distinct",
+    "named_embeddings",
+]
+
+Embeddings: TypeAlias = dict[str, Tensor]
+"""Tensors by name, each with shape (B, ...)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +29,10 @@ class TextCondition:
     Samples are taken out with a slice or a list of indices and joined with :meth:`cat`.
 
     Arguments:
-        prompts: One per sample.
+        prompts: One prompt per sample.
         embeddings: Tensors by name, each with shape (B, ...).
-        negative: What classifier-free guidance leads away from: tensors of the same names and
-            shapes. None without such guidance.
+        negative: Tensors of the same names and shapes, from which classifier-free guidance leads
+            away. None without such guidance.
     """
 
     prompts: tuple[str, ...]
@@ -92,26 +103,101 @@ class TextCondition:
             _cat(negatives) if negatives else None,
         )
 
-    def stacked(self) -> dict[str, Tensor]:
-        """The network's batch: the embeddings, after the negative ones if there are any."""
+    def stacked(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The network's batch: the embeddings, after the negative ones if there are any.
 
-        if self.negative is None:
-            return dict(self.embeddings)
-        return _cat([self.negative, self.embeddings])
+        Arguments:
+            dtype: The precision of floating-point embeddings; None leaves it as it is.
+        """
+
+        both = self.embeddings if self.negative is None else _cat([self.negative, self.embeddings])
+        return {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in both.items()
+        }
 
 
 def _cat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def named_embeddings(
-    encoded: Sequence[Any],
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """What `encode_prompt` of SDXL and SD3 pipelines returns, by name: positive and negative.
+def encode_distinct(
+    encode: Callable[[list[str], list[str] | None], tuple[Embeddings, Embeddings | None]],
+    prompts: Sequence[str],
+    negative_prompts: str | Sequence[str] | None,
+) -> TextCondition:
+    """The condition of prompts; a pair of prompt and negative prompt that repeats is encoded once.
 
     Arguments:
-        encoded: Text, negative text, pooled and negative pooled embeddings; the negative ones are
-            None without classifier-free guidance.
+        encode: Maps distinct prompts and their negative prompts, or None, to embeddings.
+        prompts: One prompt per sample.
+        negative_prompts: One negative prompt per sample, one for all of them, or None.
+
+    Raises:
+        TypeError: If prompts are not strings.
+        ValueError: If there is none, or not one negative prompt per sample.
+    """
+
+    prompts = _strings("prompts", prompts, len(prompts))
+    if isinstance(negative_prompts, str):
+        negative_prompts = [negative_prompts] * len(prompts)
+    if negative_prompts is not None:
+        negative_prompts = _strings("negative_prompts", negative_prompts, len(prompts))
+
+    pairs = list(zip(prompts, negative_prompts or [""] * len(prompts), strict=True))
+    place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+    distinct = [pair[0] for pair in place]
+    positive, negative = encode(
+        distinct, None if negative_prompts is None else [pair[1] for pair in place]
+    )
+    return TextCondition(tuple(distinct), positive, negative)[[place[pair] for pair in pairs]]
+
+
+def check_condition(condition: object, n: int, guided: bool) -> TextCondition:
+    """The condition itself, once checked to be one that a backbone can use.
+
+    Arguments:
+        condition: The object that the backbone was given.
+        n: Number of samples.
+        guided: Whether the backbone has classifier-free guidance.
+
+    Raises:
+        TypeError: If it is no :class:`TextCondition`.
+        ValueError: If it holds another number of prompts, or was encoded with guidance where there
+            is none, or without it where there is.
+    """
+
+    if not isinstance(condition, TextCondition):
+        raise TypeError(
+            "condition must be what backbone.condition(prompts) returns, "
+            f"got {type(condition).__name__}"
+        )
+    if len(condition) != n:
+        raise ValueError(f"condition must hold one prompt per sample, {n}, got {len(condition)}")
+    if guided != (condition.negative is not None):
+        has, was = ("has", "without") if guided else ("has no", "with")
+        raise ValueError(
+            f"this backbone {has} classifier-free guidance, but condition was encoded {was}; "
+            "encode it with the backbone that is called"
+        )
+    return condition
+
+
+def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
+    strings = string_keys(values, n, name)
+    if not strings:
+        raise ValueError(f"{name} must hold at least one string, got none")
+    return strings
+
+
+def named_embeddings(
+    encoded: Sequence[Any],
+) -> tuple[Embeddings, Embeddings | None]:
+    """Embeddings of SDXL and SD3 pipelines by name, positive and negative.
+
+    Arguments:
+        encoded: Result of `encode_prompt`: text, negative text, pooled and negative pooled
+            embeddings; the negative ones are None without classifier-free guidance.
     """
 
     text, negative_text, pooled, negative_pooled = encoded

@@ -1,4 +1,4 @@
-r"""In which coordinates the schedulers of diffusers keep their states, and what outputs mean.
+r"""Coordinates in which the schedulers of diffusers keep states, and the meaning of outputs.
 
 A scheduler is handed the output of a network and a state. Three kinds of state occur:
 
@@ -25,10 +25,10 @@ from torch import Tensor
 from rwguidance import DiscreteSchedule, Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales, working_dtype
 
-__all__ = ["Coordinates", "coordinates_of", "table_times"]
+__all__ = ["Coordinates", "read_output", "table_times"]
 
 Level = Callable[[Any, Any], Any]
-"""Where a scheduler stands at a call of `step`: (scheduler, timestep) to a sigma or an index."""
+"""Maps (scheduler, timestep), at a call of `step`, to the sigma or index where it stands."""
 
 
 def _sigma(scheduler: Any, timestep: Any) -> Any:
@@ -56,14 +56,14 @@ class _Kind:
     """A class of schedulers.
 
     Arguments:
-        state: "ve", "vp" or "flow".
-        level: Where it stands.
-        outputs: The prediction types that its `step` knows.
+        state: Kind of its states, "ve", "vp" or "flow".
+        level: Map to the noise level at which it stands.
+        prediction_types: Prediction types that its `step` knows.
     """
 
     state: str
     level: Level
-    outputs: tuple[str, ...]
+    prediction_types: tuple[str, ...]
 
 
 _EPS_V = ("epsilon", "v_prediction")
@@ -95,24 +95,62 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Coordinates:
-    r"""Reads states and outputs of one scheduler.
+    r"""Coordinates of one scheduler: reads its states and the outputs that it is handed.
 
     Arguments:
         schedule: The path.
         unscaled: Whether states come as :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`.
-        output: What outputs are: "epsilon", "v_prediction", "sample" or "flow_prediction".
-        level: Where the scheduler stands, at each call of its `step`.
+        prediction_type: Meaning of an output of the network: "epsilon", "v_prediction", "sample"
+            or "flow_prediction".
+        level: Map to the noise level at which the scheduler stands at a call of its `step`.
     """
 
     schedule: Schedule
     unscaled: bool
-    output: str
+    prediction_type: str
     level: Level
 
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> "Coordinates":
+        """The coordinates of a scheduler of diffusers.
+
+        Arguments:
+            scheduler: The scheduler.
+
+        Raises:
+            TypeError: If its class, or its configuration, is not one of those that are understood.
+        """
+
+        name = type(scheduler).__name__
+        # A subclass with a step of its own is another scheduler.
+        bases = type(scheduler).__mro__
+        own = next((base for base in bases if "step" in vars(base)), bases[0])
+        kind = _KINDS.get(own.__name__)
+        if kind is None or not own.__module__.startswith("diffusers."):
+            raise TypeError(f"guidance understands the schedulers {', '.join(_KINDS)}; got {name}")
+        config = scheduler.config
+        flow = kind.state == "flow" or config.get("use_flow_sigmas", False)
+        known = _FLOW if flow else kind.prediction_types
+        prediction_type = config.get("prediction_type", known[0])
+        if prediction_type not in known:
+            raise TypeError(
+                f"{name} with{'' if flow else 'out'} flow sigmas must have one of the prediction "
+                f"types {', '.join(known)} to be guided, got {prediction_type!r}"
+            )
+        reason = _unsupported(config, flow and kind.state != "flow")
+        if reason is not None:
+            raise TypeError(f"{name} cannot be guided with the configuration {reason}")
+        schedule = RectifiedSchedule() if flow else DiscreteSchedule(scheduler.alphas_cumprod)
+        return cls(schedule, kind.state == "ve", prediction_type, kind.level)
+
     def time(self, scheduler: Any, timestep: Any) -> Tensor:
-        """The time at which `scheduler` is about to step, in [0, 1], a float64 scalar.
+        """The time at which a scheduler is about to step, in [0, 1], a float64 scalar.
 
         Second stages of a step stand at noise levels of their own, so it is asked at every call.
+
+        Arguments:
+            scheduler: The scheduler.
+            timestep: The timestep that its `step` is given.
 
         Raises:
             ValueError: If the noise level lies beyond those of the network's path.
@@ -140,7 +178,7 @@ class Coordinates:
         Arguments:
             output: The network's output, with shape (B, \*event).
             sample: The scheduler's state, with the same shape.
-            t: What :meth:`time` returned.
+            t: Time of the step, as from :meth:`time`.
         """
 
         dtype = working_dtype(output.dtype, sample.dtype)
@@ -148,61 +186,39 @@ class Coordinates:
         scales = self.schedule.at(t, like=x_t)
         if self.unscaled:
             x_t = scales.alpha * x_t
-        return x_t, self._predict(output, x_t, scales)
-
-    def _predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
-        if self.output == "epsilon":
-            return Prediction.from_noise(output, x_t, scales)
-        if self.output == "flow_prediction":
-            return Prediction.from_velocity(output, x_t, scales)
-        if self.output == "v_prediction":  # v = alpha noise - sigma mean
-            output = scales.alpha * x_t - scales.sigma * output
-        return Prediction.from_mean(output, x_t, scales)
+        return x_t, read_output(self.prediction_type, output, x_t, scales)
 
     def write(self, prediction: Prediction) -> Tensor:
-        """The output of a network that predicts this."""
+        """The output of a network that makes this prediction."""
 
-        if self.output == "epsilon":
+        if self.prediction_type == "epsilon":
             return prediction.noise
-        if self.output == "flow_prediction":
+        if self.prediction_type == "flow_prediction":
             return prediction.velocity
-        if self.output == "v_prediction":
+        if self.prediction_type == "v_prediction":
             scales = prediction.scales
             return scales.alpha * prediction.noise - scales.sigma * prediction.mean
         return prediction.mean
 
 
-def coordinates_of(scheduler: Any) -> Coordinates:
-    """The coordinates of a scheduler of diffusers.
+def read_output(prediction_type: str, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
+    r"""The prediction that an output of a network states.
 
-    Raises:
-        TypeError: If its class, or its configuration, is not one of those that are understood.
+    Arguments:
+        prediction_type: Meaning of the output, in the words of diffusers: "epsilon",
+            "v_prediction", "sample" or "flow_prediction".
+        output: The output, with shape (B, \*event).
+        x_t: The states on the path, with the same shape.
+        scales: The path at their times. v is defined where :math:`\alpha_t^2 + \sigma_t^2 = 1`.
     """
 
-    # A subclass with a step of its own is another scheduler.
-    own = next((cls for cls in type(scheduler).__mro__ if "step" in vars(cls)), type(scheduler))
-    kind = _KINDS.get(own.__name__)
-    if kind is None or not own.__module__.startswith("diffusers."):
-        raise TypeError(
-            f"guidance understands the schedulers {', '.join(_KINDS)}; got "
-            f"{type(scheduler).__name__}"
-        )
-    config = scheduler.config
-    flow = kind.state == "flow" or config.get("use_flow_sigmas", False)
-    outputs = _FLOW if flow else kind.outputs
-    output = config.get("prediction_type", outputs[0])
-    if output not in outputs:
-        raise TypeError(
-            f"{type(scheduler).__name__} with{'' if flow else 'out'} flow sigmas must have one of "
-            f"the prediction types {', '.join(outputs)} to be guided, got {output!r}"
-        )
-    reason = _unsupported(config, flow and kind.state != "flow")
-    if reason is not None:
-        raise TypeError(
-            f"{type(scheduler).__name__} cannot be guided with the configuration {reason}"
-        )
-    schedule = RectifiedSchedule() if flow else DiscreteSchedule(scheduler.alphas_cumprod)
-    return Coordinates(schedule, kind.state == "ve", output, kind.level)
+    if prediction_type == "epsilon":
+        return Prediction.from_noise(output, x_t, scales)
+    if prediction_type == "flow_prediction":
+        return Prediction.from_velocity(output, x_t, scales)
+    if prediction_type == "v_prediction":  # v = alpha noise - sigma mean
+        output = scales.alpha * x_t - scales.sigma * output
+    return Prediction.from_mean(output, x_t, scales)
 
 
 def _unsupported(config: Any, mixed: bool) -> str | None:
@@ -221,17 +237,17 @@ def _unsupported(config: Any, mixed: bool) -> str | None:
     return None
 
 
-def table_times(schedule: Schedule, length: int, log_snr: Tensor) -> Tensor:
+def table_times(schedule: Schedule, num_train_timesteps: int, log_snr: Tensor) -> Tensor:
     """Times of noise levels that a scheduler computed in float32.
 
     Nearly all of them are entries of its table, and are rounded to these.
 
     Arguments:
         schedule: The path through the table.
-        length: Entries of the table.
-        log_snr: In nats, of any shape.
+        num_train_timesteps: Number of entries of the table.
+        log_snr: Log-SNR of the noise levels, in nats, with any shape.
     """
 
-    position = length * schedule.time(log_snr)
+    position = num_train_timesteps * schedule.time(log_snr)
     nearest = position.round()
-    return torch.where((position - nearest).abs() < 1e-3, nearest, position) / length
+    return torch.where((position - nearest).abs() < 1e-3, nearest, position) / num_train_timesteps

@@ -13,8 +13,9 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
+from .conditioning import Embeddings
 from .pipelines import PipelineBackbone
-from .sd3 import shift_of_size
+from .sd3 import dynamic_shift_mu
 
 __all__ = ["Flux"]
 
@@ -32,7 +33,7 @@ class Flux(PipelineBackbone):
     pipeline_class = "FluxPipeline"
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     denoiser = "transformer"
-    patch = 2
+    patch_size = 2
     default_steps = 28
     default_sequence_length = 512
     latent_channels = 16
@@ -60,9 +61,9 @@ class Flux(PipelineBackbone):
         return False
 
     @property
-    def pixels_per_latent(self) -> int:
+    def vae_scale_factor(self) -> int:
         # The pipeline's own vae_scale_factor counted the packing in older versions of diffusers.
-        return int(self.pipe.image_processor.config.vae_scale_factor) // self.patch
+        return int(self.pipe.image_processor.config.vae_scale_factor) // self.patch_size
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text = embeddings["text"]
@@ -90,7 +91,7 @@ class Flux(PipelineBackbone):
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         text, pooled, _ = self.pipe.encode_prompt(
             prompt=prompts,
             prompt_2=None,
@@ -101,7 +102,7 @@ class Flux(PipelineBackbone):
 
     def times(self, steps: int | None = None) -> Tensor:
         steps = self.steps if steps is None else steps
-        keywords: dict[str, Any] = {"mu": shift_of_size(self, default_max=1.15)}
+        keywords: dict[str, Any] = {"mu": dynamic_shift_mu(self)}
         if not self.pipe.scheduler.config.get("use_flow_sigmas", False):
             keywords["sigmas"] = _even_sigmas(steps)
         sigmas: Tensor = self._scheduler_at(steps, **keywords).sigmas

@@ -1,4 +1,4 @@
-r"""What all adapters of diffusers pipelines share.
+r"""The adapter of a diffusers pipeline, as far as it is the same for all families.
 
 An adapter holds a pipeline and calls its parts: the text encoders through `encode_prompt`, the
 denoising network, the VAE. Their weights are shared, so offloading, quantization, attention
@@ -16,24 +16,22 @@ samples.
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rwguidance import Prediction, Schedule
 from rwguidance.backbone import Backbone
 from rwguidance.schedules import Scales, as_times
 from rwguidance.support import memory, outside
-from rwguidance.support.conditions import string_keys
 from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
-from .conditioning import TextCondition
+from .checks import check_classes, check_devices, check_sequence_length, check_size
+from .conditioning import Embeddings, TextCondition, check_condition, encode_distinct
+from .latents import LatentCodec
 
 __all__ = ["PipelineBackbone", "require"]
 
@@ -52,18 +50,17 @@ class PipelineBackbone(Backbone, ABC):
     Arguments:
         pipe: The pipeline.
         guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without.
-        height: Of the images, in pixels. None is the pipeline's default.
-        width: Of the images, in pixels. None is the pipeline's default.
-        steps: What :meth:`times` assumes if it is not told. None is the family's default.
-        max_sequence_length: Tokens of a prompt that the T5 encoder sees, for families that have
-            one. None is the family's default.
-        decode_batch: Images the VAE handles at once. None is all of them.
+        height: Height of the images, in pixels. None is the pipeline's default.
+        width: Width of the images, in pixels. None is the pipeline's default.
+        steps: Number of steps that :meth:`times` takes by default. None is the family's default.
+        max_sequence_length: Number of tokens of a prompt that the T5 encoder sees, for families
+            that have one. None is the family's default.
+        decode_batch: Number of images that the VAE handles at once. None is all of them.
         checkpoint_decode: Whether gradients through the VAE keep only its inputs, and compute the
             rest again: the images of one `decode_batch` at a time, for the price of decoding twice.
-        vae: What decodes and encodes instead of the pipeline's VAE: an AutoencoderTiny or
-            AutoencoderKL of diffusers, or a local folder with one, either as `save_pretrained`
-            writes it or in the original layout of TAESD. It is moved to where the pipeline
-            computes.
+        vae: Autoencoder in place of the pipeline's VAE: an AutoencoderTiny or AutoencoderKL of
+            diffusers, or a local folder with one, either as `save_pretrained` writes it or in the
+            original layout of TAESD. It is moved to where the pipeline computes.
 
     Raises:
         TypeError: If the pipeline, its scheduler or `vae` are of classes that are not supported.
@@ -81,14 +78,14 @@ class PipelineBackbone(Backbone, ABC):
     denoiser: ClassVar[str]
     """Name of the pipeline's component that denoises."""
 
-    patch: ClassVar[int]
-    """Height and width of latents must be multiples of this."""
+    patch_size: ClassVar[int]
+    """Side of a patch of the network, in pixels of the latents, whose sides are multiples of it."""
 
     default_steps: ClassVar[int]
-    """Steps that the family's pipeline takes by default."""
+    """Number of steps that the family's pipeline takes by default."""
 
     default_sequence_length: ClassVar[int | None] = None
-    """Tokens that the T5 encoder sees by default. None in families without one."""
+    """Number of tokens that the T5 encoder sees by default. None in families without one."""
 
     latent_channels: ClassVar[int]
     """Channels of the latents of the family's published models."""
@@ -97,7 +94,7 @@ class PipelineBackbone(Backbone, ABC):
     """Whether the family's pipeline adds the shift that an autoencoder's configuration names."""
 
     tiny_autoencoder: ClassVar[str]
-    """How the files of the family's tiny autoencoder begin."""
+    """Beginning of the names of the files of the family's tiny autoencoder."""
 
     incidental = ("decode_batch", "checkpoint_decode")
 
@@ -113,7 +110,7 @@ class PipelineBackbone(Backbone, ABC):
         checkpoint_decode: bool = False,
         vae: nn.Module | str | os.PathLike[str] | None = None,
     ) -> None:
-        self.check_pipeline(pipe)
+        check_classes(type(self).__name__, pipe, self.pipeline_class, self.schedulers)
         super().__init__(self.path(pipe))
         self.guidance_scale = self.scale(pipe, guidance_scale)
         for name, value in (("steps", steps), ("decode_batch", decode_batch)):
@@ -121,56 +118,23 @@ class PipelineBackbone(Backbone, ABC):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.pipe = pipe
         default = pipe.default_sample_size * pipe.vae_scale_factor
-        self.height = default if height is None else height
-        self.width = default if width is None else width
-        multiple = self.pixels_per_latent * self.patch
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < multiple or size % multiple:
-                raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {size}")
+        multiple = self.vae_scale_factor * self.patch_size
+        self.height = check_size("height", default if height is None else height, multiple)
+        self.width = check_size("width", default if width is None else width, multiple)
         self.steps = self.default_steps if steps is None else steps
-        self.max_sequence_length = self._sequence_length(max_sequence_length)
+        self.max_sequence_length = check_sequence_length(
+            max_sequence_length, self.default_sequence_length, self.pipeline_class
+        )
         self.decode_batch = decode_batch
         self.checkpoint_decode = checkpoint_decode
         # So that .to(), .eval(), .requires_grad_() and .parameters() reach them.
-        self.modules_of_pipe = nn.ModuleDict(
+        self.components = nn.ModuleDict(
             {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         )
-        self.other_vae: nn.Module | None = None
+        self.vae_override: nn.Module | None = None
         if vae is not None:
-            self.other_vae = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
-            check_autoencoder(self.other_vae, self.channels, self.pixels_per_latent)
-
-    def _sequence_length(self, length: int | None) -> int | None:
-        if length is None:
-            return self.default_sequence_length
-        if self.default_sequence_length is None:
-            raise ValueError(
-                "max_sequence_length is for pipelines with a T5 encoder, which "
-                f"{self.pipeline_class} has not, got {length}"
-            )
-        if not 1 <= length <= 512:
-            raise ValueError(f"max_sequence_length must lie in [1, 512], got {length}")
-        return length
-
-    @classmethod
-    def check_pipeline(cls, pipe: Any) -> None:
-        """Checks that a pipeline and its scheduler are of the family.
-
-        Raises:
-            TypeError: If not; names the classes that are.
-        """
-
-        if cls.pipeline_class not in _class_names(pipe):
-            raise TypeError(
-                f"{cls.__name__} adapts {cls.pipeline_class} of diffusers, "
-                f"got {type(pipe).__name__}"
-            )
-        if not set(cls.schedulers) & set(_class_names(pipe.scheduler)):
-            raise TypeError(
-                f"{cls.__name__} reads its times from {' or '.join(cls.schedulers)}, the pipeline "
-                f"has {type(pipe.scheduler).__name__}; set "
-                f"pipe.scheduler = {cls.schedulers[0]}.from_config(pipe.scheduler.config)"
-            )
+            self.vae_override = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
+            check_autoencoder(self.vae_override, self.channels, self.vae_scale_factor)
 
     @classmethod
     @abstractmethod
@@ -183,7 +147,7 @@ class PipelineBackbone(Backbone, ABC):
 
     @classmethod
     def scale(cls, pipe: Any, guidance_scale: float | None) -> float | None:
-        """The guidance scale of a pipeline for which one was, or was not, asked.
+        """The scale of classifier-free guidance of a pipeline; None asks for its default.
 
         Raises:
             ValueError: If the pipeline cannot have it.
@@ -200,55 +164,58 @@ class PipelineBackbone(Backbone, ABC):
         Arguments:
             x_t: States in the dtype of the network, with shape (B, \*event).
             t: Times in float64, with shape (B,).
-            embeddings: What :meth:`encode_text` returned, for these B samples.
+            embeddings: Embeddings of these B samples, as from :meth:`encode_text`.
 
         Returns:
-            The network's output, in the shape of `x_t`.
+            The network's output, with the shape of `x_t`.
         """
 
     @abstractmethod
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
-        """What an output of the network, in float32 or wider, says about mean and noise."""
+        r"""The prediction that an output of the network states.
+
+        Arguments:
+            output: The output, in float32 or wider, with shape (B, \*event).
+            x_t: The states, with the same shape.
+            scales: The path at their times.
+        """
 
     @abstractmethod
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         """Embeddings of prompts and, under classifier-free guidance, of negative prompts.
 
         Arguments:
             prompts: The prompts.
-            negative_prompts: One for each, or None for what the pipeline then takes.
+            negative_prompts: One negative prompt for each; None is the pipeline's default.
         """
 
     @abstractmethod
     def times(self, steps: int | None = None) -> Tensor:
-        """The times that the pipeline itself visits.
+        """The times that the pipeline itself visits, as :meth:`rwguidance.backbone.Backbone.times`.
 
         Arguments:
             steps: Number of steps, at least 1. None is the number of the constructor.
-
-        Returns:
-            Strictly decreasing times in [0, 1], float64, with shape (steps + 1,).
         """
 
     def extra_repr(self) -> str:
-        """Settings of pipeline, scheduler and VAE as they are now: a fingerprint looks at them."""
+        """Settings of pipeline, scheduler and VAE as they are now, for a fingerprint."""
 
-        vae = self.pipe.vae if self.other_vae is None else self.other_vae
+        vae = self.pipe.vae if self.vae_override is None else self.vae_override
         parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
         public = lambda config: {k: config[k] for k in sorted(config) if not k.startswith("_")}
         return "\n".join(f"{name}: {public(part.config)}" for name, part in parts.items())
 
     @property
     def guided(self) -> bool:
-        """Whether there is classifier-free guidance, for which the network sees twice the batch."""
+        """True if there is classifier-free guidance, for which the network sees twice the batch."""
 
         return self.guidance_scale is not None and self.guidance_scale > 1
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes, which under offloading is not where its weights are."""
+        """The device on which the pipeline computes; under offloading its weights are elsewhere."""
 
         device: torch.device = self.pipe._execution_device
         return device
@@ -263,39 +230,29 @@ class PipelineBackbone(Backbone, ABC):
     def condition(
         self, prompts: Sequence[str], negative_prompts: str | Sequence[str] | None = None
     ) -> TextCondition:
-        """Encodes prompts through the pipeline; what repeats is encoded once.
+        """Encodes prompts through the pipeline, each distinct one once.
 
         The pipeline warns, in its own words, of what it cuts from a prompt that is too long.
 
         Arguments:
-            prompts: One per sample.
-            negative_prompts: What classifier-free guidance leads away from, one per sample or one
-                for all. None is the pipeline's default.
+            prompts: One prompt per sample.
+            negative_prompts: Prompts that classifier-free guidance leads away from, one per sample
+                or one for all. None is the pipeline's default.
 
         Raises:
-            ValueError: If there are negative prompts, but no classifier-free guidance.
+            TypeError: If prompts are not strings.
+            ValueError: If there is no prompt, or there are negative prompts but no classifier-free
+                guidance.
         """
 
-        prompts = _strings("prompts", prompts, len(prompts))
         if negative_prompts is not None and not self.guided:
             raise ValueError(
                 "negative_prompts take classifier-free guidance, of which this backbone has none "
                 f"(guidance_scale={self.guidance_scale}); it comes with a guidance_scale above 1, "
                 "for models of the SDXL and SD3 families that are not distilled"
             )
-        if isinstance(negative_prompts, str):
-            negative_prompts = [negative_prompts] * len(prompts)
-        if negative_prompts is not None:
-            negative_prompts = _strings("negative_prompts", negative_prompts, len(prompts))
-
-        pairs = list(zip(prompts, negative_prompts or [""] * len(prompts), strict=True))
-        place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-        distinct = [pair[0] for pair in place]
         with torch.no_grad():
-            positive, negative = self.encode_text(
-                distinct, None if negative_prompts is None else [pair[1] for pair in place]
-            )
-        return TextCondition(tuple(distinct), positive, negative)[[place[pair] for pair in pairs]]
+            return encode_distinct(self.encode_text, prompts, negative_prompts)
 
     def forward(
         self, x_t: Tensor, t: float | Tensor, condition: TextCondition | None = None
@@ -305,11 +262,16 @@ class PipelineBackbone(Backbone, ABC):
         Arguments:
             x_t: Noisy states, with shape (B, \*event).
             t: Times in [0, 1], with shape () or (B,).
-            condition: What :meth:`condition` returned for these B samples.
+            condition: The condition of these B samples, as from :meth:`condition`.
+
+        Raises:
+            TypeError: If the condition is none of :meth:`condition`.
+            ValueError: If it is for another number of samples or another guidance, or states and
+                condition are not where the pipeline computes.
         """
 
-        embeddings = self._embeddings(condition, len(x_t))
-        self._check_devices(x_t, embeddings)
+        embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
+        check_devices(x_t, embeddings, getattr(self.pipe, self.denoiser), self.pipe)
         scales = self.schedule.at(t, like=x_t)
         t = as_times(t, batch=len(x_t)).expand(len(x_t))
 
@@ -328,41 +290,8 @@ class PipelineBackbone(Backbone, ABC):
             output = negative + scale * (positive - negative)
         return self.predict(output, x_t, scales)
 
-    def _embeddings(self, condition: TextCondition | None, n: int) -> dict[str, Tensor]:
-        if not isinstance(condition, TextCondition):
-            raise TypeError(
-                "condition must be what backbone.condition(prompts) returns, "
-                f"got {type(condition).__name__}"
-            )
-        if len(condition) != n:
-            raise ValueError(
-                f"condition must hold one prompt per sample, {n}, got {len(condition)}"
-            )
-        if self.guided != (condition.negative is not None):
-            has, was = ("has", "without") if self.guided else ("has no", "with")
-            raise ValueError(
-                f"this backbone {has} classifier-free guidance, but condition was encoded {was}; "
-                "encode it with the backbone that is called"
-            )
-        return {
-            name: value.to(self.dtype) if value.is_floating_point() else value
-            for name, value in condition.stacked().items()
-        }
-
-    def _check_devices(self, x_t: Tensor, embeddings: Mapping[str, Tensor]) -> None:
-        found = {value.device for value in embeddings.values()} | {x_t.device}
-        weights = next(getattr(self.pipe, self.denoiser).parameters()).device
-        # Weights that are offloaded are elsewhere; to ask where they will be used takes longer.
-        if found == {weights} or found == {torch.empty(0, device=self.device).device}:
-            return
-        encoded = ", ".join(sorted({str(value.device) for value in embeddings.values()}))
-        raise ValueError(
-            "x_t and condition must be on the device of the backbone, "
-            f"got x_t on {x_t.device}, condition on {encoded}, the backbone on {self.device}"
-        )
-
     def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
-        r"""States with which the pipeline starts; the same ones for the same generator.
+        r"""States with which the pipeline starts, the same ones for the same generator.
 
         Arguments:
             n: Number of states.
@@ -373,7 +302,7 @@ class PipelineBackbone(Backbone, ABC):
             States with shape (n, C, H, W), on the device and in the dtype of the network.
         """
 
-        side = self.pixels_per_latent
+        side = self.vae_scale_factor
         shape = (n, self.channels, self.height // side, self.width // side)
         return self.noise_scale * normal(shape, generator, self.device, self.dtype)
 
@@ -384,8 +313,8 @@ class PipelineBackbone(Backbone, ABC):
         return int(self.pipe.vae.config.latent_channels)
 
     @property
-    def pixels_per_latent(self) -> int:
-        """Height and width, in pixels, of what one latent pixel stands for."""
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image per pixel of its latents, along one side."""
 
         return int(self.pipe.vae_scale_factor)
 
@@ -399,9 +328,19 @@ class PipelineBackbone(Backbone, ABC):
     def vae(self) -> Any:
         """The autoencoder in use: the pipeline's, unless another one took its place."""
 
-        if self.other_vae is None:
+        if self.vae_override is None:
             return self.pipe.vae
-        return self.other_vae.to(self.device)
+        return self.vae_override.to(self.device)
+
+    @property
+    def _codec(self) -> LatentCodec:
+        return LatentCodec(
+            vae=self.vae,
+            device=self.device,
+            shifted=self.shifts_latents,
+            batch=self.decode_batch,
+            recompute=self.checkpoint_decode,
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         r"""Images of clean states, as the pipeline makes them, but without watermark.
@@ -419,67 +358,22 @@ class PipelineBackbone(Backbone, ABC):
                 float32 only for the moment of decoding.
         """
 
-        return self._in_chunks(self._decode, latents)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.vae
-        scale, shift = self._latent_affine()
-        latents = latents.to(self.device)
-        z = latents * scale.to(latents) + shift.to(latents)
-        images = vae.decode(z.to(vae.dtype), return_dict=False)[0]
-        wide = torch.promote_types(torch.float32, images.dtype)
-        return (images.to(wide) / 2 + 0.5).clamp(0, 1)
+        return self._codec.decode(latents)
 
     def encode(self, images: Tensor) -> Tensor:
-        r"""Clean states of images: the mean of what the VAE's encoder allows.
+        r"""Clean states of images: the mean of the VAE's posterior.
 
         Arguments:
-            images: In [0, 1], with shape (B, 3, H, W), of sizes that the VAE accepts.
+            images: Images in [0, 1], with shape (B, 3, H, W), of sizes that the VAE accepts.
 
         Returns:
             Latents in the units of the network, float32, with shape (B, C, H', W').
+
+        Raises:
+            TypeError: If the images are no floating-point tensor with four axes.
         """
 
-        if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else images
-            raise TypeError(f"images must be a float tensor of shape (B, 3, H, W), got {got}")
-        return self._in_chunks(self._encode, images)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        vae = self.vae
-        encoded = vae.encode((2 * images - 1).to(device=self.device, dtype=vae.dtype))
-        # A tiny autoencoder has no posterior, only its latents.
-        z = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        z = z.to(torch.promote_types(torch.float32, z.dtype))
-        scale, shift = self._latent_affine()
-        return (z - shift.to(z)) / scale.to(z)
-
-    def _in_chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        size = self.decode_batch or max(1, len(batch))
-        differentiable = batch.requires_grad and torch.is_grad_enabled()
-        if differentiable and self.checkpoint_decode:
-            function = partial(checkpoint, function, use_reentrant=False)
-        hint = (
-            f"The VAE had {min(size, len(batch))} images at once: lower decode_batch, pass "
-            "vae=, a tiny autoencoder, or call pipe.enable_vae_tiling() or "
-            "pipe.enable_model_cpu_offload()"
-        )
-        if differentiable and not self.checkpoint_decode:
-            hint += "; where gradients flow, as here, set checkpoint_decode=True"
-        with _widened(self.vae, differentiable), memory.advice(hint):
-            return torch.cat([function(chunk) for chunk in batch.split(size)])
-
-    def _latent_affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift from the network's units to those of the VAE, each (1, C or 1, 1, 1)."""
-
-        config = self.vae.config
-        column = lambda value: torch.as_tensor(value, dtype=torch.float64).reshape(1, -1, 1, 1)
-        scale = 1 / column(config.scaling_factor)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            return column(std) * scale, column(mean)
-        shift = getattr(config, "shift_factor", None) if self.shifts_latents else None
-        return scale, column(shift or 0.0)
+        return self._codec.encode(images)
 
     def _scheduler_at(self, steps: int | None, **keywords: Any) -> Any:
         """A copy of the pipeline's scheduler, set to a number of steps."""
@@ -487,31 +381,11 @@ class PipelineBackbone(Backbone, ABC):
         steps = self.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if "sigmas" not in keywords:  # which say the number themselves
+            keywords["num_inference_steps"] = steps
         scheduler = copy.deepcopy(self.pipe.scheduler)
-        if "sigmas" in keywords:
-            scheduler.set_timesteps(**keywords)
-        else:
-            scheduler.set_timesteps(steps, **keywords)
+        scheduler.set_timesteps(**keywords)
         return scheduler
-
-
-@contextmanager
-def _widened(vae: Any, differentiable: bool) -> Iterator[None]:
-    """Runs a VAE that overflows in float16 in float32, as the pipelines do."""
-
-    if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
-        yield
-        return
-    if differentiable:
-        raise ValueError(
-            "decode is not differentiable through this VAE, which overflows in float16; run "
-            "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
-        )
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(torch.float16)
 
 
 def require(module: str) -> Any:
@@ -522,14 +396,3 @@ def require(module: str) -> Any:
     """
 
     return outside.require(module, "pipelines need", "backbones")
-
-
-def _class_names(value: Any) -> list[str]:
-    return [cls.__name__ for cls in type(value).__mro__]
-
-
-def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
-    strings = string_keys(values, n, name)
-    if not strings:
-        raise ValueError(f"{name} must hold at least one string, got none")
-    return strings

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rwguidance.support.outside import on_hub, split_hub
-from rwguidance_testbed import shipped
+from rwguidance.support.packaged import in_package, package_folder, package_of
 
 from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
@@ -78,19 +78,26 @@ def family_of(pipe: Any, purpose: str, advice: str = "") -> type[PipelineBackbon
 class Published:
     """A published model: where it is, and how its authors run it. Calling it loads it.
 
+    A package adds one to the library by an entry point of the group `rwguidance.backbones`.
+
     Arguments:
-        name: Its name here.
+        name: The name under which it is registered.
         family: The adapter.
-        repository: The repository on the hub; None if it comes with this distribution.
+        source: Where it is: ``hf://owner/name``, or a folder of an installed package,
+            ``package://name/folder`` (:mod:`rwguidance.support.packaged`).
         defaults: Keywords of the adapter that differ from its own defaults.
         distilled: Whether it was distilled to run without classifier-free guidance.
+        vae: Where the autoencoder is, likewise, if the folder of the model has none.
+        card: Where the model card is, a web address or ``package://name/folder/README.md``.
     """
 
     name: str
     family: type[PipelineBackbone]
-    repository: str | None
+    source: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     distilled: bool = False
+    vae: str | None = None
+    card: str = ""
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -117,8 +124,8 @@ class Published:
 
         Arguments:
             path: A folder as `save_pretrained` writes it, a single-file checkpoint, or
-                ``hf://owner/name[@revision]``. None is the published repository, or what comes
-                with this distribution. With a local path the hub is never asked.
+                ``hf://owner/name[@revision]`` or ``package://name/folder``. None is the published
+                model. With a local path the hub is never asked.
             dtype: The precision of the weights. None is float32.
             variant: Which files of a folder or repository to read where there are several for the
                 same weights, such as "fp16". It says what is read, not what it is turned into:
@@ -145,13 +152,13 @@ class Published:
             options["vae"] = load_autoencoder(
                 options["vae"], self.family.tiny_autoencoder, dtype or torch.float32
             )
-            if self.repository is not None:
+            if not in_package(self.source):
                 check_channels(options["vae"], self.family.latent_channels)
         pipe = self._pipeline(path, dtype, variant, config)
         backbone = self.family(pipe=pipe, **options)
         if self.distilled and backbone.guidance_scale is not None and scale is None:
             raise ValueError(
-                f"{path or self.repository} holds a model that takes a guidance scale, so it is "
+                f"{path or self.source} holds a model that takes a guidance scale, so it is "
                 f"not {self.name}"
             )
         return backbone
@@ -165,20 +172,18 @@ class Published:
     ) -> Any:
         diffusers = require("diffusers")
         keywords: dict[str, Any] = {**in_dtype(dtype or torch.float32)}
-        if path is None:
-            named = self.repository and f"hf://{self.repository}"
-            path = named or shipped.folder(self.name)
+        path = self.source if path is None else path
+        if in_package(path):
+            path = package_folder(path)
         hub = on_hub(path)
-        if self.repository is None and (hub or Path(path).is_file()):
-            raise ValueError(f"path must be a local folder, as {self.name} is one, got {path}")
         if not hub and Path(path).is_file():
             if config is None or not Path(config).is_dir():
                 # Without it, diffusers asks the hub whatever it is told.
+                fetch = f"; fetch one with {self._download(_NO_WEIGHTS)}"
                 raise ValueError(
                     "config must be a local folder with the pipeline's configuration and "
-                    f"tokenizers, which a single file does not hold, got {config}; fetch one with "
-                    f"`hf download {self.repository} --exclude '*.safetensors' --local-dir "
-                    "DIRECTORY`"
+                    f"tokenizers, which a single file does not hold, got {config}"
+                    + ("" if in_package(self.source) else fetch)
                 )
             read = getattr(diffusers, self.family.pipeline_class).from_single_file
             if variant is not None:
@@ -194,7 +199,7 @@ class Published:
         if hub:
             source, revision = split_hub(path)
             path = self._load(read.download, source, revision=revision, variant=variant)
-        with _without_bars() if self.repository is None else nullcontext():
+        with _without_bars() if in_package(self.source) else nullcontext():
             keywords |= self._parts(Path(path), dtype or torch.float32, variant)
             keywords |= {"variant": variant, "local_files_only": True}
             return self._load(read.from_pretrained, path, **keywords)
@@ -216,9 +221,9 @@ class Published:
                 parts[name] = None
             elif name.startswith("text_encoder") and component[0] == "transformers":
                 parts[name] = self._encoder(folder / name, component[1], dtype, variant)
-        if self.repository is None and not (folder / "vae").is_dir():
-            shared = shipped.folder("emoji-vae")
-            parts["vae"] = load_autoencoder(shared, self.family.tiny_autoencoder, dtype)
+        if self.vae is not None and not (folder / "vae").is_dir():
+            vae = package_folder(self.vae) if in_package(self.vae) else self.vae
+            parts["vae"] = load_autoencoder(vae, self.family.tiny_autoencoder, dtype)
         return parts
 
     def _encoder(
@@ -276,16 +281,17 @@ class Published:
 
     @property
     def _how_to_get(self) -> str:
-        if self.repository is None:
-            module = shipped.MODELS[self.name]
-            return (
-                "without path= it is what comes with rwguidance, and "
-                f"`python -m rwguidance_testbed.{module}` trains another"
-            )
+        if in_package(self.source):
+            made = f", and {self.card} says how it was made" if self.card else ""
+            return f"without path= it comes with {package_of(self.source)}{made}"
         return (
-            f"fetch it with `hf download {self.repository} --local-dir DIRECTORY` (after accepting "
-            "its license, if it has one to accept) and pass DIRECTORY as path="
+            f"fetch it with {self._download()} (after accepting its license, if it has one to "
+            "accept) and pass DIRECTORY as path="
         )
+
+    def _download(self, options: str = "") -> str:
+        repository, _ = split_hub(self.source)
+        return f"`hf download {repository}{options} --local-dir DIRECTORY`"
 
 
 @contextmanager
@@ -314,19 +320,19 @@ def _variants(folder: Path) -> set[str | None]:
     return variants
 
 
-_SD35 = "stabilityai/stable-diffusion-3.5"
-_FLUX = "black-forest-labs/FLUX.1"
-_ZEROS = 1  # in place of what a third text encoder would see, which these have not
+_NO_WEIGHTS = " --exclude '*.safetensors'"
+_SD35 = "hf://stabilityai/stable-diffusion-3.5"
+_FLUX = "hf://black-forest-labs/FLUX.1"
 
 # Steps and scales of the model cards.
 for _published in (
     Published(
         "sdxl",
         SDXL,
-        "stabilityai/stable-diffusion-xl-base-1.0",
+        "hf://stabilityai/stable-diffusion-xl-base-1.0",
         {"steps": 50, "guidance_scale": 5.0},
     ),
-    Published("sdxl-turbo", SDXL, "stabilityai/sdxl-turbo", {"steps": 4}, distilled=True),
+    Published("sdxl-turbo", SDXL, "hf://stabilityai/sdxl-turbo", {"steps": 4}, distilled=True),
     Published("sd3.5-medium", SD3, f"{_SD35}-medium", {"steps": 40, "guidance_scale": 4.5}),
     Published("sd3.5-large", SD3, f"{_SD35}-large", {"steps": 28, "guidance_scale": 3.5}),
     Published("sd3.5-large-turbo", SD3, f"{_SD35}-large-turbo", {"steps": 4}, distilled=True),
@@ -338,13 +344,5 @@ for _published in (
         distilled=True,
     ),
     Published("flux-dev", Flux, f"{_FLUX}-dev", {"steps": 50, "guidance_scale": 3.5}),
-    Published("emoji-flow", SD3, None, {"steps": 4, "max_sequence_length": _ZEROS}, distilled=True),
-    Published(
-        "emoji-flow-teacher",
-        SD3,
-        None,
-        {"steps": 20, "guidance_scale": 3.0, "max_sequence_length": _ZEROS},
-    ),
-    Published("emoji-turbo", SDXL, None, {"steps": 1}, distilled=True),
 ):
     register(_published.name)(_published)

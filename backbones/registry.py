@@ -35,11 +35,7 @@ def register(name: str) -> Callable[[B], B]:
         ValueError: If the name is already taken.
     """
 
-    def add(backbone: B) -> B:
-        _registry.register(name)(backbone)
-        return backbone
-
-    return add
+    return _registry.register(name)
 
 
 def load(

@@ -8,10 +8,10 @@ from torch import Tensor
 from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
-from .conditioning import named_embeddings
+from .conditioning import Embeddings, named_embeddings
 from .pipelines import PipelineBackbone
 
-__all__ = ["SD3", "shift_of_size"]
+__all__ = ["SD3", "dynamic_shift_mu"]
 
 
 class SD3(PipelineBackbone):
@@ -27,7 +27,7 @@ class SD3(PipelineBackbone):
     pipeline_class = "StableDiffusion3Pipeline"
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     denoiser = "transformer"
-    patch = 2
+    patch_size = 2
     default_steps = 28
     default_sequence_length = 256
     latent_channels = 16
@@ -52,7 +52,7 @@ class SD3(PipelineBackbone):
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         encoded = self.pipe.encode_prompt(
             prompt=prompts,
             prompt_2=None,
@@ -67,24 +67,24 @@ class SD3(PipelineBackbone):
     def times(self, steps: int | None = None) -> Tensor:
         keywords = {}
         if self.pipe.scheduler.config.get("use_dynamic_shifting", False):
-            keywords["mu"] = shift_of_size(self, default_max=1.16)
+            keywords["mu"] = dynamic_shift_mu(self)
         sigmas: Tensor = self._scheduler_at(steps, **keywords).sigmas
         return sigmas.double()
 
 
-def shift_of_size(backbone: PipelineBackbone, default_max: float) -> float:
-    r"""Logarithm of the shift of a scheduler whose shift grows with the size of the image.
+def dynamic_shift_mu(backbone: PipelineBackbone) -> float:
+    r"""The parameter mu of a scheduler that shifts its times by the size of the image.
 
-    It is linear in the number of tokens, through two points of the scheduler's configuration.
+    It is the logarithm of the shift, and linear in the number of tokens, through two points of the
+    scheduler's configuration.
 
     Arguments:
         backbone: The backbone, of which size and scheduler matter.
-        default_max: Shift at the larger of the two sizes, if the configuration does not say.
     """
 
     config = backbone.pipe.scheduler.config
-    side = backbone.pixels_per_latent * backbone.patch
+    side = backbone.vae_scale_factor * backbone.patch_size
     tokens = (backbone.height // side) * (backbone.width // side)
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    bottom, top = config.get("base_shift", 0.5), config.get("max_shift", default_max)
+    low, high = config.base_image_seq_len, config.max_image_seq_len
+    bottom, top = config.base_shift, config.max_shift
     return float(bottom + (top - bottom) * (tokens - low) / (high - low))

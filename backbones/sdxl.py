@@ -14,8 +14,8 @@ from torch import Tensor
 from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
 from rwguidance.schedules import Scales
 
-from .conditioning import named_embeddings
-from .coordinates import table_times
+from .conditioning import Embeddings, named_embeddings
+from .coordinates import read_output, table_times
 from .pipelines import PipelineBackbone
 
 __all__ = ["SDXL"]
@@ -38,7 +38,7 @@ class SDXL(PipelineBackbone):
     pipeline_class = "StableDiffusionXLPipeline"
     schedulers = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
     denoiser = "unet"
-    patch = 1
+    patch_size = 1
     default_steps = 50
 
     latent_channels = 4
@@ -62,23 +62,17 @@ class SDXL(PipelineBackbone):
         return DiscreteSchedule(pipe.scheduler.alphas_cumprod)
 
     @property
-    def predicts_v(self) -> bool:
-        """Whether the network predicts v instead of the noise."""
-
-        return bool(self.pipe.scheduler.config.prediction_type == "v_prediction")
-
-    @property
-    def table_length(self) -> int:
+    def num_train_timesteps(self) -> int:
         """Number of noise levels on which the network was trained."""
 
         return len(self.pipe.scheduler.alphas_cumprod)
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text, pooled = embeddings["text"], embeddings["pooled"]
-        height, width = (self.pixels_per_latent * size for size in x_t.shape[-2:])
+        height, width = (self.vae_scale_factor * size for size in x_t.shape[-2:])
         # Original size, offset of the crop, target size: an image that was never cropped.
         sizes = torch.tensor([height, width, 0, 0, height, width]).to(text).expand(len(x_t), -1)
-        timestep = (t * self.table_length - 1).clamp(min=0).float().to(x_t.device)
+        timestep = (t * self.num_train_timesteps - 1).clamp(min=0).float().to(x_t.device)
         output: Tensor = self.pipe.unet(
             x_t,
             timestep,
@@ -89,13 +83,11 @@ class SDXL(PipelineBackbone):
         return output
 
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:
-        if self.predicts_v:  # v = alpha noise - sigma mean
-            return Prediction.from_mean(scales.alpha * x_t - scales.sigma * output, x_t, scales)
-        return Prediction.from_noise(output, x_t, scales)
+        return read_output(self.pipe.scheduler.config.prediction_type, output, x_t, scales)
 
     def encode_text(
         self, prompts: list[str], negative_prompts: list[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    ) -> tuple[Embeddings, Embeddings | None]:
         encoded = self.pipe.encode_prompt(
             prompts,
             device=self.device,
@@ -106,7 +98,7 @@ class SDXL(PipelineBackbone):
 
     def times(self, steps: int | None = None) -> Tensor:
         sigmas = self._scheduler_at(steps).sigmas.double()  # sigma / alpha, from noise to data
-        return table_times(self.schedule, self.table_length, -2 * sigmas.log())
+        return table_times(self.schedule, self.num_train_timesteps, -2 * sigmas.log())
 
     @property
     def noise_scale(self) -> float:

@@ -28,7 +28,7 @@ def tiny(name: str, seed: int = 0) -> Any:
 
     Arguments:
         name: "sdxl", "sdxl-turbo", "sd3", "sd3.5-turbo", "flux" or "flux-schnell".
-        seed: For the weights. The global generators stay as they are.
+        seed: Seed of the weights. The global generators stay as they are.
 
     Returns:
         A StableDiffusionXLPipeline, StableDiffusion3Pipeline or FluxPipeline of diffusers.
@@ -231,7 +231,7 @@ def _t5_tokenizer() -> Any:
 
 
 def _tokenizer(special: list[str], template: str, start: str | None, pad: str, length: int) -> Any:
-    """Bytes as tokens: every prompt has its own, without files."""
+    """A tokenizer whose tokens are bytes: every prompt has its own, without files."""
 
     tokenizers, transformers = require("tokenizers"), require("transformers")
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

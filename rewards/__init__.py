@@ -1,11 +1,14 @@
 """What is good: rewards of images. Knows nothing of diffusion."""
 
+from rwguidance.support.aliases import alias
+
+alias(__name__, "rwguidance.rewards")  # under either name, it is one module
+
 from .aesthetic import Aesthetic, AestheticV25
 from .base import Reward, RewardFile, RewardSpec
 from .clipscore import CLIPScore
 from .composite import LowerConfidenceBound, Normalized, WeightedSum
 from .constraints import ConstrainedTilt, constrained_tilt
-from .emoji import EmojiHPS, EmojiPick
 from .hpsv2 import HPSv2, HPSv21
 from .hpsv3 import HPSv3
 from .imagereward import ImageReward
@@ -25,8 +28,6 @@ __all__ = [
     "Affine",
     "CLIPScore",
     "ConstrainedTilt",
-    "EmojiHPS",
-    "EmojiPick",
     "HPSv2",
     "HPSv3",
     "HPSv21",

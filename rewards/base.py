@@ -1,4 +1,4 @@
-"""What a reward is: a module that gives one number to each pair of an image and a prompt."""
+"""Rewards: modules that give one number to each pair of an image and a prompt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
@@ -13,10 +13,7 @@ from rwguidance.support.conditions import has_half_surrogate, string_keys
 
 from .images import Images, SizeGroups, group_by_size
 
-__all__ = ["SHIPPED", "Reward", "RewardFile", "RewardSpec"]
-
-SHIPPED = "this distribution"
-"""The source of files that come with rwguidance, see :mod:`rwguidance_testbed.shipped`."""
+__all__ = ["Reward", "RewardFile", "RewardSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,8 @@ class RewardFile:
 
     Arguments:
         name: Its name, the one that is looked for in a local directory.
-        source: Where it is published: ``hf://owner/repository``, a web address, or `SHIPPED`.
+        source: Where it is published: ``hf://owner/repository``, a web address, or a folder of an
+            installed package, ``package://name/folder`` (:mod:`rwguidance.support.packaged`).
         digest: ``sha256:...`` or ``md5:...`` of the published file, or None if unknown.
     """
 
@@ -36,7 +34,7 @@ class RewardFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec:
-    """What one needs to know before using a reward.
+    """The facts about a reward that one needs before using it.
 
     Arguments:
         name: The name it is registered under.
@@ -46,16 +44,19 @@ class RewardSpec:
         code_license: SPDX identifier of the license of the original code.
         weights_license: SPDX identifier of the license of the weights, or "none" if there are none
             and "unknown" if their authors do not say.
-        formula: How the number comes about, in one line of text.
+        formula: The formula of the number, in one line of text.
         typical_range: Smallest and largest value that is usual, in reward units.
         citation: Authors, year and link.
         commercial_use: Whether the licenses of code and weights permit it; None if that is not
             known. A summary, not legal advice.
-        files: What has to be there before it can be loaded.
-        preprocessing: How images are brought to the network's size, in one line of text.
+        files: The files that must be there before it can be loaded.
+        preprocessing: The way images are brought to the network's size, in one line of text.
         context_length: Number of tokens after which a prompt is cut off; None if there is no limit.
         published_scale: The scales under which its numbers are published, if there are several.
-        parity: How equal the reward is to its reference, with the figure, or that it was not run.
+        parity: The largest difference from the reference, with the reference's version, or that it
+            was not run.
+        card: Where its model card is, a web address or ``package://name/folder/README.md``; empty
+            if there is none.
 
     Raises:
         ValueError: If the range is not (low, high) with low < high.
@@ -76,6 +77,7 @@ class RewardSpec:
     context_length: int | None = None
     published_scale: str = ""
     parity: str = ""
+    card: str = ""
 
     def __post_init__(self) -> None:
         low, high = self.typical_range
@@ -115,19 +117,19 @@ class Reward(nn.Module, ABC):
         r"""Rewards in reward units, float32 or wider, with shape (B,).
 
         Arguments:
-            images: What :meth:`preprocess` returned for images of one size, with shape (B, \*).
-            prompts: One per image; empty if the reward needs no prompt.
+            images: Images of one size, as :meth:`preprocess` returned them, with shape (B, \*).
+            prompts: One prompt per image; empty if the reward needs no prompt.
         """
 
     def preprocess(self, images: Tensor) -> Tensor:
-        r"""What :meth:`forward` looks at: the images, in float32 or wider, if nothing else is said.
+        r"""The images as :meth:`forward` takes them; by default themselves, in float32 or wider.
 
         Arguments:
             images: Floating point in [0, 1], sRGB, with shape (B, 3, H, W).
 
         Returns:
-            With shape (B, \*). If the shape does not depend on H and W, images of several sizes
-            reach :meth:`forward` in one batch.
+            Preprocessed images, with shape (B, \*). If the shape does not depend on H and W, images
+            of several sizes reach :meth:`forward` in one batch.
         """
 
         return images.to(working_dtype(images.dtype))
@@ -183,7 +185,7 @@ class Reward(nn.Module, ABC):
         return groups.reduce(lambda pixels, _: self._matrix(pixels, texts))
 
     def prefer(self, images: Images, prompt: str) -> Tensor:
-        """Probability of each image to be the one that people prefer for the prompt, shape (n,).
+        """Probability that people prefer each image to the others for the prompt, with shape (n,).
 
         The softmax over the candidates that the model was trained with, on its logits.
 
@@ -205,7 +207,7 @@ class Reward(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device | None:
-        """Where the reward's tensors are; None if it has none, and follows the images."""
+        """The device of the reward's tensors; None if it has none, and follows the images."""
 
         tensors = (*self.parameters(), *self.buffers())
         return tensors[0].device if tensors else None
@@ -236,7 +238,16 @@ class Reward(nn.Module, ABC):
 
 
 def as_strings(prompts: Any, n: int | None = None) -> list[str]:
-    """`prompts` as a list of `n` strings; None is any number but 0."""
+    """Prompts as a list of strings, at least one.
+
+    Arguments:
+        prompts: A collection of strings.
+        n: Number of prompts that there must be; None takes any number.
+
+    Raises:
+        TypeError: If it is no collection of strings.
+        ValueError: If there is no prompt, or another number, or one holds half a surrogate pair.
+    """
 
     n = len(prompts) if n is None and isinstance(prompts, Sized) else n
     strings = string_keys(prompts, n or 0, "prompts")

@@ -1,5 +1,4 @@
-"""Rewards whose two towers are a CLIP as transformers saves it: a folder with configuration,
-weights and tokenizer."""
+"""Rewards on a CLIP as transformers saves it: a folder of configuration, weights, tokenizer."""
 
 import html
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ class ClipReward(EmbeddingReward):
     """
 
     half_up: ClassVar[bool]
-    """Where the crop starts, see :func:`rewards.preprocessing.center_crop`."""
+    """Rounding of the crop's margin, see :func:`rewards.preprocessing.center_crop`."""
 
     def __init__(
         self,
@@ -120,8 +119,8 @@ def clip_files(repository: str, tokenizer: str | None = None) -> tuple[RewardFil
     """The files of a CLIP that is published at ``hf://owner/repository``.
 
     Arguments:
-        repository: Where configuration and weights are.
-        tokenizer: Where vocab.json and merges.txt are, if elsewhere.
+        repository: Repository of configuration and weights.
+        tokenizer: Repository of vocab.json and merges.txt, if it is another.
     """
 
     words = tokenizer or repository
@@ -179,9 +178,9 @@ def load_tokenizer(spec: RewardSpec, folder: PathLike | None) -> Any:
 
 
 def clean(prompt: str) -> str:
-    """What CLIP's own tokenizer does first: mends text, resolves HTML, collapses space, lowers.
+    """Text as CLIP's own tokenizer cleans it: mended, HTML resolved, space collapsed, lower case.
 
-    The tokenizer of transformers leaves this out. On cleaned text the two agree.
+    The tokenizer of transformers does not clean. On cleaned text the two agree.
     """
 
     ftfy = require("ftfy", "clipscore")
@@ -190,7 +189,7 @@ def clean(prompt: str) -> str:
 
 
 def _find_weights(spec: RewardSpec, folder: PathLike | None) -> Path:
-    """model.safetensors, or the older pytorch_model.bin if a local directory has only that."""
+    """The file model.safetensors, or pytorch_model.bin if a local directory has only that."""
 
     old = None if folder is None else Path(folder) / "pytorch_model.bin"
     if old is not None and old.is_file() and not (old.parent / "model.safetensors").is_file():

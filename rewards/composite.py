@@ -15,7 +15,6 @@ composition where one reward is asked for.
 """
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsFloat
@@ -28,6 +27,7 @@ from rwguidance.tilt import check_rewards
 
 from .base import Reward, RewardSpec, as_strings
 from .images import Images
+from .joint_spec import joint_spec
 from .normalizers import Normalizer
 
 __all__ = ["Composite", "LowerConfidenceBound", "Normalized", "WeightedSum"]
@@ -41,7 +41,7 @@ class Composite(Reward):
 
     Arguments:
         parts: The rewards, at least one.
-        spec: The facts; :meth:`joint_spec` derives what can be derived.
+        spec: The facts; :func:`rewards.joint_spec.joint_spec` derives what can be derived.
 
     Attributes:
         parts: The rewards, as a `torch.nn.ModuleList`.
@@ -63,8 +63,8 @@ class Composite(Reward):
         r"""The value of the composition, float32 or wider, entry by entry.
 
         Arguments:
-            values: One tensor per part, in its reward units, all of the same shape, (B,) or (n, B).
-                They are not NaN or +inf, but may be -inf.
+            values: One tensor per part, in its reward units, all with the same shape, (B,) or
+                (n, B). Entries are not NaN or +inf, but may be -inf.
             prompts: The prompt of each entry of the last axis; None if the composition needs none.
         """
 
@@ -72,22 +72,24 @@ class Composite(Reward):
         """Calls every part with all images and prompts, and combines the values.
 
         Arguments:
-            images: As for :class:`rewards.Reward`; each part checks and preprocesses them.
-            prompts: One per image; ignored by the parts that need none.
+            images: Images as :class:`rewards.Reward` takes them; each part checks and preprocesses
+                them.
+            prompts: One prompt per image; ignored by the parts that need none.
 
         Returns:
-            In the composition's reward units, float32 or wider, with shape (B,).
+            Values in the composition's reward units, float32 or wider, with shape (B,).
 
         Raises:
             TypeError: If a part refuses the images or prompts.
-            ValueError: The same, or if a part returns NaN or +inf; names part, items and prompts.
+            ValueError: If a part refuses the images or prompts, or returns NaN or +inf; names part,
+                items and prompts.
         """
 
         values: Tensor = nn.Module.__call__(self, images, prompts)
         return values
 
     def forward(self, images: Images, prompts: Any = None) -> Tensor:
-        """See :meth:`__call__`."""
+        """Values of the composition, see :meth:`__call__`."""
 
         values = [
             _checked(self._part(k), part(images, prompts), _count(images), prompts)
@@ -102,6 +104,11 @@ class Composite(Reward):
         Arguments:
             images: n images, as in :meth:`__call__`.
             prompts: m prompts.
+
+        Raises:
+            TypeError: If a part refuses the images or prompts.
+            ValueError: If a part refuses them, or returns NaN or +inf; names part, items and
+                prompts.
         """
 
         texts = as_strings(prompts)
@@ -124,50 +131,6 @@ class Composite(Reward):
         name = self._rewards()[k].spec.name
         return name if len(self.parts) == 1 else f"part {k} ({name})"
 
-    @staticmethod
-    def joint_spec(
-        parts: Sequence[Reward],
-        *,
-        name: str,
-        title: str,
-        formula: str,
-        typical_range: tuple[float, float],
-        needs_prompt: bool = False,
-    ) -> RewardSpec:
-        """What follows from the parts, given what does not.
-
-        Arguments:
-            parts: The rewards.
-            name: Of the composition.
-            title: The same with the titles of the parts.
-            formula: How the number comes about; the formulas of the parts are appended.
-            typical_range: In the composition's reward units.
-            needs_prompt: Whether prompts are needed even if no part needs them.
-        """
-
-        specs = [part.spec for part in parts]
-        permissions = [spec.commercial_use for spec in specs]
-        lengths = [spec.context_length for spec in specs if spec.context_length is not None]
-        return RewardSpec(
-            name=name,
-            title=title,
-            differentiable=all(spec.differentiable for spec in specs),
-            needs_prompt=needs_prompt or any(spec.needs_prompt for spec in specs),
-            code_license=_licenses(spec.code_license for spec in specs),
-            weights_license=_licenses(spec.weights_license for spec in specs),
-            formula="; ".join([formula, *_unique(f"{s.name}: {s.formula}" for s in specs)]),
-            typical_range=typical_range,
-            citation="; ".join(_unique(s.citation for s in specs if s.citation != "none"))
-            or "none",
-            commercial_use=(
-                False if False in permissions else None if None in permissions else True
-            ),
-            files=tuple(dict.fromkeys(file for spec in specs for file in spec.files)),
-            preprocessing="; ".join(_unique(f"{s.name}: {s.preprocessing}" for s in specs)),
-            context_length=min(lengths, default=None),
-            parity="; ".join(_unique(f"{s.name}: {s.parity}" for s in specs if s.parity)),
-        )
-
 
 class WeightedSum(Composite):
     r"""A weighted sum of rewards, :math:`\sum_k w_k \, r_k`.
@@ -178,7 +141,7 @@ class WeightedSum(Composite):
 
     Arguments:
         rewards: The rewards. One with the weight 0 is evaluated, and changes nothing.
-        weights: One per reward, finite, in units of the sum per reward unit. May be negative.
+        weights: One finite weight per reward, in units of the sum per reward unit. May be negative.
 
     Raises:
         TypeError: If something is not a :class:`rewards.Reward`, or a weight not a number.
@@ -209,7 +172,7 @@ class WeightedSum(Composite):
             if w
         ]
         name = _weighted(numbers, parts, [part.spec.name for part in parts])
-        spec = self.joint_spec(
+        spec = joint_spec(
             parts,
             name=name,
             title=_weighted(numbers, parts, [part.spec.title for part in parts]),
@@ -258,7 +221,7 @@ class LowerConfidenceBound(Composite):
 
     Arguments:
         rewards: The members, at least two unless kappa is 0.
-        kappa: How many standard deviations to subtract, at least 0.
+        kappa: Number of standard deviations to subtract, at least 0.
 
     Raises:
         TypeError: If something is not a :class:`rewards.Reward`, or kappa not a number.
@@ -289,7 +252,7 @@ class LowerConfidenceBound(Composite):
             low -= kappa * (max(highs) - min(lows)) / 2 * math.sqrt(n / (n - 1))
         suffix = f"; kappa={float(kappa):g})"
         name = "lcb(" + ", ".join(part.spec.name for part in parts) + suffix
-        spec = self.joint_spec(
+        spec = joint_spec(
             parts,
             name=name,
             title="Lower confidence bound (" + ", ".join(p.spec.title for p in parts) + suffix,
@@ -334,7 +297,7 @@ class Normalized(Composite):
         kind = type(normalizer).__name__.lower()
         source = normalizer.source or "an unknown source"
         statistics = f"; statistics of {source}" + (f", n = {normalizer.n}" if normalizer.n else "")
-        spec = self.joint_spec(
+        spec = joint_spec(
             parts,
             name=f"{kind}({reward.spec.name})",
             title=f"{type(normalizer).__name__} ({reward.spec.title})",
@@ -396,16 +359,3 @@ def _weighted(weights: Sequence[float], parts: Sequence[Reward], names: Sequence
         sign = ("-" if weight < 0 else "") if not terms else (" - " if weight < 0 else " + ")
         terms += sign + (name if abs(weight) == 1 else f"{abs(weight):g}*{name}")
     return terms
-
-
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
-
-
-def _licenses(names: Iterable[str]) -> str:
-    """All of them, as an SPDX expression; "none" only if there is no other."""
-
-    outside = r" AND (?![^(]*\))"  # not within parentheses
-    parts = [part for name in names for part in re.split(outside, name) if part != "none"]
-    texts = [f"({part})" if " OR " in part and part[0] != "(" else part for part in parts]
-    return " AND ".join(_unique(texts)) or "none"

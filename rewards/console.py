@@ -1,9 +1,10 @@
-"""Rewards and scores on a terminal: what `rwguidance rewards` and `rwguidance score` print."""
+"""Rewards and scores on a terminal: the output of `rwguidance rewards` and `rwguidance score`."""
 
 import sys
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["print_reward", "print_rewards", "print_scores", "run_score"]
+__all__ = ["ScoreRequest", "print_reward", "print_rewards", "print_scores", "run_score"]
 
 _WIDE = 100
 _NARROW = {"gradient": "grad", "commercial": "comm. use"}
@@ -83,34 +84,43 @@ def print_reward(name: str) -> None:
     Console().print(Panel(grid, title=_text(name), title_align="left", padding=(0, 1)))
 
 
-def run_score(
-    folder: Path,
-    names: Sequence[str],
-    out: Path,
-    prompts: Path | None = None,
-    pairs: bool = False,
-    paths: Mapping[str, str] | None = None,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    batch_size: int = 16,
-    restart: bool = False,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """A folder of images to score, by which rewards, and where to write the result.
+
+    Arguments:
+        folder: The folder of the images.
+        names: Names of rewards.
+        out: The result, see :func:`rewards.scoring.score`.
+        prompts: A file of prompts, see :func:`rewards.scoring.plan`; None takes the texts beside
+            the images if a reward needs prompts, and images alone otherwise.
+        pairs: Whether the i-th prompt belongs to the i-th image, see :func:`rewards.scoring.plan`.
+        paths: Paths of the weights of some rewards, by name.
+        options: Keywords of the constructors of some rewards, by name.
+        device: Device of the rewards, see :func:`rewards.load`.
+        dtype: Precision that weights are cast to, see :func:`rewards.load`.
+        batch_size: Images decoded, and pairs scored, at once, see :func:`rewards.scoring.score`.
+        restart: Whether to replace a result and discard what an unfinished run has scored.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    out: Path
+    prompts: Path | None = None
+    pairs: bool = False
+    paths: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    batch_size: int = 16
+    restart: bool = False
+
+
+def run_score(request: ScoreRequest) -> int:
     """Plans, loads and scores with a progress bar, and prints a summary.
 
     Arguments:
-        folder: Where the images are.
-        names: Names of rewards.
-        out: The result, see :func:`rewards.scoring.score`.
-        prompts: See :func:`rewards.prompt_files.plan`; None takes the texts beside the images if a
-            reward needs prompts, and images alone otherwise.
-        pairs: As for :func:`rewards.prompt_files.plan`.
-        paths: Where the weights of some of the rewards are.
-        device: As for :func:`rewards.load`.
-        dtype: As for :func:`rewards.load`.
-        batch_size: As for :func:`rewards.scoring.score`.
-        restart: As for :func:`rewards.scoring.score`.
-        options: Keywords of the constructors of some of the rewards.
+        request: The images, the rewards, and the result.
 
     Returns:
         The exit code: 0, or 2 if something was skipped, or 130 if the user interrupted.
@@ -123,39 +133,26 @@ def run_score(
     from rich.console import Console
 
     console = Console(stderr=True)
-    paths, options = paths or {}, options or {}
-    specs = {name: spec(name) for name in names}
-    for what, given in (("path", paths), ("option", options)):
-        stray = [name for name in given if name not in specs]
-        if stray:
-            raise ValueError(f"{what} names {stray[0]!r}, which is not among {', '.join(names)}")
-    needy = [name for name in names if specs[name].needs_prompt]
-    job = plan(folder, prompts or ("sidecar" if needy else None), pairs)
-    if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
-        raise ValueError(f"out must not be the file of prompts, got {out} for both")
-    check_output(job, names, out, batch_size, restart, needy)
-    _check_device(device)
+    specs = {name: spec(name) for name in request.names}
+    job = _plan(request, specs)
     for note in job.notes:
         _say(console, f"note: {note}")
     try:
-        rewards = {}
-        for name in names:
-            with console.status(f"loading {name}"):
-                rewards[name] = load(name, paths.get(name), device, dtype, **options.get(name, {}))
-        scores = _score_with_bar(console, job, rewards, out, batch_size, restart)
+        rewards = _load(console, request)
+        scores = _score_with_bar(console, job, rewards, request)
     except KeyboardInterrupt:
-        without = " without --restart" if restart else ""
+        without = " without --restart" if request.restart else ""
         _say(console, f"interrupted: the same command{without} goes on where this one stopped")
         return 130
-    print_scores(scores, {name: specs[name] for name in names})
+    print_scores(scores, specs)
     return 2 if scores.failures else 0
 
 
 def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) -> None:
-    """Prints what failed to the error stream, and summaries and the best images to the output.
+    """Prints failures to the error stream, and summaries and the best images to the output.
 
     Arguments:
-        scores: What a run returned.
+        scores: The scores of a run.
         specs: The facts about its rewards, by name, for their usual ranges; None omits these.
     """
 
@@ -184,13 +181,35 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
     _say(console, f"{scores.out}: {scores.rows} rows{skipped}")
 
 
+def _plan(request: ScoreRequest, specs: Mapping[str, RewardSpec]) -> Job:
+    """The job of a request, which is checked as far as it can be without loading a reward."""
+
+    for what, given in (("path", request.paths), ("option", request.options)):
+        stray = [name for name in given if name not in specs]
+        if stray:
+            names = ", ".join(request.names)
+            raise ValueError(f"{what} names {stray[0]!r}, which is not among {names}")
+    needy = [name for name in request.names if specs[name].needs_prompt]
+    prompts, out = request.prompts, request.out
+    job = plan(request.folder, prompts or ("sidecar" if needy else None), request.pairs)
+    if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
+        raise ValueError(f"out must not be the file of prompts, got {out} for both")
+    check_output(job, request.names, out, request.batch_size, request.restart, needy)
+    _check_device(request.device)
+    return job
+
+
+def _load(console: "Console", request: ScoreRequest) -> dict[str, Reward]:
+    rewards = {}
+    for name in request.names:
+        with console.status(f"loading {name}"):
+            path, options = request.paths.get(name), request.options.get(name, {})
+            rewards[name] = load(name, path, request.device, request.dtype, **options)
+    return rewards
+
+
 def _score_with_bar(
-    console: "Console",
-    job: Job,
-    rewards: Mapping[str, Reward],
-    out: Path,
-    batch_size: int,
-    restart: bool,
+    console: "Console", job: Job, rewards: Mapping[str, Reward], request: ScoreRequest
 ) -> Scores:
     from rich import progress
 
@@ -218,7 +237,7 @@ def _score_with_bar(
             rate = (done - first[0]) / elapsed if elapsed else 0.0
             bar.update(task, completed=done, failed=failed, rate=rate)
 
-        return score(job, rewards, out, batch_size, restart, show)
+        return score(job, rewards, request.out, request.batch_size, request.restart, show)
 
 
 def _print_best(console: "Console", scores: Scores, name: str) -> None:

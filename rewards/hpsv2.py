@@ -18,7 +18,7 @@ Architecture = str | Mapping[str, Any]
 
 
 class _HPS(EmbeddingReward):
-    """Both versions: they differ in their weights alone."""
+    """HPSv2 in both its versions, which differ in their weights alone."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def _tokenizer(open_clip: Any, architecture: Architecture) -> Any:
 
 
 def _encode_text(model: Any, tokens: Tensor) -> Tensor:
-    """What `model.encode_text` returns, without computing the padding after the longest prompt.
+    """Embeddings as of `model.encode_text`, without computing the padding after the longest prompt.
 
     The text tower is causal and read at the last token of the prompt, which has the largest id, so
     that what comes after does not matter. That costs more than the prompt itself, usually.

@@ -197,7 +197,7 @@ class HPSv3(LazyModule, Reward):
         return outputs
 
     def _tokens(self, prompt: str, n: int) -> list[int]:
-        """The chat about one image that takes the place of `n` tokens."""
+        """Tokens of the chat about one image, which itself takes `n` tokens."""
 
         special = [t.content for t in self._words.get_added_tokens_decoder().values() if t.special]
         if held := [token for token in special if token in prompt]:
@@ -333,13 +333,13 @@ def _patches(images: Tensor, patch: int, merge: int, frames: int) -> Tensor:
     """Patches in the order in which Qwen2-VL merges them, each as if of a still film.
 
     Arguments:
-        images: With shape (B, 3, H, W), H and W multiples of `patch * merge`.
+        images: Images with shape (B, 3, H, W), H and W multiples of `patch * merge`.
         patch: Side of a patch, in pixels.
-        merge: Side of the square of patches that become one token.
-        frames: Equal frames in a patch.
+        merge: Side of the square of patches that become one token, in patches.
+        frames: Number of equal frames in a patch.
 
     Returns:
-        With shape (B * patches, 3 * frames * patch * patch).
+        Patches with shape (B * patches, 3 * frames * patch * patch).
     """
 
     b, _, height, width = images.shape
@@ -358,7 +358,7 @@ def _positions(n: int, start: int, size: tuple[int, int]) -> Tensor:
 
     Arguments:
         n: Number of tokens.
-        start: Which token is the first of the image.
+        start: Index of the first token of the image.
         size: Rows and columns of the image, in tokens.
     """
 

@@ -25,7 +25,7 @@ class SizeGroups:
 
     Arguments:
         tensors: One per size, with shape (n, \*shape).
-        positions: For each tensor, where its images stood in what the user gave.
+        positions: Positions of the images of each tensor in the user's list.
         broken: Positions of images that hold NaN.
     """
 
@@ -45,7 +45,7 @@ class SizeGroups:
         return SizeGroups(tuple(tensors), self.positions, self.broken)
 
     def reduce(self, function: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:
-        """Rows of `function(tensor, positions)`, in the order that the user gave.
+        """Rows of `function(tensor, positions)`, in the order of the user's list.
 
         Rows of images that hold NaN are NaN, whatever rounding and clamping make of them.
         """
@@ -69,7 +69,8 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
 
     Arguments:
         images: See :data:`Images`.
-        device: Where PIL images go, and where tensors must be; None takes them as they are.
+        device: Device to which PIL images go, and on which tensors must be; None takes them as they
+            are.
 
     Raises:
         TypeError: If there is something else than floating-point tensors and PIL images.
@@ -153,7 +154,7 @@ def _is_pil(image: object) -> bool:
 def _check_tensor(
     images: Tensor, name: str, device: torch.device | None, single: bool = False
 ) -> tuple[int, ...]:
-    """Raises what is wrong with a tensor of images, and returns which of them hold NaN."""
+    """Positions of images that hold NaN. Raises if the tensor is not one of images."""
 
     if not images.is_floating_point():
         raise TypeError(

@@ -1,8 +1,9 @@
 """Finding, checking and reading the files of a reward; nothing in a file is ever executed.
 
-A path is a local file, a local directory, or ``hf://owner/repository[@revision]``, which goes
-through the cache of huggingface_hub. Without a path, the published files are meant. A constructor
-that is given a local path never asks the hub.
+A path is a local file, a local directory, a folder of an installed package
+(:mod:`rwguidance.support.packaged`), or ``hf://owner/repository[@revision]``, which goes through
+the cache of huggingface_hub. Without a path, the published files are meant. A constructor that is
+given a local path never asks the hub.
 """
 
 import hashlib
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from rwguidance.support import outside
 from rwguidance.support.outside import on_hub, split_hub
-from rwguidance_testbed import shipped
+from rwguidance.support.packaged import in_package, package_folder, package_of
 
-from .base import SHIPPED, RewardFile, RewardSpec
+from .base import RewardFile, RewardSpec
 
 __all__ = [
     "PathLike",
@@ -59,8 +60,8 @@ def find_file(
     Arguments:
         spec: The reward, for messages.
         file: Which file.
-        path: The file itself, a directory that holds a file of this name, ``hf://...`` for another
-            repository, or None for the published one.
+        path: The file itself, a directory that holds a file of this name, ``hf://...`` or
+            ``package://...`` for another place, or None for the published one.
         verify: Whether to compare with the digest of the published file, if that is known.
 
     Raises:
@@ -69,7 +70,7 @@ def find_file(
         ValueError: If the digest differs.
     """
 
-    if path is None or on_hub(path):
+    if path is None or on_hub(path) or in_package(path):
         found = _download(spec, file, str(path) if path is not None else file.source)
     else:
         found = Path(path).expanduser()
@@ -214,8 +215,8 @@ def assign_weights(
 
 
 def _download(spec: RewardSpec, file: RewardFile, source: str) -> Path:
-    if source == SHIPPED:
-        return shipped.folder(spec.name) / file.name
+    if in_package(source):
+        return package_folder(source) / file.name
     if not on_hub(source):
         return _from_web(spec, file, source)
     hub = require("huggingface_hub", spec.name)
@@ -247,11 +248,11 @@ def _from_web(spec: RewardSpec, file: RewardFile, url: str) -> Path:
 
 
 def _how_to_get(spec: RewardSpec, file: RewardFile) -> str:
-    if file.source == SHIPPED:
+    if in_package(file.source):
         files = " and ".join(other.name for other in spec.files)
         return (
-            f"{spec.name} needs {files}; without path= it is what comes with rwguidance, and "
-            f"`python -m rwguidance_testbed.{shipped.MODELS[spec.name]}` trains another"
+            f"{spec.name} needs {files}; without path= they come with {package_of(file.source)}"
+            + (f", and {spec.card} says how they were made" if spec.card else "")
         )
     sources: dict[str, list[str]] = {}
     for other in spec.files:

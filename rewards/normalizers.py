@@ -25,16 +25,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor
 
 from rwguidance.schedules import working_dtype
-from rwguidance.support.conditions import condition_keys, describe_keys
+from rwguidance.support.conditions import describe_keys
 from rwguidance.support.files import replacing
 
 from .base import as_strings
+from .fitting import Moments, as_bank, fit_moments, fit_ranks
 
 __all__ = ["Affine", "Moments", "Normalizer", "Rank", "ZScore"]
 
@@ -51,7 +52,7 @@ class Normalizer(ABC):
     A subclass is a frozen dataclass of numbers and strings, and checks them when it is made.
 
     Arguments:
-        source: Where the statistics come from, such as "pickscore, 500 images of 20 prompts of
+        source: Origin of the statistics, such as "pickscore, 500 images of 20 prompts of
             SDXL-Turbo".
         n: Number of values that the statistics were fitted to; None if they were not fitted.
     """
@@ -65,18 +66,23 @@ class Normalizer(ABC):
 
         Arguments:
             values: Rewards in reward units, with shape (\*A, B). May hold -inf.
-            prompts: The prompt of each entry of the last axis, B of them; ignored if the normalizer
-                is the same for all prompts.
+            prompts: B prompts, one per entry of the last axis; ignored if the normalizer is the
+                same for all prompts.
         """
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether the map depends on the prompt."""
+        """True if the map depends on the prompt."""
 
         return False
 
     def interval(self, low: float, high: float) -> tuple[float, float]:
-        """The range of the normalized rewards, given that of the rewards, for a monotone map."""
+        """The range of the normalized rewards, for a monotone map.
+
+        Arguments:
+            low: Smallest reward, in reward units.
+            high: Largest reward, in reward units.
+        """
 
         ends = self(torch.tensor([low, high], dtype=torch.float64)).tolist()
         return min(ends), max(ends)
@@ -139,15 +145,15 @@ class Affine(Normalizer):
     r"""Change of units, :math:`a \, r + b`.
 
     Arguments:
-        scale: a, not 0, in new units per reward unit. A negative one turns a zero weight, -inf,
+        scale: a, not 0, in new units per reward unit. A negative scale turns a zero weight, -inf,
             into +inf, which no reward may return.
         shift: b, in new units.
-        source: Where they come from.
-        n: Number of values they were fitted to, if they were.
+        source: Origin of scale and shift.
+        n: Number of values they were fitted to; None if they were not fitted.
 
     Raises:
-        TypeError: If they are not numbers.
-        ValueError: If they are not finite, or the scale is 0.
+        TypeError: If scale or shift is not a number.
+        ValueError: If scale or shift is not finite, or the scale is 0.
     """
 
     scale: float
@@ -165,26 +171,18 @@ class Affine(Normalizer):
         return self.scale * _wide(values) + self.shift
 
 
-class Moments(NamedTuple):
-    """Mean and standard deviation, in reward units, of `n` rewards."""
-
-    mean: float
-    std: float
-    n: int | None = None
-
-
 @dataclass(frozen=True)
 class ZScore(Normalizer):
     r"""Standard deviations above the mean, :math:`(r - \mu(y)) / s(y)`, dimensionless.
 
     Arguments:
-        mean: Of all rewards, in reward units.
-        std: Their standard deviation, positive, in reward units.
-        prompts: The moments of single prompts; empty uses those of all rewards for every prompt.
-        pool_unseen: What happens to prompts that are not among `prompts`: False raises, True uses
-            the moments of all rewards. These are on another scale: the standard deviation over
-            prompts is that of images plus that of prompt means.
-        source: Where the statistics come from.
+        mean: Mean of all rewards, in reward units.
+        std: Standard deviation of all rewards, positive, in reward units.
+        prompts: Moments of single prompts; empty uses those of all rewards for every prompt.
+        pool_unseen: Whether prompts that are not among `prompts` use the moments of all rewards;
+            False raises. These are on another scale: the standard deviation over prompts is that of
+            images plus that of prompt means.
+        source: Origin of the statistics.
         n: Number of all rewards.
 
     Raises:
@@ -221,9 +219,11 @@ class ZScore(Normalizer):
 
         Arguments:
             values: Rewards in reward units, finite, with shape (n,).
-            prompts: The prompt of each, for moments per prompt; None for those of all rewards only.
-            source: Where the values come from.
-            pool_unseen: See :class:`ZScore`.
+            prompts: The prompt of each reward, for moments per prompt; None takes only the moments
+                of all rewards.
+            source: Origin of the values.
+            pool_unseen: Whether unseen prompts use the moments of all rewards, see
+                :class:`ZScore`.
 
         Raises:
             TypeError: If the prompts are not strings.
@@ -231,21 +231,21 @@ class ZScore(Normalizer):
                 equal ones, for a prompt or in all; names the prompt.
         """
 
-        rewards = _bank(values, prompts)
+        rewards = as_bank(values, prompts)
         texts = None if prompts is None else as_strings(prompts, len(rewards))
         of_prompt: dict[str, list[int]] = {}
         for i, text in enumerate(texts or ()):
             of_prompt.setdefault(text, []).append(i)
         moments = {
-            text: _moments(rewards[rows], f" for prompt {text!r}")
+            text: fit_moments(rewards[rows], f" for prompt {text!r}")
             for text, rows in of_prompt.items()
         }
-        mean, std, n = _moments(rewards, "")
+        mean, std, n = fit_moments(rewards)
         return cls(mean, std, moments, pool_unseen, source=source, n=n)
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether there are moments of single prompts."""
+        """True if there are moments of single prompts."""
 
         return bool(self.prompts)
 
@@ -294,13 +294,13 @@ class Rank(Normalizer):
 
     Arguments:
         values: Distinct rewards, at least two, ascending, in reward units.
-        ranks: Their mid-ranks, ascending, in (0, 1).
-        source: Where the values come from.
+        ranks: Mid-ranks of the values, ascending, in (0, 1).
+        source: Origin of the values.
         n: Number of values before equal ones were joined.
 
     Raises:
-        TypeError: If they are not numbers.
-        ValueError: If they are not ascending and finite, or the lengths differ.
+        TypeError: If a value or rank is not a number.
+        ValueError: If values or ranks are not ascending and finite, or their lengths differ.
     """
 
     values: tuple[float, ...]
@@ -325,19 +325,14 @@ class Rank(Normalizer):
 
         Arguments:
             values: Rewards in reward units, finite, with shape (n,).
-            source: Where they come from.
+            source: Origin of the rewards.
 
         Raises:
             ValueError: If a value is not finite, or there are not two different ones.
         """
 
-        rewards = _bank(values)
-        distinct, counts = rewards.unique(sorted=True, return_counts=True)
-        if len(distinct) < 2:
-            raise ValueError(_too_few(len(rewards), "") or _constant(rewards, ""))
-        middle = counts.cumsum(0).double() - counts.double() / 2
-        ranks = (middle / len(rewards)).tolist()
-        return cls(tuple(distinct.tolist()), tuple(ranks), source=source, n=len(rewards))
+        rewards = as_bank(values)
+        return cls(*fit_ranks(rewards), source=source, n=len(rewards))
 
     def __call__(self, values: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
         r"""Ranks in (0, 1), dimensionless, with the shape of `values`, (\*A, B).
@@ -361,7 +356,7 @@ class Rank(Normalizer):
         return numpy.asarray(self.values), numpy.asarray(self.ranks)
 
     def interval(self, low: float, high: float) -> tuple[float, float]:
-        """(0, 1), whatever the rewards."""
+        """The interval (0, 1), whatever the rewards."""
 
         return 0.0, 1.0
 
@@ -385,41 +380,3 @@ def _positive(name: str, value: Any) -> float:
     if _finite(name, value) <= 0:
         raise ValueError(f"{name} must be positive, got {float(value)}")
     return float(value)
-
-
-def _bank(values: Tensor | Sequence[float], prompts: Any = None) -> Tensor:
-    """Rewards to fit to, in float64 on the CPU."""
-
-    if not isinstance(values, Tensor):
-        values = torch.tensor(list(values), dtype=torch.float64)
-    rewards = values.detach().double().cpu()
-    if rewards.ndim != 1:
-        raise ValueError(f"values must have shape (n,), got {tuple(rewards.shape)}")
-    bad = (~rewards.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        keys = condition_keys(prompts, len(rewards), "prompts")
-        where = f" of prompt {keys[bad[0]]!r}" if keys else ""
-        raise ValueError(
-            f"values must be finite to fit statistics, got {rewards[bad[0]]} as item {bad[0]}"
-            f"{where}; leave out zero weights, -inf"
-        )
-    return rewards
-
-
-def _moments(rewards: Tensor, where: str) -> Moments:
-    few = _too_few(len(rewards), where)
-    if few:
-        raise ValueError(few)
-    mean, std = rewards.mean().item(), rewards.std().item()
-    if bool((rewards == rewards[0]).all()) or not 0 < std < math.inf:
-        raise ValueError(_constant(rewards, where))
-    return Moments(mean, std, len(rewards))
-
-
-def _too_few(n: int, where: str) -> str:
-    return f"statistics need at least two values{where}, got {n}" if n < 2 else ""
-
-
-def _constant(rewards: Tensor, where: str) -> str:
-    low, high = rewards.min().item(), rewards.max().item()
-    return f"statistics need values that vary{where}, got {len(rewards)} from {low:g} to {high:g}"

@@ -1,4 +1,4 @@
-r"""From images to what a tower sees: resizing exactly as the reference does, with gradients.
+r"""Preprocessing of images for a tower: resizing exactly as the reference does, with gradients.
 
 Most references hand 8-bit images to PIL. PIL resizes columns, rounds to 8 bits, resizes rows, and
 rounds again; its coefficients are integers over :math:`2^{22}`. All of that fits exactly into
@@ -46,21 +46,25 @@ Window = tuple[int, int]
 
 
 def check_mode(mode: str) -> None:
-    """Raises a ValueError that names the modes, for anything else."""
+    """Checks the name of a mode.
+
+    Raises:
+        ValueError: If there is no such mode; names the modes.
+    """
 
     if mode not in ("reference", "fast"):
         raise ValueError(f"preprocessing must be 'reference' or 'fast', got {mode!r}")
 
 
 def center_crop(images: Tensor, size: int, mode: Mode, half_up: bool) -> Tensor:
-    """Shorter side to `size`, bicubic, longer side in proportion, then the central square.
+    """The central square of images whose shorter side is resized to `size`, bicubic.
 
     Arguments:
-        images: In [0, 1], with shape (B, 3, H, W).
+        images: Images in [0, 1], with shape (B, 3, H, W).
         size: Side of the square, in pixels.
-        mode: See :func:`resize`.
-        half_up: Where the crop starts when the margin is odd. False rounds down, as transformers'
-            CLIP processor does; True rounds the half to even, as torchvision does.
+        mode: ``"reference"`` or ``"fast"``, see :func:`resize`.
+        half_up: Rounding of an odd margin. False rounds down, as transformers' CLIP processor does;
+            True rounds the half to even, as torchvision does.
     """
 
     height, width = images.shape[-2:]
@@ -71,20 +75,25 @@ def center_crop(images: Tensor, size: int, mode: Mode, half_up: bool) -> Tensor:
 
 
 def squash(images: Tensor, size: int, mode: Mode) -> Tensor:
-    """Both sides to `size`, bicubic, whatever the proportions. Shapes as in :func:`center_crop`."""
+    """Images whose sides are both resized to `size`, bicubic, whatever the proportions.
+
+    Arguments are those of :func:`center_crop`.
+    """
 
     return resize(images, (size, size), mode)
 
 
 def letterbox(images: Tensor, size: int) -> Tensor:
-    """Longer side to `size`, bicubic and antialiased in floating point, black bars around.
+    """Images whose longer side is resized to `size`, in a square with black bars.
+
+    Resizing is bicubic and antialiased, in floating point.
 
     This is what HPSv2 does, before it normalizes: nothing is clamped, so that values leave [0, 1]
     at sharp edges. Where the reference fails, this does not: a longer side of exactly `size` is
     padded, too, and a side shorter than half a pixel becomes one pixel.
 
     Arguments:
-        images: In [0, 1], with shape (B, 3, H, W).
+        images: Images in [0, 1], with shape (B, 3, H, W).
         size: Side of the square, in pixels.
     """
 
@@ -111,20 +120,20 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def resize(
     images: Tensor, size: tuple[int, int], mode: Mode, windows: Sequence[Window] | None = None
 ) -> Tensor:
-    r"""Bicubic resizing as PIL does it, antialiased when shrinking.
+    r"""Resizes images as PIL does, bicubic, antialiased when shrinking.
 
     Arguments:
-        images: In [0, 1], with shape (B, 3, H, W).
+        images: Images in [0, 1], with shape (B, 3, H, W).
         size: New height and width, in pixels.
         mode: ``"reference"`` first rounds to 8 bits, as saving the image would, and then returns
             PIL's pixels exactly; its gradient is that of the linear map, as if nothing were
             rounded or clamped. ``"fast"`` is the linear map itself.
-        windows: What to keep of the result along height and width; computes nothing else. None
+        windows: Part to keep of the result along height and width; nothing else is computed. None
             keeps everything.
 
     Returns:
-        In float32 or wider, with shape (B, 3, \*size) or that of the windows. In [0, 1] if the mode
-        is ``"reference"``; ``"fast"`` overshoots at edges.
+        Images in float32 or wider, with shape (B, 3, \*size) or that of the windows. They are in
+        [0, 1] if the mode is ``"reference"``; ``"fast"`` overshoots at edges.
 
     References:
         | Pillow, the function ImagingResample of its source, https://github.com/python-pillow/Pillow
@@ -147,7 +156,7 @@ def resize(
 
 
 class _EightBit(torch.autograd.Function):
-    """Columns before rows, rounded before, between and after; the gradient ignores the rounding."""
+    """PIL's resizing of columns, then rows; the gradient ignores the roundings in between."""
 
     @staticmethod
     def forward(images: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which images go with which prompts: folders, files of prompts, and texts beside images.
+"""Pairs of images and prompts, from folders, files of prompts, and texts beside images.
 
 Prompts come from one of four places, and the place decides what is scored.
 
@@ -46,9 +46,9 @@ class Item(NamedTuple):
     """An image and the prompts that it is scored with.
 
     Arguments:
-        image: Its path relative to the folder, with slashes.
-        prompts: At least one; a single empty one for images alone.
-        problem: Why it cannot be scored, if that is known before opening it.
+        image: Path of the image relative to the folder, with slashes.
+        prompts: The prompts, at least one; a single empty one for images alone.
+        problem: Reason why it cannot be scored, if one is known before opening it.
     """
 
     image: str
@@ -58,14 +58,14 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be scored, in the order of the result's rows.
+    """Images to score and their prompts, in the order of the result's rows.
 
     Arguments:
-        folder: Where the images are.
+        folder: The folder of the images.
         items: The images in natural order of their paths (``2.png`` before ``10.png``).
         matrix: Whether every image has the same prompts.
         prompted: Whether there are prompts at all.
-        notes: What the user should know, in sentences, such as that images were left out.
+        notes: Sentences that the user should read, such as that images were left out.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ def plan(
     """Reads names and prompts, and opens no image.
 
     Arguments:
-        folder: Where the images are, see :func:`find_images`.
+        folder: The folder of the images, see :func:`find_images`.
         prompts: A file of prompts, ``"sidecar"``, or None for images alone; see the module.
         pairs: Whether a file that names no images gives the i-th prompt to the i-th image.
 
@@ -231,7 +231,7 @@ def _read_jsonl(path: Path) -> Iterator[Prompt]:
 
 
 def _image_key(path: Path, line: int, keys: list[str]) -> str | None:
-    """Which of the keys names the image; None if none does."""
+    """The key that names the image; None if none does."""
 
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
@@ -273,7 +273,7 @@ def _text(path: Path) -> str:
 
 
 def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Job:
-    """Pairs of a file that names images."""
+    """The job of a file that names images."""
 
     _refuse_repeated(file, found, "remove one")
     known = {unicodedata.normalize("NFC", image): image for image in images}
@@ -321,7 +321,7 @@ def _resolve(root: Path, known: dict[str, str], file: Path, prompt: Prompt) -> s
 
 
 def _beside(root: Path, images: list[str]) -> list[Item]:
-    """Every image with the text of the same stem; images without one have a problem."""
+    """Items of every image with the text of the same stem; images without one have a problem."""
 
     items = []
     for image in images:
@@ -362,7 +362,7 @@ def _with_notes(root: Path, items: list[Item], matrix: bool, notes: list[str] | 
 
 
 def _natural(path: str) -> tuple[Any, ...]:
-    """Sorts numbers by value and letters regardless of case, folder by folder."""
+    """A key that sorts numbers by value and letters regardless of case, folder by folder."""
 
     parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.split("/")]
     key = [[int(s) if i % 2 else s for i, s in enumerate(part)] for part in parts]

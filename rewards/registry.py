@@ -41,11 +41,7 @@ def register(name: str) -> Callable[[R], R]:
         ValueError: If the name is already taken, or is not the name in the spec.
     """
 
-    def add(reward: R) -> R:
-        _registry.register(name)(reward)
-        return reward
-
-    return add
+    return _registry.register(name)
 
 
 def load(

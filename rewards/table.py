@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import overload
 
-from .base import SHIPPED, RewardFile, RewardSpec
+from rwguidance.support.packaged import in_package
+
+from .base import RewardFile, RewardSpec
 
 __all__ = ["HEADINGS", "RewardTable", "cells", "column_widths", "facts"]
 
@@ -133,12 +135,13 @@ def facts(spec: RewardSpec) -> dict[str, str]:
         )
         or "none",
         "parity": spec.parity or "not stated",
+        "card": spec.card or "none",
         "citation": spec.citation,
     }
 
 
 def _digest(file: RewardFile) -> str:
-    return file.digest or ("in hashes.json, beside it" if file.source == SHIPPED else "unknown")
+    return file.digest or ("in its package" if in_package(file.source) else "unknown")
 
 
 def _yes(flag: bool | None) -> str:

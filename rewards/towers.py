@@ -1,4 +1,4 @@
-r"""What rewards with a frozen image tower share: float32 heads, cached prompts, checkpointing.
+r"""Parts of rewards with a frozen image tower: float32 heads, cached prompts, checkpointing.
 
 A two-tower reward is a function of :math:`\cos(e_x, e_y)`, the cosine between the embeddings of
 image and prompt. Towers may run in half precision; normalization, product and scale do not.
@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from rwguidance.schedules import working_dtype
 
 from .base import Reward, as_strings
-from .images import Images
 
 __all__ = ["AffineHead", "EmbeddingReward", "LogitScale", "WideModule", "checkpoint_layers", "unit"]
 
@@ -65,7 +64,7 @@ class AffineHead(WideModule):
     Arguments:
         weights: The tensors of the stack by name, "...<number>.weight" and "...<number>.bias",
             which apply in the order of the numbers.
-        where: Where they came from, for messages.
+        where: Origin of the tensors, for messages.
 
     Raises:
         ValueError: If they are not a stack of linear layers that ends in one number.
@@ -92,7 +91,15 @@ class AffineHead(WideModule):
         self.bias: Tensor
 
     def check_width(self, width: int, where: object) -> None:
-        """Raises a ValueError if the embeddings that the head expects have another width."""
+        """Checks the width of the embeddings that the head expects.
+
+        Arguments:
+            width: Number of entries of the tower's embeddings.
+            where: Origin of the head, for the message.
+
+        Raises:
+            ValueError: If the head is for embeddings of another width.
+        """
 
         if len(self.weight) != width:
             raise ValueError(
@@ -108,7 +115,7 @@ class AffineHead(WideModule):
 
 
 def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
-    """Lets layers recompute their activations in the backward pass instead of keeping them."""
+    """Makes layers recompute their activations in the backward pass instead of keeping them."""
 
     for layer in layers:
         layer.forward = _Checkpointed(layer.forward)
@@ -147,11 +154,6 @@ class EmbeddingReward(Reward):
     @abstractmethod
     def value(self, cosine: Tensor) -> Tensor:
         """Rewards for cosines of any shape, in reward units."""
-
-    def encode_images(self, images: Images) -> Tensor:
-        """Unit embeddings of images, as :meth:`Reward.__call__` takes them, with shape (B, D)."""
-
-        return self._groups(images).reduce(lambda pixels, _: unit(self.embed_images(pixels)))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Unit embeddings of prompts, cached, with shape (B, D)."""
@@ -196,6 +198,8 @@ class EmbeddingReward(Reward):
         return torch.stack([known[prompt] for prompt in prompts])
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads weights as every module does, and drops the cached embeddings."""
+
         self.forget_prompts()
         return super().load_state_dict(*args, **kwargs)
 

@@ -74,7 +74,7 @@ class UnifiedReward(Reward):
     Raises:
         TypeError: If `path` and `model` are both given.
         FileNotFoundError: If there is no model at `path`.
-        ValueError: Of a call, if `model` does not return one text per image.
+        ValueError: When called: if `model` does not return one text per image.
 
     References:
         | Unified Reward Model for Multimodal Understanding and Generation (Wang et al., 2025),

@@ -40,12 +40,13 @@ class VisionLanguageModel(nn.Module, ABC):
         """Log-probabilities of the tokens of given answers, each after those before it.
 
         Arguments:
-            images: In [0, 1], sRGB, with shape (B, 3, H, W).
-            questions: One per image, as a user would write it; a chat template is the model's own.
-            answers: One per image.
+            images: Images in [0, 1], sRGB, with shape (B, 3, H, W).
+            questions: One question per image, as a user would write it; a chat template is the
+                model's own.
+            answers: One answer per image.
 
         Returns:
-            For each image one tensor in float32 or wider, in nats, with shape (T,), where T is the
+            One tensor per image, in float32 or wider, in nats, with shape (T,), where T is the
             number of tokens of its answer. A token that ends the answer does not count.
         """
 
@@ -54,8 +55,8 @@ class VisionLanguageModel(nn.Module, ABC):
         """The most likely continuation token by token, without randomness, one text per image.
 
         Arguments:
-            images: In [0, 1], sRGB, with shape (B, 3, H, W).
-            instructions: One per image.
+            images: Images in [0, 1], sRGB, with shape (B, 3, H, W).
+            instructions: One instruction per image.
         """
 
     def log_likelihood(
@@ -73,7 +74,7 @@ class LazyModule(nn.Module, ABC):
     """A module that builds its network at the first use, where it has been moved to until then.
 
     Arguments:
-        dtype: What the network is cast to, unless this module is cast before or after.
+        dtype: Precision that the network is cast to, unless this module is cast before or after.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -84,7 +85,7 @@ class LazyModule(nn.Module, ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Reads the network from its files, on the CPU."""
+        """The network, read from its files, on the CPU."""
 
     @property
     def network(self) -> Any:
@@ -110,9 +111,9 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
 
     Arguments:
         path: A directory with the model and its processor, or ``hf://owner/name[@revision]``.
-        dtype: What the model is cast to. A model of 7e9 parameters takes 15 GB in bfloat16, and
-            twice that in float32.
-        max_new_tokens: Where :meth:`generate` stops at the latest.
+        dtype: Precision that the model is cast to. A model of 7e9 parameters takes 15 GB in
+            bfloat16, and twice that in float32.
+        max_new_tokens: Largest number of tokens that :meth:`generate` writes.
 
     Raises:
         FileNotFoundError: If there is no model in the directory.
@@ -241,7 +242,7 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         return {k: move(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     def _load(self, factory: Any, **options: Any) -> Any:
-        """What `factory` makes of the files; code that comes with them is never executed."""
+        """The product of `factory` and the files; code that comes with them is never executed."""
 
         if not on_hub(self.path):
             options["local_files_only"] = True
@@ -255,7 +256,7 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
 def load_vlm(
     path: PathLike, dtype: torch.dtype = torch.bfloat16, max_new_tokens: int = 512
 ) -> VisionLanguageModel:
-    """A model of transformers, see :class:`TransformersVLM` for arguments and errors."""
+    """A model of transformers; arguments and errors are those of :class:`TransformersVLM`."""
 
     return TransformersVLM(path, dtype, max_new_tokens)
 

@@ -36,13 +36,13 @@ class VQAScore(Reward):
         path: Directory with a model of transformers, or ``hf://owner/name``, read at the first
             score, in bfloat16 unless cast.
         model: A vision-language model, instead.
-        question: What is asked, with ``{prompt}`` where the prompt goes.
-        answer: Whose probability is the score.
+        question: The question, with ``{prompt}`` where the prompt goes.
+        answer: The answer whose probability is the score.
 
     Raises:
         TypeError: If neither or both of `path` and `model` are given.
         FileNotFoundError: If there is no model at `path`.
-        ValueError: If `question` does not hold ``{prompt}``, or `answer` is empty. Of a call, if
+        ValueError: If `question` does not hold ``{prompt}``, or `answer` is empty. When called: if
             `model` does not return what it should.
 
     References:

@@ -1,6 +1,10 @@
 r"""Reward-weighted guidance: samples of :math:`p(x|y) \exp(r(x,y) / \beta)` from a frozen model."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import toy
+from .backbone import Backbone
 from .bank import Bank
 from .estimators import (
     ConditionalExpectation,
@@ -26,12 +30,17 @@ from .schedules import (
     VESchedule,
     VPSchedule,
 )
+from .support.aliases import moved
 from .tilt import Tilt
+
+if TYPE_CHECKING:
+    from . import backbones, generation, networks, rewards, testing, training
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DDIM",
+    "Backbone",
     "Bank",
     "ConditionalExpectation",
     "CosineSchedule",
@@ -62,10 +71,33 @@ __all__ = [
     "VPSchedule",
     "VelocityModel",
     "__version__",
+    "backbones",
     "best_of_n",
     "flow_map",
+    "generation",
+    "networks",
     "pcn",
+    "rewards",
     "sample",
     "soft_best_of_n",
+    "testing",
     "toy",
+    "training",
 ]
+
+_LAZY = ("backbones", "generation", "networks", "rewards", "testing", "training")
+"""Subpackages that are imported when they are first asked for."""
+
+moved("rwguidance.cli", "rwguidance.app.cli")
+for _name in ("conditions", "files", "fingerprint", "memory", "outside", "randomness", "registry"):
+    moved(f"rwguidance.{_name}", f"rwguidance.support.{_name}")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,4 +1,4 @@
-"""What a pretrained text-to-image model is to the library: a model and its two ends."""
+"""Pretrained text-to-image models, as the library sees them: a model and its two ends."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -34,22 +34,22 @@ class Backbone(Model, ABC):
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Any:
-        """What the network is conditioned on, encoded once per run.
+        """Encodes prompts, once per run, into what the network is conditioned on.
 
         The result has a length and iterates over the prompts, one per sample, since banks and
         rewards tell conditions apart by them; how it holds its embeddings is its own affair.
 
         Arguments:
-            prompts: One per sample.
+            prompts: One prompt per sample.
         """
 
     @abstractmethod
     def draw_noise(self, n: int, generator: Generators = None) -> Tensor:
-        r"""States at the noise end, `times(steps)[0]`, scaled by its :math:`\sigma`.
+        r"""Draws states at the noise end, `times(steps)[0]`, scaled by its :math:`\sigma`.
 
         Arguments:
             n: Number of states.
-            generator: Source of randomness, one or one per state.
+            generator: Source of randomness: one, or one per state.
 
         Returns:
             States with shape (n, \*event), on the device and in the dtype of the network.
@@ -57,7 +57,7 @@ class Backbone(Model, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        r"""Images of clean states: floating point in [0, 1], sRGB, with shape (B, 3, H, W).
+        r"""Returns images of clean states: floating point in [0, 1], sRGB, with shape (B, 3, H, W).
 
         Differentiable in the latents, for rewards whose gradients are wanted.
 
@@ -67,7 +67,7 @@ class Backbone(Model, ABC):
 
     @abstractmethod
     def times(self, steps: int) -> Tensor:
-        """The times that the model's authors recommend, as :func:`rwguidance.sample` takes them.
+        """Returns the times that the model's authors recommend, for :func:`rwguidance.sample`.
 
         Arguments:
             steps: Number of steps, at least 1.

@@ -31,9 +31,9 @@ class Bank:
             condition.
         rewards: Raw rewards in reward units, with shape (N,), or (N, R) for R rewards; None if not
             scored yet.
-        origin: What made the draws and the rewards, by name, in values that JSON can hold (such as
-            a :func:`rwguidance.support.fingerprint.fingerprint` of the model); None if nobody said.
-            See :meth:`check_origin`.
+        origin: Names and values of what made the draws and the rewards, such as a
+            :func:`rwguidance.support.fingerprint.fingerprint` of the model, in values that JSON can
+            hold; None if it is not known. See :meth:`check_origin`.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.
@@ -82,10 +82,10 @@ class Bank:
         return len(self.x_0)
 
     def check_origin(self, **expected: Any) -> None:
-        """Checks that the bank was made of what one thinks it was.
+        """Checks what the bank was made of.
 
         Arguments:
-            expected: Some entries of the origin: `bank.check_origin(backbone=fingerprint(model))`.
+            expected: Entries of the origin: `bank.check_origin(backbone=fingerprint(model))`.
 
         Raises:
             ValueError: If the origin lacks one of them, or has another value.
@@ -101,11 +101,11 @@ class Bank:
             raise ValueError(f"this bank is of another origin: {details}")
 
     def scored(self, tilt: Tilt, batch_size: int = 64, progress: bool = False) -> "Bank":
-        """The same draws with the rewards of `tilt`, evaluated in batches without gradients.
+        """Returns the same draws with the rewards of `tilt`, scored in batches without gradients.
 
         Arguments:
-            tilt: Whose rewards (not temperatures) to store.
-            batch_size: Draws that are decoded and scored at once.
+            tilt: The tilt whose rewards (not temperatures) are stored.
+            batch_size: Number of draws that are decoded and scored at once.
             progress: Whether to show a progress bar.
 
         Raises:
@@ -131,7 +131,7 @@ class Bank:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Bank":
-        """The same bank with its draws on `device` in `dtype`; rewards keep their precision."""
+        """Returns the bank with its draws on `device` in `dtype`; rewards keep their precision."""
 
         rewards = None if self.rewards is None else self.rewards.to(device=device)
         return replace(self, x_0=self.x_0.to(device=device, dtype=dtype), rewards=rewards)

@@ -22,7 +22,7 @@ def sliced_wasserstein(
         y: Samples, with shape (M, \*event). If M differs from N, the larger set's quantiles are
             taken at those of the smaller.
         projections: Number of random directions.
-        generator: Draws the directions.
+        generator: Source of randomness of the directions.
 
     Raises:
         ValueError: If a set is empty or the event shapes differ.

@@ -27,10 +27,10 @@ class GuidedModel(Model):
 
     Arguments:
         base: The pretrained model.
-        estimator: Gives the shift.
-        scale: Multiplies the shift; 1 is exact. A number, or a function of the time.
-        window: Closed interval of times (low, high) in which to guide. A batch of times may lie
-            partly inside.
+        estimator: The estimator of the shift.
+        scale: Factor of the shift, 1 for the exact one: a number, or a function of the time.
+        window: Closed interval of times (low, high) in which the model is guided. A batch of times
+            may lie partly inside.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -87,7 +87,12 @@ class GuidedModel(Model):
 
 
 def check_strength(scale: float | Callable[[Tensor], Tensor], window: tuple[float, float]) -> None:
-    """Checks scale and window of a :class:`GuidedModel`, which raises what this raises."""
+    """Checks the scale and the window of a :class:`GuidedModel`.
+
+    Raises:
+        TypeError: If one of them is of the wrong kind.
+        ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
+    """
 
     if not callable(scale):
         if not isinstance(scale, SupportsFloat):

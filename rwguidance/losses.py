@@ -127,7 +127,7 @@ def marginal_residual(shift: Tensor, mean: Tensor, x_0: Tensor, log_w: Tensor) -
         shift: The network's G, in data units, with shape (B, \*event).
         mean: The base model's posterior mean D, in data units, with shape (B, \*event).
         x_0: The clean draws, in data units, with shape (B, \*event).
-        log_w: Their log-weights, in nats, with shape (B,). Center them first.
+        log_w: Log-weights of the clean draws, in nats, with shape (B,). Center them first.
 
     References:
         | On the Guidance of Flow Matching (Feng et al., 2025), arXiv:2502.02150
@@ -150,7 +150,7 @@ def centered_residual(
         shift: The network's G, in data units, with shape (B, \*event).
         mean: The base model's posterior mean D, in data units, with shape (B, \*event).
         x_0: The clean draws, in data units, with shape (B, \*event).
-        log_w: Their log-weights, in nats, with shape (B,).
+        log_w: Log-weights of the clean draws, in nats, with shape (B,).
         log_h: :math:`\log h_t(x_t)`, in nats, with shape (B,), known or learned; not trained here.
     """
 

@@ -29,9 +29,9 @@ from .models import Model
 from .samplers import Sampler, sample
 from .schedules import working_dtype
 from .support.conditions import condition_keys, describe_keys, take
-from .support.randomness import Generators, normal
+from .support.randomness import Generators
 from .tilt import Tilt
-from .weights import ess, log_mean_exp, pareto_k
+from .weights import ess, gumbel, log_mean_exp, log_uniform, pareto_k
 
 __all__ = ["Draw", "Generate", "Selection", "best_of_n", "flow_map", "pcn", "soft_best_of_n"]
 
@@ -48,10 +48,10 @@ class Selection:
 
     Arguments:
         x_0: Clean states, with shape (B, \*event).
-        noise: What the generator made them from, with shape (B, \*shape of the noise).
-        log_w: Their log-weights, in nats, with shape (B,).
-        evaluations: Clean states that were generated and scored for each output.
-        diagnostics: How far to trust them, each with shape (B,).
+        noise: The noise that they were generated from, with shape (B, \*shape of the noise).
+        log_w: Log-weights of the clean states, in nats, with shape (B,).
+        evaluations: Number of clean states that were generated and scored for each output.
+        diagnostics: Measures of how far to trust the states, each with shape (B,).
     """
 
     x_0: Tensor
@@ -62,15 +62,15 @@ class Selection:
 
 
 def flow_map(model: Model, sampler: Sampler, times: Tensor | Sequence[float]) -> Generate:
-    r"""The generator that runs a sampler without randomness, such as DDIM(eta=0) or Heun.
+    r"""Makes the generator that runs a sampler without randomness, such as DDIM(eta=0) or Heun.
 
     A last step to :math:`\sigma = 0` draws nothing for any eta, so that DDIM of any eta passes if
     it is the only step. For a sampler that does draw, write a function that hands it a generator.
 
     Arguments:
         model: The model whose law is to be tilted.
-        sampler: Makes one step.
-        times: As :func:`rwguidance.sample` takes them.
+        sampler: The sampler, which makes one step.
+        times: Times of the run, as :func:`rwguidance.sample` takes them.
 
     Returns:
         A function (noise, condition) -> clean states. It raises ValueError if a step asks for
@@ -92,7 +92,7 @@ def best_of_n(
     generator: Generators = None,
     batch_size: int | None = None,
 ) -> Selection:
-    r"""The candidate of the largest log-weight among `n`, for every output.
+    r"""Selects the candidate of the largest log-weight among `n`, for every output.
 
     This maximizes; it is not a draw of the tilted law and does not depend on beta, if there is one
     reward. Its law is at most :math:`\log n - (n - 1) / n` nats away from that of the generator.
@@ -100,14 +100,14 @@ def best_of_n(
     Arguments:
         generate: The generator.
         tilt: The tilt.
-        draw: Draws noise, from one generator per row where it is given several.
+        draw: A function that draws noise, from one source per row where it is given several.
         outputs: Number of outputs B, at least 1.
-        n: Candidates per output, at least 1.
+        n: Number of candidates per output, at least 1.
         condition: Conditions of the B outputs, as
             :func:`rwguidance.support.conditions.take` takes them.
         generator: Source of randomness: one, or one per output. With one per output an output
             depends neither on the others nor on `batch_size`; with one for all, it does.
-        batch_size: States that are generated and scored at once. None is `outputs`.
+        batch_size: Number of states that are generated and scored at once. None is `outputs`.
 
     Returns:
         The candidates, of equal ones the first, with diagnostics of all `n` log-weights:
@@ -140,32 +140,14 @@ def soft_best_of_n(
     generator: Generators = None,
     batch_size: int | None = None,
 ) -> Selection:
-    r"""One candidate of `n` for every output, with probability :math:`\mathrm{softmax}(\log w)`.
+    r"""Draws one of `n` candidates for every output, by :math:`\mathrm{softmax}(\log w)`.
 
     Also known as sampling importance resampling (SIR). The law of the pick tends to the tilted law
     as 1 / n: n = 1 is a draw of the generator, and once ``ess`` is large, the pick is a draw of the
     tilted law. This takes more than :math:`\exp \mathrm{KL}(\tilde p \,\|\, p)` candidates; with
     fewer, it is hardly different from :func:`best_of_n`.
 
-    Arguments:
-        generate: The generator.
-        tilt: The tilt.
-        draw: Draws noise, from one generator per row where it is given several.
-        outputs: Number of outputs B, at least 1.
-        n: Candidates per output, at least 1.
-        condition: Conditions of the B outputs, as
-            :func:`rwguidance.support.conditions.take` takes them.
-        generator: Source of randomness: one, or one per output. With one per output an output
-            depends neither on the others nor on `batch_size`; with one for all, it does.
-        batch_size: States that are generated and scored at once. None is `outputs`.
-
-    Returns:
-        The picks, with the diagnostics of :func:`best_of_n`.
-
-    Raises:
-        ValueError: If all candidates of an output have zero weight; names the outputs. If a number
-            is out of range, or a length does not fit.
-        TypeError: If `tilt` is no Tilt, or noise or states are no batches of floating point.
+    Arguments, diagnostics and errors are those of :func:`best_of_n`.
 
     References:
         | Using the SIR algorithm to simulate posterior distributions (Rubin, 1988)
@@ -187,7 +169,7 @@ def pcn(
     generator: Generators = None,
     batch_size: int | None = None,
 ) -> Selection:
-    r"""Preconditioned Crank-Nicolson: a Markov chain per output that keeps the tilted law.
+    r"""Runs a Markov chain per output that keeps the tilted law: preconditioned Crank-Nicolson.
 
     .. math:: z' = \sqrt{1 - \rho^2} \, z + \rho \, \xi, \quad \xi \sim N(0, C), \qquad
         \text{accepted with probability } \min(1, w(G(z')) / w(G(z)))
@@ -201,16 +183,16 @@ def pcn(
 
     Arguments:
         generate: The generator.
-        tilt: The tilt. Weighs `start` anew, so that it may differ from the one that made it.
-        draw: Draws noise, from one generator per row where it is given several.
+        tilt: The tilt, which may differ from the one that made `start`: it weighs it anew.
+        draw: A function that draws noise, from one source per row where it is given several.
         start: One state per output, of the same generator and conditions.
-        steps: Steps of every chain, at least 1; each costs one call of the generator.
+        steps: Number of steps of every chain, at least 1; each costs one call of the generator.
         rho: Size of a step, in (0, 1].
         condition: Conditions of the B outputs, as
             :func:`rwguidance.support.conditions.take` takes them.
         generator: Source of randomness: one, or one per output. With one per output an output
             depends neither on the others nor on `batch_size`; with one for all, it does.
-        batch_size: Chains that run at once. None is all.
+        batch_size: Number of chains that run at once. None is all.
 
     Returns:
         The states after the last step, with the diagnostic ``acceptance``, the share of accepted
@@ -241,7 +223,7 @@ def pcn(
 
 @dataclass(frozen=True)
 class _Task:
-    """What all methods share: how to draw noise for some of the outputs, generate and score it."""
+    """The arguments that all methods share, and their use: draw noise, generate and score it."""
 
     generate: Generate
     tilt: Tilt
@@ -278,10 +260,17 @@ class _Task:
             for first in range(0, self.outputs, self.size)
         ]
 
+    def generators(self, rows: list[int]) -> Generators:
+        """Sources of randomness for the outputs `rows`."""
+
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            return self.generator
+        return [self.generator[row] for row in rows]
+
     def noise(self, rows: list[int]) -> Tensor:
         """Fresh noise for the outputs `rows`, which may repeat."""
 
-        noise = self.draw(len(rows), self._generators(rows))
+        noise = self.draw(len(rows), self.generators(rows))
         _check_batch(noise, len(rows), "draw must return noise")
         return noise
 
@@ -292,13 +281,6 @@ class _Task:
         x_0 = self.generate(noise, condition)
         _check_batch(x_0, len(rows), "generate must return states")
         return x_0, self.tilt(x_0, condition)
-
-    def log_uniform(self, rows: list[int], *shape: int) -> Tensor:
-        r"""Logarithms of uniform numbers, negative, with shape (len(rows), \*shape)."""
-
-        # of the normal distribution function at normal numbers: never 0, nor its log
-        z = normal((len(rows), *shape), self._generators(rows), "cpu", torch.float64)
-        return torch.special.log_ndtr(z)
 
     def check_weights(self, log_w: Tensor, rows: list[int], what: str) -> None:
         """Raises for outputs of `rows` whose log-weights, with shape (len(rows), n), are -inf."""
@@ -317,11 +299,6 @@ class _Task:
             return ""
         return "" if keys is None else f" (conditions {describe_keys(keys)})"
 
-    def _generators(self, rows: list[int]) -> Generators:
-        if self.generator is None or isinstance(self.generator, torch.Generator):
-            return self.generator
-        return [self.generator[row] for row in rows]
-
 
 def _select(task: _Task, n: int, soft: bool) -> Selection:
     if n < 1:
@@ -337,8 +314,8 @@ def _select_group(task: _Task, rows: list[int], n: int, soft: bool) -> tuple[Ten
     """Noise, states and log-weights of the picks, and all log-weights, (b, n)."""
 
     b, at_once = len(rows), max(1, task.size // len(rows))
-    # the largest of log w + Gumbel numbers is a draw from softmax(log w), and needs one pass only
-    gumbel = -torch.log(-task.log_uniform(rows, n)) if soft else torch.zeros(b, n)
+    # the largest of log w + Gumbel noise is a draw from softmax(log w), and needs one pass only
+    perturbation = gumbel((b, n), task.generators(rows)) if soft else torch.zeros(b, n)
     kept: tuple[Tensor, ...] = ()
     log_ws = []
     for first in range(0, n, at_once):
@@ -347,7 +324,7 @@ def _select_group(task: _Task, rows: list[int], n: int, soft: bool) -> tuple[Ten
         noise = task.noise(tiled)
         x_0, log_w = task.evaluate(noise, tiled)
         columns = log_w.reshape(count, b).mT
-        key = columns + gumbel[:, first : first + count].to(columns)
+        key = columns + perturbation[:, first : first + count].to(columns)
         top, candidate = key.max(1)
         best = candidate * b + torch.arange(b, device=candidate.device)
         new = (top, *(values[best.to(values.device)] for values in (noise, x_0, log_w)))
@@ -374,7 +351,8 @@ def _run_chains(
     for _ in range(steps):
         proposal = math.sqrt(1 - rho**2) * z + rho * task.noise(rows).to(z)
         new_x_0, new_log_w = task.evaluate(proposal.to(dtype), rows)
-        accept = task.log_uniform(rows).to(log_w) < new_log_w - log_w
+        log_u = log_uniform((len(rows),), task.generators(rows)).to(log_w)
+        accept = log_u < new_log_w - log_w
         z, x_0 = _where(accept, proposal, z), _where(accept, new_x_0, x_0)
         log_w = torch.where(accept, new_log_w, log_w)
         accepted += accept

@@ -1,4 +1,4 @@
-r"""What a denoising network predicts, in every convention. The only file that converts them.
+r"""Predictions of a denoising network, in every convention. The only file that converts them.
 
 A network that sees :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon` may be trained to output the
 clean sample, the noise, the score or the velocity. All four are affine in the pair
@@ -28,7 +28,7 @@ class Prediction:
         mean: Posterior mean of the clean state, in data units, with shape (B, \*event).
         noise: Posterior mean of the noise, dimensionless, with shape (B, \*event).
         scales: The schedule at the time of the state.
-        diagnostics: What an estimator reports about its shift, each with shape (B,).
+        diagnostics: Reports of an estimator about its shift, each with shape (B,).
     """
 
     mean: Tensor
@@ -38,7 +38,7 @@ class Prediction:
 
     @classmethod
     def from_mean(cls, mean: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
-        r"""From :math:`E[x_0 | x_t]`.
+        r"""Makes the pair from :math:`E[x_0 | x_t]`.
 
         At :math:`\sigma_t = 0` the state is the clean sample, whatever the network says, and the
         noise is independent of it, so its mean is zero.
@@ -47,27 +47,29 @@ class Prediction:
         _check_shape("mean", mean, x_t)
         mean = torch.where(scales.sigma == 0, _divide_or_zero(x_t, scales.alpha), mean)
         noise = _divide_or_zero(x_t - scales.alpha * mean, scales.sigma)
-        return cls(_widen(mean, scales), noise, scales)
+        return cls(mean, noise, scales)
 
     @classmethod
     def from_noise(cls, noise: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
-        r"""From :math:`E[\epsilon | x_t]`.
+        r"""Makes the pair from :math:`E[\epsilon | x_t]`.
 
         Raises:
-            ValueError: Where :math:`\alpha_t = 0`: there the noise says nothing about the mean.
+            ValueError: If :math:`\alpha_t = 0`: there the noise says nothing about the mean.
         """
 
         _check_shape("noise", noise, x_t)
         _check_signal("noise", scales)
         mean = (x_t - scales.sigma * noise) / scales.alpha
-        return cls(mean, _widen(noise, scales), scales)
+        return cls(mean, noise.to(mean.dtype), scales)
 
     @classmethod
     def from_score(cls, score: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
-        r"""From the score :math:`\nabla \log p_t(x_t) = -E[\epsilon | x_t] / \sigma_t`.
+        r"""Makes the pair from the score.
+
+        .. math:: \nabla \log p_t(x_t) = -E[\epsilon | x_t] / \sigma_t
 
         Raises:
-            ValueError: Where :math:`\alpha_t = 0`: there the score says nothing about the mean.
+            ValueError: If :math:`\alpha_t = 0`: there the score says nothing about the mean.
         """
 
         _check_shape("score", score, x_t)
@@ -76,11 +78,12 @@ class Prediction:
 
     @classmethod
     def from_velocity(cls, velocity: Tensor, x_t: Tensor, scales: Scales) -> "Prediction":
-        r"""From :math:`E[\dot x_t | x_t] = \dot\alpha_t \, \mathrm{mean} + \dot\sigma_t \,
-        \mathrm{noise}`, the time derivative along the path towards noise.
+        r"""Makes the pair from the velocity, the time derivative along the path towards noise.
+
+        .. math:: E[\dot x_t | x_t] = \dot\alpha_t \, \mathrm{mean} + \dot\sigma_t \, \mathrm{noise}
 
         Raises:
-            ValueError: Where a rate is infinite (:math:`\dot\sigma_0` of the VP path).
+            ValueError: If a rate is infinite (:math:`\dot\sigma_0` of the VP path).
         """
 
         _check_shape("velocity", velocity, x_t)
@@ -96,7 +99,7 @@ class Prediction:
         r"""Score :math:`\nabla \log p_t(x_t)`, in inverse data units, with shape (B, \*event).
 
         Raises:
-            ValueError: Where :math:`\sigma_t = 0`: there the pair does not determine the score.
+            ValueError: If :math:`\sigma_t = 0`: there the pair does not determine the score.
         """
 
         if bool((self.scales.sigma == 0).any()):
@@ -108,14 +111,14 @@ class Prediction:
         r"""Velocity :math:`E[\dot x_t | x_t]` towards noise, with shape (B, \*event).
 
         Raises:
-            ValueError: Where a rate is infinite (:math:`\dot\sigma_0` of the VP path).
+            ValueError: If a rate is infinite (:math:`\dot\sigma_0` of the VP path).
         """
 
         _check_rates(self.scales)
         return self.scales.alpha_rate * self.mean + self.scales.sigma_rate * self.noise
 
     def shifted(self, shift: Tensor) -> "Prediction":
-        r"""The prediction whose mean is moved by `shift`, at the same state.
+        r"""Returns the prediction whose mean is moved by `shift`, at the same state.
 
         This is the one place where guidance enters: mean + shift, noise
         :math:`- (\alpha_t / \sigma_t)` shift, hence score :math:`+ (\alpha_t / \sigma_t^2)` shift.
@@ -130,13 +133,9 @@ class Prediction:
         return replace(self, mean=self.mean + shift, noise=noise)
 
     def detach(self) -> "Prediction":
-        """The same prediction, cut from the autograd graph."""
+        """Returns the same prediction, cut from the autograd graph."""
 
         return replace(self, mean=self.mean.detach(), noise=self.noise.detach())
-
-
-def _widen(value: Tensor, scales: Scales) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, scales.alpha.dtype))
 
 
 def _divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:

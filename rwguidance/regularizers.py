@@ -46,7 +46,8 @@ def cycle(log_h: Tensor, log_ratio: Tensor, log_w: Tensor | None = None) -> Tens
     Arguments:
         log_h: The network's f, in nats, with shape (B,).
         log_ratio: The classifier's logit, in nats, with shape (B,); not trained here.
-        log_w: Weights the samples towards the tilted law, as in :func:`consistency`.
+        log_w: Log-weights of the clean draws, in nats, with shape (B,), which weight them towards
+            the tilted law; None if they follow it.
 
     References:
         | TGDP (Ouyang et al., 2024), arXiv:2405.16876
@@ -63,14 +64,19 @@ def gradient_penalty(gradient: Tensor, sigma: Tensor) -> Tensor:
 
     Arguments:
         gradient: Input gradient of the network, with shape (B, \*event).
-        sigma: Noise scale, broadcastable to it.
+        sigma: Noise scale, broadcastable to `gradient`.
     """
 
     return (sigma * gradient).square().flatten(1).mean(1)
 
 
 def differentiable_gradient(log_h: Tensor, x_t: Tensor) -> Tensor:
-    """Input gradient that itself carries gradients to the network's parameters."""
+    r"""Input gradient of a network, which carries gradients to the network's parameters.
+
+    Arguments:
+        log_h: The network's f, in nats, with shape (B,).
+        x_t: The states it was computed from, with shape (B, \*event), which record gradients.
+    """
 
     (gradient,) = torch.autograd.grad(log_h.sum(), x_t, create_graph=True)
     return gradient

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Trace = Callable[[float, Prediction], None]
-"""Called at every step with the time and the (guided) prediction there."""
+"""A function that is called at every step with the time and the (guided) prediction there."""
 
 
 class UnreliableEstimate(UserWarning):
@@ -44,8 +44,8 @@ class Transition:
     r"""A Gaussian step :math:`x_s \sim N(\mathrm{mean}, \mathrm{std}^2 I)`.
 
     Arguments:
-        mean: With shape (B, \*event), in data units.
-        std: Broadcastable to `mean`, in data units.
+        mean: Mean of the new state, in data units, with shape (B, \*event).
+        std: Standard deviation, in data units, broadcastable to `mean`.
     """
 
     mean: Tensor
@@ -70,9 +70,9 @@ class Sampler(ABC):
         Arguments:
             model: The model, guided or not.
             x_t: States, with shape (B, \*event).
-            t: Their time, a float64 scalar.
-            s: The next time, smaller than `t`.
-            condition: Passed to the model.
+            t: Time of the states, a float64 scalar.
+            s: Next time, smaller than `t`, a float64 scalar.
+            condition: What the model is conditioned on.
             generator: Source of randomness, for stochastic samplers: one, or one per sample.
         """
 
@@ -82,7 +82,7 @@ class AncestralSampler(Sampler):
 
     @abstractmethod
     def transition(self, prediction: Prediction, scales: Scales) -> Transition:
-        """The law of the state at the new `scales`, given the prediction at the present one."""
+        """Returns the law of the state at the new `scales`, given the prediction at the present."""
 
     def step(
         self,
@@ -186,22 +186,23 @@ def sample(
 
     Arguments:
         model: The model, guided or not.
-        sampler: Makes one step.
+        sampler: The sampler, which makes one step.
         x_1: States at `times[0]` (at t = 1, noise of scale :math:`\sigma_1`), with shape
             (B, \*event). The states keep its dtype; predictions are float32 or wider.
-        times: At least two times, strictly decreasing in [0, 1].
-        condition: Passed to the model.
+        times: Times of the run, at least two, strictly decreasing in [0, 1].
+        condition: What the model is conditioned on.
         generator: Source of randomness, for stochastic samplers: one, or one per sample, with
             which a sample does not depend on its batch.
         progress: Whether to show a progress bar.
-        trace: Called with (t, prediction) at every step.
+        trace: A function that is called with (t, prediction) at every step.
 
     Returns:
         States at `times[-1]`, with shape (B, \*event) and the dtype of `x_1`.
 
     Raises:
         ValueError: If the times are fewer than two, not decreasing or outside [0, 1].
-        TypeError: If `x_1` is not a floating-point tensor, or model or sampler is none.
+        TypeError: If `x_1` is not a floating-point tensor, `model` is not a Model, or `sampler` is
+            not a Sampler.
 
     Warns:
         UnreliableEstimate: Once per run, if an estimator reports at some step that most of its
@@ -247,7 +248,7 @@ def _check_times(times: Tensor | Sequence[float]) -> Tensor:
 
 
 def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
-    """The time and median effective sample size, if most shifts at this step mean nothing."""
+    """Returns (time, median effective sample size) if most shifts of a step mean nothing, or []."""
 
     diagnostics = prediction.diagnostics or {}
     if "reliable" not in diagnostics or float(diagnostics["reliable"].double().mean()) >= 0.5:
@@ -256,6 +257,8 @@ def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
 
 
 def explain_doubts(doubts: list[tuple[float, float]]) -> str:
+    """Returns the warning about the steps that :func:`doubts_of` collected."""
+
     steps = ", ".join(f"t={t:.3g} ({ess:.1f} effective draws)" for t, ess in doubts[:6])
     more = f" and {len(doubts) - 6} more steps" if len(doubts) > 6 else ""
     return (

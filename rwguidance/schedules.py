@@ -50,7 +50,7 @@ def as_times(t: float | Tensor, batch: int | None = None) -> Tensor:
 
 
 def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype arithmetic runs in: the widest of `dtypes`, and float32 at the least."""
+    """Returns the dtype that arithmetic runs in: the widest of `dtypes`, at the least float32."""
 
     result = torch.float32
     for dtype in dtypes:
@@ -60,7 +60,7 @@ def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Scales:
-    r"""A schedule at one time: :math:`\alpha_t, \sigma_t` and their time derivatives.
+    r"""The values of a schedule at one time: :math:`\alpha_t, \sigma_t` and their time derivatives.
 
     Every tensor has shape (1, ..., 1) or (B, 1, ..., 1), so that it broadcasts against states of
     shape (B, \*event), and is float32 or wider, whatever the dtype of the states.
@@ -281,10 +281,20 @@ class DiscreteSchedule(Schedule):
 
         return self._alpha_squared[1:]
 
-    def timestep(self, t: Tensor) -> Tensor:
-        """The network's index k, of dtype int64, whose entry is nearest to time `t`."""
+    def timestep(self, t: float | Tensor) -> Tensor:
+        """Index k of the entry nearest to time `t`, int64, with the shape of `t`.
 
-        return (t * self._steps).round().long().clamp(min=1) - 1
+        A network that was trained on the table takes it for the time. Clean data at t = 0, which is
+        no entry, has the index 0 of the first.
+
+        Arguments:
+            t: Times in [0, 1], with shape () or (B,).
+
+        Raises:
+            ValueError: If a time lies outside [0, 1].
+        """
+
+        return (as_times(t) * self._steps).round().long().clamp(min=1) - 1
 
     @property
     def _steps(self) -> int:
@@ -303,14 +313,11 @@ class DiscreteSchedule(Schedule):
         return self._interpolate(self._sigma_squared, t).sqrt()
 
     def time(self, log_snr: Tensor) -> Tensor:
-        # Invert through whichever of alpha^2, sigma^2 is small, where it has its full precision.
-        by_sigma = self._invert(self._sigma_squared, torch.sigmoid(-log_snr))
-        by_alpha = 1 - self._invert(self._alpha_squared.flip(0), torch.sigmoid(log_snr))
-        return torch.where(log_snr > 0, by_sigma, by_alpha)
-
-    def _invert(self, table: Tensor, value: Tensor) -> Tensor:
-        table = table.to(value.device)
-        right = torch.searchsorted(table, value).clamp(1, self._steps)
+        # Near t = 0, where alpha^2 rounds to 1e-16, t is known to 1e-16 over the slope of alpha^2,
+        # which is of order one at the first entries of every table that networks are trained on.
+        alpha_squared = torch.sigmoid(log_snr)
+        table = self._alpha_squared.flip(0).to(log_snr.device)  # ascending, as searchsorted wants
+        right = torch.searchsorted(table, alpha_squared).clamp(1, self._steps)
         left = right - 1
-        weight = (value - table[left]) / (table[right] - table[left])
-        return (left + weight) / self._steps
+        weight = (alpha_squared - table[left]) / (table[right] - table[left])
+        return 1 - (left + weight) / self._steps

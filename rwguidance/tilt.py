@@ -8,20 +8,17 @@ does have a feeling for.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, SupportsFloat
 
 import torch
 from torch import Tensor, nn
 
 from .schedules import working_dtype
 from .support.conditions import condition_keys
-from .weights import ess
+from .temperature import beta_for_ess, beta_for_kl, beta_for_reward
 
-if TYPE_CHECKING:
-    from .bank import Bank
-
-__all__ = ["RewardFunction", "Tilt", "check_rewards"]
+__all__ = ["Draws", "RewardFunction", "Tilt", "check_rewards"]
 
 RewardFunction = Callable[[Tensor, Any], Tensor]
 """Anything that maps (x, condition) to one reward per item, with shape (N,)."""
@@ -34,7 +31,8 @@ class Tilt(nn.Module):
         reward: A callable (x, condition) -> (N,) in reward units, or several of them. A value of
             -inf is a legitimate zero weight.
         beta: The temperature of each reward, positive, in reward units.
-        decode: Maps states to what the rewards look at (latents to images), once for all rewards.
+        decode: A function from states to what the rewards look at (latents to images), which runs
+            once for all rewards.
 
     Raises:
         ValueError: If a beta is not positive and finite, or there is not one for each reward.
@@ -71,11 +69,11 @@ class Tilt(nn.Module):
                 self.add_module(f"reward_{i}", function)
 
     def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
-        r"""Raw rewards in reward units, with shape (N,), or (N, R) if there are R > 1 rewards.
+        r"""Returns raw rewards in reward units, with shape (N,), or (N, R) for R > 1 rewards.
 
         Arguments:
             x_0: Clean states, with shape (N, \*event).
-            condition: Passed to every reward.
+            condition: What the rewards are conditioned on.
 
         Raises:
             ValueError: If a reward has the wrong shape or holds NaN or +inf; names the items.
@@ -88,7 +86,11 @@ class Tilt(nn.Module):
         return columns[0] if len(columns) == 1 else torch.stack(columns, dim=-1)
 
     def weigh(self, rewards: Tensor) -> Tensor:
-        r"""Log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them."""
+        r"""Returns log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them.
+
+        Raises:
+            ValueError: If the rewards do not have the shape that :meth:`score` gives them.
+        """
 
         expected = 1 if len(self.betas) == 1 else 2
         if rewards.ndim != expected or (expected == 2 and rewards.shape[1] != len(self.betas)):
@@ -100,11 +102,11 @@ class Tilt(nn.Module):
         return (rewards / rewards.new_tensor(self.betas)).sum(-1)
 
     def forward(self, x_0: Tensor, condition: Any = None) -> Tensor:
-        r"""Log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
+        r"""Returns log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
 
         Arguments:
             x_0: Clean states, with shape (N, \*event).
-            condition: Passed to every reward.
+            condition: What the rewards are conditioned on.
         """
 
         return self.weigh(self.score(x_0, condition))
@@ -113,7 +115,7 @@ class Tilt(nn.Module):
     def for_kl(
         cls,
         reward: RewardFunction,
-        bank: "Bank",
+        bank: "Draws",
         nats: float,
         decode: Callable[[Tensor], Tensor] | None = None,
     ) -> "Tilt":
@@ -125,13 +127,14 @@ class Tilt(nn.Module):
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
-        return cls._matching(reward, bank, "nats", nats, decode, lambda tilted: tilted.kl)
+        beta = beta_for_kl(cls._rewards_by_condition(reward, bank, decode), nats)
+        return cls(reward, beta, decode)
 
     @classmethod
     def for_ess(
         cls,
         reward: RewardFunction,
-        bank: "Bank",
+        bank: "Draws",
         fraction: float,
         decode: Callable[[Tensor], Tensor] | None = None,
     ) -> "Tilt":
@@ -143,13 +146,14 @@ class Tilt(nn.Module):
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
-        return cls._matching(reward, bank, "fraction", fraction, decode, lambda tilted: tilted.ess)
+        beta = beta_for_ess(cls._rewards_by_condition(reward, bank, decode), fraction)
+        return cls(reward, beta, decode)
 
     @classmethod
     def for_reward(
         cls,
         reward: RewardFunction,
-        bank: "Bank",
+        bank: "Draws",
         level: float,
         decode: Callable[[Tensor], Tensor] | None = None,
     ) -> "Tilt":
@@ -161,18 +165,18 @@ class Tilt(nn.Module):
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
-        return cls._matching(reward, bank, "level", level, decode, lambda tilted: tilted.reward)
+        beta = beta_for_reward(cls._rewards_by_condition(reward, bank, decode), level)
+        return cls(reward, beta, decode)
 
     @classmethod
-    def _matching(
+    def _rewards_by_condition(
         cls,
         reward: RewardFunction,
-        bank: "Bank",
-        name: str,
-        target: float,
+        bank: "Draws",
         decode: Callable[[Tensor], Tensor] | None,
-        quantity: Callable[["_Tilted"], float],
-    ) -> "Tilt":
+    ) -> list[Tensor]:
+        """The rewards of a bank, one tensor of shape (N,) per condition; scored here if need be."""
+
         if bank.rewards is None:
             bank = bank.scored(cls(reward, 1.0, decode))
         assert bank.rewards is not None
@@ -181,9 +185,22 @@ class Tilt(nn.Module):
                 "choosing beta needs a bank scored by one reward, shape (N,), "
                 f"got rewards of shape {tuple(bank.rewards.shape)}"
             )
-        groups = [bank.rewards[rows].double().cpu() for rows in bank.rows.values()]
-        inverse_beta = _solve(groups, name, target, quantity)
-        return cls(reward, 1 / inverse_beta, decode)
+        return [bank.rewards[rows] for rows in bank.rows.values()]
+
+
+class Draws(Protocol):
+    """The part of a :class:`rwguidance.Bank` that :class:`Tilt` needs to choose beta."""
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """Rewards in reward units, with shape (N,), or (N, R) for R rewards; None if not scored."""
+
+    @property
+    def rows(self) -> Mapping[Hashable, slice]:
+        """Rows of the draws of each condition."""
+
+    def scored(self, tilt: Tilt) -> "Draws":
+        """Returns the same draws with the rewards of `tilt`."""
 
 
 def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
@@ -222,65 +239,3 @@ def _keys_if_any(condition: Any, n: int) -> tuple[Hashable, ...] | None:
         return condition_keys(condition, n)
     except (TypeError, ValueError):
         return None
-
-
-class _Tilted(NamedTuple):
-    """What a tilt of given strength does to a bank, averaged over its conditions."""
-
-    kl: float
-    ess: float
-    reward: float
-
-
-def _tilted(groups: list[Tensor], inverse_beta: float) -> _Tilted:
-    rows = []
-    for rewards in groups:
-        finite = rewards[rewards.isfinite()]
-        log_w = inverse_beta * finite
-        reward = (log_w.softmax(0) * finite).sum()
-        kl = inverse_beta * reward - log_w.logsumexp(0) + math.log(len(rewards))
-        rows.append(torch.stack((kl, ess(log_w) / len(rewards), reward)))
-    return _Tilted(*torch.stack(rows).mean(0).tolist())
-
-
-def _limit(groups: list[Tensor]) -> _Tilted:
-    """The same for infinite strength: all the weight is on the best draws."""
-
-    best = torch.stack([(r == r.max()).double().mean() for r in groups])
-    reward = torch.stack([r.max() for r in groups])
-    return _Tilted(*(v.mean().item() for v in (-best.log(), best, reward)))
-
-
-def _solve(
-    groups: list[Tensor], name: str, target: float, quantity: Callable[[_Tilted], float]
-) -> float:
-    """The strength 1 / beta at which a monotone quantity of the tilted bank hits its target."""
-
-    from scipy.optimize import brentq
-
-    if any(not bool(rewards.isfinite().any()) for rewards in groups):
-        raise ValueError("choosing beta needs a finite reward for every condition of the bank")
-    start, end = quantity(_tilted(groups, 0.0)), quantity(_limit(groups))
-    reach = f"({min(start, end):.6g}, {max(start, end):.6g})"
-    if start == end:
-        raise ValueError("choosing beta needs rewards that vary, but they are constant on the bank")
-    if not min(start, end) < target < max(start, end):
-        raise ValueError(
-            f"{name} must lie in the range that this bank reaches, {reach}, got {target}"
-        )
-
-    sign = 1 if end > start else -1
-    excess = lambda log_strength: (
-        sign * (quantity(_tilted(groups, math.exp(log_strength))) - target)
-    )
-    spread = max(float(r[r.isfinite()].max() - r[r.isfinite()].min()) for r in groups)
-    low = high = -math.log(spread)
-    while excess(low) > 0 and low > -100 - math.log(spread):
-        low -= 2.0
-    while excess(high) < 0 and high < 100 - math.log(spread):
-        high += 2.0
-    if excess(low) > 0 or excess(high) < 0:
-        raise ValueError(
-            f"{name}={target} is too close to an end of the range that this bank reaches, {reach}"
-        )
-    return math.exp(brentq(excess, low, high, xtol=1e-13))

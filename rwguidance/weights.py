@@ -4,11 +4,14 @@ None of these functions exponentiates a weight before the largest one has been d
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["ess", "log_mean_exp", "log_normalize", "pareto_k"]
+from .support.randomness import Generators, normal
+
+__all__ = ["ess", "gumbel", "log_mean_exp", "log_uniform", "pareto_k"]
 
 
 def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -20,12 +23,6 @@ def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
     """
 
     return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
-
-
-def log_normalize(log_w: Tensor, dim: int = -1) -> Tensor:
-    r"""Log-weights that sum to one, :math:`\log (w_i / \sum_j w_j)`, in nats, same shape."""
-
-    return log_w.log_softmax(dim)
 
 
 def ess(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -42,6 +39,36 @@ def ess(log_w: Tensor, dim: int = -1) -> Tensor:
     """
 
     return torch.exp(-(2 * log_w.log_softmax(dim)).logsumexp(dim))
+
+
+def log_uniform(shape: Sequence[int], generator: Generators = None) -> Tensor:
+    r"""Logarithms of numbers uniform in (0, 1), float64, on the CPU.
+
+    All are finite and negative: they come from the distribution function of normal numbers, which
+    has no value 0 or 1 within the range that is drawn.
+
+    Arguments:
+        shape: The shape (B, \*event) of the result.
+        generator: Source of randomness, one or one per row, as
+            :func:`rwguidance.support.randomness.normal` takes it.
+    """
+
+    return torch.special.log_ndtr(normal(shape, generator, "cpu", torch.float64))
+
+
+def gumbel(shape: Sequence[int], generator: Generators = None) -> Tensor:
+    r"""Standard Gumbel noise :math:`-\log(-\log u)`, float64, on the CPU.
+
+    The index of the largest of :math:`\log w_i` + noise is a draw from
+    :math:`\mathrm{softmax}(\log w)`, which needs no normalization and looks at every weight once.
+
+    Arguments:
+        shape: The shape (B, \*event) of the result.
+        generator: Source of randomness, one or one per row, as
+            :func:`rwguidance.support.randomness.normal` takes it.
+    """
+
+    return -torch.log(-log_uniform(shape, generator))
 
 
 def pareto_k(log_w: Tensor) -> Tensor:

@@ -43,6 +43,20 @@ MUTANTS = [
         "test_schedules",
     ),
     Mutant(
+        "table: the timestep is the entry before",
+        "schedules.py",
+        "(as_times(t) * self._steps).round()",
+        "(as_times(t) * self._steps).floor()",
+        "test_schedules",
+    ),
+    Mutant(
+        "table: the time within an entry runs backwards",
+        "schedules.py",
+        "return 1 - (left + weight) / self._steps",
+        "return 1 - (left + 1 - weight) / self._steps",
+        "test_schedules",
+    ),
+    Mutant(
         "Prediction: score without its sign",
         "prediction.py",
         "return -self.noise / self.scales.sigma",
@@ -85,17 +99,24 @@ MUTANTS = [
         "test_tilt",
     ),
     Mutant(
-        "tilt: KL without the log normalizer",
-        "tilt.py",
-        "kl = inverse_beta * reward - log_w.logsumexp(0) + math.log(len(rewards))",
-        "kl = inverse_beta * reward",
-        "test_tilt",
+        "temperature: KL without the log normalizer",
+        "temperature.py",
+        "kl = strength * reward - log_w.logsumexp(0) + math.log(len(rewards))",
+        "kl = strength * reward",
+        "test_temperature",
     ),
     Mutant(
         "weights: ESS without the square",
         "weights.py",
         "return torch.exp(-(2 * log_w.log_softmax(dim)).logsumexp(dim))",
         "return torch.exp(-log_w.log_softmax(dim).logsumexp(dim))",
+        "test_weights",
+    ),
+    Mutant(
+        "weights: Gumbel noise of the smallest",
+        "weights.py",
+        "return -torch.log(-log_uniform(shape, generator))",
+        "return torch.log(-log_uniform(shape, generator))",
         "test_weights",
     ),
     Mutant(
@@ -135,7 +156,7 @@ MUTANTS = [
     ),
     Mutant(
         "toy: half a log-determinant lost",
-        "toy/laws.py",
+        "toy/components.py",
         "+ 0.5 * (gradient * move).sum(-1) - 0.5 * log_det",
         "+ 0.5 * (gradient * move).sum(-1) - log_det",
         "test_toy",
@@ -183,7 +204,7 @@ MUTANTS = [
         "test_noise_space",
     ),
     Mutant(
-        "particles: candidates interleaved, conditions tiled",
+        "noise space: candidates interleaved, conditions tiled",
         "noise_space.py",
         "tiled = rows * count",
         "tiled = [row for row in rows for _ in range(count)]",
@@ -227,10 +248,10 @@ MUTANTS = [
     ),
     Mutant(
         "training: weights not centered",
-        "training.py",
+        "training/objectives.py",
         "parts.append(log_w[rows] - log_z)",
         "parts.append(log_w[rows])",
-        "test_training",
+        "test_objectives",
     ),
     Mutant(
         "crop: HF's rule for torchvision's",
@@ -372,13 +393,13 @@ MUTANTS = [
     Mutant(
         "SDXL: timestep off by one",
         "backbones/sdxl.py",
-        "timestep = (t * self.table_length - 1)",
-        "timestep = (t * self.table_length)",
+        "timestep = (t * self.num_train_timesteps - 1)",
+        "timestep = (t * self.num_train_timesteps)",
         "test_backbones",
     ),
     Mutant(
         "SDXL: v read as noise",
-        "backbones/sdxl.py",
+        "backbones/coordinates.py",
         "scales.alpha * x_t - scales.sigma * output",
         "scales.alpha * x_t + scales.sigma * output",
         "test_backbones",
@@ -392,7 +413,7 @@ MUTANTS = [
     ),
     Mutant(
         "pipelines: latents decoded without their shift",
-        "backbones/pipelines.py",
+        "backbones/latents.py",
         "z = latents * scale.to(latents) + shift.to(latents)",
         "z = latents * scale.to(latents)",
         "test_backbones",
@@ -402,42 +423,42 @@ MUTANTS = [
         "generation/run.py",
         'names = [("draw", *stream, prompt, i) for i in numbers]',
         'names = [("draw", *stream, prompt, 0) for i in numbers]',
-        "test_generation",
+        "test_run",
     ),
     Mutant(
         "best of n: takes the worst",
         "generation/methods.py",
         "run, prompt, number).argmax())",
         "run, prompt, number).argmin())",
-        "test_generation",
+        "test_methods",
     ),
     Mutant(
         "store: a run of tensors is found one file late",
         "generation/store.py",
         "        done = 0\n",
         "        done = 1\n",
-        "test_generation",
+        "test_store",
     ),
     Mutant(
         "networks for latents: states in the units of their path",
-        "networks.py",
+        "networks/latents.py",
         "x = x_t / (scales.alpha**2 + scales.sigma**2).sqrt()",
         "x = x_t",
-        "test_networks",
+        "test_latents",
     ),
     Mutant(
         "networks for latents: shift without its size",
-        "networks.py",
-        "return _posterior_variance(scales) * self.last(",
+        "networks/latents.py",
+        "return posterior_variance(scales) * self.last(",
         "return self.last(",
-        "test_networks",
+        "test_latents",
     ),
     Mutant(
         "objectives: what was encoded does not reach the network",
-        "training.py",
+        "training/objectives.py",
         "condition if self.encode is None else self.encode(condition)",
         "condition",
-        "test_networks",
+        "test_latents",
     ),
 ]
 
@@ -462,10 +483,12 @@ def kill(mutant: Mutant) -> tuple[bool, float, str]:
             for name in mutant.tests.split()
             for path in Path(folder, "tests").rglob(f"{name}.py")
         ]
+        # The test bed of this checkout: an installed one may be that of another.
+        packages = os.pathsep.join((folder, str(ROOT / "testbed")))
         run = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )

@@ -31,7 +31,7 @@ FILES = [
     "test_autoencoders.py",
     "test_guide.py",
     "test_pipeline_oracle.py",
-    "test_generation.py",
+    "test_generate.py",
 ]
 SHOWN = ("torch", "diffusers", "transformers", "huggingface_hub")
 

@@ -1,4 +1,4 @@
-r"""What every estimator returns, and the two ways to get it.
+r"""Estimates of :math:`\log h_t` and of the shift, and the gradients that some are made from.
 
 An estimator answers one question about a state: by how much does the tilt move the expected clean
 sample? The answer, the shift
@@ -33,7 +33,7 @@ class Estimate:
         prediction: The base model's own prediction at the state.
         log_h: :math:`\log E[w | x_t]`, in nats, with shape (B,). NaN where a method has no value.
         shift: Change of the predicted clean state, in data units, with shape (B, \*event).
-        diagnostics: How far to trust it, each with shape (B,).
+        diagnostics: Measures of how far to trust the estimate, each with shape (B,).
     """
 
     prediction: Prediction
@@ -67,14 +67,23 @@ def shift_norm(shift: Tensor) -> Tensor:
 
 @contextmanager
 def gradients_of(x_t: Tensor) -> Iterator[Tensor]:
-    """A copy of the states that records gradients, also inside no_grad and inference_mode."""
+    """Yields a copy of the states that records gradients, under no_grad and inference_mode, too."""
 
     with torch.inference_mode(False), torch.enable_grad():
         yield x_t.detach().clone().requires_grad_()
 
 
 def input_gradient(value: Tensor, x_t: Tensor, name: str) -> Tensor:
-    """Gradient of the sum of `value` in the states; per sample, since samples do not interact."""
+    """Gradient of each entry of `value` in its own state, since samples do not interact.
+
+    Arguments:
+        value: One value per state, with shape (B,).
+        x_t: States that record gradients, from which `value` was computed.
+        name: Name of the value, for the message.
+
+    Raises:
+        ValueError: If no gradient reaches the states.
+    """
 
     gradient = None
     if value.requires_grad:  # if only of parameters, the gradient in the states is still None
@@ -88,10 +97,15 @@ def input_gradient(value: Tensor, x_t: Tensor, name: str) -> Tensor:
 
 
 def gradient_to_shift(gradient: Tensor, prediction: Prediction, advice: str) -> Tensor:
-    r"""The shift :math:`(\sigma_t^2 / \alpha_t) \nabla \log h_t` of a gradient in the state.
+    r"""Converts an input gradient to the shift :math:`(\sigma_t^2 / \alpha_t) \nabla \log h_t`.
+
+    Arguments:
+        gradient: Gradient of :math:`\log h_t` in the states, with their shape (B, \*event).
+        prediction: The base model's prediction at these states.
+        advice: What to do where the shift is not determined, for the message.
 
     Raises:
-        ValueError: Where :math:`\alpha_t = 0`: there :math:`\log h_t` is constant in the state, and
+        ValueError: If :math:`\alpha_t = 0`: there :math:`\log h_t` is constant in the state, and
             its gradient, zero, does not determine the shift.
     """
 

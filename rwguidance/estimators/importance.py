@@ -121,7 +121,7 @@ class ImportanceSampling(ConditionalExpectation):
     - ``reliable``: false where ``ess_tilted`` < 5: there the estimate means nothing.
 
     Arguments:
-        bank: Draws for every condition that will be asked for. Scored here if it is not yet.
+        bank: Draws for every condition that will be asked for, scored here if they are not yet.
         tilt: The tilt, applied to the bank's rewards.
         kernel: None for the exact kernel, or one that trades bias for effective draws.
 

@@ -25,7 +25,7 @@ __all__ = ["LearnedExpectation", "LearnedShift"]
 
 
 def batched_times(t: float | Tensor, x_t: Tensor) -> Tensor:
-    """Times of shape (B,), float64, on the device of the states, as networks receive them.
+    """Returns times as networks receive them: float64, of shape (B,), on the device of the states.
 
     They are a copy: networks may change them in place, and autograd may save them for a backward
     pass, which it refuses for the caller's own tensor under inference_mode.
@@ -43,7 +43,7 @@ class LearnedExpectation(ConditionalExpectation):
     :class:`LearnedShift` has neither problem.
 
     Arguments:
-        network: (x_t, t, condition) to :math:`\log h_t` in nats, with shape (B,).
+        network: A network from (x_t, t, condition) to :math:`\log h_t` in nats, with shape (B,).
 
     References:
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for diffusion models)
@@ -75,7 +75,8 @@ class LearnedShift(ConditionalExpectation):
     It has no value for :math:`\log h_t`, which is reported as NaN.
 
     Arguments:
-        network: (x_t, t, condition) to the shift in data units, with the shape of x_t.
+        network: A network from (x_t, t, condition) to the shift in data units, with the shape of
+            x_t.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -43,7 +43,7 @@ class PlugIn(ConditionalExpectation):
     Arguments:
         tilt: The tilt; its rewards must be differentiable in the state.
         jacobian: Whether to differentiate through the model.
-        damping: Curvature k of the log-weight to damp for, in nats per squared data unit; None for
+        damping: Curvature k of the log-weight, in nats per squared data unit; None for
             no damping.
         prior_variance: Variance v of the data, per dimension, in squared data units. Used by the
             damping and by `jacobian=False`.

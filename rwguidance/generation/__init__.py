@@ -1,4 +1,4 @@
-"""From prompts to aligned pictures: what `rwguidance generate` does.
+"""From prompts to aligned pictures, as `rwguidance generate` makes them.
 
 .. code-block:: python
 
@@ -8,8 +8,10 @@
     generate(backbone, reward, ["a red panda reading"], "out/panda", method, images=4)
 """
 
-from .methods import BestOfN, Importance, Method, Network, PlugInMean
-from .pairs import Generated, Row, generate
+from .base import Method
+from .methods import BestOfN, Importance, Network, PlugInMean
+from .pairs import generate
+from .results import Generated, Row
 from .store import Store
 
 __all__ = [

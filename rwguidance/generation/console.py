@@ -1,4 +1,4 @@
-"""A generation on a terminal: progress, a summary, and where everything is."""
+"""A generation on a terminal: progress, a summary, and the paths of the results."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..samplers import UnreliableEstimate
-from .pairs import Generated, Row
+from .results import Generated, Row
 from .run import Report
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["print_generated", "run_generate"]
 
 _PROMPTS = 20
-"""How many prompts the summary lists."""
+"""Number of prompts that the summary lists."""
 
 
 def run_generate(work: Callable[[Report], Generated], restart: bool = False) -> int:
@@ -26,7 +26,7 @@ def run_generate(work: Callable[[Report], Generated], restart: bool = False) -> 
 
     Arguments:
         work: Calls :func:`rwguidance.generation.generate` with the `report` that it is given.
-        restart: Whether it replaces what is there, for what is said after an interruption.
+        restart: Whether the command had the option ``--restart``, without which it goes on.
 
     Returns:
         The exit code: 0, or 2 if a prompt or a reward failed, or 130 if the user interrupted.
@@ -89,7 +89,7 @@ def print_generated(generated: Generated) -> None:
 
 
 def _cells(rows: Sequence[Row], target: bool) -> list[str]:
-    """Means over the pairs that have both rewards; the error of the gain is that of the pairs."""
+    """Returns means over the pairs that have both rewards, and the standard error of the gain."""
 
     pairs = [row for row in rows if row.gain is not None]
     gains = [row.gain for row in pairs if row.gain is not None]

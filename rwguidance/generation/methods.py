@@ -1,9 +1,11 @@
-"""How images are aligned: each method is an object that holds its settings."""
+"""Methods of alignment, each an object that holds its settings.
 
-import dataclasses
+A new method is one dataclass and a place in :data:`METHODS`: its options on the command line, their
+help and the tables of the docs follow (:mod:`rwguidance.generation.settings`).
+"""
+
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,106 +20,29 @@ from ..estimators import (
     PlugIn,
     TargetESS,
 )
-from ..guidance import GuidedModel, check_strength
-from ..prediction import Prediction
-from ..support.fingerprint import fingerprint
+from ..networks import LatentExpectation, load
 from ..support.randomness import generator_for
 from ..tilt import Tilt
+from ..weights import gumbel
+from .base import Aligned, Guided, Method
 from .run import Run
 
-__all__ = ["Aligned", "BestOfN", "Importance", "Method", "Network", "PlugInMean"]
-
-
-@dataclass(frozen=True)
-class Aligned:
-    r"""Aligned samples of one prompt.
-
-    Arguments:
-        x_0: Clean states, with shape (B, \*event).
-        facts: What to know about all of them, such as beta, in values that JSON can hold.
-        each: The same by sample.
-    """
-
-    x_0: Tensor
-    facts: dict[str, Any] = field(default_factory=dict)
-    each: Sequence[dict[str, Any]] = ()
-
-
-class Method(ABC):
-    """Makes aligned samples of a prompt."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Everything that changes the result, in values that JSON can hold."""
-
-    def check(self, times: Tensor) -> None:  # noqa: B027
-        """Raises ValueError if the method makes no sense at these times, before any work."""
-
-    @abstractmethod
-    def align(
-        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
-    ) -> Aligned:
-        r"""Aligned samples, of one batch of a prompt's images.
-
-        Arguments:
-            run: The run.
-            prompt: The prompt.
-            numbers: The numbers of the images, of which there are at most `run.batch_size`.
-            base: Their unguided samples, from the same noise, with shape (B, \*event).
-            rewards: Those of the unguided samples, with shape (B,); NaN where the reward failed.
-        """
-
-
-class Guided(Method):
-    """Samples the guided model, from the same noise as the base model."""
-
-    scale: float
-    window: tuple[float, float]
-
-    def __post_init__(self) -> None:
-        check_strength(self.scale, self.window)
-
-    def check(self, times: Tensor) -> None:
-        low, high = self.window
-        steps = [float(t) for t in times[:-1]]
-        if not any(low <= t <= high for t in steps):
-            raise ValueError(
-                f"window must hold the time of a step, {', '.join(f'{t:.3g}' for t in steps)}, "
-                f"got {self.window}"
-            )
-
-    @abstractmethod
-    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        """The estimator for a prompt, and facts about it."""
-
-    def align(
-        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
-    ) -> Aligned:
-        make = lambda: self.estimator(run, prompt)
-        estimator, facts = run.keep("estimator", (self, prompt), make)
-        model: Any = run.backbone
-        guided = GuidedModel(model, estimator, self.scale, self.window)
-        names = [("image", prompt, i) for i in numbers]
-        effective: list[Tensor] = []
-        trace = lambda t, prediction: _note(effective, prediction)
-        x_0 = run.sample(guided, prompt, names, trace)
-        return Aligned(x_0, facts, _effective_draws(effective, len(names)))
+__all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean"]
 
 
 @dataclass(frozen=True)
 class Importance(Guided):
-    r"""Training-free guidance from a bank of draws of the prompt (:class:`ImportanceSampling`).
+    r"""Guidance by importance sampling from a bank of draws: no gradient, no training.
+
+    The estimator is :class:`~rwguidance.ImportanceSampling`.
 
     Arguments:
-        bank: Draws per prompt.
-        beta: Temperature, in reward units; or give `kl`.
-        kl: How far to move the law of each prompt, in nats, which decides its beta.
-        ess: Share of the bank to keep effective by flattening the kernel (:class:`TargetESS`); None
-            is the exact kernel.
-        scale: As for :class:`GuidedModel`.
-        window: As for :class:`GuidedModel`.
+        bank: Number of draws per prompt.
+        beta: Temperature, in reward units.
+        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
+            follows from it; 1 on the command line if neither is given.
+        ess: Share of the bank to keep effective by flattening the kernel; without it the kernel is
+            exact.
     """
 
     name: ClassVar[str] = "importance"
@@ -126,8 +51,6 @@ class Importance(Guided):
     beta: float | None = None
     kl: float | None = None
     ess: float | None = None
-    scale: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,8 +67,9 @@ class Importance(Guided):
         if self.ess is not None:
             TargetESS(self.ess)
 
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    @classmethod
+    def from_options(cls, **settings: Any) -> "Importance":
+        return cls(**settings if {"beta", "kl"} & settings.keys() else {"kl": 1.0, **settings})
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         bank = run.bank(prompt, self.bank, "bank")
@@ -167,30 +91,55 @@ class Importance(Guided):
 
 
 @dataclass(frozen=True)
+class Network(Guided):
+    """Guidance by a trained network: one small forward pass per step.
+
+    Arguments:
+        network: Trained guidance network; on the command line its name, or the file that its method
+            `save` wrote.
+        log_h: Whether the network gives log h, and not the shift; without it, whether it is a
+            :class:`~rwguidance.networks.LatentExpectation`.
+    """
+
+    name: ClassVar[str] = "network"
+
+    network: nn.Module = field(metadata={"read": load})
+    log_h: bool | None = None
+
+    @property
+    def gives_log_h(self) -> bool:
+        """True if the network gives log h, False if it gives the shift."""
+
+        return isinstance(self.network, LatentExpectation) if self.log_h is None else self.log_h
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "log_h": self.gives_log_h}
+
+    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
+        kind = LearnedExpectation if self.gives_log_h else LearnedShift
+        return kind(self.network.to(run.device)), {}
+
+
+@dataclass(frozen=True)
 class PlugInMean(Guided):
-    r"""Reward gradients at the posterior mean (:class:`PlugIn` without the Jacobian).
+    r"""Guidance by the gradient of a differentiable reward at the predicted picture; overshoots.
+
+    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model.
 
     Arguments:
         beta: Temperature, in reward units.
-        prior_variance: Of the clean states, per dimension.
-        scale: As for :class:`GuidedModel`.
-        window: As for :class:`GuidedModel`.
+        prior_variance: Variance of the clean states, per dimension.
     """
 
     name: ClassVar[str] = "plug-in"
 
     beta: float
     prior_variance: float = 1.0
-    scale: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive("beta", self.beta)
         _positive("prior_variance", self.prior_variance)
-
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         tilt = Tilt(run.reward, self.beta, run.backbone.decode)
@@ -199,61 +148,27 @@ class PlugInMean(Guided):
 
 
 @dataclass(frozen=True)
-class Network(Guided):
-    """A trained guidance network.
-
-    Arguments:
-        network: For the shift, or for log h.
-        log_h: Whether it is for log h.
-        scale: As for :class:`GuidedModel`.
-        window: As for :class:`GuidedModel`.
-    """
-
-    name: ClassVar[str] = "network"
-
-    network: nn.Module
-    log_h: bool = False
-    scale: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "network": fingerprint(self.network),
-            "log_h": self.log_h,
-            "scale": self.scale,
-            "window": self.window,
-        }
-
-    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        kind = LearnedExpectation if self.log_h else LearnedShift
-        return kind(self.network.to(run.device)), {}
-
-
-@dataclass(frozen=True)
 class BestOfN(Method):
-    r"""One of n samples, the base sample among them: the best, or one drawn by its weight.
+    r"""The best of n samples, the base sample among them; or one drawn by its weight.
 
     Drawn with probabilities proportional to :math:`\exp(r / \beta)`, a picture has the tilted law
     up to a bias of order 1 / n, also where the model takes one step. The best is the limit of small
     beta.
 
     Arguments:
-        n: Samples to choose from, per image.
-        beta: Temperature of the draw, in reward units; None takes the best.
+        n: Number of samples to choose from, per image.
+        beta: Temperature of a draw by weight, in reward units; without it the best is taken.
     """
 
     name: ClassVar[str] = "best-of-n"
 
-    n: int = 16
+    n: int = field(default=16, metadata={"option": "bank"})
     beta: float | None = None
 
     def __post_init__(self) -> None:
         if self.n < 2:
             raise ValueError(f"n must be at least 2, got {self.n}")
         _positive("beta", self.beta)
-
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
@@ -270,13 +185,15 @@ class BestOfN(Method):
         return Aligned(torch.stack(chosen), {}, each)
 
     def _drawn(self, values: Tensor, run: Run, prompt: str, number: int) -> Tensor:
-        """Values whose largest is the pick: with Gumbel noise added, a draw from the softmax."""
+        """Returns numbers whose largest is the pick.
+
+        With Gumbel noise added to r / beta, the largest is a draw from the softmax.
+        """
 
         if self.beta is None:
             return values
         generator = generator_for(run.seed, "pick", prompt, number)
-        uniform = torch.rand(len(values), generator=generator, dtype=torch.float64)
-        return values / self.beta - (-uniform.log()).log()
+        return values / self.beta + gumbel(values.shape, generator)
 
 
 def _positive(name: str, value: float | None) -> None:
@@ -284,14 +201,7 @@ def _positive(name: str, value: float | None) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
-def _note(seen: list[Tensor], prediction: Prediction) -> None:
-    diagnostics = prediction.diagnostics or {}
-    if "ess_tilted" in diagnostics:
-        seen.append(diagnostics["ess_tilted"].double().cpu())
-
-
-def _effective_draws(seen: list[Tensor], n: int) -> list[dict[str, Any]]:
-    if not seen:
-        return [{} for _ in range(n)]
-    table = torch.stack(seen, dim=1)
-    return [{"effective draws": [round(float(v), 2) for v in row]} for row in table]
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method for method in (Importance, Network, PlugInMean, BestOfN)
+}
+"""The methods of ``rwguidance generate`` by name."""

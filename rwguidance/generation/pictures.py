@@ -29,9 +29,9 @@ def save_picture(image: Tensor, path: Path, facts: dict[str, Any]) -> None:
     """Writes an image with facts about it in its PNG text chunk `rwguidance`, atomically.
 
     Arguments:
-        image: In [0, 1], with shape (3, H, W); rounded to 8 bits.
+        image: Image in [0, 1], with shape (3, H, W); rounded to 8 bits.
         path: The file.
-        facts: Values that JSON can hold.
+        facts: Facts, in values that JSON can hold.
 
     Raises:
         ValueError: If the image holds values outside [0, 1].
@@ -44,7 +44,7 @@ def save_picture(image: Tensor, path: Path, facts: dict[str, Any]) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """The facts in a picture that :func:`save_picture` wrote; None if it is none, or damaged."""
+    """Returns the facts that :func:`save_picture` wrote to a picture; None if it has none."""
 
     image_module = require("PIL.Image", "pictures need", "rewards")
     try:
@@ -58,7 +58,12 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a sheet, and the line below it."""
+    """One picture of a sheet.
+
+    Arguments:
+        path: The picture's file.
+        caption: The line below it.
+    """
 
     path: Path
     caption: str
@@ -67,11 +72,11 @@ class Cell:
 def save_sheet(
     rows: Sequence[tuple[str, Sequence[Sequence[Cell]]]], path: Path, title: str
 ) -> None:
-    """A sheet with a row of groups of pictures for each heading, atomically.
+    """Writes a sheet with a row of groups of pictures for each heading, atomically.
 
     Arguments:
-        rows: Headings, with groups of pictures that belong close together.
-        path: A PNG file.
+        rows: Headings, each with groups of pictures that belong close together.
+        path: The PNG file.
         title: The line at the top.
     """
 
@@ -126,7 +131,7 @@ def _thumb(image_module: Any, path: Path) -> "Image":
 
 
 def _fit(pen: Any, text: str, font: Any, width: int) -> str:
-    """A text in one line of a width, cut where it is longer."""
+    """Returns a text in one line of at most `width` pixels, cut where it is longer."""
 
     whole = " ".join(text.split())
     text = whole[:width]  # no letter is narrower than a pixel

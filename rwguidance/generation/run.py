@@ -1,4 +1,4 @@
-"""What every part of a generation shares: the model, the reward, and how random numbers are named.
+"""A run: the model, the reward, and the settings that decide every random number.
 
 All random numbers of an image come from a generator named by seed, prompt and number of the image.
 So an image depends neither on the batch that it was made in nor on the other prompts (up to the
@@ -9,48 +9,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..backbone import Backbone
 from ..bank import Bank
 from ..models import Model
-from ..samplers import Sampler, Trace, sample
-from ..schedules import Schedule
+from ..samplers import Trace, sample
 from ..support.conditions import take
 from ..support.fingerprint import fingerprint
 from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
-from .store import Store
+from .extensions import encode
+from .store import Drawer, Store
 
-__all__ = ["Report", "Run", "Scores", "TextToImage"]
+__all__ = ["Report", "Run", "Scores"]
 
 Report = Callable[[str, int, int], None]
-"""Is told the name of a stage, how much of it is done, and out of how much."""
-
-
-class TextToImage(Protocol):
-    """What is needed of a backbone; :class:`backbones.Backbone` has it.
-
-    Conditions have a length and iterate over the prompts, one per sample. `times` may take no
-    argument for the number of steps that the model's authors recommend.
-    """
-
-    schedule: Schedule
-
-    @property
-    def sampler(self) -> Sampler: ...
-
-    def __call__(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Any: ...
-
-    def condition(self, prompts: Sequence[str]) -> Any: ...
-
-    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
-
-    def decode(self, latents: Tensor) -> Tensor: ...
-
-    def times(self, steps: int) -> Tensor: ...
+"""Type of a function that is told a stage, how much of it is done, and out of how much."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +36,8 @@ class Scores:
     """Rewards of images, where they have one.
 
     Arguments:
-        values: In reward units, float64, with shape (B,); NaN where the reward failed.
-        errors: Why it failed, by the image's place in the batch.
+        values: Rewards, in reward units, float64, with shape (B,); NaN where the reward failed.
+        errors: Reasons why it failed, by the image's place in the batch.
     """
 
     values: Tensor
@@ -72,16 +50,17 @@ class Run:
 
     Arguments:
         backbone: The model.
-        reward: (images, prompts) to rewards, with shape (B,).
+        reward: Maps (images, prompts) to rewards, with shape (B,).
         times: Strictly decreasing times, as :func:`rwguidance.sample` takes them.
-        seed: Of everything.
+        seed: Seed of every random number.
         batch_size: Samples that the network, the decoder and the reward see at once.
-        negative_prompt: What classifier-free guidance leads away from; None is the backbone's own.
-        store: Where draws and their rewards are kept; None keeps them in memory only.
+        negative_prompt: The text that classifier-free guidance leads away from; None is the
+            backbone's own.
+        store: Keeps draws and their rewards; None keeps them in memory only.
         report: Is told about progress.
     """
 
-    backbone: TextToImage
+    backbone: Backbone
     reward: RewardFunction
     times: Tensor
     seed: int = 0
@@ -92,12 +71,12 @@ class Run:
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """What the law of the draws depends on, besides the prompt."""
+        """Everything that the law of the draws depends on, besides the prompt."""
 
-        backbone: Any = self.backbone
+        sampler = self.backbone.sampler
         return {
-            "backbone": fingerprint(backbone, getattr(backbone, "incidental", ())),
-            "sampler": f"{type(backbone.sampler).__name__} {vars(backbone.sampler)}",
+            "backbone": fingerprint(self.backbone, self.backbone.incidental),
+            "sampler": f"{type(sampler).__name__} {vars(sampler)}",
             "times": [float(t) for t in self.times],
             "negative prompt": self.negative_prompt,
             "seed": self.seed,
@@ -105,7 +84,7 @@ class Run:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the backbone keeps its states."""
+        """The device of the backbone's states."""
 
         return self.backbone.draw_noise(1, torch.Generator()).device
 
@@ -120,7 +99,13 @@ class Run:
         return {}
 
     def keep(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made for this key the last time, or what is made now; one of each kind."""
+        """Returns the value that was made for a key, or makes it; one value of each kind is kept.
+
+        Arguments:
+            what: Kind of the value.
+            key: Key of the value, compared with that of the value that is kept.
+            make: Makes the value.
+        """
 
         if self._kept.get(what, (None,))[0] != key:
             self._kept.pop(what, None)  # never two at a time
@@ -128,12 +113,10 @@ class Run:
         return self._kept[what][1]
 
     def condition(self, prompt: str, n: int) -> Any:
-        """The condition of `n` samples of one prompt, encoded once."""
+        """Returns the condition of `n` samples of one prompt, which is encoded once."""
 
-        encode: Any = self.backbone.condition
-        negative = () if self.negative_prompt is None else (self.negative_prompt,)
-        one = self.keep("condition", prompt, lambda: encode([prompt], *negative))
-        return take(one, [0] * n)
+        make = lambda: encode(self.backbone, [prompt], self.negative_prompt)
+        return take(self.keep("condition", prompt, make), [0] * n)
 
     def sample(
         self,
@@ -142,7 +125,17 @@ class Run:
         names: Sequence[tuple[str | int, ...]],
         trace: Trace | None = None,
     ) -> Tensor:
-        """Clean states of a model, guided or not, for samples of a prompt with these names."""
+        r"""Returns clean states of a model, guided or not.
+
+        Arguments:
+            model: The model.
+            prompt: The prompt of all samples.
+            names: Names of the samples, B of them; seed and name decide its random numbers.
+            trace: Is given time and prediction of every step, as by :func:`rwguidance.sample`.
+
+        Returns:
+            Clean states, with shape (B, \*event).
+        """
 
         condition = self.condition(prompt, len(names))
         generators = [generator_for(self.seed, *name) for name in names]
@@ -152,39 +145,44 @@ class Run:
             return sample(model, sampler, x_1, self.times, condition, generators, trace=trace)
 
     def draws(self, prompt: str, n: int, *stream: str | int) -> Tensor:
-        """The first `n` draws of a stream of unguided samples, from the store as far as they are.
+        r"""Returns the first unguided samples of a stream, from the store as far as it has them.
+
+        Arguments:
+            prompt: The prompt.
+            n: Number of draws.
+            stream: Name of the stream; others have other random numbers.
+
+        Returns:
+            Clean states, with shape (n, \*event).
 
         Raises:
             FloatingPointError: If a draw is not finite, as when half precision overflows.
         """
 
-        store = None if self.store is None else self.store.of({**self.origin, "prompt": prompt})
-        name = "-".join(map(str, ("draws", *stream)))
-        parts = [] if store is None else store.read(name)
-        done = sum(map(len, parts))
-        base: Any = self.backbone
-        while done < n:
-            numbers = range(done, min(n, done + self.batch_size))
-            self.report("draws", done, n)
+        def make(numbers: range) -> Tensor:
             names = [("draw", *stream, prompt, i) for i in numbers]
-            x_0 = self.sample(base, prompt, names)
+            x_0 = self.sample(self.backbone, prompt, names)
             if not bool(x_0.isfinite().all()):
                 raise FloatingPointError(
                     f"the model drew NaN or inf for {prompt!r} in {x_0.dtype}; try another dtype"
                 )
-            if store is not None:
-                store.append(name, done, x_0)
-            parts.append(x_0)
-            done += len(x_0)
-        self.report("draws", n, n)
-        return torch.cat([part.to(self.device) for part in parts])[:n]
+            return x_0
+
+        drawer = None if self.store is None else self.store.of({**self.origin, "prompt": prompt})
+        return self._extend(drawer, "-".join(map(str, ("draws", *stream))), n, "draws", make)
 
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
-        """Draws of one prompt with their rewards, from the store as far as they are there.
+        """Returns samples of a stream with their rewards, from the store as far as it has them.
 
-        The last one stays in memory, for the next batch of images.
+        The bank that was made last stays in memory, for the next batch of images.
+
+        Arguments:
+            prompt: The prompt.
+            n: Number of draws.
+            stream: Name of the stream, as for :meth:`draws`.
 
         Raises:
+            FloatingPointError: If a draw is not finite.
             ValueError: If the reward of a draw is NaN or +inf; names the draws.
         """
 
@@ -193,35 +191,52 @@ class Run:
 
     def _bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         x_0 = self.draws(prompt, n, *stream)
-        origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
-        store = None
-        if self.store is not None and self.reward_key is not None:
-            store = self.store.of(origin)
-        name = "-".join(map(str, ("rewards", *stream)))
-        parts = [] if store is None else store.read(name)
-        done = sum(map(len, parts))
         tilt = Tilt(self.reward, 1.0, self.backbone.decode)
-        while done < n:
-            self.report("rewards of draws", done, n)
-            batch = x_0[done : done + self.batch_size]
+
+        def make(numbers: range) -> Tensor:
             with torch.no_grad():
-                rewards = tilt.score(batch, [prompt] * len(batch))
-            if store is not None:
-                store.append(name, done, rewards)
-            parts.append(rewards)
-            done += len(batch)
-        self.report("rewards of draws", n, n)
-        rewards = torch.cat([part.to(x_0.device) for part in parts])[:n]
+                return tilt.score(x_0[numbers.start : numbers.stop], [prompt] * len(numbers))
+
+        origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
+        # A reward without a key cannot be told apart from another one: its values are not kept.
+        store = None if self.reward_key is None else self.store
+        drawer = None if store is None else store.of(origin)
+        name = "-".join(map(str, ("rewards", *stream)))
+        rewards = self._extend(drawer, name, n, "rewards of draws", make)
         return Bank(x_0, [prompt] * n, rewards, origin)
 
+    def _extend(
+        self, drawer: Drawer | None, name: str, n: int, stage: str, make: Callable[[range], Tensor]
+    ) -> Tensor:
+        """Returns the first `n` entries of a run of tensors; makes and keeps what is not there."""
+
+        parts = [] if drawer is None else drawer.read(name)
+        done = sum(map(len, parts))
+        while done < n:
+            self.report(stage, done, n)
+            values = make(range(done, min(n, done + self.batch_size)))
+            if drawer is not None:
+                drawer.append(name, done, values)
+            parts.append(values)
+            done += len(values)
+        self.report(stage, n, n)
+        return torch.cat([part.to(self.device) for part in parts])[:n]
+
     def decode(self, x_0: Tensor) -> Tensor:
-        """Images of clean states, with shape (B, 3, H, W)."""
+        """Returns the images of clean states, with shape (B, 3, H, W)."""
 
         with torch.no_grad():
             return self.backbone.decode(x_0)
 
     def score(self, images: Tensor, prompt: str) -> Scores:
-        """Rewards of images of one prompt; where the reward fails for some, those of the others."""
+        """Returns the rewards of images of one prompt.
+
+        Where the reward fails for all at once, it is asked one by one, so that others have theirs.
+
+        Arguments:
+            images: Images in [0, 1], with shape (B, 3, H, W).
+            prompt: The prompt.
+        """
 
         values, errors = torch.full((len(images),), math.nan, dtype=torch.float64), {}
         tilt = Tilt(self.reward, 1.0)

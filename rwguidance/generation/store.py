@@ -27,7 +27,10 @@ class Drawer:
     folder: Path
 
     def read(self, name: str) -> list[Tensor]:
-        """What is there of a run, in order, up to the first gap, on the CPU.
+        """Returns the tensors of a run that are there, in order, up to the first gap, on the CPU.
+
+        Arguments:
+            name: Name of the run.
 
         Raises:
             ValueError: If a file is damaged; says which one to delete.
@@ -47,7 +50,13 @@ class Drawer:
         return parts
 
     def append(self, name: str, start: int, values: Tensor) -> None:
-        """Adds the tensors from number `start` on, atomically."""
+        """Adds tensors to a run, atomically.
+
+        Arguments:
+            name: Name of the run.
+            start: Number of the first one.
+            values: Tensors from that number on, stacked.
+        """
 
         from safetensors.torch import save_file
 
@@ -60,23 +69,26 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Store:
-    """Drawers by origin.
+    """A folder of drawers, one for each origin.
 
     Arguments:
-        root: The folder that holds them; made when needed.
+        root: The folder; made when needed.
     """
 
     root: Path | str
 
     @classmethod
     def default(cls) -> "Store":
-        """The user's own: $XDG_CACHE_HOME/rwguidance, by default in ~/.cache."""
+        """Returns the user's own store, rwguidance/banks in $XDG_CACHE_HOME or ~/.cache."""
 
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(cache) / "rwguidance" / "banks")
 
     def of(self, origin: Mapping[str, Any]) -> Drawer:
-        """The drawer of an origin, whose values must be what JSON can hold.
+        """Returns the drawer of an origin.
+
+        Arguments:
+            origin: Everything that the tensors depend on, in values that JSON can hold.
 
         Raises:
             ValueError: If the folder holds something of another origin.

@@ -5,8 +5,14 @@ group, which any installed package can fill from its own metadata:
 
     [project.entry-points."rwguidance.rewards"]
     sharpness = "my_package.rewards:Sharpness"
+    contrast = "my_package.rewards"
 
-Such a package is not imported until its name is looked up.
+Such a package is not imported until its name is looked up. An entry point that names a module and
+nothing in it, such as the second, means that the module registers the name by the decorator.
+
+The groups are `rwguidance.rewards`, `rwguidance.backbones`, `rwguidance.networks` (guidance
+networks), `rwguidance.prompts` (sets of prompts) and `rwguidance.embeddings` (of images, for
+metrics).
 """
 
 import difflib
@@ -17,16 +23,24 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import ModuleType
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
 
 from .outside import on_hub
+from .packaged import in_package
 
-__all__ = ["BrokenEntryPoint", "Registry", "build"]
+__all__ = ["TESTBED", "BrokenEntryPoint", "Registry", "build"]
+
+TESTBED = "install rwguidance-testbed, with `pip install ./testbed` in a clone of rwguidance"
+"""How the test bed is installed, for messages."""
+
+_TESTBED = "emoji-"
 
 T = TypeVar("T")
+V = TypeVar("V")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -52,8 +66,8 @@ class Registry(Generic[T]):
         self._check = check
         self._values: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that registers what it decorates under `name` and returns it unchanged.
+    def register(self, name: str) -> Callable[[V], V]:
+        """Returns a decorator that registers a value under `name` and returns it unchanged.
 
         Raises:
             TypeError: If the name is not a string, or the value is not what the registry holds.
@@ -68,15 +82,15 @@ class Registry(Generic[T]):
         if not name:
             raise ValueError(f"a {self.kind} is registered under a name, got an empty string")
 
-        def add(value: T) -> T:
+        def add(value: V) -> V:
             if self._check is not None:
                 self._check(name, value)
-            if name in self._values and self._values[name] is not value:
+            held: Any = self._values.setdefault(name, cast(T, value))
+            if held is not value:
                 raise ValueError(
-                    f"{self.kind} {name!r} is already registered, by {_origin(self._values[name])};"
+                    f"{self.kind} {name!r} is already registered, by {_origin(held)};"
                     f" choose another name for {_origin(value)}"
                 )
-            self._values[name] = value
             return value
 
         return add
@@ -130,7 +144,10 @@ class Registry(Generic[T]):
         name = entry_point.name
         try:
             value = entry_point.load()
-            self.register(name)(value)
+            if not isinstance(value, ModuleType):
+                self.register(name)(value)
+            elif name not in self._values:
+                raise LookupError(f"the module {value.__name__} does not register it")
         except Exception as error:  # whatever a foreign package does wrong is its own fault
             package = f" of {entry_point.dist.name}" if entry_point.dist is not None else ""
             raise BrokenEntryPoint(
@@ -140,10 +157,12 @@ class Registry(Generic[T]):
 
     def _unknown(self, name: str) -> str:
         names = self.names()
-        if not names:
-            return f"there is no {self.kind} {name!r}: none is registered or installed"
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
+        if str(name).startswith(_TESTBED):
+            hint = f"; names that begin with {_TESTBED} are those of the test bed: {TESTBED}"
+        if not names:
+            return f"there is no {self.kind} {name!r}: none is registered or installed{hint}"
         return f"there is no {self.kind} {name!r}, there are {', '.join(map(repr, names))}{hint}"
 
 
@@ -162,7 +181,8 @@ def build(
         kind: What is built, for messages.
         name: The name it was found under, for messages.
         factory: The class or loader. Receives `path` as a keyword, if there is one, and `options`.
-        path: A local file or directory with the weights, or ``hf://owner/repository``.
+        path: A local file or directory with the weights, or ``hf://owner/repository``, or
+            ``package://name/folder``.
         device: Where the module goes.
         dtype: What its floating-point parameters are cast to.
         options: Further keywords.
@@ -176,7 +196,7 @@ def build(
     if path is not None:
         if str(path).startswith("~"):
             path = Path(path).expanduser()
-        if not str(path) or not (on_hub(path) or Path(path).exists()):
+        if not str(path) or not (on_hub(path) or in_package(path) or Path(path).exists()):
             raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
         keywords["path"] = path
     signature = inspect.signature(factory)

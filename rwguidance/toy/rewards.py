@@ -157,8 +157,8 @@ class Step:
     that do not.
 
     Arguments:
-        threshold: Where it steps, in data units.
-        height: The height R, in reward units; may be negative.
+        threshold: The place of the step, in data units.
+        height: The height R of the step, in reward units, which may be negative.
     """
 
     def __init__(self, threshold: float, height: float) -> None:

@@ -38,11 +38,11 @@ def names_in(page: str) -> list[str]:
 def demo_table(rows: Sequence[Mapping[str, str]]) -> str:
     """The demo's table of markdown, from the rows of its file."""
 
-    lines = ["| | proxy | gold | match among 100, % | network calls |", "| --- " * 5 + "|"]
+    lines = ["| | proxy | gold | match, % | network calls |", "| --- " * 5 + "|"]
     for row in rows:
         gain = row["method"] != "base"
         cells = [f"{row['model']}, {row['method']}"]
-        for name, factor, digits in (("proxy", 1, 2), ("gold", 1, 2), ("match", 100, 0)):
+        for name, factor, digits in (("proxy", 1, 2), ("gold", 1, 2), ("match", 100, 1)):
             value, error = (factor * float(row[key]) for key in (name, f"{name}_error"))
             sign = "+" if gain else ""
             cells.append(f"{value:{sign}.{digits}f} ± {error:.{digits}f}")

@@ -54,12 +54,13 @@ from rwguidance.support.files import replacing
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.support.randomness import generator_for, seeded
 from rwguidance.weights import ess, pareto_k
-from rwguidance_testbed import encoders, flow, shipped, vae, words
+from rwguidance_testbed import encoders, flow, shipped, vae
 from rwguidance_testbed.data import SIZE, Drawing, Drawings, load_names, sources
 from rwguidance_testbed.encoders import Towers
 from rwguidance_testbed.gold import Gold
 from rwguidance_testbed.network import FILE as NETWORK_FILE
-from rwguidance_testbed.scenes import COLORS, on
+from rwguidance_testbed.scenes import COLORS, on_background
+from rwguidance_testbed.tokenizer import train_tokenizer
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SOME = (0.5, 1.0, 2.0)
@@ -81,7 +82,7 @@ def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
             return list(prompts.values())
         name, part = names[order[i % len(order)]]
         color, style = list(COLORS)[pick(len(COLORS))], styles[pick(len(styles))]
-        real = f"{name} {on(color)}" if i % 2 else name
+        real = f"{name} {on_background(color)}" if i % 2 else name
         text = f"{real}, {style} style" if i // 2 % 2 else real
         prompts.setdefault(text, Prompt(text, name, part, real))
     raise AssertionError
@@ -639,7 +640,7 @@ def smoke_cases(folder: Path) -> tuple[list[Case], Drawings]:
         pixels[i, 3, 20:60, 20:60] = 255
         pixels[i, :3, 20:60, 20:60] = torch.tensor([i, 255 - i, 37 * i % 256]).byte()[:, None, None]
     drawings = Drawings([Drawing(n, "noto", "x", "y", (), "judge") for n in every], pixels)
-    tokenizer = words.save_tokenizer(every, folder, 700)
+    tokenizer = train_tokenizer(every, folder, 700)
     judge, proxy = (encoders.new(kind, folder, smoke=True) for kind in ("judge", "pick"))
     proxy.write(folder / "pick")
     reward = rewards.load("pickscore", folder / "pick")

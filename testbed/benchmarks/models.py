@@ -43,11 +43,12 @@ from rwguidance.samplers import sample
 from rwguidance.support.files import replacing
 from rwguidance.support.randomness import generator_for
 from rwguidance.tilt import RewardFunction
-from rwguidance_testbed import flow, metrics, shipped
+from rwguidance_testbed import metrics, shipped
 from rwguidance_testbed.data import Drawings, load_names
 from rwguidance_testbed.encoders import Towers
 from rwguidance_testbed.gold import Gold
 from rwguidance_testbed.network import prompts_of
+from rwguidance_testbed.training.sheets import check_prompts, write_sheet
 
 PARTS = {"learned": "train", "held out": "held_out"}
 REAL = "real pictures that they learned from"
@@ -339,13 +340,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
             ),
             "proxies": measure_proxies(proxies, generators, gold, sizes, tick),
         }
-    prompts = flow.check_prompts()[: 4 if arguments.smoke else None]
+    prompts = check_prompts()[: 4 if arguments.smoke else None]
     for name, backbone in generators.items():
         scale = backbone.guidance_scale or 0.0
         steps = len(backbone.times()) - 1
         backbone.pipe.vae.float()
         path = arguments.out / f"{name}.png"
-        flow.sheet(backbone.pipe, prompts, path, guidance=scale, steps=steps)
+        write_sheet(backbone.pipe, prompts, path, guidance=scale, steps=steps)
     page = []
     for title, columns in (("generators", GENERATORS), ("proxies", PROXIES)):
         print_table(title, tables[title], columns)

@@ -45,22 +45,23 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import generator_for
 
 from . import flow, turbo
-from .attention import CountedAttention
-from .cards import write_card
 from .data import Drawings, load_names
-from .law import effective_dimension
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
-from .scenes import given, paint, sample
+from .effective_dimension import effective_dimension
+from .scenes import render, sample_scenes, scenes_with_caption
+from .tokenizer import tokenize
+from .training.attention import CountedAttention
+from .training.cards import write_card
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
+from .training.sheets import check_prompts, write_sheet
 from .vae import encode
-from .words import tokens_of
 
 __all__ = [
     "Examples",
     "FlowStudent",
     "FlowTeacher",
     "NoiseTeacher",
-    "Pool",
+    "ReplayBuffer",
     "TurboStudent",
     "euler",
     "measure",
@@ -98,16 +99,16 @@ class FlowTeacher:
     Arguments:
         pipe: A StableDiffusion3Pipeline.
         guidance: Scale of classifier-free guidance.
-        velocity: :func:`rwguidance_testbed.flow.velocity_of`, or that compiled.
+        velocity: :func:`rwguidance_testbed.flow.predict_velocity`, or that compiled.
     """
 
     def __init__(
-        self, pipe: Any, guidance: float, velocity: Callable[..., Tensor] = flow.velocity_of
+        self, pipe: Any, guidance: float, velocity: Callable[..., Tensor] = flow.predict_velocity
     ) -> None:
         self.pipe, self.guidance, self.velocity = pipe, guidance, velocity
         self.parts: Sequence[Any] = _frozen(pipe, "transformer")
         self.parts[0].set_attn_processor(CountedAttention())
-        self.empty = tokens_of(pipe.tokenizer, [""])
+        self.empty = tokenize(pipe.tokenizer, [""])
         self.shift = float(pipe.vae.config.shift_factor * pipe.vae.config.scaling_factor)
 
     @torch.no_grad()
@@ -157,11 +158,11 @@ class NoiseTeacher:
     Arguments:
         pipe: A StableDiffusionXLPipeline.
         guidance: Scale of classifier-free guidance.
-        noise: :func:`rwguidance_testbed.turbo.noise_of`, or that compiled.
+        noise: :func:`rwguidance_testbed.turbo.predict_noise`, or that compiled.
     """
 
     def __init__(
-        self, pipe: Any, guidance: float, noise: Callable[..., Tensor] = turbo.noise_of
+        self, pipe: Any, guidance: float, noise: Callable[..., Tensor] = turbo.predict_noise
     ) -> None:
         self.pipe, self.guidance, self.noise = pipe, guidance, noise
         self.unet, *encoders = _frozen(pipe, "unet")
@@ -175,7 +176,7 @@ class NoiseTeacher:
         r"""Takes states :math:`x_0 + \sigma \epsilon` to the end, see `FlowTeacher`."""
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text, pooled = turbo.embed(self.encoders, tokens)
+            text, pooled = turbo.embed_captions(self.encoders, tokens)
         # Without a caption the pipeline puts zeros.
         both = [torch.cat((part, torch.zeros_like(part))) for part in (text, pooled)]
         count = _path_steps(step)
@@ -211,9 +212,13 @@ def read_teacher(folder: Path, vae: Any, guidance: float, compiled: bool = False
 
     name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     if name == "StableDiffusion3Pipeline":
-        return FlowTeacher(flow.read(folder, vae), guidance, _compile(flow.velocity_of, compiled))
+        return FlowTeacher(
+            flow.read(folder, vae), guidance, _compile(flow.predict_velocity, compiled)
+        )
     if name == "StableDiffusionXLPipeline":
-        return NoiseTeacher(turbo.read(folder, vae), guidance, _compile(turbo.noise_of, compiled))
+        return NoiseTeacher(
+            turbo.read(folder, vae), guidance, _compile(turbo.predict_noise, compiled)
+        )
     raise ValueError(
         "teacher must hold a StableDiffusion3Pipeline or a StableDiffusionXLPipeline, "
         f"got a {name} in {folder}"
@@ -276,9 +281,9 @@ class Student(ABC):
         """
 
         generator = generator_for(self.seed, "paths", number)
-        captions = [scene.caption for scene in sample(self.drawings, self.fresh, generator)]
+        captions = [scene.caption for scene in sample_scenes(self.drawings, self.fresh, generator)]
         noise = self.noise(self.fresh, generator)
-        tokens = tokens_of(self.teacher.pipe.tokenizer, captions)
+        tokens = tokenize(self.teacher.pipe.tokenizer, captions)
         return self.along(noise, tokens, number, generator)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
@@ -346,7 +351,7 @@ class FlowStudent(Student):
         self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         self.scheduler.set_timesteps(len(_WINDOW_STEPS))
         self.sigmas = self.scheduler.sigmas.tolist()
-        self.own, self.velocity = own, _compile(flow.velocity_of, compiled)
+        self.own, self.velocity = own, _compile(flow.predict_velocity, compiled)
         self.encoders = teacher.parts[1:]
 
     def target(self, noise: Tensor, tokens: Tensor) -> Tensor:
@@ -363,7 +368,7 @@ class FlowStudent(Student):
             parts.append(Examples(x[kept], end[kept], window[kept], tokens[kept]))
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                 zeros = torch.zeros(len(x))
-                v = flow.velocity_of(self._parts(), x, zeros + upper, tokens, zeros).float()
+                v = flow.predict_velocity(self._parts(), x, zeros + upper, tokens, zeros).float()
             own = torch.rand(len(x), 1, 1, 1, generator=generator) < self.own
             x = torch.where(own, x + (lower - upper) * v, end)
         return Examples.join(parts)
@@ -423,7 +428,7 @@ class TurboStudent(Student):
         self.scheduler.set_timesteps(4)
         self.sigmas = self.scheduler.sigmas.tolist()
         self.steps = self.scheduler.timesteps.long().tolist()
-        self.start, self.noise_of = pipe, _compile(turbo.noise_of, compiled)
+        self.start, self.noise_of = pipe, _compile(turbo.predict_noise, compiled)
 
     def target(self, noise: Tensor, tokens: Tensor) -> Tensor:
         x = self.sigmas[0] * noise
@@ -445,7 +450,7 @@ class TurboStudent(Student):
         step = torch.tensor(self.steps)[batch.level]
         scaled = batch.start / (sigma**2 + 1) ** 0.5
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text, pooled = turbo.embed(self.encoders, batch.tokens)
+            text, pooled = turbo.embed_captions(self.encoders, batch.tokens)
             noise = self.noise_of(self.network, scaled, step, text, pooled)
         return (batch.start - sigma * noise.float() - batch.end).square().mean()
 
@@ -454,7 +459,7 @@ class TurboStudent(Student):
         return type(self.start)(**{**self.start.components, **components}, add_watermarker=False)
 
 
-class Pool(nn.Module):
+class ReplayBuffer(nn.Module):
     """Examples, the oldest of which make room for new ones; grows until it is full.
 
     It is a module so that a run saves it.
@@ -539,10 +544,10 @@ def measure(
             output_type="latent",
             **student.options,
         ).images
-        tokens = tokens_of(teacher.pipe.tokenizer, [prompt] * draws)
+        tokens = tokenize(teacher.pipe.tokenizer, [prompt] * draws)
         wanted = student.target(noise, tokens)
-        scenes = given(student.drawings, prompt, draws, generator)
-        true = encode(pipe.vae, paint(student.drawings, scenes))
+        scenes = scenes_with_caption(student.drawings, prompt, draws, generator)
+        true = encode(pipe.vae, render(student.drawings, scenes))
         row = {"distance": float((found - wanted).square().mean())}
         for name, x in (("student", found), ("teacher", wanted), ("pictures", true)):
             row[f"variance_{name}"] = float(x.var(dim=0).mean())
@@ -622,8 +627,8 @@ def train(
     before = copy.deepcopy(student.average)
     optimizer = Muon(groups([student.network]), lr=peak)
     generator = Generator().manual_seed(seed)
-    pool = Pool(student, kept)
-    modules = {"network": student.network, "average": student.average, "pool": pool}
+    buffer = ReplayBuffer(student, kept)
+    modules = {"network": student.network, "average": student.average, "buffer": buffer}
     run = Run(out.with_suffix(".state"), modules, optimizer, generator)
     if resume and run.restore():
         print(f"going on at step {run.step}")
@@ -631,9 +636,9 @@ def train(
     weights = list(student.network.parameters())
 
     def loss() -> Tensor:
-        if pool.seen * uses < (run.step + 1) * batch:
-            pool.renew()
-        return student.loss(pool.batch(batch, generator), generator)
+        if buffer.seen * uses < (run.step + 1) * batch:
+            buffer.renew()
+        return student.loss(buffer.batch(batch, generator), generator)
 
     def after(step: int) -> None:
         move_averages(means, weights, step)
@@ -643,10 +648,10 @@ def train(
     def write() -> None:
         pipe = student.pipe(student.average)
         flow.export(pipe, teacher / "tokenizer", out)
-        prompts = flow.check_prompts()[: 4 if smoke else None]
+        prompts = check_prompts()[: 4 if smoke else None]
         for count in student.counts:
             path = out.with_name("sheets") / f"{out.name}-{count}-{run.seen:08d}.png"
-            flow.sheet(pipe, prompts, path, guidance=0.0, steps=count)
+            write_sheet(pipe, prompts, path, guidance=0.0, steps=count)
 
     rate = lambda step: learning_rate(step, steps, peak, warmup=min(200, 1 + steps // 10))
     run.train(steps, batch, rate, loss, after, printed=50)
@@ -661,7 +666,7 @@ def train(
         "steps": run.step,
         "batch": batch,
         "pictures_seen": run.seen,
-        "paths": fresh * int(pool.made),
+        "paths": fresh * int(buffer.made),
     }
     figures["minutes"] = round(run.seconds / 60, 1)
     settings = f"--steps {steps} --batch {batch} --uses {uses} --peak {peak} --guidance {guidance}"

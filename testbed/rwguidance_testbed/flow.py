@@ -42,26 +42,23 @@ from torch import Generator, Tensor, nn
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
-from .attention import CountedAttention
 from .data import Drawings, load_names
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
-from .scenes import COLORS, draw, on
-from .vae import encode
-from .words import LENGTH, save_tokenizer, texts, tokens_of
+from .tokenizer import text_config, tokenize, tokenizer_corpus, train_tokenizer
+from .training.attention import CountedAttention
+from .training.buffer import LatentBuffer
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
+from .training.sheets import check_prompts, write_sheet
 
 __all__ = [
-    "Latents",
-    "check_prompts",
+    "drop_captions",
     "export",
-    "leave_out",
+    "flow_matching_loss",
     "log_counts",
-    "loss_of",
     "new",
+    "predict_velocity",
     "read",
-    "sheet",
     "train",
-    "velocity_of",
 ]
 
 _PARTS = ("transformer", "text_encoder", "text_encoder_2")
@@ -83,18 +80,7 @@ def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
     transformers = require("transformers", "the test bed needs", "testbed")
     width, heads, layers = (32, 1, 2) if smoke else (160, 5, 5)
     text = 32 if smoke else 96
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=text,
-        intermediate_size=4 * text,
-        projection_dim=text,
-        num_hidden_layers=2,
-        num_attention_heads=text // 32,
-        max_position_embeddings=LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = transformers.CLIPTextConfig(**text_config(tokenizer, text, text))
     with seeded(seed):
         return diffusers.StableDiffusion3Pipeline(
             transformer=diffusers.SD3Transformer2DModel(
@@ -135,50 +121,7 @@ def read(folder: Path, vae: Any) -> Any:
     return pipe
 
 
-class Latents:
-    """Latents and captions of many random pictures, of which some are replaced at every step.
-
-    Encoding a picture costs a third of a training step on it. So every picture is used several
-    times, each time with other noise, before another takes its place.
-
-    Arguments:
-        drawings: What the pictures show.
-        vae: The autoencoder.
-        tokenizer: Of the captions.
-        size: Pictures kept.
-        generator: Of the pictures.
-    """
-
-    def __init__(
-        self, drawings: Drawings, vae: Any, tokenizer: Any, size: int, generator: Generator
-    ) -> None:
-        self.drawings, self.vae, self.tokenizer = drawings, vae, tokenizer
-        self.generator = generator
-        self.oldest = 0
-        parts = [self._fresh(min(64, size - start)) for start in range(0, size, 64)]
-        self.latents, self.tokens = (torch.cat(rows) for rows in zip(*parts, strict=True))
-
-    def renew(self, count: int) -> None:
-        """Replaces the oldest."""
-
-        where = (self.oldest + torch.arange(count)) % len(self.latents)
-        self.latents[where], self.tokens[where] = self._fresh(count)
-        self.oldest = (self.oldest + count) % len(self.latents)
-
-    def batch(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Latents, (count, 8, 8, 8), and tokens, (count, 16), chosen uniformly."""
-
-        index = torch.randint(len(self.latents), (count,), generator=generator)
-        return self.latents[index], self.tokens[index]
-
-    def _fresh(self, count: int) -> tuple[Tensor, Tensor]:
-        pictures, captions = draw(self.drawings, count, self.generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = encode(self.vae, pictures)
-        return latents, tokens_of(self.tokenizer, captions)
-
-
-def loss_of(
+def flow_matching_loss(
     parts: Sequence[nn.Module],
     latents: Tensor,
     tokens: Tensor,
@@ -192,14 +135,14 @@ def loss_of(
         latents: Scaled, with shape (B, C, H, W).
         tokens: Of the captions, those left out already empty, with shape (B, L).
         generator: Draws times, noise, and how many zeros follow the tokens.
-        velocity: :func:`velocity_of`, or that compiled.
+        velocity: :func:`predict_velocity`, or that compiled.
     """
 
     t = torch.randn(len(latents), generator=generator).sigmoid()
     noise = torch.randn(latents.shape, generator=generator)
     x_t = torch.lerp(latents, noise, t[:, None, None, None])
     counts = log_counts(len(latents), generator)
-    predicted = (velocity or velocity_of)(parts, x_t, t, tokens, counts)
+    predicted = (velocity or predict_velocity)(parts, x_t, t, tokens, counts)
     return (predicted.float() - (noise - latents)).square().mean()
 
 
@@ -214,13 +157,13 @@ def log_counts(count: int, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator) * math.log(_MOST_ZEROS)
 
 
-def velocity_of(
+def predict_velocity(
     parts: Sequence[nn.Module], x_t: Tensor, t: Tensor, tokens: Tensor, log_count: Tensor
 ) -> Tensor:
     """The velocity at noisy latents.
 
     Arguments:
-        parts: As those of :func:`loss_of`.
+        parts: As those of :func:`flow_matching_loss`.
         x_t: Noisy latents, with shape (B, C, H, W).
         t: Times in [0, 1], with shape (B,).
         tokens: Of the captions, with shape (B, L).
@@ -244,7 +187,7 @@ def velocity_of(
     return predicted
 
 
-def leave_out(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
+def drop_captions(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
     """Tokens in which one caption in ten, at random, is replaced by `empty`.
 
     Arguments:
@@ -255,49 +198,6 @@ def leave_out(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
 
     dropped = torch.rand(len(tokens), 1, generator=generator) < _DROPPED
     return torch.where(dropped, empty, tokens)
-
-
-def check_prompts() -> list[str]:
-    """Sixty prompts of names that are learned, every other with a background."""
-
-    colors = list(COLORS)
-    return [
-        f"{name} {on(colors[i // 2 % len(colors)])}" if i % 2 else name
-        for i, name in enumerate(load_names()["train"][::3][:60])
-    ]
-
-
-def sheet(
-    pipe: Any,
-    prompts: Sequence[str],
-    path: Path,
-    seed: int = 0,
-    guidance: float = 3.0,
-    steps: int = 20,
-) -> None:
-    """Writes a picture of one sample of each prompt, ten in a row."""
-
-    image = require("PIL.Image", "contact sheets need", "testbed")
-    drawing = require("PIL.ImageDraw", "contact sheets need", "testbed")
-    pipe.set_progress_bar_config(disable=True)
-    pictures = pipe(
-        list(prompts),
-        height=64,
-        width=64,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=Generator().manual_seed(seed),
-        **({"max_sequence_length": 1} if hasattr(pipe, "transformer") else {}),
-    ).images
-    rows = -(-len(prompts) // 10)
-    canvas = image.new("RGB", (10 * 132, rows * 156), "white")
-    pen = drawing.Draw(canvas)
-    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        left, top = i % 10 * 132, i // 10 * 156
-        canvas.paste(picture.resize((128, 128), image.Resampling.NEAREST), (left, top))
-        pen.text((left, top + 128), f"{prompt[:22]}\n{prompt[22:44]}", fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
 
 
 def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
@@ -379,7 +279,7 @@ def train(
     autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
     if start is None:
         words = out / "tokenizer"
-        pipe = new(autoencoder, save_tokenizer(texts(drawings), words), smoke, seed)
+        pipe = new(autoencoder, train_tokenizer(tokenizer_corpus(drawings), words), smoke, seed)
     else:
         words = start / "tokenizer"
         pipe = read(start, autoencoder)
@@ -402,17 +302,17 @@ def train(
         print(f"going on at step {run.step}")
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
-    pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
-    empty = tokens_of(pipe.tokenizer, [""])
+    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, kept, pictures)
+    empty = tokenize(pipe.tokenizer, [""])
 
-    velocity = torch.compile(velocity_of, dynamic=False) if compiled else velocity_of
+    velocity = torch.compile(predict_velocity, dynamic=False) if compiled else predict_velocity
 
     def loss() -> Tensor:
-        pool.renew(max(1, batch // 8))
-        latents, tokens = pool.batch(batch, generator)
-        tokens = leave_out(tokens, empty, generator)
+        buffer.renew(max(1, batch // 8))
+        latents, tokens = buffer.batch(batch, generator)
+        tokens = drop_captions(tokens, empty, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return loss_of(parts, latents, tokens, generator, velocity)
+            return flow_matching_loss(parts, latents, tokens, generator, velocity)
 
     def after(step: int) -> None:
         move_averages(means, weights, step)
@@ -426,7 +326,7 @@ def train(
         figures["minutes"] = round(run.seconds / 60, 1)
         (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
         prompts = check_prompts()[: 4 if smoke else None]
-        sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
+        write_sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
 
     run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
     write()

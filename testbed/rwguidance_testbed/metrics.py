@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 
 from .data import Drawings
 from .encoders import Towers
-from .scenes import given, paint
+from .scenes import render, scenes_with_caption
 
 __all__ = [
     "Quality",
@@ -174,7 +174,7 @@ def right(
 ) -> Tensor:
     """The probability that the judge finds a picture's caption among others chosen at random.
 
-    The mean over pictures is what :func:`rwguidance_testbed.towers.first_of` is on average.
+    The mean over pictures is what :func:`rwguidance_testbed.towers.top_one_accuracy` is on average.
 
     Arguments:
         judge: The judge.
@@ -266,7 +266,7 @@ def real_pictures(
     First one picture of every caption, in their order, then another one of each, and so on.
 
     Arguments:
-        drawings: What to paint, of one role; see :func:`rwguidance_testbed.scenes.given`.
+        drawings: Drawings of one role that the pictures show.
         captions: N of them; may repeat.
         copies: Pictures of every caption.
         generator: Source of all random numbers, on the CPU.
@@ -277,12 +277,12 @@ def real_pictures(
 
     counts = Counter(captions)
     found = {
-        caption: iter(given(drawings, caption, copies * count, generator))
+        caption: iter(scenes_with_caption(drawings, caption, copies * count, generator))
         for caption, count in counts.items()
     }
     scenes = [next(found[caption]) for _ in range(copies) for caption in captions]
     parts = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
-    return torch.cat([paint(drawings, part) for part in parts])
+    return torch.cat([render(drawings, part) for part in parts])
 
 
 def table(

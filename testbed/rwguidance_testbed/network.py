@@ -61,9 +61,9 @@ from rwguidance.tilt import RewardFunction, Tilt
 from rwguidance.training import Encoder, Objective
 from rwguidance.training import train as fit
 
-from .cards import write_card
 from .data import load_names
-from .scenes import COLORS, on
+from .scenes import COLORS, on_background
+from .training.cards import write_card
 
 __all__ = [
     "FILE",
@@ -131,7 +131,14 @@ class BankShift(Objective):
         if batch_size % _GROUP:
             raise ValueError(f"batch_size must be a multiple of {_GROUP}, got {batch_size}")
         times = lambda n, generator: torch.full((n,), t, dtype=torch.float64)
-        super().__init__(BankMean(schedule, bank), bank, tilt, batch_size, times, encode)
+        super().__init__(
+            BankMean(schedule, bank),
+            bank,
+            tilt,
+            batch_size=batch_size,
+            times=times,
+            encode=encode,
+        )
         self.importance = ImportanceSampling(self.bank, tilt)
 
     def __call__(self, network: nn.Module, generator: Generator) -> dict[str, Tensor]:
@@ -170,7 +177,7 @@ def prompts_of(names: Sequence[str], count: int, seed: int = 0) -> list[str]:
         colors = [
             list(COLORS)[j] for j in torch.randperm(len(COLORS), generator=generator).tolist()
         ]
-        variants = [f"{name} {on(color)}" for color in colors]
+        variants = [f"{name} {on_background(color)}" for color in colors]
         variants.insert(i % 2, name)
         turns.append(variants)
     return [text for turn in zip(*turns, strict=True) for text in turn][:count]

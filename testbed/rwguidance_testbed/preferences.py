@@ -25,9 +25,9 @@ from . import flow, turbo
 from .data import Drawings, load_names
 from .encoders import read
 from .gold import WEIGHTS, Gold, prefer, temperature_for, write_pairs
-from .scenes import sample
+from .scenes import sample_scenes
 
-__all__ = ["Generators", "captions_of", "pairs_of", "train"]
+__all__ = ["Generators", "all_pairs", "sample_captions", "train"]
 
 _PART = 32
 
@@ -83,7 +83,7 @@ class Generators:
         return torch.cat(drawn, dim=1)
 
 
-def captions_of(drawings: Drawings, count: int, generator: Generator) -> list[str]:
+def sample_captions(drawings: Drawings, count: int, generator: Generator) -> list[str]:
     """Different captions of scenes that the generators learned to draw.
 
     Arguments:
@@ -95,11 +95,11 @@ def captions_of(drawings: Drawings, count: int, generator: Generator) -> list[st
     own = drawings.where("generator", load_names()["train"])
     found: dict[str, None] = {}
     while len(found) < count:
-        found.update(dict.fromkeys(s.caption for s in sample(own, count, generator)))
+        found.update(dict.fromkeys(s.caption for s in sample_scenes(own, count, generator)))
     return list(found)[:count]
 
 
-def pairs_of(captions: int, pictures: int) -> Tensor:
+def all_pairs(captions: int, pictures: int) -> Tensor:
     """All pairs of pictures of the same caption, in an order that says nothing.
 
     Arguments:
@@ -148,7 +148,7 @@ def train(
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(threads)
-    texts = captions_of(Drawings.load(data), captions, Generator().manual_seed(seed))
+    texts = sample_captions(Drawings.load(data), captions, Generator().manual_seed(seed))
     generators, gold = Generators(flow, turbo, vae), Gold(read("judge", judge))
     count = each * len(generators.runs)
     folder = out.with_suffix(".parts")
@@ -168,7 +168,7 @@ def train(
     pictures = torch.cat([part["pictures"] for part in parts]).flatten(0, 1)
     terms = {name: torch.cat([part[name] for part in parts]) for name in WEIGHTS}
     utilities = torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(0)
-    index = pairs_of(captions, count)
+    index = all_pairs(captions, count)
     both = utilities[index]
     temperature = temperature_for(both, agreement)
     labels = prefer(both, temperature, Generator().manual_seed(seed + 1))

@@ -21,7 +21,17 @@ from torch import Generator, Tensor
 
 from .data import Drawings, sources
 
-__all__ = ["COLORS", "KINDS", "Scene", "draw", "given", "on", "paint", "sample"]
+__all__ = [
+    "COLORS",
+    "KIND_WORDS",
+    "Scene",
+    "on_background",
+    "render",
+    "sample_pictures",
+    "sample_scenes",
+    "scenes_with_caption",
+    "straight_quotes",
+]
 
 COLORS = {
     "white": (255, 255, 255),
@@ -39,7 +49,7 @@ COLORS = {
 }
 """Backgrounds by name: red, green and blue out of 255."""
 
-KINDS = {
+KIND_WORDS = {
     "animal-mammal": "animal",
     "animal-bird": "bird",
     "animal-marine": "sea animal",
@@ -95,7 +105,7 @@ class Scene:
     caption: str
 
 
-def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
+def sample_scenes(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
     """Draws scenes: drawings uniformly, everything else as the module says.
 
     Arguments:
@@ -115,13 +125,13 @@ def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
         first, second = (list(COLORS)[int(u[i] * len(COLORS))] for i in (1, 2))
         named_ground = u[3] < 0.4
         mix = 0.0 if named_ground else u[4]
-        words = [KINDS[entry.kind] if u[5] < 0.06 and entry.kind in KINDS else entry.name]
+        words = [KIND_WORDS[entry.kind] if u[5] < 0.06 and entry.kind in KIND_WORDS else entry.name]
         if size:
             words.insert(0, size)
         if u[6] < 0.3:
             words.insert(0, _article(words[0]))
         if named_ground:
-            words.append(on(first))
+            words.append(on_background(first))
         caption = " ".join(words)
         if u[7] < 0.4:
             caption += f", {styles[entry.style]} style"
@@ -139,20 +149,22 @@ def sample(drawings: Drawings, count: int, generator: Generator) -> list[Scene]:
                 angle=_DEGREES * (2 * u[11] - 1),
                 place=(2 * u[12] - 1, 2 * u[13] - 1),
                 hue=_HUE * (2 * u[14] - 1),
-                caption=_plain(caption),
+                caption=straight_quotes(caption),
             )
         )
     return scenes
 
 
-def on(color: str) -> str:
+def on_background(color: str) -> str:
     """What captions say of a background: "on an orange background"."""
 
     return f"on {_article(color)} {color} background"
 
 
-def given(drawings: Drawings, caption: str, count: int, generator: Generator) -> list[Scene]:
-    """Draws scenes of one caption, exactly: those of :func:`sample` that have it.
+def scenes_with_caption(
+    drawings: Drawings, caption: str, count: int, generator: Generator
+) -> list[Scene]:
+    """Draws scenes of one caption, exactly: those of :func:`sample_scenes` that have it.
 
     Arguments:
         drawings: Those to choose from.
@@ -168,7 +180,9 @@ def given(drawings: Drawings, caption: str, count: int, generator: Generator) ->
     # What comes after the size, and before background, style and tag.
     heads = {bare(caption), re.sub("^(small|large) ", "", bare(caption))}
     shows = lambda word: any(re.match(re.escape(word) + r"( on an? |,|$)", head) for head in heads)
-    fits = lambda entry: shows(_plain(entry.name)) or shows(KINDS.get(entry.kind, "?"))
+    fits = lambda entry: (
+        shows(straight_quotes(entry.name)) or shows(KIND_WORDS.get(entry.kind, "?"))
+    )
     index = [i for i, entry in enumerate(drawings.entries) if fits(entry)]
     part = Drawings([drawings.entries[i] for i in index], drawings.pixels[index])
     found: list[Scene] = []
@@ -177,13 +191,13 @@ def given(drawings: Drawings, caption: str, count: int, generator: Generator) ->
         if not index or (tries >= 1000 * max(count, _RARE) and not found):
             raise ValueError(f"no scene of these drawings has the caption {caption!r}")
         tries += 4 * count
-        for scene in sample(part, 4 * count, generator):
+        for scene in sample_scenes(part, 4 * count, generator):
             if bare(scene.caption) == bare(caption):
                 found.append(replace(scene, drawing=index[scene.drawing]))
     return found[:count]
 
 
-def paint(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tensor:
+def render(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tensor:
     """The pictures of scenes, in [0, 1], with shape (B, 3, size, size).
 
     Arguments:
@@ -211,16 +225,16 @@ def paint(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tensor
     return (turned.clamp(min=0).minimum(alpha) + (1 - alpha) * ground).clamp(0, 1)
 
 
-def draw(
+def sample_pictures(
     drawings: Drawings, count: int, generator: Generator, size: int = 64
 ) -> tuple[Tensor, list[str]]:
     """Pictures in [0, 1], with shape (count, 3, size, size), and their captions."""
 
-    scenes = sample(drawings, count, generator)
-    return paint(drawings, scenes, size), [scene.caption for scene in scenes]
+    scenes = sample_scenes(drawings, count, generator)
+    return render(drawings, scenes, size), [scene.caption for scene in scenes]
 
 
-def _plain(text: str) -> str:
+def straight_quotes(text: str) -> str:
     """Without curly quotes."""
 
     return re.sub("[\u2018-\u201d]", "'", text)

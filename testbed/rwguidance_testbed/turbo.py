@@ -35,19 +35,21 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
 from .data import Drawings, load_names
-from .flow import Latents, check_prompts, export, sheet
+from .flow import export
 from .flow import read as read_flow
-from .muon import Muon, groups
-from .runs import Run, learning_rate, move_averages
+from .training.buffer import LatentBuffer
+from .training.loop import Run, learning_rate, move_averages
+from .training.muon import Muon, groups
+from .training.sheets import check_prompts, write_sheet
 
 __all__ = [
     "SCHEDULE",
     "SIZES",
-    "copy_input",
-    "embed",
-    "loss_of",
+    "denoising_loss",
+    "embed_captions",
+    "initialize_to_identity",
     "new",
-    "noise_of",
+    "predict_noise",
     "read",
     "train",
 ]
@@ -100,7 +102,7 @@ def new(words: Any, smoke: bool = False, seed: int = 0) -> Any:
             projection_class_embeddings_input_dim=text.projection_dim + len(SIZES) * 8,
         )
         first = transformers.CLIPTextModel(text)
-    copy_input(unet)
+    initialize_to_identity(unet)
     _copy_weights(words.text_encoder, first)
     return diffusers.StableDiffusionXLPipeline(
         vae=words.vae,
@@ -115,7 +117,7 @@ def new(words: Any, smoke: bool = False, seed: int = 0) -> Any:
 
 
 @torch.no_grad()
-def copy_input(unet: Any) -> None:
+def initialize_to_identity(unet: Any) -> None:
     r"""Sets weights so that a UNet gives back its input, see the module.
 
     The input travels by the outermost skip connection, each channel with both signs, for
@@ -171,7 +173,7 @@ def read(folder: Path, vae: Any) -> Any:
 
 
 @torch.no_grad()
-def embed(encoders: tuple[nn.Module, nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor]:
+def embed_captions(encoders: tuple[nn.Module, nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor]:
     """What the network is told of captions: states of their tokens, and one vector for all.
 
     Arguments:
@@ -186,7 +188,9 @@ def embed(encoders: tuple[nn.Module, nn.Module], tokens: Tensor) -> tuple[Tensor
     return torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1), second[0]
 
 
-def noise_of(unet: nn.Module, x_t: Tensor, step: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+def predict_noise(
+    unet: nn.Module, x_t: Tensor, step: Tensor, text: Tensor, pooled: Tensor
+) -> Tensor:
     """The noise that the network sees in noisy latents of 64 x 64 pictures.
 
     Arguments:
@@ -203,14 +207,14 @@ def noise_of(unet: nn.Module, x_t: Tensor, step: Tensor, text: Tensor, pooled: T
     return noise
 
 
-def loss_of(
+def denoising_loss(
     unet: nn.Module,
     latents: Tensor,
     text: Tensor,
     pooled: Tensor,
     alphas: Tensor,
     generator: Generator,
-    noise_of: Callable[..., Tensor] = noise_of,
+    predict: Callable[..., Tensor] = predict_noise,
 ) -> Tensor:
     """The squared error of the noise, weighted as the module says.
 
@@ -221,7 +225,7 @@ def loss_of(
         pooled: Of the captions, with shape (B, E).
         alphas: Squares of the scales of the signal, by step, with shape (1000,).
         generator: Draws steps, noise, and which captions are left out.
-        noise_of: The function of this name, or that compiled.
+        predict: :func:`predict_noise`, or that compiled.
     """
 
     step = torch.randint(len(alphas), (len(latents),), generator=generator)
@@ -229,7 +233,7 @@ def loss_of(
     kept = (torch.rand(len(latents), generator=generator) >= _DROPPED).float()
     square = alphas[step][:, None, None, None]
     x_t = square.sqrt() * latents + (1 - square).sqrt() * noise
-    predicted = noise_of(unet, x_t, step, text * kept[:, None, None], pooled * kept[:, None])
+    predicted = predict(unet, x_t, step, text * kept[:, None, None], pooled * kept[:, None])
     return ((predicted.float() - noise).square() / square).mean()
 
 
@@ -285,19 +289,19 @@ def train(
         print(f"going on at step {run.step}")
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
-    pool = Latents(own, autoencoder, pipe.tokenizer, kept, pictures)
+    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, kept, pictures)
     shift = autoencoder.config.shift_factor * autoencoder.config.scaling_factor
     alphas = pipe.scheduler.alphas_cumprod
     means, weights = list(average.parameters()), list(unet.parameters())
-    predict = torch.compile(noise_of, dynamic=False) if compiled else noise_of
+    predict = torch.compile(predict_noise, dynamic=False) if compiled else predict_noise
 
     def loss() -> Tensor:
-        pool.renew(max(1, batch // 8))
-        latents, tokens = pool.batch(batch, generator)
+        buffer.renew(max(1, batch // 8))
+        latents, tokens = buffer.batch(batch, generator)
         latents = latents + shift  # which pipelines of this class leave out
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text, pooled = embed(encoders, tokens)
-            return loss_of(unet, latents, text, pooled, alphas, generator, predict)
+            text, pooled = embed_captions(encoders, tokens)
+            return denoising_loss(unet, latents, text, pooled, alphas, generator, predict)
 
     def after(step: int) -> None:
         move_averages(means, weights, step)
@@ -311,7 +315,7 @@ def train(
         figures["minutes"] = round(run.seconds / 60, 1)
         (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
         prompts = check_prompts()[: 4 if smoke else None]
-        sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
+        write_sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
 
     run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
     write()

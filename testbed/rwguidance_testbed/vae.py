@@ -18,10 +18,10 @@ from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
 from .data import Drawings, load_names
-from .runs import Run, learning_rate
-from .scenes import draw
+from .scenes import sample_pictures
+from .training.loop import Run, learning_rate
 
-__all__ = ["encode", "export", "loss_of", "new", "psnr", "train"]
+__all__ = ["encode", "export", "new", "psnr", "train", "vae_loss"]
 
 _WIDTHS = (24, 48, 96, 96)
 _CHANNELS = 8
@@ -46,7 +46,7 @@ def new(smoke: bool = False, seed: int = 0) -> Any:
         )
 
 
-def loss_of(vae: Any, pictures: Tensor, generator: Generator, kl_weight: float = 1e-3) -> Tensor:
+def vae_loss(vae: Any, pictures: Tensor, generator: Generator, kl_weight: float = 1e-3) -> Tensor:
     r"""Absolute and squared error, error of the differences of neighbors, and a little KL.
 
     Arguments:
@@ -152,14 +152,14 @@ def train(
         print(f"going on at step {run.step}")
 
     def loss() -> Tensor:
-        pictures, _ = draw(own, batch, generator)
+        pictures, _ = sample_pictures(own, batch, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return loss_of(vae, pictures, generator)
+            return vae_loss(vae, pictures, generator)
 
     run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, printed=50)
     vae.eval()
     check = Generator().manual_seed(seed + 1)
-    pictures = lambda part, count: draw(part, count, check)[0]
+    pictures = lambda part, count: sample_pictures(part, count, check)[0]
     count = 16 if smoke else 512
     export(vae, pictures(own.where(names=names["train"]), 2 * count), out)
     unseen = drawings.where("judge", others, encoded=False)

@@ -1,8 +1,11 @@
 """Cards of trained models."""
 
 import json
+import re
+from pathlib import Path
 
-from rwguidance_testbed.cards import write_card
+import rwguidance_testbed
+from rwguidance_testbed.training.cards import write_card
 
 FIGURES = {"name_of_other_drawings": 0.721, "pictures_seen": 3000000}
 
@@ -41,3 +44,11 @@ def test_the_command_can_be_copied(tmp_path):
     assert words[:3] == ["rwguidance_testbed.towers", "judge", "--option0"]
     assert words[3:] == [word for i in range(12) for word in (f"--option{i}", str(i))][1:]
     assert all(line.endswith(" \\") for line in lines.splitlines()[:-1])
+
+
+def test_what_is_shipped_says_nothing_of_where_it_was_made():
+    weights = Path(rwguidance_testbed.__file__).with_name("weights")
+    texts = [*weights.rglob("*.json"), *weights.rglob("*.md")]
+    assert len(texts) > 8
+    for path in texts:
+        assert not re.search(r'"/\w', path.read_text(encoding="utf-8")), path

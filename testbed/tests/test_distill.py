@@ -11,9 +11,16 @@ import torch
 
 from common import assert_rounds_to, assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import data, distill, flow, turbo, vae, words
+from rwguidance_testbed import data, distill, flow, turbo, vae
 from rwguidance_testbed.data import SIZE, Drawing, Drawings
-from rwguidance_testbed.distill import FlowStudent, FlowTeacher, NoiseTeacher, Pool, TurboStudent
+from rwguidance_testbed.distill import (
+    FlowStudent,
+    FlowTeacher,
+    NoiseTeacher,
+    ReplayBuffer,
+    TurboStudent,
+)
+from rwguidance_testbed.tokenizer import tokenize, train_tokenizer
 
 pytest.importorskip("diffusers")
 
@@ -32,14 +39,14 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     entries, pixels = [], []
     for i, name in enumerate(NAMES):
-        roles = data.deal(name, [row["name"] for row in data.sources()["styles"]])
+        roles = data.assign_roles(name, [row["name"] for row in data.sources()["styles"]])
         for style, role in roles.items():
             entries.append(Drawing(name, style, "x", "food-fruit", (), role))
             picture = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
             picture[0, 5 : 25 + 6 * i, 5:75] = picture[3, 5 : 25 + 6 * i, 5:75] = 255
             pixels.append(picture)
     Drawings(entries, torch.stack(pixels)).save(path)
-    tokenizer = words.save_tokenizer([*NAMES, "on a blue background"] * 3, path / "words", 600)
+    tokenizer = train_tokenizer([*NAMES, "on a blue background"] * 3, path / "words", 600)
     autoencoder = vae.new(smoke=True).eval()
     autoencoder.register_to_config(scaling_factor=SCALING, shift_factor=SHIFT)
     autoencoder.half().save_pretrained(path / "vae")
@@ -86,7 +93,7 @@ def exact(monkeypatch):
 
 
 def captions(pipe, count):
-    return words.tokens_of(pipe.tokenizer, [NAMES[i % len(NAMES)] for i in range(count)])
+    return tokenize(pipe.tokenizer, [NAMES[i % len(NAMES)] for i in range(count)])
 
 
 def gaussian_velocity(parts, x_t, t, tokens, log_count):
@@ -280,7 +287,7 @@ class TestFlowStudent:
             width = flow_student.sigmas[k] - flow_student.sigmas[k + 1]
             with torch.no_grad():
                 t = torch.full((40,), flow_student.sigmas[k])
-                v = flow.velocity_of(flow_student._parts(), start, t, tokens, torch.zeros(40))
+                v = flow.predict_velocity(flow_student._parts(), start, t, tokens, torch.zeros(40))
             following = level(k + 1)[0]
             near = lambda a, b: (a - b).flatten(1).abs().amax(1) < 1e-5
             by_student, by_teacher = near(following, start - width * v), near(following, end)
@@ -395,12 +402,12 @@ class TestTurboStudent:
             assert torch.equal(batch.tokens[64:], batch.tokens[:16])
 
     def test_another_tokenizer_is_refused(self, unet_pipe, flow_pipe, drawings, tmp_path):
-        unet_pipe.tokenizer = words.save_tokenizer(["red apple"], tmp_path, size=520)
+        unet_pipe.tokenizer = train_tokenizer(["red apple"], tmp_path, size=520)
         with pytest.raises(ValueError, match="must have the tokenizer of its teacher"):
             TurboStudent(unet_pipe, FlowTeacher(flow_pipe, 3.0), drawings, 8)
 
 
-class TestPool:
+class TestReplayBuffer:
     def test_it_grows_and_then_forgets_the_oldest(self, flow_student):
         made = []
 
@@ -411,18 +418,18 @@ class TestPool:
             return distill.Examples(x, -x, rows, rows[:, None])
 
         flow_student.examples = make
-        pool = Pool(flow_student, 7)  # room for three times three
+        buffer = ReplayBuffer(flow_student, 7)  # room for three times three
         levels = lambda: sorted(
-            set(pool.batch(200, torch.Generator().manual_seed(0)).level.tolist())
+            set(buffer.batch(200, torch.Generator().manual_seed(0)).level.tolist())
         )
         assert levels() == [0]
-        pool.renew()
+        buffer.renew()
         assert levels() == [0, 1]
         for _ in range(3):
-            pool.renew()
+            buffer.renew()
         assert made == [0, 1, 2, 3, 4]
         assert levels() == [2, 3, 4]
-        batch = pool.batch(50, torch.Generator().manual_seed(1))
+        batch = buffer.batch(50, torch.Generator().manual_seed(1))
         assert torch.equal(batch.start[:, 0, 0, 0], batch.level.float())
         assert torch.equal(batch.start, -batch.end)
         assert torch.equal(batch.tokens[:, 0], batch.level)
@@ -461,7 +468,7 @@ class TestTraining:
         self, folder, tmp_path, monkeypatch, capsys, kind
     ):
         monkeypatch.setattr(distill, "measure", lambda *_: {"distance": 0.0})
-        monkeypatch.setattr(flow, "sheet", lambda *_, **__: None)
+        monkeypatch.setattr(distill, "write_sheet", lambda *_, **__: None)
         run(kind, folder, tmp_path / "whole", steps=4)
         with monkeypatch.context() as patch:
             patch.setattr(distill, "Run", Interrupted)
@@ -477,7 +484,7 @@ class TestTraining:
                 assert torch.equal(value, parts["modules"][module][name]), (module, name)
         assert torch.equal(whole["generator"], parts["generator"])
         # A call makes 13 examples, or 5; four steps use 16, each example once.
-        assert int(whole["modules"]["pool"]["made"]) == {"flow": 2, "turbo": 4}[kind]
+        assert int(whole["modules"]["buffer"]["made"]) == {"flow": 2, "turbo": 4}[kind]
 
     @pytest.mark.parametrize("kind", ["flow", "turbo"])
     def test_what_is_written_is_read_by_its_class_and_draws(self, folder, tmp_path, kind):
@@ -524,7 +531,7 @@ class TestTraining:
 
     def test_either_teacher_serves_turbo(self, folder, tmp_path, monkeypatch):
         monkeypatch.setattr(distill, "measure", lambda *_: {"distance": 0.0})
-        monkeypatch.setattr(flow, "sheet", lambda *_, **__: None)
+        monkeypatch.setattr(distill, "write_sheet", lambda *_, **__: None)
         folders = (folder / "unet", folder / "vae", tmp_path / "a", folder)
         distill.train("turbo", *folders, steps=1, **SETTINGS)
         folders = (folder / "flow", folder / "vae", tmp_path / "b", folder)
@@ -532,8 +539,8 @@ class TestTraining:
         first, second = (
             torch.load(tmp_path / f"{name}.state", weights_only=True)["modules"] for name in "ab"
         )
-        assert torch.equal(first["pool"]["start"][0, :4], second["pool"]["start"][0, :4])
-        assert not torch.equal(first["pool"]["end"], second["pool"]["end"])
+        assert torch.equal(first["buffer"]["start"][0, :4], second["buffer"]["start"][0, :4])
+        assert not torch.equal(first["buffer"]["end"], second["buffer"]["end"])
 
     def test_another_kind_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="kind must be flow or turbo, got 'slow'"):

@@ -14,7 +14,7 @@ from rwguidance_testbed import metrics
 from rwguidance_testbed.data import SIZE, Drawing, Drawings
 from rwguidance_testbed.encoders import Towers
 from rwguidance_testbed.scenes import COLORS
-from rwguidance_testbed.towers import first_of
+from rwguidance_testbed.towers import top_one_accuracy
 
 
 def normal(generator, *shape):
@@ -272,7 +272,7 @@ class TestRight:
         found = metrics.right(judge, x, candidates[:30], candidates, 5)
         unit = lambda z: torch.nn.functional.normalize(z, dim=-1)
         scores = unit(x) @ unit(judge.rows).T
-        seen = torch.tensor([first_of(scores, own, 5, generator) for _ in range(800)])
+        seen = torch.tensor([top_one_accuracy(scores, own, 5, generator) for _ in range(800)])
         assert_within(seen.mean(), found.mean(), seen.std() / math.sqrt(800))
 
     def test_equal_scores_do_not_count(self):

@@ -7,8 +7,9 @@ import torch
 from test_gold import decoded
 
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import encoders, flow, gold, preferences, scenes, turbo, vae, words
+from rwguidance_testbed import encoders, flow, gold, preferences, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
+from rwguidance_testbed.tokenizer import tokenizer_corpus, train_tokenizer
 
 pytest.importorskip("diffusers")
 
@@ -29,10 +30,10 @@ def built(tmp_path_factory):
     pixels[:, :, 20:60, 20:60] = 255
     drawings = Drawings(entries, pixels)
     drawings.save(out)
-    tokenizer = words.save_tokenizer(words.texts(drawings), out / "words")
+    tokenizer = train_tokenizer(tokenizer_corpus(drawings), out / "words")
     autoencoder = vae.new(smoke=True).eval()
     draws = torch.Generator().manual_seed(0)
-    vae.export(autoencoder, scenes.draw(drawings, 16, draws)[0], out / "vae")
+    vae.export(autoencoder, scenes.sample_pictures(drawings, 16, draws)[0], out / "vae")
     with seeded(0):
         import diffusers
 
@@ -56,23 +57,23 @@ def run(built, **changes):
 
 class TestPairs:
     def test_all_pairs_of_a_caption_and_no_others(self):
-        index = preferences.pairs_of(3, 4)
+        index = preferences.all_pairs(3, 4)
         assert len(index) == 3 * 6
         assert len({frozenset(pair) for pair in index.tolist()}) == 18
         assert bool((index[:, 0] // 4 == index[:, 1] // 4).all())
         assert bool((index[:, 0] != index[:, 1]).all())
 
     def test_no_place_belongs_to_one_of_the_generators(self):
-        index = preferences.pairs_of(1, 6) % 6
+        index = preferences.all_pairs(1, 6) % 6
         mixed = index[(index < 3).sum(1) == 1]
         assert len(mixed) == 9
         assert int((mixed[:, 0] < 3).sum()) in (4, 5)
 
     def test_captions_are_different_and_of_learned_names(self, built):
         drawings = Drawings.load(built)
-        found = preferences.captions_of(drawings, 100, torch.Generator().manual_seed(0))
+        found = preferences.sample_captions(drawings, 100, torch.Generator().manual_seed(0))
         assert len(set(found)) == len(found) == 100
-        again = preferences.captions_of(drawings, 100, torch.Generator().manual_seed(0))
+        again = preferences.sample_captions(drawings, 100, torch.Generator().manual_seed(0))
         assert found == again
 
 

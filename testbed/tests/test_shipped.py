@@ -15,11 +15,13 @@ from torch.testing import assert_close
 
 import backbones
 import rewards
-from rwguidance import sample
+from rwguidance import networks, sample
 from rwguidance.app.cli import main
+from rwguidance.evaluation import embeddings, prompts
+from rwguidance.support import packaged
 from rwguidance.support.randomness import seeded
 from rwguidance.testing import check_reward
-from rwguidance_testbed import encoders, flow, shipped, turbo, vae, words
+from rwguidance_testbed import encoders, flow, shipped, tokenizer, turbo, vae
 from zoo import can_be_double
 
 diffusers = pytest.importorskip("diffusers")
@@ -36,6 +38,7 @@ PIPELINES = {
     "emoji-turbo": (turbo, 1, None),
 }
 REWARDS = {"emoji-pick": ("pick", 16), "emoji-hps": ("hps", 24)}
+UTILITIES = {"emoji-gold", "emoji-match"}
 OTHERS = {"emoji-judge", "emoji-turbo-guide", "emoji-vae"}
 PROMPTS = ["red apple", "a key on a blue background", "", " ".join(["red apple"] * 40)]
 
@@ -43,8 +46,11 @@ PROMPTS = ["red apple", "a key on a blue background", "", " ".join(["red apple"]
 def test_what_can_be_shipped_is_registered_and_can_be_trained():
     named = {name for name in backbones.available() if name.startswith("emoji-")}
     named |= {spec.name for spec in rewards.available() if spec.name.startswith("emoji-")}
-    assert named == {*PIPELINES, *REWARDS}
-    assert named | OTHERS == set(shipped.MODELS)
+    assert named == {*PIPELINES, *REWARDS, *UTILITIES}
+    assert embeddings.available() == ["emoji-judge"]
+    assert "emoji-demo" in prompts.available()
+    assert networks.available() == ["emoji-turbo-guide"]
+    assert {*PIPELINES, *REWARDS, *OTHERS} == set(shipped.MODELS)
     for module in shipped.MODELS.values():
         assert importlib.util.find_spec(f"rwguidance_testbed.{module}"), module
 
@@ -54,7 +60,7 @@ def test_what_can_be_shipped_is_registered_and_can_be_trained():
 
 def test_the_hashes_are_those_of_the_files():
     known = json.loads((WEIGHTS / "hashes.json").read_text())
-    found = {name: shipped.digests(WEIGHTS / name) for name in THERE}
+    found = {name: packaged.digests(WEIGHTS / name) for name in THERE}
     assert known == found, "run `python -m rwguidance_testbed.shipped`"
     assert all(re.fullmatch(r"[0-9a-f]{64}", d) for files in known.values() for d in files.values())
     assert {path.name for path in WEIGHTS.iterdir()} == {*THERE, "hashes.json"}
@@ -137,48 +143,61 @@ def test_git_ignores_nothing_of_it():
 def weights(tmp_path_factory):
     """Tiny models of every kind, as their training writes them, in the place of the shipped."""
 
-    root = tmp_path_factory.mktemp("weights")
-    tokenizer = root.with_name("words")
-    vocabulary = words.save_tokenizer(PROMPTS[:2] * 3, tokenizer, size=600)
+    root = tmp_path_factory.mktemp("package") / "weights"
+    root.mkdir()
+    folder = root.with_name("tokenizer")
+    vocabulary = tokenizer.train_tokenizer(PROMPTS[:2] * 3, folder, size=600)
     autoencoder = vae.new(smoke=True).half()
     autoencoder.register_to_config(scaling_factor=0.8, shift_factor=0.25)
     autoencoder.save_pretrained(root / "emoji-vae")
     pipe = flow.new(autoencoder, vocabulary, smoke=True)
-    flow.export(pipe, tokenizer, root / "emoji-flow-teacher")
+    flow.export(pipe, folder, root / "emoji-flow-teacher")
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    flow.export(pipe, tokenizer, root / "emoji-flow")
+    flow.export(pipe, folder, root / "emoji-flow")
     pipe = turbo.new(pipe, smoke=True)
     pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(
         **turbo.SCHEDULE, timestep_spacing="trailing"
     )
-    flow.export(pipe, tokenizer, root / "emoji-turbo")
+    flow.export(pipe, folder, root / "emoji-turbo")
     for kind in encoders.KINDS:
-        encoders.new(kind, tokenizer, smoke=True).write(root / f"emoji-{kind}")
+        encoders.new(kind, folder, smoke=True).write(root / f"emoji-{kind}")
     return root
 
 
 @pytest.fixture(scope="module")
 def hashed(weights):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shipped, "_WEIGHTS", weights)
-        known = shipped.write()
+    known = shipped.write(weights)
     assert known == json.loads((weights / "hashes.json").read_text())
     assert set(known) == set(shipped.MODELS) - {"emoji-turbo-guide"}
     return weights
 
 
 @pytest.fixture
-def full(hashed, monkeypatch):
-    monkeypatch.setattr(shipped, "_WEIGHTS", hashed)
-    return hashed
+def put(monkeypatch):
+    """Puts a folder in the place of the shipped weights."""
+
+    def put(root):
+        assert root.name == "weights"
+        monkeypatch.setattr(packaged, "_locate", lambda package: root.parent)
+        monkeypatch.setattr(shipped, "_WEIGHTS", root)
+        return root
+
+    yield put
+    packaged._checked.cache_clear()
 
 
 @pytest.fixture
-def place(monkeypatch, tmp_path):
+def full(hashed, put):
+    return put(hashed)
+
+
+@pytest.fixture
+def place(put, tmp_path):
     """A place for weights of its own."""
 
-    monkeypatch.setattr(shipped, "_WEIGHTS", tmp_path)
-    return tmp_path
+    root = tmp_path / "weights"
+    root.mkdir()
+    return put(root)
 
 
 def test_what_training_writes_names_no_folder(weights):
@@ -186,86 +205,29 @@ def test_what_training_writes_names_no_folder(weights):
 
 
 class TestFolder:
-    @pytest.fixture
-    def model(self, place):
-        (place / "emoji-vae" / "part").mkdir(parents=True)
-        (place / "emoji-vae" / "config.json").write_text("{}")
-        (place / "emoji-vae" / "part" / "weights.bin").write_bytes(bytes(range(256)))
-        shipped.write()
-        return place / "emoji-vae"
-
-    def test_it_is_compared_once(self, model, monkeypatch):
-        assert shipped.folder("emoji-vae") == model
-        monkeypatch.setattr(shipped, "_digest", None)
-        assert shipped.folder("emoji-vae") == model
-
-    @pytest.mark.parametrize(
-        ("content", "said"),
-        [
-            (None, "is missing"),
-            (bytes(range(255)), "is changed or cut short, at 255 bytes"),
-            (bytes(range(255)) + b"\0", "is changed or cut short, at 256 bytes"),
-            (b"", "is changed or cut short, at 0 bytes"),
-        ],
-    )
-    def test_a_file_that_is_not_as_it_was(self, model, content, said):
-        file = model / "part" / "weights.bin"
-        whole = file.read_bytes()
-        file.unlink() if content is None else file.write_bytes(content)
-        for _ in range(2):  # what failed is compared again
-            with pytest.raises(ValueError, match=rf"hold emoji-vae as it .*: part/w\S+ {said};"):
-                shipped.folder("emoji-vae")
-        file.write_bytes(whole)
-        assert shipped.folder("emoji-vae") == model
-
-    def test_all_that_is_wrong_is_named_and_what_is_more_does_not_matter(self, model):
-        (model / "more.txt").write_text("")
-        (model / "config.json").write_text("{ }")
-        (model / "part" / "weights.bin").unlink()
-        with pytest.raises(ValueError, match=r"config\.json is .* 3 bytes; part/weights\.bin is"):
-            shipped.folder("emoji-vae")
-        (model / "config.json").write_text("{}")
-        (model / "part" / "weights.bin").write_bytes(bytes(range(256)))
-        assert shipped.folder("emoji-vae") == model
-
-    def test_what_is_not_shipped_says_how_to_train_it(self, model):
-        message = r"emoji-pick does not come .*has emoji-vae; train it with `python -m rwguidance"
-        with pytest.raises(FileNotFoundError, match=message + r"_testbed\.towers`.* as path="):
+    def test_what_is_not_shipped_says_what_is(self, place):
+        (place / "emoji-vae").mkdir()
+        shipped.write(place)
+        message = r"emoji-pick' does not come with this version .*which has emoji-vae"
+        with pytest.raises(FileNotFoundError, match=message + r"; .*rwguidance_testbed\.towers`"):
             shipped.folder("emoji-pick")
         with pytest.raises(FileNotFoundError, match=message):
             rewards.load("emoji-pick")
-        with pytest.raises(FileNotFoundError, match=r"emoji-turbo does not .*testbed\.distill`"):
+        with pytest.raises(FileNotFoundError, match=r"emoji-turbo' does not come"):
             backbones.load("emoji-turbo")
-        with pytest.raises(FileNotFoundError, match="emoji-judge does not come"):
+        with pytest.raises(FileNotFoundError, match="emoji-judge' does not come"):
             shipped.gold()
 
-    def test_a_folder_without_hashes(self, model):
-        (model.parent / "emoji-pick").mkdir()
-        with pytest.raises(ValueError, match=r"emoji-pick has no hashes yet; `python .*shipped`"):
-            shipped.folder("emoji-pick")
-
-    def test_names_that_do_not_exist(self, model):
-        with pytest.raises(LookupError, match=r"no model 'emoji-clip', there are 'emoji-flow', "):
+    def test_names_that_do_not_exist(self, place):
+        with pytest.raises(FileNotFoundError, match=r"weights/emoji-clip' does not come"):
             shipped.folder("emoji-clip")
-        (model.parent / "emoji-clip").mkdir()
+        (place / "emoji-clip").mkdir()
         with pytest.raises(ValueError, match=r"must be among emoji-flow, .*, got emoji-clip$"):
-            shipped.write()
-
-    @pytest.mark.parametrize("content", [None, "version https://git-lfs.github.com/spec/v1"])
-    def test_hashes_that_cannot_be_read(self, model, content):
-        file = model.parent / "hashes.json"
-        file.unlink() if content is None else file.write_text(content)
-        with pytest.raises(ValueError, match=r"hashes\.json must hold the hashes .*install"):
-            shipped.folder("emoji-vae")
-
-    def test_the_hash_is_that_of_sha_256(self, place):
-        (place / "abc").write_bytes(b"abc")
-        expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        assert shipped.digests(place) == {"abc": expected}
+            shipped.write(place)
 
 
 def test_the_table_counts_parameters_and_bytes(full):
-    rows = [line.split() for line in shipped.report().splitlines()]
+    rows = [line.split() for line in shipped.report(full).splitlines()]
     assert rows[0] == ["name", "parameters", "bytes"]
     count = {name: (int(n.replace(",", "")), int(b.replace(",", ""))) for name, n, b in rows[1:]}
     *models, last = count
@@ -386,7 +348,7 @@ class TestLoading:
         first, second = (
             dict(backbones.load(name, path).named_parameters()) for path in (None, own)
         )
-        part = f"modules_of_pipe.{denoiser.parent.name}."
+        part = f"components.{denoiser.parent.name}."
         for key, value in first.items():
             assert_close(second[key], value / 2 if key.startswith(part) else value)
         with pytest.raises(ValueError, match=f"{name} was distilled to run without"):
@@ -410,29 +372,30 @@ class TestLoading:
             backbones.load("emoji-flow", vae=other)
 
     def test_paths_that_lead_nowhere(self, full, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no model_index.json .*testbed\.distill`"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no model_index.json .*comes with rwguidance_t"
+        ):
             backbones.load("emoji-flow", tmp_path)
         with pytest.raises(ValueError, match="holds a StableDiffusion3Pipeline, but emoji-tu"):
             backbones.load("emoji-turbo", full / "emoji-flow")
-        for path in ("hf://someone/emoji", full / "emoji-flow" / "model_index.json"):
-            with pytest.raises(ValueError, match="path must be a local folder, as emoji-flow is"):
-                backbones.load("emoji-flow", path)
-        message = r"emoji-hps needs HPS_v2\S+ and arch.* without path= .*_testbed\.towers` trains"
+        with pytest.raises(ValueError, match=r"config must be .* does not hold, got None$"):
+            backbones.load("emoji-flow", full / "emoji-flow" / "model_index.json")
+        message = r"emoji-hps needs HPS_v2\S+ and arch.* without path= .*_testbed, and package:"
         with pytest.raises(FileNotFoundError, match=message):
             rewards.load("emoji-hps", tmp_path)
         with pytest.raises(FileNotFoundError, match=r"emoji-pick needs config\.json and model"):
             rewards.load("emoji-pick", tmp_path)
 
-    def test_a_damaged_model_is_not_loaded(self, full, monkeypatch, tmp_path):
+    def test_a_damaged_model_is_not_loaded(self, full, put, tmp_path):
         copy = tmp_path / "weights"
         shutil.copytree(full, copy)
-        monkeypatch.setattr(shipped, "_WEIGHTS", copy)
+        put(copy)
         pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         (copy / "emoji-vae" / "diffusion_pytorch_model.safetensors").write_bytes(pointer)
         (copy / "emoji-hps" / "architecture.json").write_text("{")
-        with pytest.raises(ValueError, match=r"emoji-vae as .*model\.safetensors is .* 63 bytes"):
+        with pytest.raises(ValueError, match=r"emoji-vae is not .*model\.safetensors is .* 63 b"):
             backbones.load("emoji-turbo")
-        with pytest.raises(ValueError, match=r"emoji-hps as it .*: architecture\.json is changed"):
+        with pytest.raises(ValueError, match=r"emoji-hps is not .*: architecture\.json is changed"):
             rewards.load("emoji-hps")
         with pytest.raises(ValueError, match=r"architecture\.json does not hold what it should"):
             rewards.load("emoji-hps", copy / "emoji-hps")
@@ -474,6 +437,22 @@ class TestLoading:
         assert_close(judge(pictures, PROMPTS), expected)
         assert_close(shipped.gold().terms(pictures, PROMPTS)["match"], expected)
 
+    @pytest.mark.parametrize("name", sorted(UTILITIES))
+    def test_utilities_are_rewards(self, full, pictures, name):
+        reward = rewards.load(name)
+        gold = shipped.gold()
+        terms = gold.terms(pictures, PROMPTS)
+        expected = terms["match"] if name == "emoji-match" else gold(pictures, PROMPTS)
+        assert torch.equal(reward(pictures, PROMPTS), expected)
+        check_reward(reward, pictures[:2], PROMPTS[:2])
+        large = torch.nn.functional.interpolate(pictures, scale_factor=2.0, mode="nearest")
+        assert_close(reward(large, PROMPTS), expected, rtol=0.1, atol=0.2)
+
+    def test_the_embedding_is_the_judges(self, full, pictures):
+        expected = shipped.judge().embed_pictures(pictures)
+        assert torch.equal(embeddings.load("emoji-judge")(pictures), expected)
+        assert len(prompts.load("emoji-demo").prompts) == 12
+
 
 class TestCommands:
     @pytest.fixture
@@ -499,7 +478,7 @@ class TestCommands:
         assert (code, set(REWARDS) <= set(out.split())) == (0, True)
         code, out, _ = run("rewards", "emoji-hps")
         assert code == 0
-        assert "from this distribution" in out
+        assert "from package://rwguidance_testbed/weights/emoji-hps" in out
 
     def test_pictures_are_made_and_scored_without_a_path(self, full, run, tmp_path):
         one = ("--prompt", "red apple", "--bank", "4", "--cache", "banks")
@@ -513,15 +492,28 @@ class TestCommands:
         assert out.count("emoji-") >= 2
 
     def test_what_is_not_there_is_one_line(self, place, run):
-        (place / "hashes.json").write_text("{}")
         one = ("--prompt", "red apple")
         code, _, err = run("generate", "--backbone", "emoji-flow", "--reward", "jpeg", *one)
         assert code == 1
-        assert err.startswith("error: emoji-flow does not come with this version of rwguidance")
+        assert err.startswith("error: 'weights/emoji-flow' does not come with this version of rwgu")
         assert err.count("\n") == 1
 
 
 # The shipped models themselves.
+
+
+@pytest.mark.skipif("emoji-turbo-guide" not in THERE, reason="does not come with this version")
+def test_the_network_is_for_the_model_and_the_strength_of_its_card():
+    network = networks.load("emoji-turbo-guide")
+    about = networks.published("emoji-turbo-guide")
+    figures = json.loads((WEIGHTS / "emoji-turbo-guide" / "figures.json").read_text())
+    assert about.beta == figures["beta"]
+    assert sum(p.numel() for p in network.parameters()) == figures["parameters"]
+    backbone = backbones.load(about.backbone)
+    condition = backbone.condition(["red apple"])
+    x_1 = backbone.draw_noise(1, torch.Generator().manual_seed(0))
+    t = torch.ones(1, dtype=torch.float64)
+    assert network(x_1, t, condition).shape == x_1.shape
 
 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name in THERE])

@@ -18,9 +18,10 @@ from rwguidance.networks import LatentShift
 from rwguidance.prediction import Prediction
 from rwguidance.support.randomness import normal
 from rwguidance.training import ShiftObjective
-from rwguidance_testbed import flow, network, turbo, vae, words
+from rwguidance_testbed import flow, network, turbo, vae
 from rwguidance_testbed.data import load_names
 from rwguidance_testbed.network import BankMean, BankShift, Settings
+from rwguidance_testbed.tokenizer import train_tokenizer
 
 SCHEDULE = SCHEDULES["discrete"]
 EVENT = (3, 2, 2)
@@ -341,7 +342,7 @@ class TestMake:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_command_writes_network_figures_and_card(tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
-    tokenizer = words.save_tokenizer(load_names()["train"], tmp_path / "words", size=600)
+    tokenizer = train_tokenizer(load_names()["train"], tmp_path / "words", size=600)
     autoencoder = vae.new(smoke=True).eval()
     pipe = turbo.new(flow.new(autoencoder, tokenizer, smoke=True), smoke=True)
     backbone = backbones.from_pipeline(pipe, height=64, width=64, steps=1)

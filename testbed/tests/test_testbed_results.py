@@ -504,7 +504,7 @@ class TestFigures:
             "setup_calls": "8",
         }
         lines = figures.demo_table([row, guided]).splitlines()
-        assert lines[2] == "| emoji-flow, base | 2.96 ± 0.37 | 10.10 ± 0.26 | 63 ± 11 | 4 |"
-        expected = "| emoji-flow, importance | +0.50 ± 0.37 | +10.10 ± 0.26 | -2 ± 11 | "
+        assert lines[2] == "| emoji-flow, base | 2.96 ± 0.37 | 10.10 ± 0.26 | 63.1 ± 11.0 | 4 |"
+        expected = "| emoji-flow, importance | +0.50 ± 0.37 | +10.10 ± 0.26 | -2.0 ± 11.0 | "
         assert lines[3] == expected + "4, and 8 once per prompt |"
         assert len({line.count("|") for line in lines}) == 1

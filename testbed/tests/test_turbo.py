@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 
 from common import assert_rounds_to, assert_within
 from rwguidance.support.randomness import seeded
-from rwguidance_testbed import flow, muon, runs, scenes, turbo, vae, words
+from rwguidance_testbed import flow, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
-from rwguidance_testbed.words import tokens_of
+from rwguidance_testbed.tokenizer import tokenize, train_tokenizer
+from rwguidance_testbed.training import loop
+from rwguidance_testbed.training.buffer import LatentBuffer
 
 pytest.importorskip("diffusers")
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(scope="module")
 def flow_pipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
-    tokenizer = words.save_tokenizer(["red apple on a blue background"] * 3, folder, size=600)
+    tokenizer = train_tokenizer(["red apple on a blue background"] * 3, folder, size=600)
     autoencoder = vae.new(smoke=True).eval()
     autoencoder.register_to_config(scaling_factor=1.5, shift_factor=0.25)
     return flow.new(autoencoder, tokenizer, smoke=True)
@@ -50,7 +52,7 @@ class TestStart:
         x = torch.randn(4, 8, 8, 8, generator=generator)
         text, pooled = torch.ones(4, 16, 64), torch.ones(4, 32)
         with torch.no_grad():
-            found = turbo.noise_of(unet, x, torch.tensor([0, 10, 500, 999]), text, pooled)
+            found = turbo.predict_noise(unet, x, torch.tensor([0, 10, 500, 999]), text, pooled)
         # What group normalization alone does to 8 x 8 positions is 30 times as much.
         assert float((found - x).square().mean().sqrt()) < 2e-3
 
@@ -62,7 +64,7 @@ class TestStart:
         pooled = torch.randn(4, 32, generator=generator)
         for _ in range(2):  # the last layer first, the others through it
             optimizer.zero_grad()
-            predicted = turbo.noise_of(unet, x, torch.tensor([5, 10, 500, 999]), text, pooled)
+            predicted = turbo.predict_noise(unet, x, torch.tensor([5, 10, 500, 999]), text, pooled)
             (predicted - y).square().mean().backward()
             optimizer.step()
         still = [name for name, p in unet.named_parameters() if not p.grad.abs().max() > 0]
@@ -78,7 +80,7 @@ class TestStart:
                 cross_attention_dim=8, attention_head_dim=1,
             )  # fmt: skip
         with pytest.raises(ValueError, match=r"room for 8 groups .* has 2"):
-            turbo.copy_input(unet)
+            turbo.initialize_to_identity(unet)
 
 
 class TestLoss:
@@ -87,7 +89,7 @@ class TestLoss:
         draws = torch.Generator().manual_seed(5)
         latents = torch.randn(count, 2, 2, 2, generator=draws)
         text, pooled = torch.ones(count, 3, 4), torch.ones(count, 5)
-        loss = turbo.loss_of(None, latents, text, pooled, alphas, draws, spy)
+        loss = turbo.denoising_loss(None, latents, text, pooled, alphas, draws, spy)
         square = alphas[spy.step][:, None, None, None]
         noise = (spy.x_t - square.sqrt() * latents) / (1 - square).sqrt()
         return float(loss), latents, square, noise
@@ -134,33 +136,11 @@ class TestLoss:
         size = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 0.0}
         pipe(prompts, generator=draws, output_type="latent", **size)
         hook.remove()
-        tokens = tokens_of(pipe.tokenizer, prompts)
-        text, pooled = turbo.embed((pipe.text_encoder, pipe.text_encoder_2), tokens)
+        tokens = tokenize(pipe.tokenizer, prompts)
+        text, pooled = turbo.embed_captions((pipe.text_encoder, pipe.text_encoder_2), tokens)
         torch.testing.assert_close(seen["text"], text, rtol=0, atol=1e-6)
         torch.testing.assert_close(seen["text_embeds"], pooled, rtol=0, atol=1e-6)
         assert seen["time_ids"].tolist() == [list(turbo.SIZES)] * 2
-
-
-class TestMuon:
-    def test_a_convolution_is_a_matrix(self, generator):
-        start = torch.randn(6, 4, 3, 3, generator=generator)
-        gradient = torch.randn(6, 4, 3, 3, generator=generator)
-        moved = []
-        for shape in ((6, 4, 3, 3), (6, 36)):
-            weight = torch.nn.Parameter(start.reshape(shape).clone())
-            weight.grad = gradient.reshape(shape)
-            muon.Muon([{"params": [weight], "matrices": True}], lr=0.1).step()
-            moved.append(weight.detach().reshape(6, 36))
-        assert torch.equal(*moved)
-        assert not torch.equal(moved[0], start.reshape(6, 36))
-
-    def test_convolutions_in_blocks_are_turned_and_the_outer_ones_are_not(self, pipe):
-        matrices, others = muon.groups([pipe.unet])
-        names = {p: name for name, p in pipe.unet.named_parameters()}
-        found = {names[p] for p in matrices["params"]}
-        assert "up_blocks.1.resnets.0.conv1.weight" in found
-        assert {names[p] for p in others["params"]} >= {"conv_in.weight", "conv_out.weight"}
-        assert all(p.ndim in (2, 4) for p in matrices["params"])
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +148,7 @@ def trained(flow_pipe, tmp_path_factory):
     """A smoke run of two steps, on drawings of two learned names."""
 
     out = tmp_path_factory.mktemp("turbo")
-    words.save_tokenizer(["red apple on a blue background"] * 3, out / "flow" / "tokenizer", 600)
+    train_tokenizer(["red apple on a blue background"] * 3, out / "flow" / "tokenizer", 600)
     pixels = torch.zeros(4, 4, 80, 80, dtype=torch.uint8)
     pixels[:, :, 20:60, 20:60] = 255
     entries = [
@@ -177,7 +157,9 @@ def trained(flow_pipe, tmp_path_factory):
         for style in ("noto", "twemoji")
     ]
     Drawings(entries, pixels).save(out)
-    pictures, _ = scenes.draw(Drawings(entries, pixels), 16, torch.Generator().manual_seed(0))
+    pictures, _ = scenes.sample_pictures(
+        Drawings(entries, pixels), 16, torch.Generator().manual_seed(0)
+    )
     vae.export(flow_pipe.vae, pictures, out / "vae")
     flow.export(flow_pipe, out / "flow" / "tokenizer", out / "flow")
     return out
@@ -208,7 +190,7 @@ class TestTraining:
         words = flow.read(trained / "flow", autoencoder)
         for key, value in pipe.text_encoder_2.state_dict().items():
             assert torch.equal(value, words.text_encoder_2.state_dict()[key])
-        tokens = tokens_of(pipe.tokenizer, ["red apple", "on a blue background"])
+        tokens = tokenize(pipe.tokenizer, ["red apple", "on a blue background"])
         for ours, theirs in zip(
             pipe.text_encoder(tokens, output_hidden_states=True).hidden_states,
             words.text_encoder(tokens, output_hidden_states=True).hidden_states,
@@ -235,19 +217,19 @@ class TestTraining:
             seen.append(latents)
             return sum(p.sum() for p in unet.parameters()) * 0.0
 
-        monkeypatch.setattr(turbo, "loss_of", spy)
-        monkeypatch.setattr(flow.Latents, "renew", lambda self, count: None)
-        pools = []
-        start = flow.Latents.__init__
+        monkeypatch.setattr(turbo, "denoising_loss", spy)
+        monkeypatch.setattr(LatentBuffer, "renew", lambda self, count: None)
+        buffers = []
+        start = LatentBuffer.__init__
 
         def remember(self, *arguments):
             start(self, *arguments)
-            pools.append(self)
+            buffers.append(self)
 
-        monkeypatch.setattr(flow.Latents, "__init__", remember)
+        monkeypatch.setattr(LatentBuffer, "__init__", remember)
         train(trained, 1, "spied")
-        kept = pools[0].latents  # (mode - 0.25 or what the export found) * scaling
-        config = pools[0].vae.config
+        kept = buffers[0].latents  # (mode - 0.25 or what the export found) * scaling
+        config = buffers[0].vae.config
         expected = kept + config.shift_factor * config.scaling_factor
         distance = (seen[0][:, None] - expected[None]).flatten(2).abs().amax(2)
         assert float(distance.amin(1).max()) < 1e-6
@@ -255,12 +237,12 @@ class TestTraining:
 
     def test_the_rate_is_that_of_runs(self, trained, monkeypatch):
         rates = []
-        run = runs.Run.train
+        run = loop.Run.train
 
         def remember(self, steps, batch, rate, *others):
             rates.extend(rate(step) for step in (0, 1))
             run(self, 0, batch, rate, *others)
 
-        monkeypatch.setattr(runs.Run, "train", remember)
+        monkeypatch.setattr(loop.Run, "train", remember)
         train(trained, 2, "rates")
-        assert rates == [runs.learning_rate(step, 2, 2e-3) for step in (0, 1)]
+        assert rates == [loop.learning_rate(step, 2, 2e-3) for step in (0, 1)]

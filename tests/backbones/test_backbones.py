@@ -14,7 +14,16 @@ from torch.testing import assert_close
 
 import backbones
 from common import randn
-from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, PlugIn, Tilt, sample
+from rwguidance import (
+    DDIM,
+    Bank,
+    DiscreteSchedule,
+    GuidedModel,
+    ImportanceSampling,
+    PlugIn,
+    Tilt,
+    sample,
+)
 from rwguidance.prediction import Prediction
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.testing import check_model, check_schedule
@@ -210,7 +219,9 @@ def test_contract_of_a_model(case):
     select = lambda condition, index: condition[index]
     backbone.requires_grad_(False)
     check_model(backbone, (3, backbone.channels, 8, 12), condition, select=select)
-    check_schedule(backbone.schedule, n=1000 if hasattr(backbone, "predicts_v") else 64)
+    check_schedule(
+        backbone.schedule, n=1000 if isinstance(backbone.schedule, DiscreteSchedule) else 64
+    )
 
 
 def test_every_sample_has_its_own_prompt_time_and_embeddings(case):
@@ -404,9 +415,10 @@ def test_arithmetic_around_a_half_precision_network_is_in_float32(key):
         negative, positive = output[:2], output[2:]
         output = negative + backbone.guidance_scale * (positive - negative)
     scales = backbone.schedule.at(0.5, like=x_t)
-    if not hasattr(backbone, "predicts_v"):
+    prediction_type = pipe.scheduler.config.get("prediction_type", "flow_prediction")
+    if prediction_type == "flow_prediction":
         expected = Prediction.from_velocity(output, x_t, scales)
-    elif backbone.predicts_v:
+    elif prediction_type == "v_prediction":
         mean = scales.alpha * x_t - scales.sigma * output
         expected = Prediction.from_mean(mean, x_t, scales)
     else:

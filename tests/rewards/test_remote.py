@@ -503,7 +503,7 @@ def test_server_listens_on_loopback_only():
 
 
 def test_the_server_in_the_documentation_works():
-    code = textwrap.dedent(rewards.remote.__doc__.split("is one::\n")[1])
+    code = textwrap.dedent(rewards.remote.protocol.__doc__.split("is one::\n")[1])
     start = 'HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()'
     assert start in code
     assert len(code.strip().splitlines()) <= 15

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import SCHEDULES, assert_rounds_to, inner_times, schedules
+from problems import EPS, rand
 from rwguidance import DiscreteSchedule, Schedule
 
 LIKE = torch.zeros(1, 1, dtype=torch.float64)
@@ -66,8 +67,65 @@ def test_the_table_is_visited_exactly():
     schedule = DiscreteSchedule(table)
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     torch.testing.assert_close(schedule.alpha(t) ** 2, table, rtol=0, atol=2e-15)
-    assert torch.equal(schedule.timestep(t), torch.arange(1000))
     assert schedule.at(1.0, LIKE).alpha.item() == 0
+
+
+def scaled_linear(k):
+    """The table of Stable Diffusion, or one of its kind with k entries."""
+
+    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, k, dtype=torch.float64) ** 2).cumprod(0)
+
+
+TABLES = {
+    "one": torch.tensor([0.3]),
+    "pure noise": torch.tensor([0.0]),
+    "two": torch.tensor([0.9, 0.01]),
+    "SDXL": scaled_linear(1000),
+    "SDXL in float32": scaled_linear(1000).float(),
+    "four of SDXL": scaled_linear(1000)[249::250],
+    "DDPM": (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0),
+    "zero at the end": torch.linspace(0.9999, 0.0, 50, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_the_time_of_a_table_is_found_from_end_to_end(table):
+    schedule = DiscreteSchedule(table)
+    t = torch.cat((torch.logspace(-12, -2, 101), torch.linspace(0.01, 1 - 1e-9, 1001))).double()
+    # alpha^2 near 1 is rounded to EPS, which is EPS over the slope there in t
+    atol = 4 * EPS * (1 + 1 / (len(table) * (1 - table[0].item())))
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=0, atol=atol)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t[7])), t[7], rtol=0, atol=atol)
+    assert schedule.time(torch.tensor(torch.inf).double()) == 0
+    if table[-1] == 0:
+        assert schedule.time(torch.tensor(-torch.inf).double()) == 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 1000])
+def test_the_timestep_is_the_index_of_the_nearest_entry(k):
+    schedule = DiscreteSchedule(scaled_linear(k))
+    grid = torch.arange(1, k + 1, dtype=torch.float64) / k
+    assert torch.equal(schedule.timestep(grid), torch.arange(k))
+    assert torch.equal(schedule.timestep(grid.float()), torch.arange(k))
+
+    between = rand(k, 200)
+    index = schedule.timestep(between)
+    assert index.dtype == torch.int64
+    assert torch.equal(index, (between[:, None] - grid).abs().argmin(1))
+    half = 0.5 / k
+    either_side = torch.cat((grid[1:] - half - 1e-9, grid[1:] - half + 1e-9))
+    assert torch.equal(
+        schedule.timestep(either_side), torch.cat((torch.arange(k - 1), torch.arange(1, k)))
+    )
+
+    ends = torch.tensor([0.0, 1e-12, 1 - 1e-12, 1.0], dtype=torch.float64)
+    assert schedule.timestep(ends).tolist() == [0, 0, k - 1, k - 1]
+    for t in (0.0, 0.37, 1.0):
+        one = schedule.timestep(t)
+        assert one.shape == ()
+        assert one == schedule.timestep(torch.tensor(t)) == schedule.timestep(torch.tensor([t]))
+    with pytest.raises(ValueError, match=r"t must lie in \[0, 1\]"):
+        schedule.timestep(999.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

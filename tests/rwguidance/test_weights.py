@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import genpareto
+from scipy.stats import genpareto, gumbel_r, kstest
 
 from common import assert_within, randn, seeds
 from problems import EPS, rand
-from rwguidance.weights import ess, log_mean_exp, log_normalize, pareto_k
+from rwguidance.support.randomness import generator_for
+from rwguidance.weights import ess, gumbel, log_mean_exp, log_uniform, pareto_k
 
 offsets = st.sampled_from([0.0, 1e4, -1e4, 700.0])
 
@@ -61,17 +62,6 @@ def test_log_mean_exp_is_the_log_of_the_mean_weight(seed, n, offset):
     assert abs(log_mean_exp(log_w + offset).item() - expected) <= rounding(offset)
 
 
-@given(seeds, st.integers(1, 64), offsets)
-def test_log_normalize_sums_to_one_and_keeps_ratios(seed, n, offset):
-    log_w = log_weights(seed, n)
-    normal = log_normalize(log_w + offset)
-    assert abs(math.fsum(normal.exp().tolist()) - 1) <= rounding(offset)
-    alive = log_w.isfinite()
-    assert torch.equal(normal.isfinite(), alive)
-    gaps = (normal - log_w)[alive]
-    assert float(gaps.max() - gaps.min()) <= rounding(offset)
-
-
 @given(seeds, offsets, st.sampled_from([-2, -1, 0, 1, 2]))
 def test_reductions_act_on_one_axis_only(seed, offset, dim):
     log_w = log_weights(seed, 3, 4, 5) + offset
@@ -82,12 +72,47 @@ def test_reductions_act_on_one_axis_only(seed, offset, dim):
         actual = function(log_w, dim=dim)
         tolerance = dict(rtol=rounding(offset), atol=rounding(offset))
         torch.testing.assert_close(actual.flatten(), expected, **tolerance)
-    total = log_normalize(log_w, dim=dim).exp().sum(dim)
-    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=rounding(offset))
 
 
 def test_no_weight_at_all_has_log_mean_minus_infinity():
     assert log_mean_exp(torch.full((5,), -math.inf)).item() == -math.inf
+
+
+# --- random numbers ---------------------------------------------------------------------------
+
+
+def test_log_uniform_is_the_log_of_a_uniform_number(generator):
+    log_u = log_uniform((20_000,), generator)
+    assert log_u.dtype == torch.float64
+    assert kstest(log_u.exp().numpy(), "uniform").pvalue > 1e-5
+
+
+def test_log_uniform_is_finite_and_negative_for_every_normal_number(monkeypatch):
+    # a normal number made of two 53-bit uniform ones is at most sqrt(2 log 2^53) = 8.57 in size
+    ends = torch.tensor([-8.6, 8.6], dtype=torch.float64)
+    monkeypatch.setattr("rwguidance.weights.normal", lambda *arguments: ends)
+    assert bool((log_uniform((2,)) < 0).all())
+    assert bool(log_uniform((2,)).isfinite().all())
+    assert bool(gumbel((2,)).isfinite().all())
+
+
+def test_gumbel_noise_has_its_law(generator):
+    assert kstest(gumbel((20_000,), generator).numpy(), gumbel_r.cdf).pvalue > 1e-5
+
+
+def test_the_largest_log_weight_with_gumbel_noise_is_a_draw_by_weight(generator):
+    n, log_w = 50_000, torch.tensor([1.0, -math.inf, 0.3, -2.0, 3.0], dtype=torch.float64) - 700
+    counts = (log_w + gumbel((n, 5), generator)).argmax(1).bincount(minlength=5)
+    assert counts[1] == 0
+    kept = log_w.isfinite()
+    share = log_w.softmax(0)[kept]
+    assert_within(counts[kept] / n, share, (share * (1 - share) / n).sqrt())
+
+
+def test_rows_of_gumbel_noise_come_from_their_own_generators():
+    rows = gumbel((3, 4), [generator_for(1, i) for i in range(3)])
+    assert torch.equal(rows[1:], gumbel((2, 4), [generator_for(1, i) for i in (1, 2)]))
+    assert len(rows.unique()) == 12
 
 
 # --- pareto_k ---------------------------------------------------------------------------------

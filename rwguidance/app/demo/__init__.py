@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import emoji
 from .digits import Row, align_digits
-from .emoji import Case, Mean, Scorer, Settings
 from .mixture import Panel, align_mixture, problem
+from .pictures import Case, Mean, Scorer, Settings, align, verdict
+from .pictures import Row as PictureRow
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["run", "run_digits"]
+__all__ = ["Case", "Scorer", "Settings", "run", "run_digits"]
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from .figures import draw_emoji
+    from .figures import draw_pictures
 
     settings = Settings() if settings is None else settings
     console = Console()
@@ -51,39 +51,39 @@ def run(
     columns = (TextColumn("{task.description:<36}"), BarColumn(), TimeElapsedColumn())
     rows, blocks = [], []
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=len(cases) * len(scorer.things) * each)
+        task = bar.add_task("", total=len(cases) * len(scorer.prompts) * each)
 
         def report(stage: str, pictures: int) -> None:
             bar.update(task, advance=pictures, description=stage or None)
 
         for case in cases:
-            found, pairs = emoji.align(case, scorer, settings, seed, report)
+            found, pairs = align(case, scorer, settings, seed, report)
             rows += found
             blocks.append(pairs)
         report("done", 0)
 
     files = [out / "emoji.png", out / "emoji.csv"]
-    draw_emoji(list(scorer.things), blocks, files[0])
+    draw_pictures(scorer.prompts, blocks, files[0])
     _write_csv(files[1], [_flat(row) for row in rows])
-    console.print(_emoji_table(rows, len(scorer.things), settings.images))
+    console.print(_picture_table(rows, len(scorer.prompts), settings.images))
     for row in rows:
         if row.excess is not None:
-            console.print(emoji.verdict(row), highlight=False)
+            console.print(verdict(row), highlight=False)
     console.print(f"done in {time.perf_counter() - started:.0f} s; look at")
     for path in files:
         console.print(f"  {path}", soft_wrap=True)
     return files
 
 
-def _emoji_table(rows: Sequence[emoji.Row], prompts: int, images: int) -> "Table":
+def _picture_table(rows: Sequence[PictureRow], prompts: int, images: int) -> "Table":
     from rich import box
     from rich.table import Table
 
     table = Table(
         title=f"{prompts} prompts, {images} pictures each. Base: means. Others: gains over\n"
         "base from the same noise, ± standard error over prompts. Proxy: the learned\n"
-        "reward. Gold: what it was learned from. Match: pictures in which the judge finds\n"
-        "the thing among 100, in %. Target: means of the tilted bank minus its means.\n"
+        "reward. Gold: what it was learned from. Match: the prompt's term of gold alone, a\n"
+        "cosine, in %. Target: means of the tilted bank minus its means.\n"
         "Calls of the network and seconds: per picture, + per prompt for its bank.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -99,7 +99,7 @@ def _emoji_table(rows: Sequence[emoji.Row], prompts: int, images: int) -> "Table
             row.method,
             _with_error(row.proxy, 2),
             _with_error(row.gold, 2),
-            _with_error(Mean(100 * row.match.value, 100 * row.match.error), 0),
+            _with_error(Mean(100 * row.match.value, 100 * row.match.error), 1),
             _sum(row.calls, row.setup_calls, 0),
             _sum(row.seconds, row.setup_seconds, 2),
         )
@@ -116,7 +116,7 @@ def _with_error(mean: Mean, digits: int) -> str:
     return f"{mean.value:.{digits}f} ± {mean.error:.{digits}f}"
 
 
-def _flat(row: emoji.Row) -> dict[str, object]:
+def _flat(row: PictureRow) -> dict[str, object]:
     """A row as the table on disk has it: numbers only, means beside their errors."""
 
     flat: dict[str, object] = {}

@@ -11,10 +11,10 @@ from ...support.files import replacing
 from ...support.outside import require
 from ...toy import Law
 from .digits import PROMPTS, Pictures
-from .emoji import Pairs
 from .mixture import Panel
+from .pictures import Pairs
 
-__all__ = ["draw_digits", "draw_emoji", "draw_mixture"]
+__all__ = ["draw_digits", "draw_mixture", "draw_pictures"]
 
 _BASE, _ALIGNED = "#6b7280", "#c2410c"
 
@@ -80,7 +80,7 @@ def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) ->
     figure.savefig(path, dpi=140)
 
 
-def draw_emoji(
+def draw_pictures(
     prompts: Sequence[str], blocks: Sequence[Pairs], path: Path, columns: int = 3, rows: int = 2
 ) -> None:
     """A cell for each prompt: base beside aligned of every model, some pictures under each other.
@@ -89,8 +89,8 @@ def draw_emoji(
         prompts: As many as there are pictures of every model.
         blocks: The models.
         path: A PNG file.
-        columns: Of cells.
-        rows: Pictures of a prompt, or as many as there are.
+        columns: Number of cells beside each other.
+        rows: Number of pictures of a prompt, at most as many as there are.
     """
 
     image = require("PIL.Image", "contact sheets need", "demo")

@@ -37,6 +37,12 @@ def test_help_lists_the_commands(run):
     assert "toy" in out
 
 
+def test_the_backbones_are_listed(run):
+    code, out, _ = run("backbones")
+    assert code == 0
+    assert "sd3.5-large-turbo" in out.split()
+
+
 def test_toy_compares_every_estimator_with_the_closed_form(run):
     code, out, _ = run("toy", "--batch", "64", "--bank", "2000", "--training-steps", "2")
     assert code == 0

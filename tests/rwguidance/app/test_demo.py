@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import sys
+import types
 
 import numpy
 import pytest
@@ -10,20 +11,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-import backbones
-import rewards
 from common import SCHEDULES, assert_within, randn
-from rwguidance import RectifiedSchedule, toy
+from rwguidance import RectifiedSchedule, backbones, networks, rewards, toy
 from rwguidance.app.cli import main
-from rwguidance.app.demo import emoji, run
+from rwguidance.app.demo import run
 from rwguidance.app.demo.digits import PROMPTS, Digits, lightness, thickness
-from rwguidance.app.demo.emoji import Case, Mean, Row, Scorer, Settings, align, verdict
 from rwguidance.app.demo.mixture import problem
+from rwguidance.app.demo.pictures import Case, Mean, Row, Scorer, Settings, align, verdict
+from rwguidance.evaluation import prompts
 from rwguidance.prediction import Prediction
 from rwguidance.support.randomness import normal
 from rwguidance.testing import check_model, check_reward
-from rwguidance_testbed import network, shipped
-from rwguidance_testbed.data import load_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -74,7 +72,7 @@ def test_the_mixture_has_a_closed_target():
     assert isinstance(law.tilted(tilt), toy.GaussianMixture)
 
 
-THINGS = {"dark cat": "cat", "dog": "dog", "light cat": "cat"}
+PROMPTS_OF_TOY = ["dark cat", "dog", "light cat"]
 STD = 0.1
 
 
@@ -109,22 +107,18 @@ class Light(nn.Module):
 
     def __init__(self, sign=1.0):
         super().__init__()
-        self.sign, self.judge = sign, Judge()
+        self.sign = sign
 
     def forward(self, pictures, prompts):
         assert len(pictures) == len(prompts)
         return self.sign * pictures.flatten(1).mean(1)
 
 
-class Judge(nn.Module):
-    """Finds a cat where a picture is lighter than 0.5, else a dog."""
+def light_as_asked(pictures, prompts):
+    """The match: one where a picture is lighter than 0.5 as the prompt says, else zero."""
 
-    def embed_pictures(self, pictures):
-        light = pictures.flatten(1).mean(1) > 0.5
-        return torch.stack((light, ~light), dim=1).float()
-
-    def embed_captions(self, captions):
-        return torch.tensor([[1.0, 0.0] if c == "cat" else [0.0, 1.0] for c in captions])
+    lighter = pictures.flatten(1).mean(1) > 0.5
+    return (lighter == torch.tensor([prompt[0] == "l" for prompt in prompts])).float()
 
 
 class Add(nn.Module):
@@ -139,7 +133,7 @@ class Add(nn.Module):
 
 
 def scorer(gold=-1.0):
-    return Scorer(Light(), Light(gold), THINGS, ["cat", "dog"])
+    return Scorer(Light(), Light(gold), light_as_asked, PROMPTS_OF_TOY)
 
 
 SMALL = Settings(images=3, bank=200, candidates=5, nats=0.5, batch=64)
@@ -204,10 +198,9 @@ class TestEmoji:
         # The largest of five normal numbers: 1.163 standard deviations.
         assert_within(rows[2].proxy.value, 1.163 * STD / 12**0.5, STD / 12**0.5 * 1.2 / 3)
 
-    def test_match_is_what_the_judge_finds(self):
-        values = scorer()(
-            torch.tensor([0.2, 0.8]).reshape(2, 1, 1, 1).expand(2, 3, 2, 2), ["dog"] * 2
-        )
+    def test_a_picture_has_proxy_gold_and_match(self):
+        pictures = torch.tensor([0.2, 0.8]).reshape(2, 1, 1, 1).expand(2, 3, 2, 2)
+        values = scorer()(pictures, ["dark"] * 2)
         torch.testing.assert_close(values[:, 2], torch.tensor([1.0, 0.0], dtype=torch.float64))
         torch.testing.assert_close(values[:, 0].float(), torch.tensor([0.2, 0.8]))
         torch.testing.assert_close(values[:, 1], -values[:, 0])
@@ -245,11 +238,6 @@ class TestEmoji:
         none = Mean(0.0, 0.0)
         with pytest.raises(ValueError, match="base was not held against a target"):
             verdict(Row("toy", "base", none, none, none))
-
-    def test_prompts_are_of_names_that_the_generators_learned(self):
-        assert len(emoji.PROMPTS) == 12
-        assert set(emoji.PROMPTS.values()) <= set(load_names()["train"])
-        assert all(text.split(" on a")[0] == name for text, name in emoji.PROMPTS.items())
 
     def test_it_writes_a_sheet_and_a_table_and_says_how_it_went(
         self, tmp_path, capsys, monkeypatch
@@ -295,38 +283,56 @@ def command(monkeypatch, capsys):
 
 
 class TestCommand:
-    @pytest.mark.parametrize("turbo", [True, False])
-    def test_it_loads_by_name_and_runs(self, command, monkeypatch, tmp_path, turbo):
+    def test_it_loads_by_name_and_runs(self, command, monkeypatch, tmp_path):
         asked = []
-        there = ["emoji-flow", *(["emoji-turbo", "emoji-turbo-guide"] if turbo else [])]
 
         def load(name):
             asked.append(name)
-            return Light() if name == "emoji-pick" else Generator()
+            return {"emoji-pick": Light(), "emoji-gold": Light(-1.0)}.get(name, light_as_asked)
 
-        monkeypatch.setattr(emoji, "PROMPTS", THINGS)
-        monkeypatch.setattr(shipped, "folder", lambda name: asked.append(name))
-        monkeypatch.setattr(shipped, "names", lambda: there)
-        monkeypatch.setattr(shipped, "gold", lambda: Light(-1.0))
-        monkeypatch.setattr(network, "read", lambda folder: (Add(0.01), {"beta": 0.05}))
-        monkeypatch.setattr("rwguidance_testbed.data.load_names", lambda: {"train": ["cat", "dog"]})
-        monkeypatch.setattr(backbones, "load", load)
+        def load_backbone(name):
+            asked.append(name)
+            return Generator()
+
+        def load_network(name):
+            asked.append(name)
+            return Add(0.01)
+
+        known = types.SimpleNamespace(beta=0.05)
+        texts = types.SimpleNamespace(prompts=("dark", "light", "lighter"))
         monkeypatch.setattr(rewards, "load", load)
+        monkeypatch.setattr(backbones, "load", load_backbone)
+        monkeypatch.setattr(networks, "load", load_network)
+        monkeypatch.setattr(networks, "published", lambda name: known)
+        monkeypatch.setattr(prompts, "load", lambda name: texts)
         code, out, err = command("--quick", "--out", str(tmp_path))
         assert (code, err) == (0, "")
-        assert ("emoji-turbo, guidance network:" in out) is turbo
-        assert ("do not come with this version" in out) is not turbo
+        assert "emoji-turbo, guidance network:" in out
         assert sorted(path.name for path in tmp_path.iterdir()) == ["emoji.csv", "emoji.png"]
-        assert {"emoji-flow", "emoji-pick", *there} <= set(asked)
+        assert asked == [
+            *("emoji-pick", "emoji-gold", "emoji-match"),
+            *("emoji-flow", "emoji-turbo", "emoji-turbo-guide"),
+        ]
 
-    def test_weights_that_are_not_there_are_one_message(self, command, monkeypatch, tmp_path):
-        def folder(name):
-            raise FileNotFoundError(f"{name} does not come with this version")
+    @pytest.mark.parametrize("missing", [prompts, rewards, backbones, networks])
+    def test_without_the_test_bed_it_says_what_to_install(
+        self, command, monkeypatch, tmp_path, missing
+    ):
+        def load(name):
+            raise LookupError(f"there is none {name!r}, there are 'others'")
 
-        monkeypatch.setattr(shipped, "folder", folder)
+        texts = types.SimpleNamespace(prompts=("dark",))
+        monkeypatch.setattr(prompts, "load", lambda name: texts)
+        for module in (rewards, backbones, networks):
+            monkeypatch.setattr(module, "load", lambda name: nn.Identity())
+        monkeypatch.setattr(missing, "load", load)
         code, out, err = command("--out", str(tmp_path))
         assert (code, out) == (1, "")
-        assert err == "error: emoji-flow does not come with this version\n"
+        assert err.startswith("error: the demo needs the models of the test bed (there is none 'e")
+        assert err.endswith(
+            "install rwguidance-testbed, with `pip install ./testbed` in a clone of rwguidance; "
+            "`rwguidance demo --digits` needs none\n"
+        )
 
     @pytest.mark.parametrize("module", ["diffusers", "transformers", "PIL"])
     def test_a_missing_package_is_one_message(self, command, monkeypatch, tmp_path, module):

@@ -11,7 +11,17 @@ import backbones.registry
 import rewards
 import rewards.registry
 from common import randn
-from rwguidance import DDIM, Bank, GuidedModel, ImportanceSampling, RectifiedSchedule, Tilt, sample
+from rwguidance import (
+    DDIM,
+    Bank,
+    GuidedModel,
+    ImportanceSampling,
+    RectifiedSchedule,
+    Tilt,
+    networks,
+    sample,
+)
+from rwguidance.evaluation import PromptSet, embeddings, prompts
 from rwguidance.prediction import Prediction
 from rwguidance.support.registry import BrokenEntryPoint, Registry, build
 from rwguidance.testing import check_model, check_reward
@@ -176,7 +186,7 @@ class Redness(rewards.Reward):
 
 @pytest.fixture
 def reward_registry(monkeypatch):
-    registry = Registry("reward", "rwguidance.rewards", rewards.registry._check)
+    registry = Registry("reward", "nobody.rewards", rewards.registry._check)
     monkeypatch.setattr(rewards.registry, "_registry", registry)
     return registry
 
@@ -209,9 +219,102 @@ def test_a_reward_of_another_package(reward_registry, tmp_path, monkeypatch):
         "        return images.new_zeros(len(images))\n"
     )
     entries = {"flat": "flat_package:Flat"}
-    install(tmp_path, monkeypatch, "flat_package", entries, source, "rwguidance.rewards")
+    install(tmp_path, monkeypatch, "flat_package", entries, source, "nobody.rewards")
     assert [spec.name for spec in rewards.available()] == ["flat"]
     assert rewards.load("flat")(images()).tolist() == [0, 0, 0]
+
+
+def test_entry_points_of_the_groups_are_the_registries(tmp_path, monkeypatch):
+    groups = {
+        "rwguidance.rewards": rewards.registry,
+        "rwguidance.backbones": backbones.registry,
+        "rwguidance.networks": networks.registry,
+        "rwguidance.prompts": prompts,
+        "rwguidance.embeddings": embeddings,
+    }
+    for group, module in groups.items():
+        assert module._registry.group == group
+
+
+def test_a_module_may_register_several_names(tmp_path, monkeypatch):
+    registry = Registry("thing", "nobody.things")
+    monkeypatch.setattr(sys, "thing_registry", registry, raising=False)
+    source = (
+        "import sys\nsys.thing_registry.register('one')(1)\nsys.thing_registry.register('two')(2)\n"
+    )
+    entries = {"one": "things_package", "two": "things_package", "three": "things_package"}
+    install(tmp_path, monkeypatch, "things_package", entries, source, "nobody.things")
+    assert registry.names() == ["one", "three", "two"]
+    assert (registry.load("two"), registry.load("one")) == (2, 1)
+    with pytest.raises(BrokenEntryPoint, match="things_package does not register it"):
+        registry.load("three")
+
+
+def test_trained_networks_by_name(tmp_path, monkeypatch):
+    registry = Registry("network", "nobody.n", networks.registry._check)
+    monkeypatch.setattr(networks.registry, "_registry", registry)
+    monkeypatch.chdir(tmp_path)
+    network = networks.LatentShift(2, RectifiedSchedule(), widths=(8, 16)).half()
+    network.save(tmp_path / "network.safetensors")
+    facts = {"backbone": "b", "reward": "r", "beta": 0.5, "source": str(tmp_path)}
+    mine = networks.PublishedNetwork(name="mine", **facts)
+    assert networks.register("mine")(mine) is networks.published("mine") is mine
+    assert networks.available() == ["mine"]
+    found = networks.load("mine")
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in found.parameters())
+    for key, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value.to(found.state_dict()[key].dtype))
+    # A file of that name comes first; its precision is that in which it was saved.
+    network.save(tmp_path / "mine")
+    assert networks.load("mine").state_dict().keys() == network.state_dict().keys()
+    assert torch.float16 in {p.dtype for p in networks.load("mine").parameters()}
+    with pytest.raises(FileNotFoundError, match="no network at other"):
+        networks.load("other")
+    with pytest.raises(LookupError, match="there is no network 'other', there are 'mine'"):
+        networks.published("other")
+    with pytest.raises(ValueError, match="'mine' must be registered under its name, not 'other'"):
+        networks.register("other")(mine)
+    with pytest.raises(TypeError, match=r"must be a rwguidance\.networks\.PublishedNetwork, got"):
+        networks.register("shift")(network)
+
+
+def test_sets_of_prompts_by_name(monkeypatch):
+    monkeypatch.setattr(prompts, "_registry", Registry("prompt set", "nobody.p", prompts._check))
+    facts = {"title": "Two", "license": "MIT", "source": "here"}
+    two = PromptSet(name="two", prompts=("a", "b"), **facts)
+    assert prompts.register("two")(two) is two
+    assert prompts.available() == ["two"]
+    assert prompts.load("two") is two
+    with pytest.raises(LookupError, match="there is no prompt set 'three', there are 'two'"):
+        prompts.load("three")
+    with pytest.raises(ValueError, match="'two' must be registered under its name, not 'three'"):
+        prompts.register("three")(two)
+    with pytest.raises(TypeError, match=r"must be a rwguidance\.evaluation\.PromptSet, got list"):
+        prompts.register("list")(["a"])
+    for some in ((), ("a", "a")):
+        with pytest.raises(ValueError, match=r"prompts must be distinct and at least one, got \d"):
+            PromptSet(name="x", prompts=some, **facts)
+
+
+def test_embeddings_by_name(monkeypatch):
+    registry = Registry("embedding", "nobody.e", embeddings._check)
+    monkeypatch.setattr(embeddings, "_registry", registry)
+
+    @embeddings.register("means")
+    class Means(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    x = images().float()
+    module = embeddings.load("means")
+    assert not module.training
+    torch.testing.assert_close(module(x), x.mean((2, 3)))
+    assert embeddings.available() == ["means"]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'size'"):
+        embeddings.load("means", size=3)
+    with pytest.raises(TypeError, match="embedding 'one' must be a class or a function"):
+        embeddings.register("one")(1)
 
 
 def test_what_is_not_a_reward_is_refused(reward_registry):
@@ -279,7 +382,7 @@ class Toy(backbones.Backbone):
 
 
 def test_a_backbone_and_a_reward_meet_in_the_core(monkeypatch, generator):
-    registry = Registry("backbone", "rwguidance.backbones", backbones.registry._check)
+    registry = Registry("backbone", "nobody.backbones", backbones.registry._check)
     monkeypatch.setattr(backbones.registry, "_registry", registry)
     backbones.register("toy")(Toy)
     assert backbones.available() == ["toy"]

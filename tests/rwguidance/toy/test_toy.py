@@ -501,7 +501,7 @@ def test_many_blurred_points_are_handled_in_blocks(monkeypatch, schedule):
         whole = law.tilted_moments(tilt, x_t, t, schedule)
         sharp_whole = sharp.tilted_moments(tilt, x_t, t, schedule)
         with monkeypatch.context() as patch:
-            patch.setattr("rwguidance.toy.laws._BLOCK", 2 * law.points.numel())
+            patch.setattr("rwguidance.toy.empirical._BLOCK", 2 * law.points.numel())
             parts = law.tilted_moments(tilt, x_t, t, schedule)
             sharp_parts = sharp.tilted_moments(tilt, x_t, t, schedule)
         for a, b in zip((*parts, *sharp_parts), (*whole, *sharp_whole), strict=True):

@@ -1,0 +1,57 @@
+"""The result of scoring: a table, as CSV or Parquet, that appears at once when it is complete."""
+
+import csv
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from rwguidance.support.files import replacing
+
+from .journal import Row
+
+__all__ = ["write_table"]
+
+_ROW_GROUP = 65536
+
+
+def write_table(out: Path, names: list[str], rows: Iterator[Row]) -> None:
+    """Writes a ``.parquet`` or else a CSV file, which is on the disk when this returns.
+
+    Arguments:
+        out: The file.
+        names: Names of the columns: image, prompt, one per reward, error.
+        rows: Values of the columns, row by row.
+    """
+
+    with replacing(out) as partial, partial.open("wb") as file:
+        write = _write_parquet if out.suffix == ".parquet" else _write_csv
+        write(file, names, rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_csv(file: IO[bytes], names: list[str], rows: Iterator[Row]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)  # floats by repr, None as nothing
+    text.detach()
+
+
+def _write_parquet(file: IO[bytes], names: list[str], rows: Iterator[Row]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    text = (0, 1, len(names) - 1)
+    types = [pyarrow.string() if i in text else pyarrow.float64() for i in range(len(names))]
+    schema = pyarrow.schema(list(zip(names, types, strict=True)))
+    with parquet.ParquetWriter(file, schema) as writer:
+        while group := list(itertools.islice(rows, _ROW_GROUP)):
+            columns = [
+                pyarrow.array(column, kind)
+                for column, kind in zip(zip(*group, strict=True), types, strict=True)
+            ]
+            writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))

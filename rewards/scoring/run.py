@@ -1,0 +1,199 @@
+r"""Scores of many images: streamed, journaled, and resumed exactly.
+
+.. code-block:: python
+
+    job = plan("images", "prompts.csv")
+    scores = score(job, {"hpsv2": rewards.load("hpsv2")}, "scores.csv")
+
+Images are decoded once for all their prompts and rewards, one batch ahead, so that at most two
+batches are in memory. Every finished batch goes to a journal beside the result. A run that was
+killed at any moment loses the batch at hand; the same call goes on after the last one in the
+journal. How images fall into batches is fixed by the job, and no batch depends on what was scored
+before, so the result is the same, byte for byte, as without the interruption. (On one machine, for
+rewards that give the same numbers for the same call.)
+
+An image that cannot be read, or a reward that is not finite, leaves the value empty, states the
+reason in the column ``error``, and stops nothing else. What the journal holds is final: an image
+that failed is not tried again, unless the run is restarted.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support.outside import require
+
+from ..base import Reward
+from ..prompt_files import Job
+from .batches import decoded, in_batches
+from .evaluation import score_batch
+from .journal import RESTART, Journal, Row, check_header, journal_path, make_header
+from .results import write_table
+from .summaries import Best, Failure, Summary, Tally
+
+__all__ = ["Scores", "check_output", "score"]
+
+_FIXED = ("image", "prompt", "error")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of a run.
+
+    Arguments:
+        out: The file of the table.
+        rows: Number of its rows.
+        scored: Number of images that this run opened; the others came from the journal.
+        summaries: One summary per reward.
+        best: The best image for every reward and prompt, in the order of the rows.
+        failures: The rows without all their values, in order.
+    """
+
+    out: Path
+    rows: int
+    scored: int
+    summaries: tuple[Summary, ...]
+    best: tuple[Best, ...]
+    failures: tuple[Failure, ...]
+
+
+def score(
+    job: Job,
+    rewards: Mapping[str, Reward],
+    out: str | os.PathLike[str],
+    batch_size: int = 16,
+    restart: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Scores a job and writes a table with the columns image, prompt, one per reward, and error.
+
+    Float32 rewards are written with the digits that tell them apart, others in full.
+
+    Arguments:
+        job: The job, as from :func:`plan`.
+        rewards: The rewards, by the names of their columns.
+        out: A file ``.csv`` or ``.parquet``. It appears when everything is scored.
+        batch_size: Number of images that are decoded together, and the largest number of pairs
+            given to a reward at once. A job of pairs has at most that many pairs in a batch, or one
+            image.
+        restart: Whether to discard the journal of an unfinished run, and to replace a result.
+        progress: A function that is called with the number of images done and the number of rows
+            that failed.
+
+    Raises:
+        FileExistsError: If the result exists, and `restart` is False.
+        FileNotFoundError: If there is no folder to write it to.
+        ImportError: If Pillow, or pyarrow for Parquet, is missing.
+        TypeError: If a reward does not return one value per image.
+        ValueError: If there are no rewards, one needs prompts and there are none, the journal
+            belongs to another job, or another run is writing it.
+    """
+
+    out = Path(out)
+    needy = [name for name, reward in rewards.items() if reward.spec.needs_prompt]
+    check_output(job, list(rewards), out, batch_size, restart, needy)
+    require("PIL.Image", "images need", "rewards")
+    batches = in_batches(job, batch_size)
+    header = make_header(job, list(rewards), batch_size)
+    header["weights and options"] = {
+        name: f"{fingerprint(reward)} on {reward.device}" for name, reward in rewards.items()
+    }
+    sizes = [sum(len(item.prompts) for item in batch) for batch in batches]
+    with Journal(journal_path(out), header, sizes, restart) as journal:
+        done = sum(map(len, batches[: journal.batches]))
+        rest = batches[journal.batches :]
+        images = decoded(job, rest)
+        for batch in rest:
+            if progress is not None:
+                progress(done, journal.failed)
+            # No name holds the batch: the one before must be gone while the next is decoded.
+            journal.append(score_batch(job, batch, next(images), rewards, batch_size))
+            done += len(batch)
+        if progress is not None:
+            progress(done, journal.failed)
+        scores = _write(job, rewards, journal, out, sum(map(len, rest)))
+    journal_path(out).unlink()
+    return scores
+
+
+def check_output(
+    job: Job,
+    names: Sequence[str],
+    out: str | os.PathLike[str],
+    batch_size: int = 16,
+    restart: bool = False,
+    needy: Sequence[str] = (),
+) -> None:
+    """Checks what :func:`score` checks, as far as it can be known without loading a reward.
+
+    Arguments:
+        job: The job.
+        names: The names of the rewards.
+        out: The file to write.
+        batch_size: Number of images that are decoded together, see :func:`score`.
+        restart: Whether to discard a journal and replace a result, see :func:`score`.
+        needy: The names of the rewards that need prompts.
+
+    Raises:
+        FileExistsError: If the result exists, and `restart` is False.
+        FileNotFoundError: If there is no folder to write it to.
+        ImportError: If pyarrow is missing for a result in Parquet.
+        ValueError: If the arguments do not fit together, or the journal belongs to another job.
+    """
+
+    out = Path(out)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not names:
+        raise ValueError("rewards must hold at least one reward, got none")
+    for name in names:
+        if name in _FIXED or list(names).count(name) > 1:
+            raise ValueError(f"the column {name!r} would come twice: score that reward once, alone")
+    if needy and not job.prompted:
+        raise ValueError(f"{', '.join(needy)} needs prompts, and the job has none")
+    if out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"out must end in .csv or .parquet, got {out}")
+    if out.is_dir():
+        raise ValueError(f"out must be a file, got the directory {out}")
+    if out.suffix == ".parquet":
+        require("pyarrow.parquet", "a .parquet file needs", "rewards")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"no folder {out.parent} to write {out.name} to")
+
+    journal = journal_path(out)
+    if restart:
+        return
+    if journal.exists():
+        with journal.open("rb") as file:
+            check_header(journal, file.readline(), make_header(job, names, batch_size))
+    elif out.exists():
+        raise FileExistsError(f"{out} exists: write elsewhere, or replace it, {RESTART}")
+
+
+def _write(
+    job: Job, rewards: Mapping[str, Reward], journal: Journal, out: Path, scored: int
+) -> Scores:
+    """Writes the result and summarizes it, in one pass over the journal."""
+
+    names = ["image", "prompt", *rewards, "error"]
+    tallies = [Tally(name, job, reward) for name, reward in rewards.items()]
+    failures = []
+    count = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal count
+        places = ((i, prompt) for i, item in enumerate(job.items) for prompt in item.prompts)
+        for count, ((i, prompt), row) in enumerate(zip(places, journal.rows(), strict=True), 1):
+            image = job.items[i].image
+            for tally, value in zip(tallies, row, strict=False):
+                tally.add(i, prompt, value)
+            if row[-1]:
+                failures.append(Failure(count, image, prompt, row[-1]))
+            yield [image, prompt, *row]
+
+    write_table(out, names, rows())
+    summaries = tuple(tally.summary() for tally in tallies)
+    best = tuple(best for tally in tallies for best in tally.best())
+    return Scores(out, count, scored, summaries, best, tuple(failures))

@@ -1,0 +1,91 @@
+"""The command `rwguidance score`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, DtypeName, dtype_named, parse_options, parse_paths
+
+Folder = Annotated[Path, typer.Argument(help="The images, and those in folders below.")]
+RewardNames = Annotated[
+    str, typer.Option(help="Names that `rwguidance rewards` lists.", metavar="NAME[,NAME...]")
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .csv (image,prompt), .jsonl or .txt, or the word sidecar for the text beside "
+        "each image, which is the default if a reward needs prompts.",
+        show_default=False,
+    ),
+]
+Pairs = Annotated[bool, typer.Option("--pairs", help="The i-th prompt belongs to the i-th image.")]
+Out = Annotated[Path, typer.Option(help="The result, .csv or .parquet.")]
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(help="Where a reward's weights are; may repeat.", metavar="NAME=PATH"),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A keyword of a reward's constructor, such as hpsv2:verify=false or "
+        "clipscore:scaling=logit; may repeat.",
+        metavar="NAME:KEY=VALUE",
+    ),
+]
+Dtype = Annotated[
+    DtypeName | None, typer.Option(help="What weights are cast to.", show_default=False)
+]
+BatchSize = Annotated[int, typer.Option(help="Images decoded, and pairs scored, at once.", min=1)]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Replace a result and discard what an unfinished run has scored."
+    ),
+]
+
+
+def score(
+    folder: Folder,
+    reward: RewardNames,
+    prompts: Prompts = None,
+    pairs: Pairs = False,
+    out: Out = Path("scores.csv"),
+    path: Paths = None,
+    option: Options = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = 16,
+    restart: Restart = False,
+) -> None:
+    """Score a folder of images for prompts, and write a table.
+
+    Prompts in a file that names images (columns image and prompt) make one row per line. A file of
+    prompts alone scores every image with every prompt, unless --pairs is given: then the images in
+    order (2.png before 10.png) take one prompt each, and their numbers must agree.
+
+    What fails is reported, left empty in the table with the reason in its column error, and
+    skipped. An interrupted run goes on when the same command is given again, and ends with the
+    same table.
+
+    Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
+    """
+
+    from rwguidance.rewards.console import ScoreRequest, run_score
+
+    code = run_score(
+        ScoreRequest(
+            folder=folder,
+            names=[name.strip() for name in reward.split(",")],
+            out=out,
+            prompts=prompts,
+            pairs=pairs,
+            paths=parse_paths(path),
+            options=parse_options(option),
+            device=device,
+            dtype=dtype_named(dtype),
+            batch_size=batch_size,
+            restart=restart,
+        )
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,75 @@
+"""Embeddings of images by name: the spaces in which metrics compare pictures.
+
+A package adds one by an entry point of the group `rwguidance.embeddings`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..support.registry import Registry, build
+
+__all__ = ["available", "load", "register"]
+
+E = TypeVar("E", bound=Callable[..., nn.Module])
+
+
+def _check(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(
+            f"embedding {name!r} must be a class or a function that returns a module, "
+            f"got {type(value).__name__}"
+        )
+
+
+_registry: Registry[Callable[..., nn.Module]] = Registry(
+    "embedding", "rwguidance.embeddings", _check
+)
+
+
+def register(name: str) -> Callable[[E], E]:
+    """Returns a decorator that makes an embedding available under `name`.
+
+    It decorates a class of modules, or a function that loads one, that maps images in [0, 1], sRGB,
+    with shape (B, 3, H, W), to embeddings with shape (B, D).
+
+    Raises:
+        TypeError: If it cannot be called.
+        ValueError: If the name is already taken.
+    """
+
+    return _registry.register(name)
+
+
+def load(
+    name: str,
+    path: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Returns an embedding, frozen and in eval mode.
+
+    Arguments:
+        name: A name that :func:`available` lists.
+        path: A local file or directory with the weights. None is what was published.
+        device: The device of the embedding.
+        dtype: The dtype of its parameters.
+        options: Keywords of its constructor.
+
+    Raises:
+        LookupError: If there is no such embedding; lists those that exist.
+        FileNotFoundError: If there is nothing at `path`.
+        TypeError: If it does not take these options; shows what it takes.
+    """
+
+    return build("embedding", name, _registry.load(name), path, device, dtype, options)
+
+
+def available() -> list[str]:
+    """Returns the names of all embeddings, sorted; imports nothing."""
+
+    return _registry.names()

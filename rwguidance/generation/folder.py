@@ -1,0 +1,160 @@
+"""The folder of a generation: pairs of pictures, each file with the settings that made it.
+
+Pictures are recognized by the settings in their metadata, so an interrupted run goes on where it
+stopped, and a folder never mixes pictures of different settings.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..support.files import replacing
+from .pictures import read_facts, save_picture
+from .results import KINDS, Row
+from .run import Scores
+
+__all__ = ["Folder", "Pictures"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one kind, of one prompt, in one batch.
+
+    Arguments:
+        images: Images in [0, 1], with shape (B, 3, H, W).
+        scores: Their rewards.
+        facts: Facts about each of them, in values that JSON can hold.
+    """
+
+    images: Tensor
+    scores: Scores
+    facts: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder for pairs of pictures that share their settings.
+
+    Arguments:
+        path: The folder; made by :meth:`claim`.
+        settings: Everything that decides the pictures besides prompt and number, as JSON reads it
+            back. The value of `reward key` is None if rewards cannot be told apart.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    def claim(self, restart: bool) -> None:
+        """Writes the settings to the folder, for all runs that come later.
+
+        Arguments:
+            restart: Whether to take over pictures of other settings, which are then replaced.
+
+        Raises:
+            ValueError: If the folder holds pictures of other settings; says which ones differ.
+        """
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        label = self.path / "settings.json"
+        if label.exists() and not restart and any(self.path.glob("*/*.png")):
+            try:
+                found = dict(json.loads(label.read_text(encoding="utf-8")))
+            except ValueError:
+                found = {}
+            keys = {**self.settings, **found}
+            differ = [key for key in keys if found.get(key) != self.settings.get(key)]
+            if differ:
+                raise ValueError(
+                    f"{self.path} holds pictures of other settings: {', '.join(differ)} differ; "
+                    "write elsewhere, or replace them with restart=True (on the command line, "
+                    "--restart)"
+                )
+        text = json.dumps(self.settings, indent=1, ensure_ascii=False)
+        with replacing(label) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    def finished(self, prompt: str, images: int) -> tuple[list[Row], list[int]]:
+        """Returns the pairs of a prompt that are there, and the numbers of those that are not.
+
+        Arguments:
+            prompt: The prompt.
+            images: Number of pairs that are wanted.
+        """
+
+        if self.settings["reward key"] is None:  # it cannot be known which reward it was
+            return [], list(range(images))
+        done, missing = [], []
+        for number in range(images):
+            facts = [read_facts(path) or {} for path in self._files(prompt, number)]
+            expected = zip(self._identity(prompt, number), facts, strict=True)
+            if all(known == {key: fact.get(key) for key in known} for known, fact in expected):
+                done.append(self._row(facts))
+            else:
+                missing.append(number)
+        return done, missing
+
+    def save(
+        self, prompt: str, numbers: Sequence[int], base: Pictures, aligned: Pictures
+    ) -> list[Row]:
+        """Writes the pairs of a batch.
+
+        Arguments:
+            prompt: The prompt.
+            numbers: Numbers of the images, B of them.
+            base: Their pictures by the model alone.
+            aligned: Their aligned pictures.
+
+        Returns:
+            The pairs, in the order of the numbers.
+        """
+
+        rows = []
+        for i, number in enumerate(numbers):
+            paths = self._files(prompt, number)
+            paths[0].parent.mkdir(parents=True, exist_ok=True)
+            facts = self._identity(prompt, number)
+            for pictures, path, about in zip((base, aligned), paths, facts, strict=True):
+                about.update(**_reward(pictures.scores, i), facts=dict(pictures.facts[i]))
+                save_picture(pictures.images[i], path, about)
+            rows.append(self._row(facts))
+        return rows
+
+    def _files(self, prompt: str, number: int) -> tuple[Path, Path]:
+        """Returns where a pair of pictures goes, whatever else is asked for."""
+
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+        digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        folder = self.path / (f"{slug}-{digest}" if slug else digest)
+        base, aligned = (folder / f"{number:04d}-{kind}.png" for kind in KINDS)
+        return base, aligned
+
+    def _identity(self, prompt: str, number: int) -> list[dict[str, Any]]:
+        """Returns the facts that identify the pictures of a pair."""
+
+        return [
+            {"prompt": prompt, "number": number, "kind": kind, "settings": self.settings}
+            for kind in KINDS
+        ]
+
+    def _row(self, facts: Sequence[Mapping[str, Any]]) -> Row:
+        """Returns a pair from the facts in its pictures."""
+
+        base, aligned = facts
+        prompt, number = base["prompt"], base["number"]
+        rewards = (base["reward"], aligned["reward"])
+        error = "; ".join(filter(None, (base["error"], aligned["error"])))
+        return Row(prompt, number, self._files(prompt, number), rewards, aligned["facts"], error)
+
+
+def _reward(scores: Scores, i: int) -> dict[str, Any]:
+    value = float(scores.values[i])
+    if math.isfinite(value):
+        return {"reward": value, "error": ""}
+    return {"reward": None, "error": scores.errors.get(i, f"the reward is {value}")}

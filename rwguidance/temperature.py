@@ -1,0 +1,145 @@
+r"""Choosing beta by what it does to a bank: how far the law moves, how many draws are left.
+
+Tilting draws with rewards :math:`r_1, \dots, r_N` by the strength :math:`s = 1 / \beta` gives them
+the weights :math:`p = \mathrm{softmax}(s r)`, hence
+
+.. math:: \mathrm{KL} = s \, p^\top r - \log \tfrac1N \sum_i e^{s r_i}, \qquad
+    \frac{\mathrm{ESS}}{N} = \frac{1}{N \sum_i p_i^2}, \qquad \tilde E[r] = p^\top r.
+
+All three are monotone in s, so that every value on the way from no tilt to the best draws alone has
+one beta. With several conditions, each quantity is its mean over conditions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .weights import ess
+
+__all__ = ["beta_for_ess", "beta_for_kl", "beta_for_reward"]
+
+
+def beta_for_kl(rewards: Sequence[Tensor], nats: float) -> float:
+    r"""Temperature at which :math:`\mathrm{KL}(\tilde p \,\|\, p)` is `nats`, in reward units.
+
+    Arguments:
+        rewards: Rewards of the draws of every condition, each with shape (N,); -inf is a zero
+            weight.
+        nats: The divergence, in nats.
+
+    Raises:
+        ValueError: If the draws cannot reach the target; states the range that they can.
+    """
+
+    return 1 / _strength(rewards, "nats", nats, lambda tilted: tilted.kl)
+
+
+def beta_for_ess(rewards: Sequence[Tensor], fraction: float) -> float:
+    """Temperature at which a `fraction` of the draws remains effective, in reward units.
+
+    Arguments:
+        rewards: Rewards of the draws of every condition, each with shape (N,); -inf is a zero
+            weight.
+        fraction: The effective sample size over N.
+
+    Raises:
+        ValueError: If the draws cannot reach the target; states the range that they can.
+    """
+
+    return 1 / _strength(rewards, "fraction", fraction, lambda tilted: tilted.ess)
+
+
+def beta_for_reward(rewards: Sequence[Tensor], level: float) -> float:
+    """Temperature at which the mean reward of the tilted draws is `level`, in reward units.
+
+    Arguments:
+        rewards: Rewards of the draws of every condition, each with shape (N,); -inf is a zero
+            weight.
+        level: The mean reward, in reward units.
+
+    Raises:
+        ValueError: If the draws cannot reach the target; states the range that they can.
+    """
+
+    return 1 / _strength(rewards, "level", level, lambda tilted: tilted.reward)
+
+
+class _Tilted(NamedTuple):
+    """Draws under a tilt of some strength: means over conditions of KL, ESS / N and reward."""
+
+    kl: float
+    ess: float
+    reward: float
+
+
+def _tilted(groups: Sequence[Tensor], strength: float) -> _Tilted:
+    rows = []
+    for rewards in groups:
+        finite = rewards[rewards.isfinite()]
+        log_w = strength * finite
+        reward = (log_w.softmax(0) * finite).sum()
+        kl = strength * reward - log_w.logsumexp(0) + math.log(len(rewards))
+        rows.append(torch.stack((kl, ess(log_w) / len(rewards), reward)))
+    return _Tilted(*torch.stack(rows).mean(0).tolist())
+
+
+def _tilted_to_the_end(groups: Sequence[Tensor]) -> _Tilted:
+    """The limit of infinite strength: all the weight is on the best draws."""
+
+    best = torch.stack([(rewards == rewards.max()).double().mean() for rewards in groups])
+    reward = torch.stack([rewards.max() for rewards in groups])
+    return _Tilted(*(value.mean().item() for value in (-best.log(), best, reward)))
+
+
+def _strength(
+    rewards: Sequence[Tensor], name: str, target: float, quantity: Callable[[_Tilted], float]
+) -> float:
+    """The strength 1 / beta at which a monotone quantity of the tilted draws hits its target."""
+
+    groups = [values.double().cpu() for values in rewards]
+    if any(not bool(values.isfinite().any()) for values in groups):
+        raise ValueError("choosing beta needs a finite reward for every condition of the bank")
+    start, end = quantity(_tilted(groups, 0.0)), quantity(_tilted_to_the_end(groups))
+    reach = f"({min(start, end):.6g}, {max(start, end):.6g})"
+    if start == end:
+        raise ValueError("choosing beta needs rewards that vary, but they are constant on the bank")
+    if not min(start, end) < target < max(start, end):
+        raise ValueError(
+            f"{name} must lie in the range that this bank reaches, {reach}, got {target}"
+        )
+
+    sign = 1 if end > start else -1
+    excess = lambda log_strength: (
+        sign * (quantity(_tilted(groups, math.exp(log_strength))) - target)
+    )
+    # The search begins where the log-weights range over one nat.
+    center = -math.log(max(_spread(values) for values in groups))
+    log_strength = _root(excess, center)
+    if log_strength is None:
+        raise ValueError(
+            f"{name}={target} is too close to an end of the range that this bank reaches, {reach}"
+        )
+    return math.exp(log_strength)
+
+
+def _spread(rewards: Tensor) -> float:
+    low, high = rewards[rewards.isfinite()].aminmax()
+    return float(high - low)
+
+
+def _root(function: Callable[[float], float], center: float, reach: float = 100.0) -> float | None:
+    """The zero of an increasing function, or None if it lies beyond `reach` around the center."""
+
+    from scipy.optimize import brentq
+
+    low = high = center
+    while function(low) > 0 and low > center - reach:
+        low -= 2.0
+    while function(high) < 0 and high < center + reach:
+        high += 2.0
+    if function(low) > 0 or function(high) < 0:
+        return None
+    return float(brentq(function, low, high, xtol=1e-13))

@@ -1,0 +1,78 @@
+"""Laws of clean states: draws, a density and an exact denoiser, and for some exact tilts."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import DenoiserModel, Model
+from ..schedules import Schedule
+from ..tilt import Tilt
+
+__all__ = ["Law", "TiltableLaw"]
+
+
+class Law(ABC):
+    """A law of clean states with an exact denoiser.
+
+    Attributes:
+        event: Shape of one state.
+    """
+
+    event: tuple[int, ...]
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        r"""Draws `n` states, in float64, with shape (n, \*event)."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Log-density at states of shape (B, \*event), in nats, with shape (B,)."""
+
+    @abstractmethod
+    def denoise(self, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
+        r"""Posterior mean :math:`E[x_0 | x_t]`, with the shape of `x_t`."""
+
+    def model(self, schedule: Schedule) -> Model:
+        """The exact model of this law along a path."""
+
+        return _LawModel(self, schedule)
+
+
+class TiltableLaw(Law):
+    """A law whose tilts by closed rewards are closed, too."""
+
+    @abstractmethod
+    def tilted_moments(
+        self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule
+    ) -> tuple[Tensor, Tensor]:
+        r"""Exact :math:`\log h_t` in nats, shape (B,), and shift, with the shape of `x_t`.
+
+        Raises:
+            NoClosedForm: If the reward has no closed form with this law.
+            ValueError: If the tilted law does not exist (an indefinite quadratic reward).
+        """
+
+    @abstractmethod
+    def tilted(self, tilt: Tilt) -> Law:
+        """The law proportional to p(x) w(x)."""
+
+    def log_h(self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
+        r"""Exact :math:`\log h_t(x_t) = \log E[w(x_0) | x_t]`, in nats, with shape (B,)."""
+
+        return self.tilted_moments(tilt, x_t, t, schedule)[0]
+
+    def shift(self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
+        r"""Exact shift :math:`\Delta(x_t)`, in data units, with the shape of `x_t`."""
+
+        return self.tilted_moments(tilt, x_t, t, schedule)[1]
+
+
+class _LawModel(DenoiserModel):
+    def __init__(self, law: Law, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.law = law
+
+    def denoise(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Tensor:
+        return self.law.denoise(x_t, t, self.schedule)

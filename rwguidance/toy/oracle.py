@@ -1,0 +1,33 @@
+"""The exact estimator."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..estimators.base import ConditionalExpectation, Estimate, shift_norm
+from ..models import Model
+from ..tilt import Tilt
+from .law import TiltableLaw
+
+__all__ = ["Oracle"]
+
+
+class Oracle(ConditionalExpectation):
+    """The exact estimator: closed forms instead of an estimate.
+
+    Arguments:
+        law: The law that the base model samples.
+        tilt: A tilt that is closed with it.
+    """
+
+    def __init__(self, law: TiltableLaw, tilt: Tilt) -> None:
+        super().__init__()
+        self.law = law
+        self.tilt = tilt
+
+    def forward(
+        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
+    ) -> Estimate:
+        prediction = model(x_t, t, condition)
+        log_h, shift = self.law.tilted_moments(self.tilt, x_t, t, model.schedule)
+        return Estimate(prediction, log_h, shift, {"shift_norm": shift_norm(shift)})

@@ -1,0 +1,135 @@
+"""The loop: it minimizes an objective and resumes bit for bit."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..support.files import replacing
+
+__all__ = ["train"]
+
+
+def train(
+    network: nn.Module,
+    objective: Callable[[nn.Module, torch.Generator], dict[str, Tensor]],
+    steps: int,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    max_norm: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    save_every: int = 500,
+    progress: bool = False,
+) -> Tensor:
+    r"""Minimizes an objective with Adam and a cosine decay of the learning rate.
+
+    With a checkpoint, an interrupted run continues where it was last saved and ends bit for bit
+    where the uninterrupted run would have. Files are written atomically. All randomness comes from
+    `seed`; networks that draw from the global generator (dropout) are not covered by that.
+
+    Arguments:
+        network: The network, which is trained in place.
+        objective: A function from (network, generator) to the terms of the loss, by name.
+        steps: Number of steps.
+        learning_rate: Learning rate at the start; it decays to zero.
+        seed: Seed of all random draws.
+        max_norm: Bound on the norm of the gradient; None for no bound.
+        checkpoint: File to continue from, if it exists, and to save to.
+        save_every: Number of steps between saves.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The loss of every step, float64, with shape (steps,).
+
+    Raises:
+        ValueError: If the checkpoint was made with other settings, or a setting is out of range.
+        FloatingPointError: If the loss is not finite; names the step and the terms.
+    """
+
+    if steps < 1 or save_every < 1:
+        raise ValueError(f"steps and save_every must be at least 1, got {steps} and {save_every}")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "max_norm": max_norm}
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    losses = torch.full((steps,), torch.nan, dtype=torch.float64)
+    start = 0
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"checkpoint must lie in an existing folder, got {path}")
+    if path is not None and path.is_file():
+        start, losses = _resume(path, settings, network, optimizer, generator)
+
+    for step in _track(range(start, steps), progress, steps, start):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        terms = objective(network, generator)
+        loss = torch.stack(list(terms.values())).sum()
+        if not bool(loss.isfinite()):
+            values = {name: float(value.detach()) for name, value in terms.items()}
+            raise FloatingPointError(
+                f"the loss is not finite at step {step}: {values}; use a larger beta, a smaller "
+                "learning_rate, or a loss that does not exponentiate (itakura_saito)"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+        optimizer.step()
+        losses[step] = float(loss.detach())
+        if path is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
+            _save(path, settings, network, optimizer, generator, step + 1, losses)
+    return losses
+
+
+def _track(steps: range, progress: bool, total: int, completed: int) -> Any:
+    if not progress:
+        return steps
+    from rich.progress import track
+
+    return track(steps, description="training", total=total, completed=completed)
+
+
+def _save(
+    path: Path,
+    settings: dict[str, Any],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    step: int,
+    losses: Tensor,
+) -> None:
+    state = {
+        "settings": settings,
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+        "step": step,
+        "losses": losses,
+    }
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def _resume(
+    path: Path,
+    settings: dict[str, Any],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> tuple[int, Tensor]:
+    state = torch.load(path, weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(
+            f"checkpoint {path} was made with {state['settings']}, but this run asks for "
+            f"{settings}; use the same settings, or another file"
+        )
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    return state["step"], state["losses"]

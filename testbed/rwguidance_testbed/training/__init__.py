@@ -1,0 +1,1 @@
+"""How models of the test bed are trained: the loop, the optimizer, attention, and the card."""

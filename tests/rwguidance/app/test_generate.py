@@ -1,0 +1,234 @@
+"""`rwguidance generate`: backbones and methods by name, exit codes, and messages."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import backbones
+import rewards
+from pixel_law import QUIET, table
+from rwguidance import RectifiedSchedule
+from rwguidance.app.cli import app, main
+from rwguidance.generation.methods import METHODS
+from rwguidance.generation.pictures import read_facts
+from rwguidance.generation.settings import Setting, build, flag, method_options, method_settings
+from rwguidance.networks import LatentShift
+from rwguidance.support.fingerprint import fingerprint
+
+pytestmark = QUIET
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipelines")
+    for name in ("sdxl-turbo", "sd3.5-turbo"):
+        backbones.tiny(name).save_pretrained(root / name)
+    return {
+        "sdxl-turbo": f"sdxl-turbo={root / 'sdxl-turbo'}",
+        "sd3.5-large-turbo": f"sd3.5-large-turbo={root / 'sd3.5-turbo'}",
+    }
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, folders, tmp_path):
+    def command(*arguments, backbone="sd3.5-large-turbo", reward="shade", out="out"):
+        monkeypatch.setattr(sys, "argv", [
+            "rwguidance", "generate", "--backbone", backbone, "--reward", reward,
+            *(("--path", folders[backbone]) if backbone in folders else ()),
+            "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / out), *arguments,
+        ])  # fmt: skip
+        monkeypatch.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+class Shade(rewards.Reward):
+    """The mean of the red channel."""
+
+    spec = rewards.RewardSpec(
+        name="shade", title="Shade", differentiable=True, needs_prompt=True, code_license="MIT",
+        weights_license="none", formula="mean red", typical_range=(0.0, 1.0), citation="none",
+    )  # fmt: skip
+
+    def forward(self, images, prompts):
+        if "nan" in prompts:
+            return images.mean((1, 2, 3)) * math.nan
+        return images[:, 0].mean((1, 2))
+
+
+@pytest.fixture(autouse=True)
+def shade(monkeypatch):
+    values = rewards.registry._registry._values
+    monkeypatch.setattr(rewards.registry._registry, "_values", {**values, "shade": Shade})
+
+
+@pytest.mark.parametrize("backbone", ["sdxl-turbo", "sd3.5-large-turbo"])
+def test_a_backbone_is_swapped_by_one_string(command, tmp_path, backbone):
+    code, out, err = command(
+        "--prompt", "a cat", "--prompt", "a dog", "--bank", "8", "--images", "2",
+        "--window", "0.9", "1", backbone=backbone,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "target" in out
+    assert "all 2 prompts" in out
+    assert "4 pairs, 0 of them from before" in out
+    assert (tmp_path / "out" / "sheet.png").exists()
+    facts = read_facts(next((tmp_path / "out").rglob("0001-aligned.png")))
+    assert facts["settings"]["backbone name"] == backbone
+    assert facts["settings"]["reward name"] == "shade"
+    code, out, _ = command(
+        "--prompt", "a cat", "--prompt", "a dog", "--bank", "8", "--images", "2",
+        "--window", "0.9", "1", backbone=backbone,
+    )  # fmt: skip
+    assert code == 0
+    assert "4 pairs, 4 of them from before" in out
+
+
+def test_every_method_runs(command, tmp_path):
+    network = LatentShift(16, RectifiedSchedule(), widths=(8, 8))
+    network.save(tmp_path / "network.safetensors")
+    for name, options in {
+        "best-of-n": ("--bank", "3"),
+        "plug-in": ("--beta", "0.1"),
+        "network": ("--network", str(tmp_path / "network.safetensors")),
+        "importance": ("--beta", "0.1", "--bank", "4", "--ess", "0.6"),
+    }.items():
+        code, out, err = command("--prompt", "a cat", "--method", name, *options, out=name)
+        assert code == 0, err
+        assert "1 pairs" in out
+        (row,) = table(tmp_path / name / "results.csv")
+        gain = float(row["gain"])
+        assert gain == 0 if name == "network" else gain > 0 or name == "best-of-n"
+
+
+OWN = {
+    "backbone", "reward", "prompt", "prompts", "method", "images", "steps", "seed",
+    "negative_prompt", "path", "option", "device", "dtype", "batch_size", "cache", "out", "restart",
+}  # fmt: skip
+
+
+@pytest.fixture
+def parse():
+    """The values of the command's options by name, as they are read from arguments."""
+
+    generate = typer.main.get_command(app).commands["generate"]
+    return lambda *arguments: generate.make_context("generate", list(arguments)).params
+
+
+def test_every_option_of_a_method_is_helped_by_the_method_alone():
+    params = {p.name: p for p in typer.main.get_command(app).commands["generate"].params}
+    options = {option.name: option for option in method_options(METHODS)}
+    assert params.keys() == OWN | options.keys()
+    for name, option in options.items():
+        assert params[name].help == option.help
+        for setting in option.settings:
+            assert setting.meaning.rstrip(".") in params[name].help
+
+
+def test_every_method_has_its_name_and_no_other_is_taken(parse):
+    names = ["--backbone", "x", "--reward", "y"]
+    assert parse(*names)["method"] == "importance"
+    for name in METHODS:
+        assert parse(*names, "--method", name)["method"] == name
+    with pytest.raises(Exception, match="is not one of 'importance', 'network'"):
+        parse(*names, "--method", "magic")
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [(method, s) for method in METHODS.values() for s in method_settings(method)],
+    ids=lambda value: value.field if isinstance(value, Setting) else value.name,
+)
+def test_every_keyword_of_a_method_can_be_given(parse, tmp_path, method, setting):
+    network = LatentShift(16, RectifiedSchedule(), widths=(8, 8))
+    network.save(tmp_path / "network.safetensors")
+    values = {
+        int: (["7"], 7),
+        float: (["0.5"], 0.5),
+        tuple[float, float]: (["0.25", "0.75"], (0.25, 0.75)),
+        Path: ([str(tmp_path / "network.safetensors")], fingerprint(network)),
+        bool: ([], True),
+    }
+    arguments = ["--backbone", "x", "--reward", "y", "--method", method.name]
+    needed = [s for s in method_settings(method) if s.note == "required" and s != setting]
+    for given in (*needed, setting):
+        arguments += [flag(given.option), *values[given.kind][0]]
+    options = {name: value for name, value in parse(*arguments).items() if name not in OWN}
+    assert build(method, options).settings()[setting.field] == values[setting.kind][1]
+
+
+def test_prompts_come_from_a_file_once_each(command, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\na cat\n", encoding="utf-8")
+    code, out, _ = command(
+        "--prompts", str(tmp_path / "prompts.txt"), "--method", "best-of-n", "--bank", "2"
+    )
+    assert code == 0
+    assert "2 pairs" in out
+
+
+def test_failures_are_reported_and_end_with_2(command):
+    code, out, err = command("--prompt", "nan", "--prompt", "a cat", "--bank", "4")
+    assert code == 2
+    assert "failed: nan: a reward must not be NaN" in err
+    assert "1 pairs" in out
+
+
+def test_an_interruption_says_how_to_go_on(command, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shade, "forward", interrupt)
+    code, _, err = command("--prompt", "a cat", "--bank", "4")
+    assert code == 130
+    assert "the same command goes on where this one stopped" in err
+
+
+def test_unreliable_steps_are_noted_once(command):
+    code, _, err = command(
+        "--prompt", "a cat", "--prompt", "a dog", "--bank", "4", "--beta", "0.001"
+    )
+    assert code == 0
+    assert err.count("meaningless at") == 1
+    assert "for 2 of the runs" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --prompt or --prompts, one of them"),
+        (("--prompt", "a", "--prompts", "b.txt"), "one of them"),
+        (("--prompt", "a", "--method", "plug-in"), "--method plug-in needs --beta"),
+        (("--prompt", "a", "--method", "network"), "--method network needs --network"),
+        (("--prompt", "a", "--method", "best-of-n", "--ess", "1"), "--ess is not for --method"),
+        (("--prompt", "a", "--method", "plug-in", "--kl", "1"), "--kl is not for --method plug-in"),
+        (("--prompt", "a", "--kl", "9"), "kl must be less than log"),
+        (("--prompt", "a", "--path", "pickscore=x"), "path names 'pickscore', which is neither"),
+        (("--prompt", "a", "--option", "shade:x"), "option must be NAME:KEY=VALUE"),
+        (("--prompt", "a", "--prompt", "a"), "distinct, got 'a' twice"),
+        (("--prompt", "a", "--device", "gpu"), "device 'gpu' cannot be used"),
+        (("--prompt", "a", "--window", "1", "0.5"), "window must be times (low, high)"),
+        (("--prompt", "a", "--window", "0.1", "0.11"), "window must hold the time of a step, 1"),
+        (("--prompt", "a", "--scale", "nan"), "scale must be finite, got nan"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_1(command, arguments, message):
+    code, out, err = command(*arguments)
+    assert code == 1
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err
+    assert not out
+
+
+@pytest.mark.parametrize("names", [{"backbone": "sdx"}, {"reward": "shad"}])
+def test_unknown_names_are_one_line(command, names):
+    code, _, err = command("--prompt", "a", **names)
+    assert code == 1
+    assert "Traceback" not in err
+    assert "there is no" in err

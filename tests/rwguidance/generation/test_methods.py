@@ -1,0 +1,148 @@
+"""Methods: exact laws, the settings that they check, and what they say about a pair."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common import assert_within
+from pixel_law import QUIET, Brightness, mean_of, run, spread
+from rwguidance import RectifiedSchedule
+from rwguidance.generation import BestOfN, Importance, Network, PlugInMean
+from rwguidance.networks import LatentExpectation, LatentShift
+from rwguidance.support.fingerprint import fingerprint
+
+pytestmark = QUIET
+
+
+@pytest.mark.parametrize("name", ["importance", "plug-in", "network"])
+def test_aligned_pictures_have_the_tilted_law(tmp_path, name):
+    # r = 100 mean(x), pixels N(m, 0.01 I): the tilted mean is m + 0.01 * 100 / 3 / beta.
+    beta = 10.0
+    shift = 0.01 * 100 / 3 / beta
+
+    class Exact(nn.Module):
+        def forward(self, x_t, t, condition):
+            sigma, alpha = t, 1 - t
+            variance = 0.01 * sigma**2 / (sigma**2 + 0.01 * alpha**2)
+            return (variance * 100 / 3 / beta).reshape(-1, 1, 1, 1).expand_as(x_t)
+
+    method = {
+        "importance": Importance(bank=4000, beta=beta),
+        "plug-in": PlugInMean(beta, prior_variance=0.01),
+        "network": Network(Exact()),
+    }[name]
+    made = run(tmp_path, method, ["abcd"], images=64, batch_size=4000, seed=1, steps=100)
+    gains = torch.tensor([row.gain for row in made.rows], dtype=torch.float64) / 100
+    if name == "importance":
+        # 3 % from the bank, and the draws are narrower than the law by 4 % in 100 steps
+        assert abs(float(gains.mean()) / shift - 1) < 0.12
+        assert made.rows[0].facts["tilted mean"] == pytest.approx(
+            100 * (mean_of("abcd") + shift), rel=5e-3
+        )
+    else:
+        assert gains.tolist() == pytest.approx([shift] * 64, rel=2e-2)
+
+
+def test_kl_decides_beta_for_each_prompt(tmp_path):
+    method = Importance(bank=500, kl=0.7)
+    rows = run(tmp_path, method, batch_size=500, prompts=["ab", "abcdef"]).rows
+    # KL of shifting a normal law of standard deviation s in the reward by s^2 / beta
+    s = 100 * spread() / math.sqrt(3)
+    for row in rows:
+        assert row.facts["beta"] == pytest.approx(s / math.sqrt(2 * 0.7), rel=0.15)
+    assert rows[0].facts["beta"] != rows[1].facts["beta"]
+
+
+def test_a_flattened_kernel_keeps_its_share(tmp_path):
+    method = Importance(bank=64, beta=5.0, ess=0.9)
+    (row,) = run(tmp_path, method, ["ab"]).rows
+    plain = run(tmp_path / "plain", Importance(bank=64, beta=5.0), ["ab"]).rows[0]
+    flat, exact = (one.facts["effective draws"] for one in (row, plain))
+    assert flat[0] == pytest.approx(exact[0], rel=1e-12)
+    assert flat[-1] > exact[-1]
+
+
+def test_an_estimator_serves_all_batches_of_its_prompt(tmp_path):
+    made = []
+
+    class Counted(Importance):
+        def estimator(self, run, prompt):
+            made.append(prompt)
+            return super().estimator(run, prompt)
+
+    run(tmp_path, Counted(bank=8, beta=5.0), images=5, batch_size=2)
+    assert made == ["ab", "abcdef"]
+
+
+def test_scale_and_window_reach_the_guided_model(tmp_path):
+    base = run(tmp_path / "a", Importance(bank=32, beta=5.0, scale=0.0), ["ab"]).rows[0]
+    assert base.gain == 0
+    some = run(tmp_path / "b", Importance(bank=32, beta=5.0, window=(0.95, 1.0)), ["ab"]).rows[0]
+    assert len(some.facts["effective draws"]) == 1
+
+
+def test_best_of_n_is_the_best_and_never_worse_than_the_base(tmp_path):
+    reward = Brightness()
+    made = run(tmp_path, BestOfN(8), ["abcd"], images=50, batch_size=64, reward=reward)
+    gains = [row.gain for row in made.rows]
+    assert min(gains) >= -1e-6
+    chosen = [row.facts["chosen"] for row in made.rows]
+    assert [gain < 1e-6 for gain in gains] == [i == 0 for i in chosen]
+    assert len(set(chosen)) > 4
+    # the expected largest of 8 normal numbers is 1.4236 standard deviations
+    best = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64) / 100
+    s = spread() / math.sqrt(3)
+    assert_within(best.mean(), mean_of("abcd") + 1.4236 * s, 0.62 * s / math.sqrt(50))
+
+
+def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
+    s = 100 * spread() / math.sqrt(3)
+    beta = s  # the tilted mean is s / beta = 1 standard deviation higher, at 1/2 nat
+    made = run(tmp_path, BestOfN(16, beta), ["abcd"], images=200, batch_size=512)
+    rewards = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64)
+    # the bias is of order 1 / n; the standard deviation of the tilted law is that of the law
+    assert_within(rewards.mean(), 100 * mean_of("abcd") + s, s * (1 / math.sqrt(200) + 1 / 16 / 5))
+    assert_within(rewards.std(), s, s * (1 / math.sqrt(2 * 199) + 1 / 16 / 5))
+    assert len({row.facts["chosen"] for row in made.rows}) == 16
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Importance(), "give beta or kl, one of them, got None and None"),
+        (lambda: Importance(beta=1.0, kl=1.0), "one of them"),
+        (lambda: Importance(beta=-1.0), "beta must be positive"),
+        (lambda: Importance(bank=1, beta=1.0), "bank must be at least 2"),
+        (lambda: Importance(bank=8, kl=3.0), r"less than log\(bank\) = 2.08"),
+        (lambda: Importance(beta=1.0, ess=1.5), "fraction must lie in"),
+        (lambda: PlugInMean(0.0), "beta must be positive"),
+        (lambda: PlugInMean(1.0, prior_variance=math.nan), "prior_variance must be positive"),
+        (lambda: Importance(beta=1.0, window=(0.9, 0.1)), "window must be times"),
+        (lambda: PlugInMean(1.0, scale=math.inf), "scale must be finite"),
+        (lambda: Network(nn.Identity(), window=(0.0, 1.1)), "window must be times"),
+        (lambda: BestOfN(1), "n must be at least 2"),
+        (lambda: BestOfN(4, beta=0.0), "beta must be positive"),
+    ],
+)
+def test_methods_check_their_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("kind", [LatentExpectation, LatentShift])
+def test_a_network_for_latents_says_what_it_gives(kind):
+    network = kind(16, RectifiedSchedule(), widths=(8, 8))
+    assert Network(network).gives_log_h is (kind is LatentExpectation)
+    assert Network(network).settings()["log_h"] is (kind is LatentExpectation)
+    assert Network(nn.Identity()).settings()["log_h"] is False
+    assert Network(nn.Identity(), log_h=True).settings()["log_h"] is True
+    assert Network(network).settings()["network"] == fingerprint(network)
+
+
+def test_settings_are_json(tmp_path):
+    run(tmp_path, Network(nn.Identity(), scale=0.0), ["ab"])
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert set(settings["method"]) == {"name", "network", "log_h", "scale", "window"}

@@ -1,0 +1,47 @@
+"""Pictures and sheets of them."""
+
+import numpy
+import pytest
+from PIL import Image
+
+from pixel_law import QUIET, Law, run
+from rwguidance.generation.pictures import Cell, _fit, save_sheet
+
+pytestmark = QUIET
+
+
+@pytest.mark.parametrize("size", [(512, 256), (256, 512), (40, 640)])
+def test_sheets_leave_no_empty_space_beside_or_below_pictures(tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "one.png")
+    groups = [[Cell(tmp_path / "one.png", "base 12.34")] * 2] * 2
+    save_sheet([("a cat", groups)] * 3, tmp_path / "sheet.png", "title")
+    sheet = Image.open(tmp_path / "sheet.png")
+    width, height = (round(256 * length / max(size)) for length in size)
+    assert sheet.width <= 4 * max(width, 112) + 64
+    assert sheet.height <= 3 * height + 4 * 72
+    red = (numpy.asarray(sheet) == (255, 0, 0)).all(-1).sum()
+    assert red == 12 * width * height
+
+
+def test_a_long_prompt_is_cut_in_a_sheet_without_measuring_it_whole():
+    class Pen:
+        measured = 0
+
+        def textlength(self, text, font):
+            self.measured += len(text)
+            return 6 * len(text)
+
+    pen = Pen()
+    text = _fit(pen, "long prompt " * 2000, None, 300)
+    assert text == ("long prompt " * 2000)[:47] + "..."
+    assert pen.measured < 100_000
+    assert _fit(pen, "a\n b", None, 300) == "a b"
+
+
+def test_a_picture_outside_its_range_fails_instead_of_wrapping_around(tmp_path):
+    class Bright(Law):
+        def decode(self, latents):
+            return latents + 1
+
+    made = run(tmp_path, prompts=["ab"], backbone=Bright())
+    assert "pictures must lie in [0, 1], got values from 1." in made.failed["ab"]

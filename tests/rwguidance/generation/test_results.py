@@ -1,0 +1,85 @@
+"""The results of a run: rows, table, sheets, and the summary on a terminal."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from pixel_law import QUIET, Brightness, run, table
+from rwguidance.generation import BestOfN, Generated, Network, Row
+from rwguidance.generation.console import print_generated
+from rwguidance.generation.pictures import read_facts
+
+pytestmark = QUIET
+
+
+def test_pictures_table_and_sheet_agree(tmp_path):
+    made = run(tmp_path, images=3, names={"backbone name": "law"})
+    assert made.made == len(made.rows) == 6
+    assert [(row.prompt, row.number) for row in made.rows] == [
+        (prompt, i) for prompt in ("ab", "abcdef") for i in range(3)
+    ]
+    lines = table(made.table)
+    for row, line in zip(made.rows, lines, strict=True):
+        assert line["prompt"] == row.prompt
+        assert float(line["gain"]) == pytest.approx(row.rewards[1] - row.rewards[0], rel=1e-5)
+        for kind, path, reward in zip(("base", "aligned"), row.files, row.rewards, strict=True):
+            assert line[kind] == path.relative_to(tmp_path).as_posix()
+            facts = read_facts(path)
+            assert (facts["prompt"], facts["number"], facts["kind"]) == (
+                row.prompt,
+                row.number,
+                kind,
+            )
+            assert facts["reward"] == reward
+            assert facts["settings"]["method"]["beta"] == 5.0
+            assert facts["settings"]["backbone name"] == "law"
+            # 8 bits against what the reward saw
+            assert numpy.asarray(Image.open(path)).mean() / 2.55 == pytest.approx(reward, abs=0.2)
+        assert len(line["effective draws"].split()) == 12
+    with Image.open(made.sheets[0]) as sheet:
+        assert sheet.width >= 6 * 128
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_sheets_are_those_of_the_last_run(tmp_path):
+    many = [f"prompt {i}" for i in range(13)]
+    options = {"method": BestOfN(2), "steps": 1}
+    names = lambda: sorted(path.name for path in tmp_path.glob("*.png"))
+    run(tmp_path, prompts=many, **options)
+    assert names() == ["sheet-1.png", "sheet-2.png"]
+    (tmp_path / "sheet-of-mine.png").touch()
+    run(tmp_path, prompts=many[:2], **options)
+    assert names() == ["sheet-of-mine.png", "sheet.png"]
+
+
+def test_a_reward_that_fails_on_one_picture_leaves_the_others(tmp_path):
+    # It fails on pictures that are darker than usual, of one prompt only.
+    bad = lambda images, prompts: images.mean((1, 2, 3)) < 0.5 if prompts[0] == "ab" else None
+    method = Network(torch.nn.Identity(), scale=0.0)
+    made = run(tmp_path, method, images=12, reward=Brightness(bad))
+    lost = [row for row in made.rows if row.rewards[0] is None]
+    assert 0 < len(lost) < 12
+    for row in lost:
+        assert row.prompt == "ab"
+        assert "must not be NaN" in row.error
+        assert row.gain is None
+        assert all(path.exists() for path in row.files)
+    again = run(tmp_path, method, images=12, reward=Brightness(bad))
+    assert again.made == 0
+    assert again.rows == made.rows
+
+
+def test_numbers_are_whole_on_a_narrow_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    files, facts = (tmp_path, tmp_path), {"tilted mean": 56.789}
+    prompts = ["a red panda reading a newspaper in a very narrow\nterminal", "ab"]
+    rows = tuple(Row(p, i, files, (12.34, 34.5678), facts) for p in prompts for i in range(2))
+    print_generated(Generated(rows, {}, tmp_path, tuple(map(Path, "abc")), 4))
+    out = capsys.readouterr().out
+    for number in ("12.34", "34.57", "56.79", "22.23"):
+        assert out.count(number) == 3
+    assert "in a very narrow" not in " ".join(out.split())
+    assert out.endswith("look at a to c\n")

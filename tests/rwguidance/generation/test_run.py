@@ -1,0 +1,38 @@
+"""Draws and banks of a run, and their origin."""
+
+import pytest
+import torch
+
+from pixel_law import Brightness, Law
+from rwguidance.bank import Bank
+from rwguidance.generation import Store
+from rwguidance.generation.run import Run
+
+
+def test_the_draws_of_a_long_bank_begin_with_those_of_a_short_one(tmp_path):
+    store = Store(tmp_path)
+    make = lambda batch_size, store: Run(
+        Law(), Brightness(), Law().times(4), 0, batch_size, None, store
+    )
+    short = make(3, store).bank("ab", 7, "bank")
+    long = make(4, store).bank("ab", 20, "bank")
+    fresh = make(20, None).bank("ab", 20, "bank")
+    torch.testing.assert_close(long.x_0, fresh.x_0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(long.rewards, fresh.rewards, rtol=1e-9, atol=0)
+    assert torch.equal(long.x_0[:7], short.x_0)
+    assert len({float(x) for x in fresh.rewards}) == 20
+    short.check_origin(prompt="ab", seed=0)
+    with pytest.raises(ValueError, match="prompt is 'ab', expected 'cd'"):
+        short.check_origin(prompt="cd")
+
+
+def test_a_bank_keeps_its_origin_on_disk(tmp_path):
+    bank = Bank(torch.ones(2, 1), ["a", "a"], torch.zeros(2), {"backbone": "x", "seed": 1})
+    bank.save(tmp_path / "bank.safetensors")
+    loaded = Bank.load(tmp_path / "bank.safetensors")
+    loaded.check_origin(backbone="x", seed=1)
+    for wrong in ({"backbone": "y"}, {"reward": "r"}):
+        with pytest.raises(ValueError, match="this bank is of another origin"):
+            loaded.check_origin(**wrong)
+    with pytest.raises(ValueError, match="not stated"):
+        Bank(torch.ones(2, 1)).check_origin(backbone="x")

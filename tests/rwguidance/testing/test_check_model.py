@@ -1,0 +1,231 @@
+"""The check of models: it passes what conforms, and says what is wrong with what does not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from common import randn
+from rwguidance import (
+    DenoiserModel,
+    NoiseModel,
+    RectifiedSchedule,
+    VelocityModel,
+    VPSchedule,
+    toy,
+)
+from rwguidance.testing import check_model
+
+LAW = toy.GaussianMixture([0.0, 0.5], [[1.0, 0.0], [-1.0, 2.0]], [[[0.5, 0.1], [0.1, 0.4]]])
+PATH = RectifiedSchedule()
+
+
+def x_0(dtype=torch.float64):
+    return LAW.sample(16, torch.Generator().manual_seed(0)).to(dtype)
+
+
+class Good(DenoiserModel):
+    """The exact denoiser of a mixture, to be broken one line at a time."""
+
+    def __init__(self, schedule=PATH):
+        super().__init__(schedule)
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def denoise(self, x_t, t, condition=None):
+        return LAW.denoise(x_t, t, self.schedule)
+
+
+class FlippedClock(Good):
+    def denoise(self, x_t, t, condition=None):
+        return LAW.denoise(x_t, 1 - t, self.schedule)
+
+
+class FlippedVelocity(VelocityModel):
+    def velocity(self, x_t, t, condition=None):
+        return -LAW.model(self.schedule)(x_t, t).velocity
+
+
+class Timesteps(NoiseModel):
+    """Feeds the network a time of 1e-3 t, as if t went to 1000."""
+
+    def noise(self, x_t, t, condition=None):
+        return LAW.model(self.schedule)(x_t, 1e-3 * torch.as_tensor(t, dtype=torch.float64)).noise
+
+
+class BatchMean(Good):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t, t) + 0.1 * x_t.mean(0)
+
+
+class FirstTime(Good):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t, torch.as_tensor(t, dtype=torch.float64).flatten()[0])
+
+
+class ScalarTime(Good):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t, float(t))
+
+
+class Dropout(Good):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def denoise(self, x_t, t, condition=None):
+        mask = torch.rand(x_t.shape, generator=self.generator) < 0.9
+        return super().denoise(x_t, t) * mask
+
+
+class GlobalNoise(Good):
+    def denoise(self, x_t, t, condition=None):
+        state = torch.random.get_rng_state()
+        torch.randn(2)
+        moved = torch.random.get_rng_state()
+        torch.random.set_rng_state(state if self.training else moved)
+        return super().denoise(x_t, t)
+
+
+class Scaled(Good):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t.mul_(1.0).add_(1.0), t)
+
+
+class OneColumn(Good):
+    def forward(self, x_t, t, condition=None):
+        prediction = super().forward(x_t, t)
+        return replace(prediction, mean=prediction.mean[:, :1])
+
+
+class Inconsistent(Good):
+    def forward(self, x_t, t, condition=None):
+        prediction = super().forward(x_t, t)
+        return replace(prediction, noise=prediction.noise * 1.001)
+
+
+class OtherScales(Good):
+    def forward(self, x_t, t, condition=None):
+        prediction = super().forward(x_t, t)
+        return replace(prediction, scales=VPSchedule().at(t, x_t))
+
+
+class JustTheMean(Good):
+    def forward(self, x_t, t, condition=None):
+        return super().forward(x_t, t).mean
+
+
+class Half(Good):
+    def forward(self, x_t, t, condition=None):
+        prediction = super().forward(x_t, t)
+        return replace(prediction, mean=prediction.mean.half())
+
+
+class Infinite(Good):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t, t) / (1 - torch.as_tensor(t).reshape(-1, 1)).round()
+
+
+class Centered(DenoiserModel):
+    """Denoiser of N(label, I), by its condition."""
+
+    def denoise(self, x_t, t, condition=None):
+        scales = self.schedule.at(t, like=x_t)
+        center = torch.as_tensor(getattr(condition, "labels", condition)).reshape(-1, 1).to(x_t)
+        gain = scales.alpha / (scales.alpha**2 + scales.sigma**2)
+        return center + gain * (x_t - scales.alpha * center)
+
+
+class FirstCondition(Centered):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t, t, [condition[0]] * len(x_t))
+
+
+class Sorting(Centered):
+    def denoise(self, x_t, t, condition=None):
+        condition.sort()
+        return super().denoise(x_t, t, condition)
+
+
+LABELS = [3, 0, 2, 1]
+LABELED = torch.tensor(LABELS)[:, None] + randn(0, 4, 2)
+
+
+def test_models_conform(schedule):
+    check_model(LAW.model(schedule), x_0())
+    check_model(LAW.model(schedule), (3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_conform_in_every_precision(dtype):
+    check_model(Good(), x_0(dtype))
+
+
+@pytest.mark.parametrize("labels", [LABELS, tuple(LABELS), torch.tensor(LABELS)])
+def test_conditional_models_conform(labels):
+    check_model(Centered(PATH), LABELED, labels)
+
+
+def test_a_condition_of_a_foreign_type_needs_a_selector():
+    class Labels:
+        def __init__(self, labels):
+            self.labels = labels
+
+    with pytest.raises(TypeError, match="take a list of indices, got Labels"):
+        check_model(Centered(PATH), LABELED, Labels(LABELS))
+    select = lambda condition, index: Labels([condition.labels[i] for i in index])
+    check_model(Centered(PATH), LABELED, Labels(LABELS), select=select)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (FlippedClock(), "does not denoise at t = 0.1"),
+        (FlippedVelocity(PATH), "does not denoise"),
+        (Timesteps(PATH), "does not denoise at t = 0.[59]"),
+        (BatchMean(), "a sample must not depend on the others of its batch; mean differs"),
+        (FirstTime(), "every sample must be treated at its own time"),
+        (ScalarTime(), r"states \(16, 2\) and times \(16,\) fails with"),
+        (Dropout(), "two equal calls must agree; call .eval()"),
+        (GlobalNoise().eval(), "must not use the global random state"),
+        (Scaled(), "must not change its argument x_t"),
+        (OneColumn(), r"the mean predicted by OneColumn must have shape \(16, 2\), got \(16, 1\)"),
+        (Inconsistent(), r"must satisfy alpha \* mean \+ sigma \* noise = x_t"),
+        (OtherScales(), "scales of a prediction of OtherScales must be schedule.at"),
+        (JustTheMean(), "must return a Prediction, got Tensor"),
+        (Half(), "mean predicted by Half must be float32 or wider, got torch.float16"),
+        (Infinite(), "predicted by Infinite at t = .* must be finite"),
+        (nn.Identity(), "expected a Model, got Identity"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_broken_models_are_caught(broken, message):
+    state = torch.random.get_rng_state()
+    with pytest.raises(AssertionError, match=message):
+        check_model(broken, x_0())
+    torch.random.set_rng_state(state)
+
+
+@pytest.mark.parametrize(
+    ("broken", "labels", "message"),
+    [
+        (FirstCondition(PATH), LABELS, "must not depend on the others"),
+        (Good(), LABELS, "must depend on its condition"),
+        (Centered(PATH), [1, 1, 1, 1], "give conditions that differ"),
+        (Sorting(PATH), list(LABELS), "must not change its argument condition"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_broken_conditioning_is_caught(broken, labels, message):
+    with pytest.raises(AssertionError, match=message):
+        check_model(broken, (4, 2) if isinstance(broken, Good) else LABELED, labels)
+
+
+def test_one_sample_shows_nothing():
+    with pytest.raises(AssertionError, match=r"x_0 must hold at least two samples.*\(1, 2\)"):
+        check_model(Good(), x_0()[:1])
+
+
+def test_the_wrong_kind_of_object_is_named():
+    with pytest.raises(AssertionError, match="expected a Model, got ABCMeta"):
+        check_model(Good, x_0())

@@ -1,0 +1,185 @@
+"""The check of rewards: it passes what conforms, and says what is wrong with what does not."""
+
+import pytest
+import torch
+from torch import nn
+
+import rewards
+from common import randn
+from rwguidance import Tilt, toy
+from rwguidance.testing import check_reward
+
+
+def cubic(x, condition=None):
+    return (x**3).flatten(1).sum(1)
+
+
+def with_letters(x, condition):
+    return cubic(x) + torch.tensor([len(prompt) for prompt in condition]).to(x)
+
+
+class Cubic(nn.Module):
+    """A good module with a parameter, which keeps its head in float32 or better."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x, condition=None):
+        return self.weight * cubic(x if x.dtype == torch.float64 else x.float())
+
+
+def wrong_gradient(x, condition=None):
+    return cubic(x.detach()) + 2 * (x - x.detach()).flatten(1).sum(1)
+
+
+def stops_half(x, condition=None):
+    return cubic(x[:, :1]) + cubic(x[:, 1:].detach())
+
+
+def in_place(x, condition=None):
+    return cubic(x.detach().mul_(1.5))
+
+
+def global_noise(x, condition=None):
+    return cubic(x) + 1e-3 * torch.randn(len(x))
+
+
+def remembers():
+    calls = []
+
+    def reward(x, condition=None):
+        calls.append(0)
+        return cubic(x) + len(calls)
+
+    return reward
+
+
+ITEMS = randn(2, 5, 2, 3)
+PROMPTS = ["a", "abc", "", "ab", "abcd"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rewards_conform(dtype):
+    check_reward(Cubic(), ITEMS.to(dtype))
+    check_reward(with_letters, ITEMS.double(), PROMPTS, differentiable=True)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        toy.Linear([1.0, 2.0]),
+        toy.Quadratic([1.0, 0.0], [[2.0, 0.3], [0.3, -1.0]]),
+        toy.Bumps([0.0, 1.0], [[0.0, 1.0], [1.0, -1.0]], torch.eye(2).expand(2, 2, 2)),
+        Cubic(),
+        Tilt(cubic, 0.5),
+    ],
+)
+def test_gradients_of_rewards_conform(reward):
+    check_reward(reward, randn(3, 6, 2), differentiable=True)
+    check_reward(reward, randn(3, 6, 2, dtype=torch.float32), differentiable=True)
+
+
+def test_a_black_box_conforms_unless_a_gradient_is_promised():
+    step = toy.Step(0.3, 2.0)
+    check_reward(step, ITEMS.reshape(-1, 1))
+    with pytest.raises(AssertionError, match="carries no gradient"):
+        check_reward(step, ITEMS.reshape(-1, 1), differentiable=True)
+
+
+def test_the_spec_promises_the_gradient():
+    class Spec:
+        differentiable = True
+
+    class Promises(Cubic):
+        spec = Spec()
+
+        def forward(self, x, condition=None):
+            return super().forward(x.detach())
+
+    with pytest.raises(AssertionError, match="no gradient reaches x"):
+        check_reward(Promises(), ITEMS)
+    check_reward(Promises(), ITEMS, differentiable=False)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x, c: cubic(x).mean(), r"must have shape \(5,\), got \(\)"),
+        (lambda x, c: cubic(x)[:, None], r"must have shape \(5,\), got \(5, 1\)"),
+        (lambda x, c: cubic(x).softmax(0), "an item must not depend on the others of its batch"),
+        (lambda x, c: cubic(x).sort().values, "must not depend on the others"),
+        (lambda x, c: cubic(x).bfloat16(), "float32 or wider, got torch.bfloat16"),
+        (lambda x, c: cubic(x).round().long(), "must be floating point, got torch.int64"),
+        (lambda x, c: cubic(x).tolist(), "must be a tensor, got list"),
+        (lambda x, c: cubic(x) * torch.nan, "must not return NaN or .inf .* got 5 NaN of 5"),
+        (lambda x, c: cubic(x).exp() * torch.inf, "must not return NaN or .inf"),
+        (lambda x, c: with_letters(x, c[::-1]), "must not depend on the others"),
+        (lambda x, c: with_letters(x, [c.pop()] * 5), "must not change its argument condition"),
+        (remembers(), "two equal calls must agree"),
+        (in_place, "must not change its argument x"),
+        (global_noise, "must not use the global random state"),
+        (wrong_gradient, "the gradient of wrong_gradient is wrong: along a random direction"),
+        (stops_half, "the gradient of stops_half is wrong"),
+        (lambda x, c: cubic(x).detach(), "carries no gradient; is there a detach"),
+        (3.0, "a reward must be callable, got float"),
+    ],
+)
+def test_broken_rewards_are_caught(broken, message):
+    state = torch.random.get_rng_state()
+    with pytest.raises(AssertionError, match=message):
+        check_reward(broken, ITEMS.clone(), list(PROMPTS), differentiable=True)
+    torch.random.set_rng_state(state)
+
+
+def test_one_item_shows_nothing():
+    with pytest.raises(AssertionError, match="x must hold at least two samples"):
+        check_reward(cubic, ITEMS[:1])
+    with pytest.raises(AssertionError, match="x must not be constant"):
+        check_reward(cubic, ITEMS * 0, differentiable=True)
+
+
+class Brightness(rewards.Reward):
+    """A good reward of images, to be broken one method at a time."""
+
+    spec = rewards.RewardSpec(
+        name="brightness",
+        title="Brightness",
+        differentiable=True,
+        needs_prompt=False,
+        code_license="MIT",
+        weights_license="none",
+        formula="mean",
+        typical_range=(0.0, 1.0),
+        citation="none",
+    )
+
+    def forward(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+
+class EvenOnly(Brightness):
+    def forward(self, images, prompts):
+        return images.unflatten(-1, (-1, 2)).mean((1, 2, 3, 4))
+
+
+class Narrow(Brightness):
+    def preprocess(self, images):
+        return images
+
+
+class MixesUpLists(Brightness):
+    def __call__(self, images, prompts=None):
+        return super().__call__(images[::-1] if isinstance(images, list) else images, prompts)
+
+
+def test_rewards_of_images_must_take_any_image():
+    images = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    check_reward(Brightness(), images)
+    for broken, message in (
+        (EvenOnly(), r"EvenOnly \(odd size\) .* fails with RuntimeError"),
+        (Narrow(), r"the result of Narrow \(torch.float16\) must be float32 or wider"),
+        (MixesUpLists(), "images of several sizes in one list must score as they do alone"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_reward(broken, images)
