@@ -38,12 +38,14 @@ def run(setting: str, arguments: list[str]) -> tuple[bool, dict[str, int], list[
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | SETTINGS[setting]
     command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", *arguments]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    lines = (ran.stdout + ran.stderr).strip().splitlines()
+    lines = ran.stdout.strip().splitlines() or [""]
     # Such as "3 failed, 2514 passed, 58 deselected, 1 error in 360.12s".
     found = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", lines[-1])}
     counts = {word: found.get(word, 0) for word in COUNTED}
     failures = [line for line in lines if re.match("FAILED|ERROR", line)]
-    return ran.returncode == 0, counts, failures or ([] if ran.returncode == 0 else lines[-5:])
+    if ran.returncode and not failures:
+        failures = [*lines[-5:], *ran.stderr.splitlines()[-5:]]
+    return ran.returncode == 0, counts, failures
 
 
 def main() -> int:
