@@ -124,18 +124,24 @@ def test_the_variants_of_a_folder(tmp_path):
     assert backbones.published._variants(tmp_path) == {"a", "b", "c", None}
 
 
-def test_a_variant_of_a_repository_or_of_a_file(monkeypatch, tmp_path):
+def replace_loader(monkeypatch, pipe):
+    """The calls of `from_pretrained` as (source, keywords); it returns this pipeline."""
+
     asked = []
-    pipe = backbones.tiny("sd3")
 
     def from_pretrained(source, **keywords):
-        asked.append(keywords["variant"])
+        asked.append((source, keywords))
         return pipe
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    return asked
+
+
+def test_a_variant_of_a_repository_or_of_a_file(monkeypatch, tmp_path):
+    asked = replace_loader(monkeypatch, backbones.tiny("sd3"))
     backbones.load("sd3.5-large-turbo")
     backbones.load("sd3.5-large-turbo", "hf://someone/tuned", variant="fp16")
-    assert asked == [None, "fp16"]
+    assert [keywords["variant"] for _, keywords in asked] == [None, "fp16"]
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="variant is for folders and repositories, got 'fp16'"):
@@ -152,14 +158,8 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
 
 
 def test_a_repository_is_asked_for_by_name_and_revision(monkeypatch):
-    asked = []
     pipe = backbones.tiny("sd3")
-
-    def from_pretrained(source, **keywords):
-        asked.append((source, keywords))
-        return pipe
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    asked = replace_loader(monkeypatch, pipe)
     assert backbones.load("sd3.5-large-turbo").pipe is pipe
     backbones.load("sd3.5-medium", "hf://someone/tuned@v2", dtype=torch.float16)
     assert [(source, keywords["revision"]) for source, keywords in asked] == [
@@ -175,16 +175,9 @@ def test_a_repository_is_asked_for_by_name_and_revision(monkeypatch):
 
 
 def test_a_folder_is_read_without_the_hub(monkeypatch, folders):
-    asked = []
-    pipe = backbones.tiny("sd3")
-
-    def from_pretrained(source, **keywords):
-        asked.append(keywords["local_files_only"])
-        return pipe
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    asked = replace_loader(monkeypatch, backbones.tiny("sd3"))
     backbones.load("sd3.5-large-turbo", folders["sd3"])
-    assert asked == [True]
+    assert [keywords["local_files_only"] for _, keywords in asked] == [True]
 
 
 def test_a_single_file_is_read_without_the_hub(monkeypatch, tmp_path, folders):
