@@ -32,7 +32,7 @@ FILES = [
     "test_guide.py",
     "test_guide_laws.py",
     "test_guided_pipelines.py",
-    "test_latents.py",
+    "test_decoding.py",
     "test_pipeline_oracle.py",
     "test_generate.py",
     "test_pipeline_settings.py",
