@@ -23,18 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from formatting import console, markdown, print_table, write_csv
 from methods import split_name
-from report import (
-    COPIES,
-    console,
-    figures_of,
-    load_drawings,
-    markdown,
-    print_table,
-    write_csv,
-)
-from report import NAMES as CANDIDATES
 from rich.progress import Progress
+from tables import COPIES, figures_of, load_drawings
+from tables import NAMES as CANDIDATES
 from torch import Tensor
 
 import backbones
