@@ -27,20 +27,20 @@ from rwguidance_testbed.gold import Gold
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what judges it.
+    """A model, the proxy that it is aligned to, and the judge.
 
     Arguments:
-        name: Its name.
+        name: Name of the model.
         backbone: The model.
         reward: The proxy that it is aligned to.
         judge: The judge.
-        methods: What is compared.
-        steps: Of the sampler.
+        methods: Methods that are compared.
+        steps: Steps of the sampler.
         bank: Draws of each prompt.
         large: Draws of each prompt, in one block of prompts in `every`.
-        every: See `large`.
-        seed: Of everything.
-        strengths: Of the targets, in nats; methods run at those of theirs that are among them.
+        every: Number of blocks of prompts on one of which the banks are large.
+        seed: Seed of everything.
+        strengths: Strengths of the targets, in nats; methods run at those of theirs among them.
     """
 
     name: str
@@ -57,10 +57,12 @@ class Case:
 
     @property
     def times(self) -> Tensor:
+        """Times of the sampler."""
+
         return self.backbone.times(self.steps)
 
     def cells(self, block: int) -> list[tuple[Method, float | None]]:
-        """Methods and strengths that run on a block of prompts."""
+        """Returns methods and strengths that run on a block of prompts."""
 
         return [
             (method, nats)
@@ -70,7 +72,7 @@ class Case:
         ]
 
     def settings(self, prompts: Sequence[Prompt], block: int) -> dict[str, Any]:
-        """Everything that decides the results, in values that JSON can hold."""
+        """Returns everything that decides the results, in values that JSON can hold."""
 
         key = lambda module: fingerprint(module, ("training", *self.backbone.incidental))
         return {
@@ -92,8 +94,8 @@ class Block:
 
     Arguments:
         case: The case.
-        prompts: Its prompts.
-        number: Of the block.
+        prompts: Prompts of the block.
+        number: Number of the block.
     """
 
     def __init__(self, case: Case, prompts: Sequence[Prompt], number: int) -> None:
@@ -132,7 +134,7 @@ class Block:
     def sample(
         self, model: rw.Model, names: Sequence[tuple[str | int, ...]], trace: Any = None
     ) -> tuple[Tensor, int]:
-        """Clean states from the noise of these names, (purpose, prompt, ...), and network calls."""
+        """Returns clean states from the noise of names, (purpose, prompt, ...), and the calls."""
 
         backbone = self.case.backbone
         generators = [generator_for(self.case.seed, *name) for name in names]
@@ -146,7 +148,7 @@ class Block:
 
     @torch.no_grad()
     def look(self, x_0: Tensor, texts: Sequence[str], keep: str | None = None) -> Looks:
-        """Decodes clean states and says what is known of the pictures; `keep` stores them."""
+        """Returns the looks of the pictures of clean states; `keep` names what stores them."""
 
         parts = []
         for start in range(0, len(x_0), 16):
@@ -164,13 +166,13 @@ class Block:
         return Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def pictures(self, name: str, nats: float | None) -> str | None:
-        """Under which name to keep the pictures of a cell, if they are shown."""
+        """Returns the name under which to keep the pictures of a cell, None if none are shown."""
 
         shown = self.number * len(self.texts) < SHEET_ROWS and nats in (None, SHOWN)
         return f"pictures/{name}" if shown else None
 
     def _draw(self) -> None:
-        """Draws the banks and looks at all of their pictures."""
+        """Draws the banks, decodes and scores them."""
 
         names = [("bank", text, i) for text in self.texts for i in range(self.n)]
         texts = [text for text in self.texts for _ in range(self.n)]
@@ -187,7 +189,7 @@ class Block:
         self.variance = float(self.x_0.var(1).mean())
 
     def _target(self, nats: float) -> dict[str, float]:
-        """Beta of each prompt; keeps what is known of its exactly tilted law."""
+        """Returns beta of each prompt, and keeps the figures of its exactly tilted law."""
 
         betas, rows = {}, []
         for i, text in enumerate(self.texts):
@@ -206,7 +208,7 @@ class Block:
         return betas
 
     def material(self, nats: float | None, n: int) -> Material:
-        """The first `n` draws of each prompt, and a tilt of this strength."""
+        """Returns the first `n` draws of each prompt, and a tilt of this strength."""
 
         betas = self.betas[self.case.strengths[0] if nats is None else nats]
         n = max(n, 1)
@@ -238,7 +240,7 @@ class Block:
             self.tensors[f"{method.name}/{nats}/{key}"] = column
 
     def _pick(self, method: Picked, nats: float | None) -> None:
-        """Best of n, with candidates that are there already: the base picture and the bank's."""
+        """Runs best of n on candidates that are there already: the base picture and the bank's."""
 
         looks = []
         for i, text in enumerate(self.texts):
@@ -300,7 +302,7 @@ class InNats(nn.Module):
 
 
 def tilted_mean(log_w: Tensor, values: Tensor) -> tuple[float, float]:
-    """The self-normalized mean and its standard error, by linearization."""
+    """Returns the self-normalized mean and its standard error, by linearization."""
 
     weight = log_w.softmax(0)
     mean = (weight * values).sum()
@@ -310,7 +312,7 @@ def tilted_mean(log_w: Tensor, values: Tensor) -> tuple[float, float]:
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[list[int]]:
-    """A list to which every call of a model adds the number of its states."""
+    """Yields a list to which every call of a model adds the number of its states."""
 
     calls: list[int] = []
     hook = model.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))

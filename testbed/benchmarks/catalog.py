@@ -17,12 +17,12 @@ SOME = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Material:
-    """What an estimator is made of, for a block of prompts and one strength.
+    """The bank and the tilt that an estimator is made of, for a block of prompts and one strength.
 
     Arguments:
         bank: Draws of all prompts, their rewards in nats.
-        tilt: By the reward in nats, its beta that of each prompt.
-        variance: Of the latents of a prompt, per dimension.
+        tilt: Tilt by the reward in nats, its beta that of each prompt.
+        variance: Variance of the latents of a prompt, per dimension.
     """
 
     bank: rw.Bank
@@ -38,12 +38,12 @@ class Guided:
     """A method that guides.
 
     Arguments:
-        name: Its name.
-        make: Makes the estimator.
-        strengths: In nats; (None,) if it has one of its own.
+        name: Name of the method.
+        make: Function that makes the estimator.
+        strengths: Strengths in nats; (None,) if it has one of its own.
         bank: Draws of each prompt that it uses.
-        first: It guides the first so many steps; None is all.
-        every: It runs on one block of prompts in so many.
+        first: Number of first steps that it guides; None is all.
+        every: Number of blocks of prompts on one of which it runs.
     """
 
     name: str
@@ -54,6 +54,8 @@ class Guided:
     every: int = 1
 
     def window(self, model: rw.Model, times: Tensor) -> tuple[float, float]:
+        """Returns the last and the first time at which it guides."""
+
         last = len(times) - 2 if self.first is None else self.first - 1
         start = 0
         if self.name.startswith("plug-in, Jacobian") and float(model.schedule.alpha(times[0])) == 0:
@@ -87,9 +89,9 @@ class Pooled(rw.ConditionalExpectation):
     estimate given less than the state, and its effective draws last longer.
 
     Arguments:
-        bank: As many draws of each condition.
-        tilt: The tilt, applied to the bank's rewards.
-        size: Of the squares over which means are taken.
+        bank: Bank with as many draws of each condition.
+        tilt: Tilt of the bank's rewards.
+        size: Side of the squares over which means are taken.
     """
 
     def __init__(self, bank: rw.Bank, tilt: rw.Tilt, size: int) -> None:
@@ -126,16 +128,22 @@ class Pooled(rw.ConditionalExpectation):
 
 
 def importance(kernel: Any = None) -> Make:
+    """Returns a function that makes importance sampling with a kernel."""
+
     return lambda material: rw.ImportanceSampling(material.bank, material.tilt, kernel)
 
 
 def pooled(side: int) -> Make:
+    """Returns a function that makes the kernel on so many means a side."""
+
     return lambda material: Pooled(
         material.bank, material.tilt, material.bank.x_0.shape[-1] // side
     )
 
 
 def plug_in(jacobian: bool) -> Make:
+    """Returns a function that makes the plug-in estimator, with or without the Jacobian."""
+
     return lambda material: rw.PlugIn(
         material.tilt, jacobian=jacobian, prior_variance=material.variance
     )
@@ -149,7 +157,7 @@ def methods_of(
     every: int = 4,
     network: nn.Module | None = None,
 ) -> list[Method]:
-    """The methods that differ on a model of so many steps; windows need more than one."""
+    """Returns the methods that differ on a model of so many steps; windows need more than one."""
 
     exact, flat = importance(), importance(rw.TargetESS(0.15))
     methods: list[Method] = [

@@ -14,7 +14,7 @@ console = Console(width=130)
 
 
 def cell_of(row: Mapping[str, Any], name: str, digits: int) -> str:
-    """A figure with its standard error, as a table shows it."""
+    """Returns a figure with its standard error, as a table shows it."""
 
     value = row.get(name)
     if value is None:
@@ -25,14 +25,14 @@ def cell_of(row: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def shown_rows(table: Sequence[Mapping[str, Any]], nats: float) -> list[Mapping[str, Any]]:
-    """Rows of all prompts at one strength, or without any."""
+    """Returns the rows of all prompts at one strength, or without any."""
 
     whole = [row for row in table if row.get("part", "all") == "all"]
     return [row for row in whole if row.get("nats") in (None, nats)]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]) -> str:
-    """A table of markdown."""
+    """Returns a table of markdown."""
 
     heads = ["method", *(name for name, _ in columns)]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
@@ -45,7 +45,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int
 def print_table(
     title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]
 ) -> None:
-    """The same on the screen."""
+    """Prints a table on the screen."""
 
     screen = Table(title=title, title_justify="left")
     for head in ("method", *(head for head, _ in columns)):
@@ -57,7 +57,7 @@ def print_table(
 
 
 def across(table: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
-    """A table of markdown of one figure, a column for each strength."""
+    """Returns a table of markdown of one figure, a column for each strength."""
 
     strengths = sorted({row["nats"] for row in table if row.get("nats") is not None})
     whole = [row for row in table if row.get("part") == "all" and row["nats"] is not None]
@@ -71,6 +71,8 @@ def across(table: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes rows to a file of comma-separated values, with a column for every name."""
+
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)

@@ -48,7 +48,7 @@ SHIPPED_NETWORKS = {"emoji-turbo": "emoji-turbo-guide"}
 
 
 def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
-    """Prompts of all names in turn, in random order, with and without backgrounds and styles."""
+    """Returns prompts of all names in turn, in random order, some with background or style."""
 
     parts = {"learned": load_names()["train"], "held out": load_names()["held_out"]}
     names = [(name, part) for part, members in parts.items() for name in members]
@@ -118,14 +118,14 @@ def run_case(
 
 
 def split_name(text: str) -> tuple[str, str | None]:
-    """Name and path of ``NAME[=PATH]``."""
+    """Returns name and path of ``NAME[=PATH]``."""
 
     name, _, path = text.partition("=")
     return name, path or None
 
 
 def load_cases(arguments: argparse.Namespace) -> list[Case]:
-    """The cases that were asked for, with trained models."""
+    """Returns the cases that were asked for, with trained models."""
 
     import diffusers
 
@@ -156,7 +156,7 @@ def load_cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def smoke_cases(folder: Path) -> tuple[list[Case], Drawings]:
-    """Tiny models with random weights, and drawings of colored squares."""
+    """Returns cases of tiny models with random weights, and drawings of colored squares."""
 
     every = [name for part in load_names().values() for name in part]
     pixels = torch.zeros(len(every), 4, SIZE, SIZE, dtype=torch.uint8)
@@ -187,19 +187,16 @@ def smoke_cases(folder: Path) -> tuple[list[Case], Drawings]:
     return cases, drawings
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options of the command."""
+
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
+    shipped_one = "default: the shipped one"
     add("--backbone", action="append", metavar="NAME[=FOLDER]", help="emoji-flow, emoji-turbo")
     add("--reward", default="emoji-pick", metavar="NAME[=PATH]", help="what is aligned to")
-    add("--judge", default=None, metavar="FOLDER", help="the judge; default: the shipped one")
-    add(
-        "--network",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="default: the shipped one",
-    )
+    add("--judge", default=None, metavar="FOLDER", help=f"the judge; {shipped_one}")
+    add("--network", action="append", default=[], metavar="NAME=FILE", help=shipped_one)
     add("--steps", type=int, default=None, help="of the sampler; default: each backbone's own")
     add("--prompts", type=int, default=200)
     add("--block", type=int, default=8, help="prompts that are sampled at once")
@@ -210,9 +207,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     add("--threads", type=int, default=1, help="threads of PyTorch")
     add("--restart", action="store_true", help="replace results of other settings")
     add("--smoke", action="store_true", help="tiny models, in seconds")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    return parser.parse_args(argv)
 
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Runs the benchmark, and returns its table."""
+
+    arguments = parse(argv)
+    torch.set_num_threads(arguments.threads)
     drawings = None
     if arguments.smoke:
         with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ def draw_curves(
     steps: Sequence[Mapping[str, Any]],
     path: Path,
 ) -> None:
-    """Rewards against strength, gold against proxy and against cost, effective draws by step."""
+    """Draws rewards over strength, gold over proxy and over cost, and effective draws by step."""
 
     from matplotlib.figure import Figure
 
@@ -39,43 +39,54 @@ def draw_curves(
     lines = {name: [row for row in whole if row["method"] == name] for name in DRAWN}
     lines = {name: rows for name, rows in lines.items() if rows}
     for axis, name in zip(axes, ("proxy gain", "gold gain", "right gain"), strict=False):
-        for method, rows in lines.items():
-            points = [row for row in rows if row["nats"] is not None]
-            _curve(axis, points, "nats", name, method)
-        if name != "right gain":
-            _curve(axis, targets, "nats", name, "exactly tilted", "k--")
-        axis.set(xlabel="strength, nats", ylabel=name, xscale="log")
-        axis.set_xticks([row["nats"] for row in targets], [row["nats"] for row in targets])
-        axis.minorticks_off()
-        axis.axhline(0, color="gray", lw=0.5)
+        _draw_gains(axis, lines, targets, name)
     axes[0].legend(fontsize=7)
-
-    over, cost, ess_axis = axes[3], axes[4], axes[5]
+    over = axes[3]
     best = [row for row in whole if row["method"].startswith("best of")]
     for method, rows in {**lines, "best of n": best}.items():
         _curve(over, rows, "proxy gain", "gold gain", method)
     _curve(over, targets, "proxy gain", "gold gain", "exactly tilted", "k--")
     over.set(xlabel="proxy gain", ylabel="gold gain")
-    for row in whole:
+    _draw_costs(axes[4], whole)
+    _draw_effective_draws(axes[5], steps)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_gains(
+    axis: Any,
+    lines: Mapping[str, Sequence[Mapping[str, Any]]],
+    targets: Sequence[Mapping[str, Any]],
+    name: str,
+) -> None:
+    for method, rows in lines.items():
+        points = [row for row in rows if row["nats"] is not None]
+        _curve(axis, points, "nats", name, method)
+    if name != "right gain":
+        _curve(axis, targets, "nats", name, "exactly tilted", "k--")
+    axis.set(xlabel="strength, nats", ylabel=name, xscale="log")
+    axis.set_xticks([row["nats"] for row in targets], [row["nats"] for row in targets])
+    axis.minorticks_off()
+    axis.axhline(0, color="gray", lw=0.5)
+
+
+def _draw_costs(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
         if row["nats"] in (None, SHOWN) and row["method"] != "base":
             calls = row["calls"] + row["bank"] * row["calls"]
-            cost.errorbar(calls, row["gold gain"], row["gold gain error"], fmt="o", ms=3)
-            cost.annotate(row["method"], (calls, row["gold gain"]), fontsize=5)
-    cost.set(xlabel="network calls of one picture and its bank", ylabel="gold gain", xscale="log")
+            axis.errorbar(calls, row["gold gain"], row["gold gain error"], fmt="o", ms=3)
+            axis.annotate(row["method"], (calls, row["gold gain"]), fontsize=5)
+    axis.set(xlabel="network calls of one picture and its bank", ylabel="gold gain", xscale="log")
+
+
+def _draw_effective_draws(axis: Any, steps: Sequence[Mapping[str, Any]]) -> None:
     for method in dict.fromkeys(row["method"] for row in steps):
         points = [row for row in steps if row["method"] == method and row["nats"] == SHOWN]
         points = [row for row in points if not math.isnan(row["ess_tilted"])]
-        ess_axis.plot(
-            [row["step"] for row in points],
-            [row["ess_tilted"] for row in points],
-            "o-",
-            ms=3,
-            label=method,
-        )
-    ess_axis.axhline(5, color="gray", lw=0.5)
-    ess_axis.set(xlabel="step", ylabel=f"median effective draws, {SHOWN} nats", yscale="log")
-    ess_axis.legend(fontsize=6)
-    figure.savefig(path, dpi=130)
+        numbers = [row["step"] for row in points]
+        axis.plot(numbers, [row["ess_tilted"] for row in points], "o-", ms=3, label=method)
+    axis.axhline(5, color="gray", lw=0.5)
+    axis.set(xlabel="step", ylabel=f"median effective draws, {SHOWN} nats", yscale="log")
+    axis.legend(fontsize=6)
 
 
 def _curve(
@@ -94,7 +105,7 @@ def _curve(
 
 
 def draw_sheet(results: Results, out: Path, name: str) -> None:
-    """The first prompts: pictures of some methods beside the base picture, from the same noise."""
+    """Draws pictures of the first prompts: base beside methods, from the same noise."""
 
     methods = [method for method in SHEET if method in results.pictures]
     folder = out / "pictures" / name

@@ -17,14 +17,14 @@ SHEET_ROWS = 12
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for.
+    """A prompt, with what is known of it.
 
     Arguments:
         text: The prompt.
-        name: Of the thing in it.
-        part: Whether the generators learned the name: "learned" or "held out".
-        real: The caption of real pictures of it: without the style, in which the thing may never
-            have been drawn.
+        name: Name of the thing in it.
+        part: Part of the names that this one belongs to, "learned" or "held out".
+        real: Caption of real pictures of it: without the style, in which the thing may never have
+            been drawn.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Looks:
-    """What is known of pictures, each with N rows: rewards, utilities, embeddings."""
+    """The rewards, utilities and embeddings of N pictures, each with N rows."""
 
     proxy: Tensor
     gold: Tensor
@@ -47,17 +47,17 @@ class Looks:
 
 @dataclass
 class Column:
-    """What all blocks say about one cell.
+    """The results of one cell, a method at a strength, from all blocks.
 
     Arguments:
-        method: Its method.
-        nats: Its strength.
+        method: Name of the method.
+        nats: Strength, in nats; None if the method has none.
+        bank: Draws of each prompt that the method uses.
+        calls: Network calls per picture, without the bank.
         rows: Numbers of the prompts that it ran on.
-        looks: Of their pictures.
-        seconds: Of every block, per picture, without the bank.
-        calls: Network calls per picture, likewise.
-        bank: Draws of each prompt that it uses.
-        steps: Diagnostics by name, (N, K).
+        looks: Rewards, utilities and embeddings of their pictures, by block.
+        seconds: Seconds per picture, without the bank, by block.
+        steps: Diagnostics by name, each with shape (N, K), by block.
     """
 
     method: str
@@ -70,20 +70,22 @@ class Column:
     steps: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def all(self) -> Looks:
+        """Returns the looks of all blocks in one."""
+
         keys = ("proxy", "gold", "embedding")
         return Looks(*(torch.cat([getattr(part, key) for part in self.looks]) for key in keys))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was found for a case.
+    """The results of a case.
 
     Arguments:
-        prompts: In the order of the rows.
-        columns: By method and strength.
-        targets: By strength, 0 the model itself: what is known of the tilted law, by prompt.
-        draw_seconds: Of one draw of a bank, decoded and scored.
-        pictures: Of the cells that are shown, of the first prompts.
+        prompts: Prompts in the order of the rows.
+        columns: Cells by method and strength.
+        targets: Figures of the tilted law by strength, 0 the model itself, and by prompt.
+        draw_seconds: Seconds for one draw of a bank, decoded and scored.
+        pictures: Pictures of the cells that are shown, of the first prompts.
     """
 
     prompts: Sequence[Prompt]
@@ -94,7 +96,7 @@ class Results:
 
 
 def read(files: Sequence[Path], prompts: Sequence[Prompt]) -> Results:
-    """Puts the blocks of a case together."""
+    """Returns the results of a case from the files of its blocks."""
 
     from safetensors import safe_open
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from formatting import console
-from results import Prompt, Results
+from results import Column, Prompt, Results
 from torch import Tensor
 
 from rwguidance.support.randomness import generator_for
@@ -17,37 +17,39 @@ from rwguidance_testbed.data import Drawings, load_names
 from rwguidance_testbed.encoders import Towers
 
 NAMES = 100
+"""Names among which the judge finds that of a picture."""
+
 COPIES = 4
+"""Real pictures of every prompt that distances are taken to."""
 
 
 def paired(after: Tensor, before: Tensor) -> tuple[float, float]:
-    """Mean difference of pairs, and its standard error."""
+    """Returns the mean difference of pairs, and its standard error."""
 
     difference = after.double() - before.double()
     return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
 
 
 def ratio(gain: Tensor, target: Tensor) -> tuple[float, float]:
-    """Ratio of the means of pairs, and its standard error, by linearization."""
+    """Returns the ratio of the means of pairs, and its standard error, by linearization."""
 
     share = float(gain.mean() / target.mean())
     rest = gain - share * target
     return share, float(rest.std()) / math.sqrt(len(rest)) / abs(float(target.mean()))
 
 
-def table_of(case: str, results: Results, real: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row for each cell and part of the prompts: figures with their standard errors.
+def table_of(case: str, results: Results, real: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns one row for each cell and part of the prompts: figures with their standard errors.
 
     Arguments:
         case: Name of the model.
-        results: What was found.
-        real: `judge` and, unless there are no drawings, the embeddings `reference` and `half` of
+        results: Results of the case.
+        real: The judge and, unless there are no drawings, the embeddings `reference` and `half` of
             real pictures.
     """
 
-    every = [name for part in load_names().values() for name in part]
-    base = results.columns["base", None].all()
     names = [prompt.name for prompt in results.prompts]
+    every = [name for part in load_names().values() for name in part]
     hits = lambda embedding, rows: metrics.right(
         real["judge"], embedding, [names[i] for i in rows], every, NAMES
     )
@@ -63,46 +65,64 @@ def table_of(case: str, results: Results, real: Mapping[str, Any] | None) -> lis
     )
     base_hits = dict(zip(results.columns, found_by_column, strict=True))["base", None]
     for column, found in zip(columns, found_by_column, strict=True):
-        looks = column.all()
         for part in ("all", "learned", "held out"):
             rows = [
                 k for k, i in enumerate(column.rows) if part in ("all", results.prompts[i].part)
             ]
             if len(rows) < 2:
                 continue
-            where = [column.rows[k] for k in rows]
-            row = {
-                "model": case,
-                "method": column.method,
-                "nats": column.nats,
-                "part": part,
-                "prompts": len(rows),
-                "proxy": float(looks.proxy[rows].mean()),
-                "gold": float(looks.gold[rows].mean()),
-                "right": float(found[rows].mean()),
-                **_pair("proxy gain", paired(looks.proxy[rows], base.proxy[where])),
-                **_pair("gold gain", paired(looks.gold[rows], base.gold[where])),
-                **_pair("right gain", paired(found[rows], base_hits[where])),
-            }
-            if column.nats is not None:
-                way = results.targets[column.nats]["proxy"] - results.targets[0.0]["proxy"]
-                gain = looks.proxy[rows] - base.proxy[where]
-                row |= _pair("share", ratio(gain, way[where]))
+            row = {"model": case, **_gains(results, column, part, rows, found, base_hits)}
             if part == "all":
-                row |= {
-                    "calls": column.calls,
-                    "bank": column.bank,
-                    "seconds": sum(column.seconds) / len(column.seconds),
-                    "bank seconds": column.bank * results.draw_seconds,
-                }
+                row |= _costs(results, column)
                 if real.get("reference") is not None:
-                    row |= _distances(looks.embedding, found, where, real["reference"], len(names))
+                    embedding = column.all().embedding
+                    row |= _distances(embedding, found, column.rows, real["reference"], len(names))
             table.append(row)
     return table
 
 
+def _gains(
+    results: Results,
+    column: Column,
+    part: str,
+    rows: Sequence[int],
+    found: Tensor,
+    base_hits: Tensor,
+) -> dict[str, Any]:
+    """Returns the figures of a column on a part of its prompts, and its gains over the base."""
+
+    looks, base = column.all(), results.columns["base", None].all()
+    where = [column.rows[k] for k in rows]
+    row = {
+        "method": column.method,
+        "nats": column.nats,
+        "part": part,
+        "prompts": len(rows),
+        "proxy": float(looks.proxy[rows].mean()),
+        "gold": float(looks.gold[rows].mean()),
+        "right": float(found[rows].mean()),
+        **_pair("proxy gain", paired(looks.proxy[rows], base.proxy[where])),
+        **_pair("gold gain", paired(looks.gold[rows], base.gold[where])),
+        **_pair("right gain", paired(found[rows], base_hits[where])),
+    }
+    if column.nats is not None:
+        way = results.targets[column.nats]["proxy"] - results.targets[0.0]["proxy"]
+        gain = looks.proxy[rows] - base.proxy[where]
+        row |= _pair("share", ratio(gain, way[where]))
+    return row
+
+
+def _costs(results: Results, column: Column) -> dict[str, float]:
+    return {
+        "calls": column.calls,
+        "bank": column.bank,
+        "seconds": sum(column.seconds) / len(column.seconds),
+        "bank seconds": column.bank * results.draw_seconds,
+    }
+
+
 def targets_of(case: str, results: Results) -> list[dict[str, Any]]:
-    """What is known of the exactly tilted law, over prompts, for each strength."""
+    """Returns the gains of the exactly tilted law, over prompts, for each strength."""
 
     table = []
     mean = results.targets[0.0]
@@ -123,7 +143,7 @@ def targets_of(case: str, results: Results) -> list[dict[str, Any]]:
 
 
 def steps_of(case: str, results: Results) -> list[dict[str, Any]]:
-    """How far each step may be trusted: medians over prompts."""
+    """Returns how far each step may be trusted: medians over prompts."""
 
     table = []
     for column in results.columns.values():
@@ -145,13 +165,18 @@ def _pair(name: str, value: tuple[float, float]) -> dict[str, float]:
 
 
 def figures_of(quality: metrics.Quality) -> dict[str, float]:
+    """Returns the figures of a quality by name, with blanks."""
+
     return {key.replace("_", " "): value for key, value in asdict(quality).items()}
 
 
 def _distances(
     embedding: Tensor, found: Tensor, rows: Sequence[int], reference: Tensor, n: int
 ) -> dict[str, float]:
-    """Distances; of some prompts only the kernel distance, which does not depend on how many."""
+    """Returns distances to real pictures.
+
+    Of some of the prompts it is only the kernel distance, which does not depend on how many.
+    """
 
     if len(rows) < 4:  # there is no third neighbor
         return {}
@@ -162,7 +187,7 @@ def _distances(
 
 
 def load_drawings(data: Path, purpose: str) -> Drawings | None:
-    """The drawings in a folder; None if there are none, and says what they are needed for."""
+    """Returns the drawings in a folder; None if there are none, and says what needs them."""
 
     try:
         return Drawings.load(data)
@@ -174,7 +199,7 @@ def load_drawings(data: Path, purpose: str) -> Drawings | None:
 def real_embeddings(
     judge: Towers, data: Path, prompts: Sequence[Prompt], drawings: Drawings | None = None
 ) -> dict[str, Any]:
-    """The judge, and its embeddings of real pictures of the prompts if there are drawings."""
+    """Returns the judge, and its embeddings of real pictures of the prompts if there are any."""
 
     if drawings is None:
         drawings = load_drawings(data, "distances to real pictures")

@@ -26,14 +26,14 @@ class Drawn(Still):
 class TestModels:
     def test_names_of_prompts(self, bench):
         names = ["red heart", "cat on a mat", "house on an orange background"]
-        found = [bench.models.name_of(name) for name in names]
+        found = [bench.measures.name_of(name) for name in names]
         assert found == ["red heart", "cat on a mat", "house"]
 
     def test_means_are_over_groups_without_what_is_unknown(self, bench):
         groups = ["a", "a", "b", "b", "c", "d"]
         values = torch.tensor([1.0, 3.0, 5.0, math.nan, math.nan, 2.0])
         # Means 2, 5 and 2: mean 3, variance 3.
-        assert bench.models.mean_over(groups, values) == pytest.approx((3.0, 1.0))
+        assert bench.measures.mean_over(groups, values) == pytest.approx((3.0, 1.0))
 
     def test_a_proxy_that_is_gold_always_agrees_and_its_opposite_never(self, bench, generator):
         names = {"gold": 1.0, "opposite": -1.0}
@@ -42,8 +42,10 @@ class TestModels:
             name: (lambda pictures, prompts, sign=sign: sign * pictures.mean((1, 2, 3)))
             for name, sign in names.items()
         }
-        sizes = bench.models.Sizes(captions=5, pictures=2)
-        rows = bench.models.measure_proxies(proxies, {"one": Drawn(), "two": Drawn()}, gold, sizes)
+        sizes = bench.measures.Sizes(captions=5, pictures=2)
+        rows = bench.measures.measure_proxies(
+            proxies, {"one": Drawn(), "two": Drawn()}, gold, sizes
+        )
         found = {row["method"]: (row["all pairs"], row["held-out names"]) for row in rows}
         assert found == {"gold": (1.0, 1.0), "opposite": (0.0, 0.0)}
 
@@ -53,16 +55,16 @@ class TestModels:
         noise = lambda pictures, prompts: torch.rand(
             len(pictures), generator=torch.Generator().manual_seed(next(calls))
         )
-        sizes = bench.models.Sizes(captions=100, pictures=4)
-        row = bench.models.measure_proxies({"noise": noise}, {"one": Drawn()}, gold, sizes)[0]
+        sizes = bench.measures.Sizes(captions=100, pictures=4)
+        row = bench.measures.measure_proxies({"noise": noise}, {"one": Drawn()}, gold, sizes)[0]
         assert row["all pairs"] == pytest.approx(0.5, abs=4 * row["all pairs error"])
         # Of six pairs of four pictures, within 100 captions.
         assert 0.01 < row["all pairs error"] < 0.04
 
     def test_ties_of_gold_have_no_part(self, bench):
         gold = lambda pictures, prompts: torch.zeros(len(pictures))
-        sizes = bench.models.Sizes(captions=4, pictures=2)
-        row = bench.models.measure_proxies({"any": gold}, {"one": Drawn()}, gold, sizes)[0]
+        sizes = bench.measures.Sizes(captions=4, pictures=2)
+        row = bench.measures.measure_proxies({"any": gold}, {"one": Drawn()}, gold, sizes)[0]
         assert math.isnan(row["all pairs"])
 
     def test_modes_are_the_drawings_that_pictures_spread_over(self, bench):
@@ -77,14 +79,14 @@ class TestModels:
         drawings = Drawings(entries, pixels)
         plain = torch.eye(3)[:, :, None, None].expand(3, 3, 64, 64)
         judge = Light()
-        centers = bench.models.centers_of(judge, drawings, ["red heart"])
+        centers = bench.measures.centers_of(judge, drawings, ["red heart"])
         even = {"red heart": plain.repeat(8, 1, 1, 1)}
-        assert bench.models.modes(judge, centers, {**even, **even})[0] == pytest.approx(3.0)
+        assert bench.measures.modes(judge, centers, {**even, **even})[0] == pytest.approx(3.0)
         one = {"red heart": plain[:1].repeat(8, 1, 1, 1)}
-        assert bench.models.modes(judge, centers, one)[0] == pytest.approx(1.0)
+        assert bench.measures.modes(judge, centers, one)[0] == pytest.approx(1.0)
         uneven = {"red heart": plain[[0, 0, 0, 1]]}
         entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-        assert bench.models.modes(judge, centers, uneven)[0] == pytest.approx(math.exp(entropy))
+        assert bench.measures.modes(judge, centers, uneven)[0] == pytest.approx(math.exp(entropy))
 
     @pytest.mark.slow
     def test_it_measures_what_is_shipped(self, bench, tmp_path):
