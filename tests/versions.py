@@ -26,12 +26,20 @@ STACKS = {
     "newest": ["diffusers", "transformers"],
 }
 FILES = [
-    "test_backbones.py",
-    "test_tiny_pipelines.py",
     "test_autoencoders.py",
+    "test_backbones.py",
+    "test_coordinates.py",
     "test_guide.py",
+    "test_guide_laws.py",
+    "test_guided_pipelines.py",
+    "test_decoding.py",
     "test_pipeline_oracle.py",
     "test_generate.py",
+    "test_pipeline_settings.py",
+    "test_published.py",
+    "test_recorded.py",
+    "test_text_conditions.py",
+    "test_tiny_pipelines.py",
 ]
 SHOWN = ("torch", "diffusers", "transformers", "huggingface_hub")
 
