@@ -151,6 +151,13 @@ MUTANTS = [
         "test_importance",
     ),
     Mutant(
+        "importance: a gradient through the factor of a kernel",
+        "estimators/importance.py",
+        "self.kernel.temper(log_kernel.detach())",
+        "self.kernel.temper(log_kernel)",
+        "test_importance",
+    ),
+    Mutant(
         "plug-in: posterior variance without alpha squared",
         "estimators/plug_in.py",
         "return v * sigma**2 / (sigma**2 + alpha**2 * v)",
@@ -190,6 +197,20 @@ MUTANTS = [
         "samplers.py",
         "slope = (prediction.noise - prediction.mean + ahead.noise - ahead.mean) / 2",
         "slope = prediction.noise - prediction.mean + ahead.noise - ahead.mean",
+        "test_samplers",
+    ),
+    Mutant(
+        "samplers: noise drawn in the dtype of the states",
+        "samplers.py",
+        "normal(x_t.shape, generator, x_t.device, x_s.dtype)",
+        "normal(x_t.shape, generator, x_t.device, x_t.dtype)",
+        "test_samplers",
+    ),
+    Mutant(
+        "samplers: mean for median of the effective draws in a warning",
+        "samplers.py",
+        'diagnostics["ess_tilted"].median()',
+        'diagnostics["ess_tilted"].mean()',
         "test_samplers",
     ),
     Mutant(
@@ -322,6 +343,13 @@ MUTANTS = [
         "matrix, bias = w @ matrix, w @ bias + b",
         "matrix, bias = w @ matrix, bias.sum() + b",
         "test_zoo",
+    ),
+    Mutant(
+        "towers: embeddings normalized in half precision",
+        "rewards/towers.py",
+        "F.normalize(embedding.to(working_dtype(embedding.dtype)), dim=-1)",
+        "F.normalize(embedding, dim=-1).to(working_dtype(embedding.dtype))",
+        "test_towers",
     ),
     Mutant(
         "cache: the newest prompt goes first",
