@@ -93,7 +93,7 @@ class Copy:
             "OMP_NUM_THREADS": "1",
         }
         left = [f"--deselect={name}" for name in without]
-        command = [sys.executable, "-m", "pytest", "-x", "-v", "--tb=no", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-vv", "--tb=no", "-p", "no:cacheprovider"]
         started = time.monotonic()
         with open(self.root.parent / "output", "w+", encoding="utf-8") as output:
             process = subprocess.Popen(

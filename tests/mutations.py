@@ -44,6 +44,7 @@ _COMPARISONS = {
 _ONE_SIDED = (ast.Sub, ast.Div, ast.Pow, ast.MatMult)
 # Methods of tensors that gradients pass through, on whose tensor a stray detach() may stand.
 _DIFFERENTIABLE = {"exp", "flatten", "log", "logsumexp", "mean", "softmax", "sqrt", "square", "sum"}
+_MODULES = {"math", "np", "numpy", "statistics", "torch"}
 # Swapping their arguments changes nothing, or says nothing about formulas.
 _SYMMETRIC = {"equal", "gcd", "isclose", "max", "maximum", "min", "minimum", "logaddexp"}
 _UNMUTATED_CALLS = {"warn", "cast", "getattr", "isinstance", "issubclass", "setattr"}
@@ -185,7 +186,7 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
         if name == "detach":
             yield "detach", receiver
         cut_before = isinstance(receiver, ast.Call) and _name(receiver.func) == "detach"
-        if name in _DIFFERENTIABLE and _name(receiver) != "torch" and not cut_before:
+        if name in _DIFFERENTIABLE and _name(receiver) not in _MODULES and not cut_before:
             cut = ast.Call(ast.Attribute(receiver, "detach", ast.Load()), [], [])
             yield "detach", call(ast.Attribute(cut, name, ast.Load()))
     swappable = len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2])

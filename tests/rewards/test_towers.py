@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from common import randn
 
+from common import randn
 from rewards.towers import unit
 
 
