@@ -1,6 +1,7 @@
 """Every mutant of tests/mutants.py dies, and random ones are what they say they are."""
 
 import ast
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -168,9 +169,9 @@ def test_equivalent_mutants_are_mutants_of_today():
         assert len(entry.reason) > 20, f"{entry.file}: {entry.old} needs a reason"
 
 
+# Away from the others, without their fixtures and PyTorch.
 TESTS = """
 import pathlib, time
-import rwguidance
 NUMBER = pathlib.Path("number.py")
 def test_number():
     assert "-1" in NUMBER.read_text()
@@ -185,12 +186,13 @@ def test_that_may_wait():
 def small(copy, monkeypatch):
     """The copy with a file that is mutated, and tests of it of which one always fails."""
 
-    test = copy.root / "tests" / "test_number.py"
-    test.write_text(TESTS)
+    folder = copy.root / "small"
+    folder.mkdir()
+    (folder / "test_number.py").write_text(TESTS)
     (copy.root / "number.py").write_text("number = -1\n")
-    monkeypatch.setattr("random_mutants.relevant_tests", lambda mutation: ["tests/test_number.py"])
+    monkeypatch.setattr("random_mutants.relevant_tests", lambda mutation: ["small"])
     yield copy
-    test.unlink()
+    shutil.rmtree(folder)
     (copy.root / "number.py").unlink()
 
 
@@ -199,7 +201,7 @@ def test_tests_that_fail_anyway_do_not_kill(small, monkeypatch):
     assert (sign.new, constant.new) == ("number = 1", "number = -2")
     killed = notice(small, sign, limit=60)
     assert killed.noticed
-    assert killed.first == "tests/test_number.py::test_number"
+    assert killed.first == "small/test_number.py::test_number"
     harmless = constant._replace(text="number = -1  # 2\n")
     assert notice(small, harmless, limit=60).verdict == "passed"
     assert (small.root / "number.py").read_text() == "number = -1\n"
@@ -211,5 +213,5 @@ def test_tests_that_never_end_kill(small, monkeypatch):
     monkeypatch.setattr(mutant_runs, "QUIET", 30.0)
     outcome = notice(small, constant, limit=600)
     assert outcome.verdict == "hangs"
-    assert outcome.first == "tests/test_number.py::test_that_may_wait"
+    assert outcome.first == "small/test_number.py::test_that_may_wait"
     assert notice(small, constant, limit=20).verdict == "time limit"

@@ -1,6 +1,8 @@
 """The public names are a promise: tests/public_names.txt lists them and changes on purpose only."""
 
 import ast
+import importlib
+import inspect
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +47,19 @@ def test_public_names_change_on_purpose():
         "working for one release with a DeprecationWarning, and has a line in docs/migration.md. "
         "Then write the list anew with `python tests/test_public_names.py`."
     )
+
+
+def test_seeds_are_zero_where_none_is_given():
+    seen = 0
+    for name in public_names():
+        module, _, attribute = name.rpartition(".")
+        value = getattr(importlib.import_module(module), attribute)
+        function = value.__init__ if inspect.isclass(value) else value
+        if inspect.isfunction(function):
+            seed = inspect.signature(function).parameters.get("seed")
+            seen += seed is not None
+            assert seed is None or seed.default in (0, inspect.Parameter.empty), name
+    assert seen > 10
 
 
 if __name__ == "__main__":
