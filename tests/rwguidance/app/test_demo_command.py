@@ -1,0 +1,19 @@
+"""The command of the demo: what it loads and how much of it."""
+
+import types
+
+import pytest
+from torch import nn
+
+from rwguidance import rewards
+from rwguidance.app.commands import demo
+from rwguidance.evaluation import prompts
+
+TEXTS = ("dark", "light", "lighter", "lightest")
+
+
+@pytest.mark.parametrize(("quick", "expected"), [(True, TEXTS[:2]), (False, TEXTS)])
+def test_a_quick_demo_has_two_prompts(monkeypatch, quick, expected):
+    monkeypatch.setattr(rewards, "load", lambda name: nn.Identity())
+    monkeypatch.setattr(prompts, "load", lambda name: types.SimpleNamespace(prompts=TEXTS))
+    assert tuple(demo._scorer(quick).prompts) == expected
