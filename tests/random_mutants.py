@@ -106,11 +106,12 @@ def _fails_anyway(copy: Copy, test: str) -> bool:
 def relevant_tests(mutation: Mutation) -> list[str]:
     """The files of tests that import the mutated file, nearest first.
 
-    Nearest is the test of that name, then those that name the class or function, then by the
-    number of imports between, those in the mirrored folder first.
+    Nearest is the test of that name, then that of the name of its folder, then those that name the
+    class or function, then by the number of imports between, those in the mirrored folder first.
     """
 
-    stem = Path(mutation.file).stem
+    path = Path(mutation.file)
+    own, above = f"test_{path.stem}", f"test_{path.parent.name}"
     folder = Path("tests", mutation.file).parent.as_posix()
     names = [name for name in mutation.scope[:2] if not name.startswith("__")]
     ranked = []
@@ -120,7 +121,8 @@ def relevant_tests(mutation: Mutation) -> list[str]:
             text = (ROOT / test).read_text(encoding="utf-8")
             named = sum(text.count(name) for name in names)
             same = Path(test).parent.as_posix() == folder
-            key = (Path(test).stem != f"test_{stem}", not named, steps, not same, len(text), test)
+            name = Path(test).stem
+            key = (name != own, name != above, not named, steps, not same, len(text), test)
             ranked.append(key)
     return [key[-1] for key in sorted(ranked)]
 

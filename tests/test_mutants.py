@@ -152,6 +152,7 @@ def test_every_package_is_mutated():
         ("rwguidance/estimators/learned.py", "tests/rwguidance/estimators/test_learned.py", ""),
         ("rewards/towers.py", "tests/rewards/test_towers.py", "test_zoo"),
         ("backbones/guide.py", "tests/backbones/test_guide.py", ""),
+        ("rewards/constraints/dual.py", "tests/rewards/test_constraints.py", ""),
         ("testbed/rwguidance_testbed/gold.py", "testbed/tests/test_gold.py", "test_shipped"),
     ],
 )
