@@ -188,13 +188,14 @@ def function(name: str, value: Any, expected: str = "callable") -> None:
         raise TypeError(f"{name} must be {expected}, got {described(value)}")
 
 
-def states(name: str, x: Any, *, finite: bool = False) -> None:
+def states(name: str, x: Any, *, finite: bool = False, event: bool = True) -> None:
     r"""Checks that a value is a batch of states: floating point, dense, of shape (B, \*event).
 
     Arguments:
         name: Name of the argument.
         x: The states.
         finite: Whether NaN and infinite values are refused, too, which reads every value.
+        event: Whether a state must have an axis of its own, so that shape (B,) is refused.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
@@ -207,7 +208,7 @@ def states(name: str, x: Any, *, finite: bool = False) -> None:
             f"{name} must be a floating-point tensor of shape (B, *event), got {described(x)}"
         )
     _require_values(name, x)
-    if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
+    if x.ndim < 1 + event or math.prod(x.shape[1:]) == 0:
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (B, *event) with an event that is "
             f"not empty, got shape {tuple(x.shape)}"
