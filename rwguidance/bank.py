@@ -18,7 +18,7 @@ from .tilt import Tilt, check_rewards
 __all__ = ["Bank"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bank:
     r"""Draws :math:`x^1, \dots, x^N \sim p(x_0 | y)` for one or several conditions y.
 
@@ -71,6 +71,16 @@ class Bank:
         rows = {key: slice(a, b) for key, a, b in zip(names, [0, *ends], ends, strict=False)}
         object.__setattr__(self, "condition", keys)
         object.__setattr__(self, "rows", rows)
+
+    def __repr__(self) -> str:
+        one = "1 condition" if len(self.rows) == 1 else f"{len(self.rows)} conditions"
+        scored = "not scored" if self.rewards is None else "scored"
+        if self.rewards is not None and self.rewards.ndim == 2:
+            scored += f" by {self.rewards.shape[1]} rewards"
+        return (
+            f"Bank({len(self)} draws of {tuple(self.x_0.shape[1:])} for "
+            f"{'every condition' if self.condition is None else one}, {scored})"
+        )
 
     def __len__(self) -> int:
         return len(self.x_0)

@@ -12,6 +12,7 @@ from .models import Model
 from .prediction import Prediction
 from .schedules import shared_time
 from .support import checks
+from .support.describe import summary
 
 __all__ = ["GuidedModel"]
 
@@ -54,6 +55,11 @@ class GuidedModel(Model):
         self.estimator = estimator
         self.scale = scale
         self.window = (float(window[0]), float(window[1]))
+
+    def __repr__(self) -> str:
+        return summary(
+            self, base=self.base, estimator=self.estimator, scale=self.scale, window=self.window
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Prediction:
         times = shared_time(t)

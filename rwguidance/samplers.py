@@ -21,6 +21,7 @@ from .models import Model, check_is_model
 from .prediction import Prediction
 from .schedules import Scales
 from .support import checks
+from .support.describe import summary
 from .support.randomness import Generators, normal
 
 __all__ = [
@@ -56,6 +57,9 @@ class Transition:
 
 class Sampler(ABC):
     """One step along a path, from time t to a smaller time s."""
+
+    def __repr__(self) -> str:
+        return summary(self, **vars(self))
 
     @abstractmethod
     def step(
@@ -220,7 +224,7 @@ def sample(
 
     check_is_model("model", model)
     checks.instance("sampler", sampler, Sampler, "a Sampler such as DDIM()")
-    grid = _check_times(times)
+    grid = check_times(times)
     checks.states("x_1", x_1, finite=True)
     checks.generator("generator", generator)
     checks.optional(checks.function, "trace", trace)
@@ -269,7 +273,14 @@ def _check_finite(x_s: Tensor, prediction: Prediction, model: Model, t: Tensor) 
     )
 
 
-def _check_times(times: Tensor | Sequence[float]) -> Tensor:
+def check_times(times: Tensor | Sequence[float]) -> Tensor:
+    """Returns the times of a run as a float64 tensor on the CPU.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If they are fewer than two, not decreasing or outside [0, 1].
+    """
+
     grid = checks.real_tensor("times", times, "a sequence or a tensor of times").detach().cpu()
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"times must hold at least two times, got shape {tuple(grid.shape)}")

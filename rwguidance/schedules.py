@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .support import checks
+from .support.describe import summary
 
 __all__ = [
     "CosineSchedule",
@@ -93,6 +94,9 @@ class Schedule(ABC):
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
         r"""Time at which the log-SNR (nats) takes the given values; inverse of :meth:`log_snr`."""
+
+    def __repr__(self) -> str:
+        return summary(self, **{k: v for k, v in vars(self).items() if not k.startswith("_")})
 
     def log_snr(self, t: Tensor) -> Tensor:
         r"""Log signal-to-noise ratio :math:`\log(\alpha_t^2 / \sigma_t^2)`, in nats."""
@@ -295,6 +299,12 @@ class DiscreteSchedule(Schedule):
             )
         self._alpha_squared = table
         self._sigma_squared = 1 - table
+
+    def __repr__(self) -> str:
+        return (
+            f"DiscreteSchedule({self._steps} alphas_cumprod "
+            f"from {self.alphas_cumprod[0]:.6g} to {self.alphas_cumprod[-1]:.6g})"
+        )
 
     @property
     def alphas_cumprod(self) -> Tensor:

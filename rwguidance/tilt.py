@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .schedules import working_dtype
 from .support import checks
 from .support.conditions import condition_keys
+from .support.describe import summary
 from .temperature import beta_for_ess, beta_for_kl, beta_for_reward
 
 __all__ = ["Draws", "RewardFunction", "Tilt", "check_rewards"]
@@ -48,8 +49,7 @@ class Tilt(nn.Module):
     ) -> None:
         super().__init__()
         self.rewards = tuple(reward) if isinstance(reward, Sequence) else (reward,)
-        several = isinstance(beta, Sequence) and not isinstance(beta, str | bytes)
-        betas = tuple(beta) if several else (beta,)
+        betas = tuple(beta) if isinstance(beta, Sequence) and not isinstance(beta, str) else (beta,)
         if len(betas) != len(self.rewards) or not betas:
             raise ValueError(
                 f"beta must hold one temperature per reward, {len(self.rewards)}, got {len(betas)}"
@@ -62,6 +62,16 @@ class Tilt(nn.Module):
         for i, function in enumerate(self.rewards):
             if isinstance(function, nn.Module):  # so that .to(device) reaches it
                 self.add_module(f"reward_{i}", function)
+
+    def __repr__(self) -> str:
+        one = len(self.rewards) == 1
+        decode = {} if self.decode is None else {"decode": self.decode}
+        return summary(
+            self,
+            reward=self.rewards[0] if one else self.rewards,
+            beta=self.betas[0] if one else self.betas,
+            **decode,
+        )
 
     def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
         r"""Returns raw rewards in reward units, with shape (N,), or (N, R) for R > 1 rewards.

@@ -25,6 +25,7 @@ from ..models import Model
 from ..schedules import Scales, working_dtype
 from ..support import checks, memory
 from ..support.conditions import condition_keys, describe_keys
+from ..support.describe import summary
 from ..tilt import Tilt
 from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm
@@ -43,6 +44,9 @@ _CAST_BYTES = 2**22
 
 class Kernel(ABC):
     r"""Trades bias for effective draws by flattening the noising kernel, :math:`\kappa \ell`."""
+
+    def __repr__(self) -> str:
+        return summary(self, **vars(self))
 
     @abstractmethod
     def temper(self, log_kernel: Tensor) -> Tensor:
@@ -155,6 +159,8 @@ class ImportanceSampling(ConditionalExpectation):
         self.kernel = kernel
         self.rows = bank.rows
         self._largest = float(log_w[log_w.isfinite()].abs().max())
+        options = {} if kernel is None else {"kernel": kernel}
+        self._line = summary(self, bank=bank, tilt=tilt, **options)
         self.conditional = bank.condition is not None
         self.event = tuple(bank.x_0.shape[1:])
         self.x_0: Tensor
@@ -166,6 +172,9 @@ class ImportanceSampling(ConditionalExpectation):
         centers, half_norm = _center(self.x_0, self.rows)
         self.register_buffer("center", centers, persistent=False)
         self.register_buffer("half_norm", half_norm, persistent=False)
+
+    def __repr__(self) -> str:
+        return self._line
 
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         groups = self._groups(x_t, condition)

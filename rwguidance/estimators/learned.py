@@ -13,6 +13,7 @@ from ..models import Model
 from ..prediction import Prediction
 from ..schedules import working_dtype
 from ..support import checks
+from ..support.describe import summary
 from .base import (
     ConditionalExpectation,
     Estimate,
@@ -58,6 +59,9 @@ class LearnedExpectation(ConditionalExpectation):
         checks.function("network", network, "callable, a network from (x_t, t, condition)")
         self.network = network
 
+    def __repr__(self) -> str:
+        return summary(self, network=self.network)
+
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         prediction = model(x_t, t, condition)
         with gradients_of(x_t) as x:
@@ -85,6 +89,9 @@ class LearnedShift(ConditionalExpectation):
         super().__init__()
         checks.function("network", network, "callable, a network from (x_t, t, condition)")
         self.network = network
+
+    def __repr__(self) -> str:
+        return summary(self, network=self.network)
 
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         prediction = model(x_t, t, condition)

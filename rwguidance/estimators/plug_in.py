@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models import Model
 from ..prediction import Prediction
 from ..support import checks
+from ..support.describe import summary
 from ..tilt import Tilt
 from .base import (
     ConditionalExpectation,
@@ -71,6 +72,10 @@ class PlugIn(ConditionalExpectation):
         self.jacobian = checks.flag("jacobian", jacobian)
         self.damping: float | None = checks.optional(checks.number, "damping", damping, 0)
         self.prior_variance = checks.number("prior_variance", prior_variance, above=0)
+
+    def __repr__(self) -> str:
+        names = ("tilt", "jacobian", "damping", "prior_variance")
+        return summary(self, **{name: getattr(self, name) for name in names})
 
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         if self.jacobian:

@@ -325,12 +325,12 @@ CASES = {
     "weights and means that differ": (
         lambda: toy.GaussianMixture([0.0], [[0.0], [1.0]], [[[1.0]]]),
         ValueError,
-        r"log_weights and means must have shapes \(K,\) and \(K, D\), got \(1,\) and \(2, 1\)",
+        r"log_weights and means must have shapes \(K,\) and \(K, D\) .*, got \(1,\) and \(2, 1\)",
     ),
     "points without an axis": (
         lambda: toy.Empirical(X[:, 0]),
         ValueError,
-        r"points must have shape \(N, \*event\) with N >= 1, got \(3,\)",
+        r"points must be .* of shape \(B, \*event\) .*got shape \(3,\)",
     ),
     "a negative bandwidth": (lambda: toy.Empirical(X, -1.0), ValueError, "bandwidth must .*got -1"),
     "a matrix for a slope": (lambda: toy.Linear(IDENTITY), ValueError, "b must have 1 axes, got "),
