@@ -150,6 +150,7 @@ class ImportanceSampling(ConditionalExpectation):
                 raise ValueError(f"every draw of condition {key!r} has zero weight (reward -inf)")
 
         self.kernel = kernel
+        self.origin = bank.origin
         self.rows = bank.rows
         self.conditional = bank.condition is not None
         self.event = tuple(bank.x_0.shape[1:])
