@@ -67,9 +67,11 @@ class StepGuidance:
         )
 
     def _again(self) -> "StepGuidance":
-        return StepGuidance(
+        again = StepGuidance(
             self.coordinates, self.estimator, self.scale, self.window, self.condition
         )
+        again._owner = self._owner  # until a pipeline calls
+        return again
 
     @contextmanager
     def call_of(self, pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
