@@ -86,7 +86,7 @@ def guide(
             scheduler.__class__ = guided_scheduler_class(base)
             base = type(guided)
             guided.__class__ = guided_pipeline_class(base)
-            scheduler._guidance = guided._guidance = guidance
+            scheduler._guidance = guidance
     guided.scheduler = scheduler
     return guided
 

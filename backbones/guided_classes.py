@@ -32,10 +32,11 @@ def guided_pipeline_class(base: type) -> type:
 
     @functools.wraps(plain_call)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._guidance is None:
+        guidance = _guidance_of(self)
+        if guidance is None:
             return plain_call(self, *args, **kwargs)
         arguments = inspect.signature(plain_call).bind_partial(self, *args, **kwargs).arguments
-        with self._guidance.call_of(self, arguments):
+        with guidance.call_of(self, arguments):
             return plain_call(self, *args, **kwargs)
 
     told = {
@@ -44,6 +45,12 @@ def guided_pipeline_class(base: type) -> type:
         if hasattr(base, name)
     }
     return _extended(base, {"__call__": call, **told})
+
+
+def _guidance_of(pipe: Any) -> Any:
+    """The guidance of the scheduler that a pipeline has now; None if it is not guided."""
+
+    return getattr(pipe.scheduler, "_guidance", None)
 
 
 @functools.cache
@@ -73,9 +80,9 @@ def _telling(method: Any, name: str) -> Any:
     @functools.wraps(method)
     def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = method(self, *args, **kwargs)
-        if self._guidance is not None:
-            arguments = signature.bind(self, *args, **kwargs).arguments
-            self._guidance.told(name, arguments, result)
+        guidance = _guidance_of(self)
+        if guidance is not None:
+            guidance.told(name, signature.bind(self, *args, **kwargs).arguments, result)
         return result
 
     return telling

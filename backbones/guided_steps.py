@@ -4,7 +4,6 @@ import functools
 import hashlib
 import re
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
@@ -50,8 +49,7 @@ class StepGuidance:
     pipe: InitVar[Any] = None
 
     def __post_init__(self, pipe: Any) -> None:
-        # Weak: the pipeline holds its guidance.
-        self._owner: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
+        self._pipe = pipe  # of the present call, or the last one that called
         self.call = _Call()
 
     def __copy__(self) -> "StepGuidance":
@@ -67,11 +65,8 @@ class StepGuidance:
         )
 
     def _again(self) -> "StepGuidance":
-        again = StepGuidance(
-            self.coordinates, self.estimator, self.scale, self.window, self.condition
-        )
-        again._owner = self._owner  # until a pipeline calls
-        return again
+        options = (self.coordinates, self.estimator, self.scale, self.window, self.condition)
+        return StepGuidance(*options, self._pipe)  # until another pipeline calls
 
     @contextmanager
     def call_of(self, pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -82,7 +77,7 @@ class StepGuidance:
         """
 
         _check_origin(self.estimator, arguments)
-        outer, self._owner = self.call, weakref.ref(pipe)
+        outer, self._pipe = self.call, pipe
         self.call = _Call(within=True)
         try:
             yield
@@ -109,12 +104,6 @@ class StepGuidance:
             self.call.size = None if missing else (int(height), int(width))
         elif self.call.encoded is None:
             self.call.encoded = result
-
-    @property
-    def _pipe(self) -> Any:
-        """The pipeline of the present call, or the last one that called; None if it is gone."""
-
-        return self._owner()
 
     def __call__(self, scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The guided output, in the dtype and layout of the plain one."""

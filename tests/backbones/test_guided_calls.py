@@ -170,8 +170,8 @@ class TestCopies:
     def test_copies_do_not_tell_each_other(self, pair):
         guided, told = pair
         copied = copy.deepcopy(guided)
-        assert copied.scheduler._guidance is copied._guidance is not guided._guidance
-        assert copied._guidance.estimator is told
+        assert copied.scheduler._guidance is not guided.scheduler._guidance
+        assert copied.scheduler._guidance.estimator is told
         call(guided, prompt="a dog")
         call(copied, prompt="a cat")
         assert told.told == [("a dog",)] * 3 + [("a cat",)] * 3
@@ -190,7 +190,7 @@ class TestCopies:
         for thread in threads:
             thread.join()
         for pipe, prompt in zip(copies, prompts, strict=True):
-            assert set(pipe._guidance.estimator.told) == {(prompt,)}
+            assert set(pipe.scheduler._guidance.estimator.told) == {(prompt,)}
         assert first.told == []
 
     @pytest.mark.parametrize("what", ["pipeline", "scheduler"])
