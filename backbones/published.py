@@ -258,7 +258,14 @@ class Published:
                 f"no model_index.json in {folder}: expected a folder as save_pretrained writes it, "
                 f"or a single file; {self._how_to_get}"
             )
-        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        try:
+            content: Any = json.loads(index.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{index} must be JSON, as save_pretrained writes it: {error}"
+            ) from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{index} must hold an object of JSON, got {type(content).__name__}")
         found = content.get("_class_name")
         if found != self.family.pipeline_class:
             raise ValueError(
