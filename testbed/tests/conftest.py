@@ -2,6 +2,16 @@
 
 import pytest
 from emoji_packages import write_packages
+from gaussian_teachers import (
+    distill_drawings,
+    distill_folder,
+    distill_vae,
+    exact,
+    flow_student,
+    teacher_flow,
+    teacher_unet,
+    turbo_student,
+)
 from squares import draw_squares
 
 from common import generator, global_state_is_untouched
@@ -9,7 +19,18 @@ from rwguidance_testbed import flow, vae
 from rwguidance_testbed.data import Drawings, command
 from rwguidance_testbed.tokenizer import tokenizer_corpus, train_tokenizer
 
-__all__ = ["generator", "global_state_is_untouched"]
+__all__ = [
+    "distill_drawings",
+    "distill_folder",
+    "distill_vae",
+    "exact",
+    "flow_student",
+    "generator",
+    "global_state_is_untouched",
+    "teacher_flow",
+    "teacher_unet",
+    "turbo_student",
+]
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def assign_roles(name: str, styles: Iterable[str], asked: bool = True) -> dict[s
         A role for each style.
     """
 
-    styles = set(styles)
+    styles = tuple(styles)
     digest = lambda hand: hashlib.sha256(f"{name}/{hand}".encode()).digest()
     order = sorted({_SAME_HAND.get(style, style) for style in styles}, key=digest)
     roles = dict(zip(order, _DEAL, strict=False))
