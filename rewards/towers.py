@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rwguidance.schedules import working_dtype
+from rwguidance.support.checks import integer
 
 from .base import Reward, as_strings
 from .prompt_cache import PromptCache
@@ -137,10 +138,8 @@ class EmbeddingReward(Reward):
 
     def __init__(self, log_scale: Tensor, cache_size: int = 4096) -> None:
         super().__init__()
-        if cache_size < 0:
-            raise ValueError(f"cache_size must be at least 0, got {cache_size}")
         self.logit_scale = LogitScale(log_scale)
-        self.cache_size = cache_size
+        self.cache_size = integer("cache_size", cache_size, 0)
         self._cache = PromptCache()
 
     @abstractmethod

@@ -188,7 +188,7 @@ class Bank:
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:
-    if isinstance(rewards, Tensor) and rewards.ndim == 2 and len(rewards) == n:
+    if isinstance(rewards, Tensor) and rewards.ndim == 2 and len(rewards) == n and rewards.shape[1]:
         for column in rewards.unbind(1):
             check_rewards(column, n, condition)
     else:

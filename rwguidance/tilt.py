@@ -7,6 +7,7 @@ nobody has a feeling for; :meth:`Tilt.for_kl` and its siblings choose beta from 
 does have a feeling for.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, SupportsFloat
@@ -36,7 +37,8 @@ class Tilt(nn.Module):
 
     Raises:
         ValueError: If a beta is not positive and finite, or there is not one for each reward.
-        TypeError: If a beta is not a number, or a reward or `decode` is not callable.
+        TypeError: If a beta is not a number, a reward or `decode` is not callable, or a reward does
+            not take two arguments; says how to wrap it.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Tilt(nn.Module):
                 )
         self.betas = tuple(float(value) for value in betas)
         self.decode = decode
+        for function in self.rewards:
+            _check_takes_a_condition(function)
         for i, function in enumerate(self.rewards):
             if isinstance(function, nn.Module):  # so that .to(device) reaches it
                 self.add_module(f"reward_{i}", function)
@@ -212,8 +216,13 @@ def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
     """
 
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"a reward must return a floating-point tensor, got {kind}")
+        kind, tensor = type(values).__name__, "torch.as_tensor(reward(x, condition)).float()"
+        if isinstance(values, Tensor):
+            kind, tensor = str(values.dtype), "reward(x, condition).float()"
+        raise TypeError(
+            f"a reward must return a floating-point tensor, got {kind}; wrap it: "
+            f"lambda x, condition: {tensor}"
+        )
     if values.shape != (n,):
         raise ValueError(
             f"a reward must return one value per item, shape ({n},), got {tuple(values.shape)}; "
@@ -230,6 +239,25 @@ def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
         more = f" and {len(items) - 5} more" if len(items) > 5 else ""
         raise ValueError(f"a reward must not be NaN or +inf, got {names}{more}")
     return values
+
+
+def _check_takes_a_condition(reward: RewardFunction) -> None:
+    """Checks that a reward can be called with two arguments, if that can be known."""
+
+    function: Callable[..., Any] = reward
+    if isinstance(reward, nn.Module) and type(reward).__call__ is nn.Module.__call__:
+        function = reward.forward
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"a reward takes (x, condition), but this one takes {signature}; wrap it: "
+            "lambda x, condition: reward(x)"
+        ) from None
 
 
 def _keys_if_any(condition: Any, n: int) -> tuple[Hashable, ...] | None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rwguidance.support.checks import integer
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.support.outside import require
 
@@ -163,8 +164,7 @@ def check_output(
     """
 
     out = Path(out)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    integer("batch_size", batch_size, 1)
     if not names:
         raise ValueError("rewards must hold at least one reward, got none")
     for name in names:

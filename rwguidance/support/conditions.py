@@ -17,7 +17,7 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
     """Returns the `n` items of a condition as hashable keys, one per sample; None stays None.
 
     Raises:
-        TypeError: If the condition is one string, or not a collection of hashable items.
+        TypeError: If the condition is one string, a set, or not a collection of hashable items.
         ValueError: If it does not hold `n` items.
     """
 
@@ -38,6 +38,11 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
         raise TypeError(
             f"{name} must hold one hashable item per sample, such as a list of prompts, "
             f"got {type(condition).__name__}; write [prompt] * n to repeat one prompt"
+        )
+    if isinstance(condition, set | frozenset):
+        raise TypeError(
+            f"{name} must have an order, such as a list, to tell which item belongs to which "
+            f"sample, got {type(condition).__name__}"
         )
     keys = tuple(condition)
     if len(keys) != n:

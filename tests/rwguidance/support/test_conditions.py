@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import backbones
-from rwguidance.support.conditions import lookup, take
+from rwguidance import Bank
+from rwguidance.support.conditions import condition_keys, lookup, string_keys, take
 
 
 def test_conditions_are_indexed_whatever_holds_them():
@@ -31,3 +32,14 @@ def test_what_was_encoded_once_is_looked_up():
     assert found.embeddings["text"].tolist() == [1, 0, 1]
     with pytest.raises(ValueError, match=r"nothing was encoded for 'c', only for 'a', 'b'"):
         lookup(text)(["a", "c"])
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_what_has_no_order_is_refused(kind):
+    with pytest.raises(TypeError, match=f"prompts must have an order.*got {kind.__name__}"):
+        condition_keys(kind("ab"), 2, "prompts")
+    with pytest.raises(TypeError, match=f"condition must have an order.*got {kind.__name__}"):
+        string_keys(kind("ab"), 2)
+    with pytest.raises(TypeError, match="condition must have an order"):
+        Bank(torch.zeros(2, 3), condition=kind("ab"))
+    assert condition_keys(dict.fromkeys("ab").keys(), 2) == ("a", "b"), "those of a dict have one"
