@@ -1,8 +1,8 @@
 """Speed and memory of the zoo against the reference implementations, with the same random weights.
 
 Run `python benchmarks/rewards.py`. The references run in an environment of their own, see
-tests/references/README.md; name its interpreter in RWGUIDANCE_REFERENCE_PYTHON, or their rows are
-left out. Ours and theirs open the same PNG files in every pass, and take turns.
+tests/rewards/references/README.md; name its interpreter in RWGUIDANCE_REFERENCE_PYTHON, or their
+rows are left out. Ours and theirs open the same PNG files in every pass, and take turns.
 """
 
 import os
@@ -104,7 +104,8 @@ def their_seconds(
     cases = [{"images": images, "prompts": [prompt]} for prompt in prompts]
     (folder / "cases.json").write_text(json.dumps(cases))
     config = ["--config", folder / "architecture.json"] if name == "hpsv2" else []
-    command = [REFERENCE, ROOT / "tests/references/run.py", name, "--checkpoint", path, *config]
+    script = ROOT / "tests/rewards/references/run.py"
+    command = [REFERENCE, script, name, "--checkpoint", path, *config]
     command += ["--cases", folder / "cases.json", "--out", folder / "out.json"]
     command += ["--repeat", repeat, "--threads", torch.get_num_threads()]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)

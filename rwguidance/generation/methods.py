@@ -43,6 +43,10 @@ class Importance(Guided):
             follows from it; 1 on the command line if neither is given.
         ess: Share of the bank to keep effective by flattening the kernel; without it the kernel is
             exact.
+
+    Raises:
+        ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
+            for `kl` ends at log(bank).
     """
 
     name: ClassVar[str] = "importance"
@@ -129,6 +133,9 @@ class PlugInMean(Guided):
     Arguments:
         beta: Temperature, in reward units.
         prior_variance: Variance of the clean states, per dimension.
+
+    Raises:
+        ValueError: If a value is out of its range.
     """
 
     name: ClassVar[str] = "plug-in"
@@ -158,6 +165,9 @@ class BestOfN(Method):
     Arguments:
         n: Number of samples to choose from, per image.
         beta: Temperature of a draw by weight, in reward units; without it the best is taken.
+
+    Raises:
+        ValueError: If `n` is less than 2 or `beta` not positive.
     """
 
     name: ClassVar[str] = "best-of-n"

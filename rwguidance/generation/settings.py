@@ -115,6 +115,7 @@ def method_settings(method: type[Method]) -> list[Setting]:
     found = []
     for field in sorted(fields, key=lambda field: field.kw_only):
         read = field.metadata.get("read")
+        made = field.default_factory
         found.append(
             Setting(
                 method=method.name,
@@ -122,7 +123,7 @@ def method_settings(method: type[Method]) -> list[Setting]:
                 option=field.metadata.get("option", field.name),
                 kind=Path if read else _kind(field.name, hints[field.name]),
                 meaning=_meaning(method, field.name),
-                default=field.default,
+                default=field.default if made is MISSING else made(),
                 read=read or (lambda value: value),
             )
         )

@@ -1,6 +1,5 @@
 """Autoencoders in the place of a pipeline's own: what they compute, in which units, what fits."""
 
-import socket
 from pathlib import Path
 
 import diffusers
@@ -13,21 +12,12 @@ from torch.testing import assert_close
 import backbones
 from backbones.autoencoders import load_autoencoder
 from common import randn
+from pipeline_cases import QUIET, SIZE
 
-# Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = QUIET
 
-SIZE = {"height": 16, "width": 24}
 FAMILIES = {"sdxl": ("taesdxl", 4), "sd3": ("taesd3", 16), "flux": ("taef1", 16)}
 REAL = Path(__file__).parents[3] / "shared" / "assets" / "tae"
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("an autoencoder that is there must not need a network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 # TAESD as it was published: one sequence of layers for each direction, on images in [0, 1].

@@ -1,7 +1,7 @@
 """Opt-in: the references themselves, and LAION's published head.
 
 Run `make test-references` with RWGUIDANCE_REFERENCE_PYTHON naming the interpreter of the
-environment that tests/references/README.md describes, and RWGUIDANCE_LAION_HEAD the file
+environment that tests/rewards/references/README.md describes, and RWGUIDANCE_LAION_HEAD the file
 sac+logos+ava1-l14-linearMSE.pth.
 """
 
@@ -21,7 +21,7 @@ from common import randn
 
 pytestmark = pytest.mark.references
 
-ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent
 NAMES = ["640x427", "225x337", "31x47"]
 
 
@@ -34,8 +34,9 @@ def reference(folder, name, *arguments):
         images[key].save(folder / f"{key}.png")
     pairs = [[str(folder / f"{key}.png"), prompt] for key in NAMES for prompt in tiny.PROMPTS]
     cases.write_text(json.dumps(pairs))
-    command = [os.environ["RWGUIDANCE_REFERENCE_PYTHON"], ROOT / "tests/references/run.py", name]
-    command += [*arguments, "--cases", cases, "--out", out]
+    python = os.environ["RWGUIDANCE_REFERENCE_PYTHON"]
+    command = [python, FOLDER / "references" / "run.py", name, *arguments]
+    command += ["--cases", cases, "--out", out]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
     result = json.loads(out.read_text())
     assert result["errors"] == [None] * len(pairs)
@@ -82,7 +83,7 @@ def test_the_published_head_is_one_affine_map(tmp_path):
         x = torch.nn.functional.linear(x, layers[f"layers.{i}.weight"], layers[f"layers.{i}.bias"])
     torch.testing.assert_close(reward.head(e), x[:, 0], rtol=0, atol=1e-5)
 
-    golden = json.loads((ROOT / "tests/goldens/aesthetic_published.json").read_text())
+    golden = json.loads((FOLDER / "goldens" / "aesthetic_published.json").read_text())
     images = tiny.images()
     for key, _, score in golden["scores"]:
         if key != "RGBA":

@@ -1,8 +1,9 @@
-r"""Has the reference implementations score the tiny checkpoints, and stores it in tests/goldens.
+r"""Has the reference implementations score the tiny checkpoints, and stores it in ../goldens.
 
-    RWGUIDANCE_REFERENCE_PYTHON=<environment>/bin/python python tests/references/make_goldens.py
+    RWGUIDANCE_REFERENCE_PYTHON=<environment>/bin/python \
+        python tests/rewards/references/make_goldens.py
 
-README.md says how to make the environment. Run it again when `tests/tiny_checkpoints.py` changes,
+README.md says how to make the environment. Run it again when `tests/tiny_checkpoints` changes,
 and only then: it prints by how much the scores moved. LAION's published head is scored too if
 --published-head names it.
 """
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import tiny_checkpoints as tiny
 
-GOLDENS = Path(tiny.__file__).parent / "rewards" / "goldens"
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 AESTHETIC_CONFIG = {**tiny.CLIP_CONFIG, "embed_dim": 768}
 
 
@@ -160,7 +161,7 @@ def run(arguments, cases, folder):
 
     python = os.environ.get("RWGUIDANCE_REFERENCE_PYTHON")
     if python is None:
-        raise SystemExit("set RWGUIDANCE_REFERENCE_PYTHON; tests/references/README.md explains it")
+        raise SystemExit("set RWGUIDANCE_REFERENCE_PYTHON; the README.md beside explains it")
 
     tiny.write_json(folder / "cases.json", cases)
     script = Path(__file__).with_name("run.py")

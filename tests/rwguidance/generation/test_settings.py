@@ -116,6 +116,14 @@ def test_methods_agree_on_the_type_of_an_option():
         Option("rate", [by_name(Walk)["rate"], by_name(Other)["rate"]])
 
 
+def test_a_default_may_be_made():
+    @dataclass(frozen=True)
+    class Made(Walk):
+        span: tuple[int, int] = field(default_factory=lambda: (1, 2))
+
+    assert by_name(Made)["span"].note == "default 1 2"
+
+
 def test_a_setting_of_two_types_is_refused():
     @dataclass(frozen=True)
     class Either(Walk):
