@@ -7,6 +7,7 @@ nobody has a feeling for; :meth:`Tilt.for_kl` and its siblings choose beta from 
 does have a feeling for.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -38,7 +39,8 @@ class Tilt(nn.Module):
 
     Raises:
         ValueError: If a beta is not positive and finite, or there is not one for each reward.
-        TypeError: If a beta is not a number, or a reward or `decode` is not callable.
+        TypeError: If a beta is not a number, a reward or `decode` is not callable, or a reward does
+            not take two arguments; says how to wrap it.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Tilt(nn.Module):
             checks.function("reward", function, classes=False)
         checks.optional(checks.function, "decode", decode)
         self.decode = decode
+        for function in self.rewards:
+            _check_takes_a_condition(function)
         for i, function in enumerate(self.rewards):
             if isinstance(function, nn.Module):  # so that .to(device) reaches it
                 self.add_module(f"reward_{i}", function)
@@ -253,7 +257,12 @@ def check_rewards(values: Tensor, n: int, condition: Any = None, name: str = "a 
 
     rule = "a reward must return" if name == "a reward" else f"{name} must be"
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise TypeError(f"{rule} a floating-point tensor, got {checks.described(values)}")
+        call = "reward(x, condition)"
+        wrapped = call if isinstance(values, Tensor) else f"torch.as_tensor({call})"
+        raise TypeError(
+            f"{rule} a floating-point tensor, got {checks.described(values)}"
+            + (f"; wrap it: lambda x, condition: {wrapped}.float()" if name == "a reward" else "")
+        )
     if values.shape != (n,):
         raise ValueError(
             f"{rule} one value per item, shape ({n},), got {tuple(values.shape)}; "
@@ -270,6 +279,25 @@ def check_rewards(values: Tensor, n: int, condition: Any = None, name: str = "a 
         more = f" and {len(items) - 5} more" if len(items) > 5 else ""
         raise ValueError(f"{name} must not be NaN or +inf, got {names}{more}")
     return values
+
+
+def _check_takes_a_condition(reward: RewardFunction) -> None:
+    """Checks that a reward can be called with two arguments, if that can be known."""
+
+    function: Callable[..., Any] = reward
+    if isinstance(reward, nn.Module) and type(reward).__call__ is nn.Module.__call__:
+        function = reward.forward
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"a reward takes (x, condition), but this one takes {signature}; wrap it: "
+            "lambda x, condition: reward(x)"
+        ) from None
 
 
 def _keys_if_any(condition: Any, n: int) -> tuple[Hashable, ...] | None:

@@ -39,6 +39,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "standard error: over values, not over units",
+        "statistics.py",
+        "means = _means_of_units(means, list(unit))",
+        "list(unit)",
+        "test_statistics",
+    ),
+    Mutant(
+        "standard error of a ratio: denominators count as constants",
+        "statistics.py",
+        "mean_and_error((a - ratio * b) / bottom, units)[1]",
+        "mean_and_error(a / bottom, units)[1]",
+        "test_statistics",
+    ),
+    Mutant(
         "VP: sign of the exponent of alpha",
         "schedules.py",
         "return torch.exp(-0.5 * self._integral(t))",
@@ -353,16 +367,16 @@ MUTANTS = [
     ),
     Mutant(
         "cache: the newest prompt goes first",
-        "rewards/towers.py",
-        "self._cache.popitem(last=False)",
-        "self._cache.popitem(last=True)",
-        "test_zoo",
+        "rewards/prompt_cache.py",
+        "self._entries.popitem(last=False)",
+        "self._entries.popitem(last=True)",
+        "test_prompt_cache",
     ),
     Mutant(
         "cache: survives a change of dtype",
         "rewards/towers.py",
-        "        self._cache.clear()\n",
-        "",
+        "the old one.\n        self._cache = PromptCache()\n",
+        "the old one.\n",
         "test_zoo",
     ),
     Mutant(

@@ -18,7 +18,7 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
     """Returns the `n` items of a condition as hashable keys, one per sample; None stays None.
 
     Raises:
-        TypeError: If the condition is one string, or not an ordered collection of hashable items.
+        TypeError: If the condition is one string, a set, or not a collection of hashable items.
         ValueError: If it does not hold `n` items, or one of them is NaN.
     """
 
@@ -32,13 +32,18 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
             )
         condition = condition.tolist()
     if (
-        isinstance(condition, str | bytes | Mapping | set | frozenset)
+        isinstance(condition, str | bytes | Mapping)
         or not isinstance(condition, Sized)
         or not isinstance(condition, Iterable)
     ):
         raise TypeError(
             f"{name} must hold one hashable item per sample in their order, such as a list of "
             f"prompts, got {type(condition).__name__}; write [prompt] * n to repeat one prompt"
+        )
+    if isinstance(condition, set | frozenset):
+        raise TypeError(
+            f"{name} must have an order, such as a list, to tell which item belongs to which "
+            f"sample, got {type(condition).__name__}"
         )
     keys = tuple(condition)
     if len(keys) != n:

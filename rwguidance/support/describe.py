@@ -28,5 +28,6 @@ def named(value: Any) -> str:
         return f"[{', '.join(map(named, value))}]"
     if callable(value) and hasattr(value, "__name__"):
         return str(value.__name__)
-    described = type(value).__repr__ not in (object.__repr__, torch.nn.Module.__repr__)
+    page: tuple[Any, ...] = (object.__repr__, torch.nn.Module.__repr__)
+    described = type(value).__repr__ not in page
     return repr(value) if described else type(value).__name__

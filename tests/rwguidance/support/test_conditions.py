@@ -4,7 +4,15 @@ import pytest
 import torch
 
 import backbones
-from rwguidance.support.conditions import describe_keys, has_half_surrogate, lookup, take
+from rwguidance import Bank
+from rwguidance.support.conditions import (
+    condition_keys,
+    describe_keys,
+    has_half_surrogate,
+    lookup,
+    string_keys,
+    take,
+)
 
 
 def test_conditions_are_indexed_whatever_holds_them():
@@ -47,3 +55,14 @@ def test_half_a_surrogate_is_found_among_other_letters(code):
     assert has_half_surrogate(f"a {half} b")
     assert not has_half_surrogate("a \ud7ff \ue000 \U0001f34e")
     assert not has_half_surrogate("")
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_what_has_no_order_is_refused(kind):
+    with pytest.raises(TypeError, match=f"prompts must have an order.*got {kind.__name__}"):
+        condition_keys(kind("ab"), 2, "prompts")
+    with pytest.raises(TypeError, match=f"condition must have an order.*got {kind.__name__}"):
+        string_keys(kind("ab"), 2)
+    with pytest.raises(TypeError, match="condition must have an order"):
+        Bank(torch.zeros(2, 3), condition=kind("ab"))
+    assert condition_keys(dict.fromkeys("ab").keys(), 2) == ("a", "b"), "those of a dict have one"
