@@ -29,6 +29,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "standard error: over values, not over units",
+        "statistics.py",
+        "means = _means_of_units(means, list(unit))",
+        "list(unit)",
+        "test_statistics",
+    ),
+    Mutant(
+        "standard error of a ratio: denominators count as constants",
+        "statistics.py",
+        "mean_and_error((a - ratio * b) / bottom, units)[1]",
+        "mean_and_error(a / bottom, units)[1]",
+        "test_statistics",
+    ),
+    Mutant(
         "VP: sign of the exponent of alpha",
         "schedules.py",
         "return torch.exp(-0.5 * self._integral(t))",

@@ -49,6 +49,7 @@ from rwguidance.networks import LatentShift
 from rwguidance.networks import load as load_network
 from rwguidance.noise_space import best_of_n, soft_best_of_n
 from rwguidance.samplers import UnreliableEstimate
+from rwguidance.statistics import ratio_and_error
 from rwguidance.support.conditions import take
 from rwguidance.support.files import replacing
 from rwguidance.support.fingerprint import fingerprint
@@ -524,12 +525,10 @@ class InNats(nn.Module):
 
 
 def tilted_mean(log_w: Tensor, values: Tensor) -> tuple[float, float]:
-    """The self-normalized mean and its standard error, by linearization."""
+    """The self-normalized mean and its standard error."""
 
     weight = log_w.softmax(0)
-    mean = (weight * values).sum()
-    error = (weight * (values - mean)).square().sum().sqrt()
-    return float(mean), float(error)
+    return ratio_and_error(weight * values, weight)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rwguidance.generation.pictures import Cell, save_picture, save_sheet
+from rwguidance.statistics import mean_and_error, ratio_and_error
 from rwguidance.support.files import replacing
 from rwguidance.support.randomness import generator_for
 from rwguidance_testbed import metrics
@@ -154,16 +155,7 @@ def read(files: Sequence[Path], prompts: Sequence[Prompt]) -> Results:
 def paired(after: Tensor, before: Tensor) -> tuple[float, float]:
     """Mean difference of pairs, and its standard error."""
 
-    difference = after.double() - before.double()
-    return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
-
-
-def ratio(gain: Tensor, target: Tensor) -> tuple[float, float]:
-    """Ratio of the means of pairs, and its standard error, by linearization."""
-
-    share = float(gain.mean() / target.mean())
-    rest = gain - share * target
-    return share, float(rest.std()) / math.sqrt(len(rest)) / abs(float(target.mean()))
+    return mean_and_error(after.double() - before.double())
 
 
 def table_of(case: str, results: Results, real: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -218,7 +210,7 @@ def table_of(case: str, results: Results, real: Mapping[str, Any] | None) -> lis
             if column.nats is not None:
                 way = results.targets[column.nats]["proxy"] - results.targets[0.0]["proxy"]
                 gain = looks.proxy[rows] - base.proxy[where]
-                row |= _pair("share", ratio(gain, way[where]))
+                row |= _pair("share", ratio_and_error(gain, way[where]))
             if part == "all":
                 row |= {
                     "calls": column.calls,
