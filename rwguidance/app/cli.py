@@ -1,6 +1,7 @@
 """The command line, which joins the commands: each of them is a file of its own."""
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -49,6 +50,7 @@ _MISTAKES = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 def main() -> None:
     """Runs the command line: exit code 0, or 1 with one line for an error the user can mend."""
 
+    _never_fail_to_print()
     try:
         app()
     except Exception as error:
@@ -57,3 +59,11 @@ def main() -> None:
             raise
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+
+
+def _never_fail_to_print() -> None:
+    """Lets consoles and pipes of few letters show others as escapes: a prompt may be in any."""
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,7 +1,9 @@
 """The command line as a user meets it: output, files, errors and exit codes."""
 
 import csv
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -28,6 +30,19 @@ def run(monkeypatch, capsys):
 
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"{__version__}\n", "")
+
+
+def test_the_package_is_the_command(tmp_path):
+    command = [sys.executable, "-m", "rwguidance", "--version"]
+    assert subprocess.check_output(command, text=True) == f"{__version__}\n"
+
+
+def test_a_console_of_few_letters_shows_the_others_as_escapes():
+    command = [sys.executable, "-m", "rwguidance", "score", "\u4e00", "--reward", "jpeg"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252:strict"}
+    ran = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert ran.returncode == 1
+    assert rb"no folder of images at \u4e00" in ran.stderr
 
 
 def test_help_lists_the_commands(run):
