@@ -30,9 +30,7 @@ def test_the_counts_are_those_of_the_run(tmp_path, method):
     run(tmp_path, method, backbone=law, reward=reward, say=said.append, **options)
     base = Work.of_samples(5, 3, 2)
     work = (base + method.work(5, 3, 2)) * 3
-    assert said[0] == (
-        f"to make 15 pairs: at most {work}; what the cache holds is taken from it"
-    )
+    assert said[0] == (f"to make 15 pairs: at most {work}; what the cache holds is taken from it")
     assert (law.calls, law.decoded, reward._seen) == (work.calls, work.decoded, work.scored)
     assert len(said) == 2
     assert said[1].endswith("minutes, by the first batch")
