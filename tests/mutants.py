@@ -329,16 +329,16 @@ MUTANTS = [
     ),
     Mutant(
         "cache: the newest prompt goes first",
-        "rewards/towers.py",
-        "self._cache.popitem(last=False)",
-        "self._cache.popitem(last=True)",
-        "test_zoo",
+        "rewards/prompt_cache.py",
+        "self._entries.popitem(last=False)",
+        "self._entries.popitem(last=True)",
+        "test_prompt_cache",
     ),
     Mutant(
         "cache: survives a change of dtype",
         "rewards/towers.py",
-        "        self._cache.clear()\n",
-        "",
+        "the old one.\n        self._cache = PromptCache()\n",
+        "the old one.\n",
         "test_zoo",
     ),
     Mutant(

@@ -1,7 +1,7 @@
 """The command line, which joins the commands: each of them is a file of its own."""
 
+import io
 import sys
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -50,7 +50,7 @@ _MISTAKES = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 def main() -> None:
     """Runs the command line: exit code 0, or 1 with one line for an error the user can mend."""
 
-    _never_fail_to_print()
+    _print_whatever_comes()
     try:
         app()
     except Exception as error:
@@ -61,9 +61,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def _never_fail_to_print() -> None:
-    """Lets consoles and pipes of few letters show others as escapes: a prompt may be in any."""
+def _print_whatever_comes() -> None:
+    """Makes letters that the terminal or pipe cannot encode appear as escapes, not as errors."""
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -72,7 +72,7 @@ def score(
 
     What fails is reported, left empty in the table with the reason in its column error, and
     skipped. An interrupted run goes on when the same command is given again, and ends with the
-    same table.
+    same table. A finished one is left as it is, but for the images at which a reward has failed.
 
     Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
     """

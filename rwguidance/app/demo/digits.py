@@ -301,7 +301,7 @@ class _Run:
 
 
 def _over_prompts(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The mean over a fixed set of prompts, and its error from the independent ones of the parts."""
+    """The mean over a fixed set of prompts, with the error that follows from those of its parts."""
 
     means, errors = zip(*parts, strict=True)
     return math.fsum(means) / len(parts), math.hypot(*errors) / len(parts)
