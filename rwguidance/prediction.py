@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .schedules import Scales
+from .support import checks
 
 __all__ = ["Prediction"]
 
@@ -144,6 +145,8 @@ def _divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _check_shape(name: str, value: Tensor, x_t: Tensor) -> None:
+    checks.instance(name, value, Tensor, "a tensor of the shape of the state")
+    checks.instance("x_t", x_t, Tensor, "a tensor of states")
     if value.shape != x_t.shape:
         raise ValueError(
             f"{name} must have the shape of the state, {tuple(x_t.shape)}, got {tuple(value.shape)}"

@@ -9,13 +9,15 @@ does have a feeling for.
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .schedules import working_dtype
+from .support import checks
 from .support.conditions import condition_keys
+from .support.describe import summary
 from .temperature import beta_for_ess, beta_for_kl, beta_for_reward
 
 __all__ = ["Draws", "RewardFunction", "Tilt", "check_rewards"]
@@ -52,21 +54,24 @@ class Tilt(nn.Module):
             raise ValueError(
                 f"beta must hold one temperature per reward, {len(self.rewards)}, got {len(betas)}"
             )
-        for value in betas:
-            if not isinstance(value, SupportsFloat):
-                raise TypeError(f"beta must be a number, got {type(value).__name__}")
-            if not 0 < float(value) < math.inf:
-                raise ValueError(f"beta must be positive and finite, got {value}")
-        for function in (*self.rewards, *(() if decode is None else (decode,))):
-            if not callable(function):
-                raise TypeError(
-                    f"reward and decode must be callable, got {type(function).__name__}"
-                )
-        self.betas = tuple(float(value) for value in betas)
+        self.betas = tuple(checks.number("beta", value, above=0) for value in betas)
+        for function in self.rewards:
+            checks.function("reward", function)
+        checks.optional(checks.function, "decode", decode)
         self.decode = decode
         for i, function in enumerate(self.rewards):
             if isinstance(function, nn.Module):  # so that .to(device) reaches it
                 self.add_module(f"reward_{i}", function)
+
+    def __repr__(self) -> str:
+        one = len(self.rewards) == 1
+        decode = {} if self.decode is None else {"decode": self.decode}
+        return summary(
+            self,
+            reward=self.rewards[0] if one else self.rewards,
+            beta=self.betas[0] if one else self.betas,
+            **decode,
+        )
 
     def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
         r"""Returns raw rewards in reward units, with shape (N,), or (N, R) for R > 1 rewards.
@@ -89,17 +94,35 @@ class Tilt(nn.Module):
         r"""Returns log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them.
 
         Raises:
-            ValueError: If the rewards do not have the shape that :meth:`score` gives them.
+            TypeError: If the rewards are no floating-point tensor.
+            ValueError: If the rewards do not have the shape that :meth:`score` gives them, or a
+                log-weight overflows; names the items.
         """
 
+        checks.instance("rewards", rewards, Tensor, "a floating-point tensor")
         expected = 1 if len(self.betas) == 1 else 2
         if rewards.ndim != expected or (expected == 2 and rewards.shape[1] != len(self.betas)):
             shape = "(N,)" if expected == 1 else f"(N, {len(self.betas)})"
             raise ValueError(f"rewards must have shape {shape}, got {tuple(rewards.shape)}")
         rewards = rewards.to(working_dtype(rewards.dtype))
         if expected == 1:
-            return rewards / self.betas[0]
-        return (rewards / rewards.new_tensor(self.betas)).sum(-1)
+            log_w = rewards / self.betas[0]
+        else:
+            log_w = (rewards / rewards.new_tensor(self.betas)).sum(-1)
+        self._check_overflow(rewards, log_w)
+        return log_w
+
+    def _check_overflow(self, rewards: Tensor, log_w: Tensor) -> None:
+        """Raises where finite rewards give a log-weight that is not."""
+
+        zero = (rewards == -math.inf).reshape(len(rewards), -1).any(1)
+        bad = ~(log_w.isfinite() | zero)
+        if bool(bad.any()):
+            items = bad.nonzero().flatten().tolist()
+            raise ValueError(
+                f"log-weights must be finite where rewards are, but beta = {self.betas} makes them "
+                f"overflow {log_w.dtype} for items {items[:5]}; use a larger beta"
+            )
 
     def forward(self, x_0: Tensor, condition: Any = None) -> Tensor:
         r"""Returns log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
@@ -124,9 +147,11 @@ class Tilt(nn.Module):
         With several conditions in the bank, the mean over conditions is `nats`.
 
         Raises:
+            TypeError: If an argument is of the wrong kind.
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
+        checks.number("nats", nats)
         beta = beta_for_kl(cls._rewards_by_condition(reward, bank, decode), nats)
         return cls(reward, beta, decode)
 
@@ -143,9 +168,11 @@ class Tilt(nn.Module):
         With several conditions in the bank, the mean over conditions is `fraction`.
 
         Raises:
+            TypeError: If an argument is of the wrong kind.
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
+        checks.number("fraction", fraction)
         beta = beta_for_ess(cls._rewards_by_condition(reward, bank, decode), fraction)
         return cls(reward, beta, decode)
 
@@ -162,9 +189,11 @@ class Tilt(nn.Module):
         With several conditions in the bank, the mean over conditions is `level`.
 
         Raises:
+            TypeError: If an argument is of the wrong kind.
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
+        checks.number("level", level)
         beta = beta_for_reward(cls._rewards_by_condition(reward, bank, decode), level)
         return cls(reward, beta, decode)
 
@@ -177,6 +206,8 @@ class Tilt(nn.Module):
     ) -> list[Tensor]:
         """The rewards of a bank, one tensor of shape (N,) per condition; scored here if need be."""
 
+        checks.function("reward", reward, "one callable")
+        checks.instance("bank", bank, Draws, "a Bank")
         if bank.rewards is None:
             bank = bank.scored(cls(reward, 1.0, decode))
         assert bank.rewards is not None
@@ -188,6 +219,7 @@ class Tilt(nn.Module):
         return [bank.rewards[rows] for rows in bank.rows.values()]
 
 
+@runtime_checkable
 class Draws(Protocol):
     """The part of a :class:`rwguidance.Bank` that :class:`Tilt` needs to choose beta."""
 
@@ -203,8 +235,16 @@ class Draws(Protocol):
         """Returns the same draws with the rewards of `tilt`."""
 
 
-def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
+def check_rewards(
+    values: Tensor, n: int, condition: Any = None, rule: str = "a reward must return"
+) -> Tensor:
     """Returns `values` if they are usable rewards of `n` items, and explains why not otherwise.
+
+    Arguments:
+        values: The rewards.
+        n: Number of items.
+        condition: Conditions of the items, for messages.
+        rule: Beginning of the messages.
 
     Raises:
         TypeError: If they are not a floating-point tensor.
@@ -212,11 +252,10 @@ def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
     """
 
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"a reward must return a floating-point tensor, got {kind}")
+        raise TypeError(f"{rule} a floating-point tensor, got {checks.described(values)}")
     if values.shape != (n,):
         raise ValueError(
-            f"a reward must return one value per item, shape ({n},), got {tuple(values.shape)}; "
+            f"{rule} one value per item, shape ({n},), got {tuple(values.shape)}; "
             "reduce over the other axes, e.g. .flatten(1).mean(1)"
         )
     bad = values.isnan() | (values == math.inf)

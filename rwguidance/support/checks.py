@@ -32,6 +32,7 @@ __all__ = [
     "optional",
     "real_tensor",
     "states",
+    "tensor",
     "times",
 ]
 
@@ -188,13 +189,14 @@ def function(name: str, value: Any, expected: str = "callable") -> None:
         raise TypeError(f"{name} must be {expected}, got {described(value)}")
 
 
-def states(name: str, x: Any, *, finite: bool = False) -> None:
+def states(name: str, x: Any, *, finite: bool = False, event: bool = True) -> None:
     r"""Checks that a value is a batch of states: floating point, dense, of shape (B, \*event).
 
     Arguments:
         name: Name of the argument.
         x: The states.
         finite: Whether NaN and infinite values are refused, too, which reads every value.
+        event: Whether a state must have an axis of its own, so that shape (B,) is refused.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
@@ -207,13 +209,35 @@ def states(name: str, x: Any, *, finite: bool = False) -> None:
             f"{name} must be a floating-point tensor of shape (B, *event), got {described(x)}"
         )
     _require_values(name, x)
-    if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
+    if x.ndim < 1 + event or math.prod(x.shape[1:]) == 0:
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (B, *event) with an event that is "
             f"not empty, got shape {tuple(x.shape)}"
         )
     if finite and not bool(x.isfinite().all()):
         raise ValueError(f"{name} must be finite, got NaN or inf in {bad_items(x)}")
+
+
+def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> None:
+    """Checks that a value is a floating-point tensor that holds values.
+
+    Arguments:
+        name: Name of the argument.
+        value: The value.
+        shape: The shape that it must have; None for any with one axis at least.
+
+    Raises:
+        TypeError: If it is no floating-point tensor.
+        ValueError: If it is sparse or without values, or of another shape.
+    """
+
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {described(value)}")
+    _require_values(name, value)
+    if shape is None and value.ndim == 0:
+        raise ValueError(f"{name} must have one axis at least, got shape ()")
+    if shape is not None and tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
 
 
 def bad_items(x: Tensor) -> str:
