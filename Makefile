@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-references test-oldest test-versions lint types docs check figures clean
+.PHONY: demo test test-slow test-references test-oldest test-versions test-settings lint types docs check figures clean
 .DEFAULT_GOAL := test
 
 $(VENV)/bin/python:
@@ -47,13 +47,18 @@ figures: $(VENV)/.dev  ## the figures in README.md and docs/ anew, from the ship
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
-	.venv-oldest/bin/uv pip install --python .venv-oldest --quiet --resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/uv pip install --python .venv-oldest --quiet --resolution lowest-direct \
+	    --editable '.[dev]' --editable testbed
 	.venv-oldest/bin/python -m pytest -W default  # old versions meet deprecations of theirs
 
 # The tests of the backbones on several versions of diffusers and transformers: a table.
 test-versions: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet uv
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/versions.py
+
+# The tests with other threads, processors and addresses of weights: a table.
+test-settings: $(VENV)/.dev
+	$(BIN)/python tests/settings.py
 
 clean:
 	rm -rf .venv .venv-oldest docs/_build out

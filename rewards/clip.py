@@ -94,8 +94,7 @@ class ClipReward(EmbeddingReward):
         cache_size: int = 4096,
     ) -> None:
         check_mode(preprocessing)
-        file = Path(path) if path is not None and Path(path).is_file() else None
-        folder = path if file is None else file.parent
+        _, folder = _file_and_folder(path)
         words = load_tokenizer(self.spec, folder if tokenizer is None else tokenizer)
         model = load_clip(self.spec, path, gradient_checkpointing)
         super().__init__(model.logit_scale, cache_size)
@@ -148,8 +147,7 @@ def load_clip(spec: RewardSpec, path: PathLike | None, gradient_checkpointing: b
     """
 
     transformers = require("transformers", spec.name)
-    file = Path(path) if path is not None and Path(path).is_file() else None
-    folder = path if file is None else file.parent
+    file, folder = _file_and_folder(path)
     config = find_file(spec, spec.file("config.json"), folder)
     weights = file or _find_weights(spec, folder)
     with empty_weights(), reading(config):
@@ -186,6 +184,14 @@ def clean(prompt: str) -> str:
     ftfy = require("ftfy", "clipscore")
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(text.split()).lower()
+
+
+def _file_and_folder(path: PathLike | None) -> tuple[Path | None, PathLike | None]:
+    """The file of weights that a path names, if it does, and where the other files are."""
+
+    if path is None or not Path(path).is_file():
+        return None, path
+    return Path(path), Path(path).parent
 
 
 def _find_weights(spec: RewardSpec, folder: PathLike | None) -> Path:

@@ -1,12 +1,14 @@
-"""Shared fixtures, strategies and the one way to compare with a standard error."""
+"""Shared fixtures, strategies, and the ways to compare: with a standard error, and to rounding."""
 
 import math
+import os
 
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
 
+import misaligned
 from rwguidance import (
     CosineSchedule,
     DiscreteSchedule,
@@ -16,7 +18,9 @@ from rwguidance import (
 )
 
 # The tensors here are small: more threads only wait for each other, badly so on a busy machine.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("RWGUIDANCE_TEST_THREADS", "1")))
+if os.environ.get("RWGUIDANCE_TEST_MISALIGNED"):
+    misaligned.install()
 
 # Derandomized: the same examples every run, so that a red test is red for everybody.
 hypothesis.settings.register_profile(
@@ -71,3 +75,29 @@ def assert_within(estimate, truth, standard_error, z=5.0):
     worst = float(((estimate - truth).abs() / error).max())
     assert math.isfinite(worst), "the estimate or the truth is not finite"
     assert worst <= z, f"off by {worst:.1f} standard errors"
+
+
+def assert_rounds_to(actual, expected, terms, scale=None):
+    r"""Asserts that two tensors differ by no more than the rounding of equal formulas explains.
+
+    The same formula rounds otherwise on another processor, with another number of threads, in
+    another batch, with and without gradients, or at another address in memory. What does not is
+    listed in docs/decisions/bits.md and compared with `torch.equal`; this is for everything else.
+
+    Each of the n roundings behind an entry errs by up to :math:`s \epsilon / 2`, up or down, so
+    that together they err by up to :math:`\lambda \sqrt n s \epsilon / 2` but with probability
+    :math:`2 \exp(-\lambda^2 / 2)` (Higham and Mary, A new approach to probabilistic rounding
+    error analysis, 2019). Two entries and :math:`\lambda = 8` make :math:`8 \sqrt n s \epsilon`.
+
+    Arguments:
+        actual: One tensor.
+        expected: The other one, of the same shape and dtype.
+        terms: n, the number of roundings behind one entry: the lengths of the sums that it goes
+            through, added up.
+        scale: s, the largest number that is rounded on the way; None is the largest of `expected`.
+    """
+
+    if scale is None:
+        scale = float(expected.detach().nan_to_num(0, 0, 0).abs().max())
+    atol = 8 * math.sqrt(terms) * scale * torch.finfo(expected.dtype).eps
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol, equal_nan=True)

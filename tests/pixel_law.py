@@ -110,5 +110,5 @@ def table(path):
 
 def assert_same_pictures(one, other):
     for left, right in zip(pixels(one), pixels(other), strict=True):
-        assert (left == right).all()
+        assert abs(left - right).max() <= 1  # what rounds to the next level in another batch
     assert one.rewards == pytest.approx(other.rewards, rel=1e-9)

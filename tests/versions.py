@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Versions of transformers 4 need the hub's client below 1, which is resolved with them.
 STACKS = {
-    "oldest": ["diffusers==0.31.*", "transformers==4.45.*"],
-    "previous": ["diffusers==0.35.*", "transformers==4.57.*"],
+    "oldest": ["diffusers==0.36.*", "transformers==4.45.*"],
+    "previous": ["diffusers==0.38.*", "transformers==4.57.*"],
     "newest": ["diffusers", "transformers"],
 }
 FILES = [
@@ -32,7 +32,7 @@ FILES = [
     "test_guide.py",
     "test_guide_laws.py",
     "test_guided_pipelines.py",
-    "test_latents.py",
+    "test_decoding.py",
     "test_pipeline_oracle.py",
     "test_generate.py",
     "test_pipeline_settings.py",
@@ -54,8 +54,9 @@ def environment(folder: Path, requirements: list[str]) -> Path:
         subprocess.run(
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True
         )
-        command = [uv, "pip", "install", "--quiet", "--python", python, "--editable", ".[dev]"]
-        subprocess.run([*command, *requirements], cwd=ROOT, check=True)
+        command = [uv, "pip", "install", "--quiet", "--python", python]
+        editable = ["--editable", ".[dev]", "--editable", "testbed"]
+        subprocess.run([*command, *editable, *requirements], cwd=ROOT, check=True)
         stamp.write_text("\n".join(requirements))
     return python
 

@@ -70,14 +70,10 @@ class Drawer:
             RuntimeWarning: If they cannot be written.
         """
 
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         with _spared(self.folder.parent), replacing(self._path(name, start)) as partial:
-            try:
-                save_file({"values": values.detach().cpu().contiguous()}, partial)
-            except SafetensorError as error:  # that is how a full disk looks from there
-                raise OSError(str(error)) from error
+            save_file({"values": values.detach().cpu().contiguous()}, partial)
 
     def _path(self, name: str, start: int) -> Path:
         return self.folder / f"{name}-{start:06d}.safetensors"

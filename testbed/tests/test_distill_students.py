@@ -8,7 +8,7 @@ import pytest
 import torch
 from gaussian_teachers import NAMES, SCALING, SHIFT, STD, captions, carry, guided_mean
 
-from common import assert_within
+from common import assert_rounds_to, assert_within
 from rwguidance_testbed import flow, turbo
 from rwguidance_testbed.distill import students, teachers
 from rwguidance_testbed.distill.buffer import ReplayBuffer
@@ -182,9 +182,9 @@ class TestTurboStudent:
             x, t, inputs = seen[level]
             torch.testing.assert_close(asked[0][0], x, atol=1e-6, rtol=1e-6)
             assert asked[0][1].tolist() == [float(t)] * 3
-            assert torch.equal(asked[0][2], inputs["encoder_hidden_states"])
+            assert_rounds_to(asked[0][2], inputs["encoder_hidden_states"], terms=1024)
             added = inputs["added_cond_kwargs"]
-            assert torch.equal(asked[0][3], added["text_embeds"])
+            assert_rounds_to(asked[0][3], added["text_embeds"], terms=1024)
             assert added["time_ids"].tolist() == [list(turbo.SIZES)] * 3
 
     def test_it_jumps_from_noise_and_from_noisy_ends_to_clean_ends(

@@ -415,13 +415,14 @@ class TestLoading:
         cut = [*PROMPTS[:3], " ".join(["red apple"] * 300)]
         assert_close(reward(pictures, cut), found, rtol=1e-5, atol=1e-6)
         for path in (full / name, full / name / reward.spec.files[name == "emoji-pick"].name):
-            assert torch.equal(rewards.load(name, path)(pictures, PROMPTS), found)
-        assert not torch.equal(reward(pictures, PROMPTS[::-1]), found)
+            assert_close(rewards.load(name, path)(pictures, PROMPTS), found, rtol=1e-4, atol=1e-5)
+        assert float((reward(pictures, PROMPTS[::-1]) - found).abs().max()) > 1e-4
         other = {"emoji-pick": "pickscore", "emoji-hps": "hpsv2"}[name]
         options = {}
         if name == "emoji-hps":
             options["architecture"] = json.loads((full / name / "architecture.json").read_text())
-        assert torch.equal(rewards.load(other, full / name, **options)(pictures, PROMPTS), found)
+        same = rewards.load(other, full / name, **options)(pictures, PROMPTS)
+        assert_close(same, found, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("name", REWARDS)
     def test_a_reward_is_one_for_guidance(self, full, pictures, name):
@@ -433,8 +434,8 @@ class TestLoading:
         assert not judge.training
         assert {(p.dtype, p.requires_grad) for p in judge.parameters()} == {(torch.float32, False)}
         expected = encoders.read("judge", full / "emoji-judge").eval()(pictures, PROMPTS)
-        assert torch.equal(judge(pictures, PROMPTS), expected)
-        assert torch.equal(shipped.gold().terms(pictures, PROMPTS)["match"], expected)
+        assert_close(judge(pictures, PROMPTS), expected)
+        assert_close(shipped.gold().terms(pictures, PROMPTS)["match"], expected)
 
     @pytest.mark.parametrize("name", sorted(UTILITIES))
     def test_utilities_are_rewards(self, full, pictures, name):
@@ -442,14 +443,14 @@ class TestLoading:
         gold = shipped.gold()
         terms = gold.terms(pictures, PROMPTS)
         expected = terms["match"] if name == "emoji-match" else gold(pictures, PROMPTS)
-        assert torch.equal(reward(pictures, PROMPTS), expected)
+        assert_close(reward(pictures, PROMPTS), expected)
         check_reward(reward, pictures[:2], PROMPTS[:2])
         large = torch.nn.functional.interpolate(pictures, scale_factor=2.0, mode="nearest")
         assert_close(reward(large, PROMPTS), expected, rtol=0.1, atol=0.2)
 
     def test_the_embedding_is_the_judges(self, full, pictures):
         expected = shipped.judge().embed_pictures(pictures)
-        assert torch.equal(embeddings.load("emoji-judge")(pictures), expected)
+        assert_close(embeddings.load("emoji-judge")(pictures), expected)
         assert len(prompts.load("emoji-demo").prompts) == 12
 
 

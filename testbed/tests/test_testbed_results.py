@@ -14,7 +14,7 @@ from test_metrics import Light
 
 import rwguidance as rw
 from backbones import Backbone
-from common import assert_within
+from common import assert_rounds_to, assert_within
 from rwguidance import toy
 from rwguidance.noise_space import flow_map
 from rwguidance.support.randomness import generator_for, normal
@@ -295,9 +295,9 @@ class TestKnownAnswers:
         generate = flow_map(case.backbone, case.backbone.sampler, case.times)
         name = [("image", prompts[1].text)]
         x_0 = whole.sample(case.backbone, [("image", p.text) for p in prompts])[0]
-        assert torch.equal(x_0[1:2], alone.sample(case.backbone, name)[0])
+        assert_rounds_to(x_0[1:2], alone.sample(case.backbone, name)[0], terms=64)
         noise = case.backbone.draw_noise(1, generator_for(0, *name[0]))
-        assert torch.equal(generate(noise, None), x_0[1:2])
+        assert_rounds_to(generate(noise, None), x_0[1:2], terms=64)
 
 
 class TestRuns:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common import assert_within
+from common import assert_rounds_to, assert_within
 from rwguidance.support.randomness import seeded
 from rwguidance_testbed import flow, scenes, turbo, vae
 from rwguidance_testbed.data import Drawing, Drawings
@@ -196,7 +196,7 @@ class TestTraining:
             words.text_encoder(tokens, output_hidden_states=True).hidden_states,
             strict=True,
         ):
-            assert torch.equal(ours, theirs)
+            assert_rounds_to(ours, theirs, terms=1024)  # each was read from a file of its own
         assert (trained / "sheets" / "turbo-00000008.png").stat().st_size > 1000
         assert (
             "/"

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import backbones
 from backbones import guide
-from common import randn
+from common import assert_rounds_to, randn
 from guided_pipelines import (
     CASES,
     Elsewhere,
@@ -148,7 +148,8 @@ def test_inference_mode_lets_estimators_ask_elsewhere():
     guided = guide(tiny("sdxl"), Elsewhere())
     truth = run_case("sdxl-cfg", guided, 2)
     with torch.inference_mode():
-        assert torch.equal(run_case("sdxl-cfg", guided, 2), truth)
+        # Sums of up to 576 products (the convolutions), forth and back, in two steps.
+        assert_rounds_to(run_case("sdxl-cfg", guided, 2), truth, terms=2 * 2 * 40 * 576)
 
 
 @pytest.mark.parametrize("estimator", ["importance", "plug-in", "shift", "log-h"])
@@ -208,7 +209,8 @@ def test_prompts_of_a_former_call_are_not_taken_for_those_of_this_one():
     pipe = tiny("sdxl")
     guided = guide(pipe, importance((4, 8, 12), PROMPTS))
     run_case("sdxl", guided, 2)
-    text, _, pooled, _ = guided.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+    with torch.no_grad():  # as in the pipeline
+        text, _, pooled, _ = guided.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
     embeds = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "guidance_scale": 0.0}
     unknown = r"bank holds several.*pass guide\(\.\.\., condition=\.\.\.\)"
 

@@ -127,6 +127,19 @@ def test_the_variants_of_a_folder(tmp_path):
     assert backbones.published._variants(tmp_path) == {"a", "b", "c", None}
 
 
+def replace_loader(monkeypatch, pipe):
+    """The calls of `from_pretrained` as (source, keywords); it returns this pipeline."""
+
+    asked = []
+
+    def from_pretrained(source, **keywords):
+        asked.append((source, keywords))
+        return pipe
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    return asked
+
+
 @pytest.fixture
 def downloads(monkeypatch, folders):
     """What was asked of the hub, which has one repository, whatever its name."""
@@ -190,16 +203,9 @@ def test_a_text_encoder_that_lacks_weights_is_refused(key, folders, tmp_path):
 
 
 def test_a_folder_is_read_without_the_hub(monkeypatch, folders):
-    asked = []
-    pipe = backbones.tiny("sd3")
-
-    def from_pretrained(source, **keywords):
-        asked.append(keywords["local_files_only"])
-        return pipe
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    asked = replace_loader(monkeypatch, backbones.tiny("sd3"))
     backbones.load("sd3.5-large-turbo", folders["sd3"])
-    assert asked == [True]
+    assert [keywords["local_files_only"] for _, keywords in asked] == [True]
 
 
 def test_a_single_file_is_read_without_the_hub(monkeypatch, tmp_path, folders):

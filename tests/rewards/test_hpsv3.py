@@ -196,7 +196,7 @@ def test_hpsv3_reads_the_names_of_newer_transformers(published, hpsv3, tmp_path)
     newer = lambda weights: {rename(name): value for name, value in weights.items()}
     reward = HPSv3(copy_with(published, tmp_path, newer)).float()
     x = images(2)
-    assert torch.equal(reward.eval()(x, PROMPTS[:2]), hpsv3(x, PROMPTS[:2]))
+    torch.testing.assert_close(reward.eval()(x, PROMPTS[:2]), hpsv3(x, PROMPTS[:2]))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_hpsv3_looks_for_local_files_at_once(published, tmp_path):
     template.write_text(RUBRIC + TAIL)
     reward = HPSv3(weights, template=template).float().eval()
     full = HPSv3(published[0]).float().eval()
-    assert torch.equal(reward(images(1), ["a"]), full(images(1), ["a"]))
+    torch.testing.assert_close(reward(images(1), ["a"]), full(images(1), ["a"]))
     with pytest.raises(ValueError, match="preprocessing"):
         HPSv3(published[0], preprocessing="quick")
 

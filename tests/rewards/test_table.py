@@ -41,6 +41,9 @@ def three(monkeypatch):
         spec.name: type("Kind", (rewards.Reward,), {"spec": spec}) for spec in (SPEC, LONG, FREE)
     }
     monkeypatch.setattr(registry, "_values", kinds)
+    monkeypatch.setattr(
+        registry, "_entry_points", {}
+    )  # of installed packages, such as the test bed
 
 
 def names(table):

@@ -29,13 +29,13 @@ def test_a_dilation_costs_the_spread_of_the_quantiles():
 
 def test_it_is_symmetric_and_zero_for_equal_sets():
     x, y = randn(0, 100, 2, 2), randn(1, 100, 2, 2) + 1
-    assert distance(x, x[torch.arange(99, -1, -1)]) == 0
+    assert distance(x, x[torch.arange(99, -1, -1)]) < 1e-12  # rows in other places of a product
     assert math.isclose(distance(x, y), distance(y, x), rel_tol=1e-12)
 
 
 def test_sets_of_different_sizes_meet_at_the_same_quantiles():
     x = randn(0, 1000, 1)
-    assert distance(x, x.repeat(3, 1)) == 0
+    assert distance(x, x.repeat(3, 1)) < 1e-12
 
 
 @pytest.mark.parametrize(("x", "y"), [(randn(0, 3, 2), randn(0, 3, 3)), (randn(0, 0, 2),) * 2])

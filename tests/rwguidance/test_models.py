@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import SCHEDULES, inner_times, randn, schedules, seeds
+from common import SCHEDULES, assert_rounds_to, inner_times, randn, schedules, seeds
 from problems import EPS, mixture, scales_at, visited
 from rwguidance import (
     DenoiserModel,
@@ -91,9 +91,8 @@ def test_a_model_works_without_gradients(convention, mode, schedule):
     expected = convention(law, schedule)(x_t, 0.4)
     with mode():
         actual = convention(law, schedule)(x_t, 0.4)
-        assert torch.equal(actual.velocity, expected.velocity)
-    assert torch.equal(actual.mean, expected.mean)
-    assert torch.equal(actual.noise, expected.noise)
+        for part in ("velocity", "mean", "noise"):
+            assert_rounds_to(getattr(actual, part), getattr(expected, part), terms=64)
 
 
 @pytest.mark.parametrize("convention", FOUR)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import genpareto, gumbel_r, kstest
 
-from common import assert_within, randn, seeds
+from common import assert_rounds_to, assert_within, randn, seeds
 from problems import EPS, rand
 from rwguidance.support.randomness import generator_for
 from rwguidance.weights import ess, gumbel, log_mean_exp, log_uniform, pareto_k
@@ -111,7 +111,8 @@ def test_the_largest_log_weight_with_gumbel_noise_is_a_draw_by_weight(generator)
 
 def test_rows_of_gumbel_noise_come_from_their_own_generators():
     rows = gumbel((3, 4), [generator_for(1, i) for i in range(3)])
-    assert torch.equal(rows[1:], gumbel((2, 4), [generator_for(1, i) for i in (1, 2)]))
+    fewer = gumbel((2, 4), [generator_for(1, i) for i in (1, 2)])
+    assert_rounds_to(rows[1:], fewer, terms=4)
     assert len(rows.unique()) == 12
 
 

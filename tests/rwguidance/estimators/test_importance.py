@@ -360,7 +360,7 @@ def test_a_saved_bank_gives_identical_estimates(tmp_path, labels, dtype):
         ImportanceSampling(b, tilt)(Zero(RectifiedSchedule()), x_t, 0.5, asked)
         for b in (bank, loaded)
     )
-    assert_equal_estimates(one, two)
+    assert_equal_estimates(one, two, rtol=1e-12, atol=1e-12)  # the file is mapped
 
 
 # --- precision and modes ----------------------------------------------------------------------
@@ -399,7 +399,8 @@ def test_it_works_without_gradients(mode, schedule):
             bank, tilt = scored(randn(0, 40, 3), rewards_of(1, 40))
             inside = ImportanceSampling(bank, tilt, kernel)
             actual = inside(Zero(schedule), randn(2, 4, 3), t)
-        assert_equal_estimates(actual, expected)
+        # The temper is found to one part in 2^30, where the effective sample size is flat.
+        assert_equal_estimates(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -475,7 +476,8 @@ def test_target_ess_holds_its_target_and_is_tight(seed, d, n, schedule, t, fract
     flattened = factor < 1
     # bisection of log kappa, over less than 30 nats, to one part in 2^30
     assert bool((ess[flattened] <= target * (1 + 1e-6)).all())
-    assert torch.equal(~flattened, exact.diagnostics["ess"] >= target)
+    clear = (exact.diagnostics["ess"] - target).abs() > 1e-9 * target
+    assert torch.equal(~flattened[clear], (exact.diagnostics["ess"] >= target)[clear])
     torch.testing.assert_close(estimate.shift[~flattened], exact.shift[~flattened])
     torch.testing.assert_close(estimate.log_h[~flattened], exact.log_h[~flattened])
 

@@ -62,7 +62,7 @@ def test_a_flattened_kernel_keeps_its_share(tmp_path):
     (row,) = run(tmp_path, method, ["ab"]).rows
     plain = run(tmp_path / "plain", Importance(bank=64, beta=5.0), ["ab"]).rows[0]
     flat, exact = (one.facts["effective draws"] for one in (row, plain))
-    assert flat[0] == exact[0]
+    assert flat[0] == pytest.approx(exact[0], rel=1e-12)
     assert flat[-1] > exact[-1]
 
 
@@ -89,9 +89,9 @@ def test_best_of_n_is_the_best_and_never_worse_than_the_base(tmp_path):
     reward = Brightness()
     made = run(tmp_path, BestOfN(8), ["abcd"], images=50, batch_size=64, reward=reward)
     gains = [row.gain for row in made.rows]
-    assert min(gains) >= 0
+    assert min(gains) >= -1e-6
     chosen = [row.facts["chosen"] for row in made.rows]
-    assert [gain == 0 for gain in gains] == [i == 0 for i in chosen]
+    assert [gain < 1e-6 for gain in gains] == [i == 0 for i in chosen]
     assert len(set(chosen)) > 4
     # the expected largest of 8 normal numbers is 1.4236 standard deviations
     best = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64) / 100
