@@ -213,6 +213,7 @@ class Bank:
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:
+    checks.tensor("rewards", rewards)
     columns = isinstance(rewards, Tensor) and rewards.ndim == 2 and rewards.shape[1] > 0
     for column in rewards.unbind(1) if columns and len(rewards) == n else (rewards,):
-        check_rewards(column, n, condition, "rewards must be")
+        check_rewards(column, n, condition, "rewards")

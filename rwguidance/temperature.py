@@ -104,6 +104,7 @@ def _strength(
     """The strength 1 / beta at which a monotone quantity of the tilted draws hits its target."""
 
     target = checks.number(name, target)
+    checks.instance("rewards", rewards, Sequence, "a list with the rewards of every condition")
     groups = [_checked(values) for values in rewards]
     if not groups:
         raise ValueError("rewards must hold those of one condition at least, got none")

@@ -56,7 +56,7 @@ class Tilt(nn.Module):
             )
         self.betas = tuple(checks.number("beta", value, above=0) for value in betas)
         for function in self.rewards:
-            checks.function("reward", function)
+            checks.function("reward", function, classes=False)
         checks.optional(checks.function, "decode", decode)
         self.decode = decode
         for i, function in enumerate(self.rewards):
@@ -81,9 +81,11 @@ class Tilt(nn.Module):
             condition: What the rewards are conditioned on.
 
         Raises:
+            TypeError: If the states or what a reward returns are no floating-point tensor.
             ValueError: If a reward has the wrong shape or holds NaN or +inf; names the items.
         """
 
+        checks.states("x_0", x_0, event=False)
         x = x_0 if self.decode is None else self.decode(x_0)
         columns = [
             check_rewards(reward(x, condition), len(x_0), condition) for reward in self.rewards
@@ -99,7 +101,7 @@ class Tilt(nn.Module):
                 log-weight overflows; names the items.
         """
 
-        checks.instance("rewards", rewards, Tensor, "a floating-point tensor")
+        checks.tensor("rewards", rewards)
         expected = 1 if len(self.betas) == 1 else 2
         if rewards.ndim != expected or (expected == 2 and rewards.shape[1] != len(self.betas)):
             shape = "(N,)" if expected == 1 else f"(N, {len(self.betas)})"
@@ -206,7 +208,7 @@ class Tilt(nn.Module):
     ) -> list[Tensor]:
         """The rewards of a bank, one tensor of shape (N,) per condition; scored here if need be."""
 
-        checks.function("reward", reward, "one callable")
+        checks.function("reward", reward, "one callable", classes=False)
         checks.instance("bank", bank, Draws, "a Bank")
         if bank.rewards is None:
             bank = bank.scored(cls(reward, 1.0, decode))
@@ -235,22 +237,21 @@ class Draws(Protocol):
         """Returns the same draws with the rewards of `tilt`."""
 
 
-def check_rewards(
-    values: Tensor, n: int, condition: Any = None, rule: str = "a reward must return"
-) -> Tensor:
+def check_rewards(values: Tensor, n: int, condition: Any = None, name: str = "a reward") -> Tensor:
     """Returns `values` if they are usable rewards of `n` items, and explains why not otherwise.
 
     Arguments:
         values: The rewards.
         n: Number of items.
         condition: Conditions of the items, for messages.
-        rule: Beginning of the messages.
+        name: What messages are about: a reward that returned the values, or an argument.
 
     Raises:
         TypeError: If they are not a floating-point tensor.
         ValueError: If the shape is not (n,), or a value is NaN or +inf; names items and conditions.
     """
 
+    rule = "a reward must return" if name == "a reward" else f"{name} must be"
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise TypeError(f"{rule} a floating-point tensor, got {checks.described(values)}")
     if values.shape != (n,):
@@ -267,7 +268,7 @@ def check_rewards(
             for i in items[:5]
         )
         more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-        raise ValueError(f"a reward must not be NaN or +inf, got {names}{more}")
+        raise ValueError(f"{name} must not be NaN or +inf, got {names}{more}")
     return values
 
 

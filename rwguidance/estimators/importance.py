@@ -157,6 +157,7 @@ class ImportanceSampling(ConditionalExpectation):
                 raise ValueError(f"every draw of condition {key!r} has zero weight (reward -inf)")
 
         self.kernel = kernel
+        self.origin = bank.origin
         self.rows = bank.rows
         self._largest = float(log_w[log_w.isfinite()].abs().max())
         options = {} if kernel is None else {"kernel": kernel}

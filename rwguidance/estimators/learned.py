@@ -56,7 +56,7 @@ class LearnedExpectation(ConditionalExpectation):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        checks.function("network", network, "callable, a network from (x_t, t, condition)")
+        checks.function("network", network, "callable (x_t, t, condition)", classes=False)
         self.network = network
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class LearnedShift(ConditionalExpectation):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        checks.function("network", network, "callable, a network from (x_t, t, condition)")
+        checks.function("network", network, "callable (x_t, t, condition)", classes=False)
         self.network = network
 
     def __repr__(self) -> str:

@@ -178,14 +178,20 @@ def instance(
         raise TypeError(f"{name} must be {expected}, got {described(value)}")
 
 
-def function(name: str, value: Any, expected: str = "callable") -> None:
+def function(name: str, value: Any, expected: str = "callable", *, classes: bool = True) -> None:
     """Checks that a value can be called.
+
+    Arguments:
+        name: Name of the argument.
+        value: The value.
+        expected: What is expected, for the message.
+        classes: Whether a class is fine, too, where calling it makes what is asked for.
 
     Raises:
         TypeError: If it cannot.
     """
 
-    if not callable(value):
+    if not callable(value) or (isinstance(value, type) and not classes):
         raise TypeError(f"{name} must be {expected}, got {described(value)}")
 
 

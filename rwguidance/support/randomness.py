@@ -51,6 +51,7 @@ def normal(
     """
 
     checks.generator("generator", generator)
+    checks.instance("shape", shape, Sequence, "a shape")
     shape = tuple(checks.integer("shape", size, 0) for size in shape)
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device

@@ -68,6 +68,7 @@ class Empirical(TiltableLaw):
 
     def denoise(self, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
         x = self._check(x_t)
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         scales = schedule.at(t, like=x)
         weights = self._log_kernel(x, scales.alpha, scales.sigma).softmax(1)
         mean = weights @ self.points.flatten(1)
@@ -79,6 +80,8 @@ class Empirical(TiltableLaw):
     def tilted_moments(
         self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule
     ) -> tuple[Tensor, Tensor]:
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         x, dtype = self._check(x_t), working_dtype(x_t.dtype)
         if self.bandwidth > 0:
             moments = lambda x, t: self._mixture.tilted_moments(tilt, x, t, schedule)
@@ -94,6 +97,7 @@ class Empirical(TiltableLaw):
     def tilted(self, tilt: Tilt) -> Law:
         """Returns the tilted law: empirical for bandwidth 0, else a mixture."""
 
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         if self.bandwidth > 0:
             return self._mixture.tilted(tilt)
         return Empirical(self.points, 0.0, self.log_weights + tilt(self.points))

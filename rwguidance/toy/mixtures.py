@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..schedules import Schedule, working_dtype
 from ..support import checks
+from ..support.describe import summary
 from ..tilt import Tilt
 from .components import Components, moments, step_of, tilt_components, tilt_quadratic
 from .law import Law, TiltableLaw, check_draws
@@ -71,6 +72,7 @@ class GaussianMixture(TiltableLaw):
     def tilted_moments(
         self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule
     ) -> tuple[Tensor, Tensor]:
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         posterior = self._posterior(x_t, t, schedule)
         log_e, means = tilt_components(tilt, posterior)
         return moments(posterior, log_e, means, working_dtype(x_t.dtype))
@@ -78,6 +80,7 @@ class GaussianMixture(TiltableLaw):
     def tilted(self, tilt: Tilt) -> Law:
         """Returns the tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
 
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         step = step_of(tilt, self.event[0])
         if step is not None:
             return StepTilted(self, tilt)
@@ -129,6 +132,7 @@ class GaussianMixture(TiltableLaw):
 
     def _posterior(self, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Components:
         x = self._check(x_t)
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         scales = schedule.at(t, like=x)
         alpha, sigma = scales.alpha[..., None], scales.sigma[..., None]  # (T, 1, 1)
         axes = self._expand(self._axes)
@@ -167,11 +171,16 @@ class StepTilted(Law):
     """
 
     def __init__(self, base: GaussianMixture, tilt: Tilt) -> None:
+        checks.instance("base", base, GaussianMixture, "a GaussianMixture")
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         if step_of(tilt, base.event[0]) is None:
             raise NoClosedForm("StepTilted needs a tilt with one Step reward, in one dimension")
         self.base = base
         self.tilt = tilt
         self.event = (1,)
+
+    def __repr__(self) -> str:
+        return summary(self, base=self.base, tilt=self.tilt)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         check_draws(n, generator)

@@ -37,8 +37,15 @@ Encoder = Callable[[list[Any]], Any]
 
 
 def uniform_times(n: int, generator: torch.Generator) -> Tensor:
-    """Draws times uniform on [0.001, 1]: below, a state tells its clean draw and h is known."""
+    """Draws times uniform on [0.001, 1]: below, a state tells its clean draw and h is known.
 
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If `n` is less than 1.
+    """
+
+    checks.integer("n", n, 1)
+    checks.instance("generator", generator, torch.Generator, "a torch.Generator")
     return 0.001 + 0.999 * torch.rand(n, generator=generator, dtype=torch.float64)
 
 
@@ -171,7 +178,7 @@ class ExpectationObjective(Objective):
 
     def __post_init__(self) -> None:
         for name in ("eta", "penalty", "cycle_weight"):
-            checks.number(name, getattr(self, name), 0)
+            setattr(self, name, checks.number(name, getattr(self, name), 0))
         checks.function("loss", self.loss)
         checks.instance("preferred", self.preferred, (Bank, type(None)), "a Bank or None")
         checks.integer("group_size", self.group_size, 1)

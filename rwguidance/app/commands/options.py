@@ -79,15 +79,11 @@ def dtype_named(name: DtypeName | None) -> "torch.dtype | None":
 
 
 def check_device(device: str | None) -> None:
-    """Raises ValueError if there is no such device, where torch raises this or that."""
+    """Raises ValueError if there is no such device."""
 
-    import torch
+    from ...support import checks
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
+    checks.device("device", device)
 
 
 def parse_paths(entries: list[str] | None) -> dict[str, str]:
