@@ -305,14 +305,16 @@ def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
     return [(t, float(diagnostics["ess_tilted"].median()))]
 
 
+ADVICE = (
+    "Guide only at higher noise, window=(t, 1.0); flatten the kernel, "
+    "ImportanceSampling(..., kernel=TargetESS(0.05)), at the price of bias; or use a larger bank."
+)
+"""What to do about doubts; a command that has options for it says it in their names."""
+
+
 def explain_doubts(doubts: list[tuple[float, float]]) -> str:
     """Returns the warning about the steps that :func:`doubts_of` collected."""
 
     steps = ", ".join(f"t={t:.3g} ({ess:.1f} effective draws)" for t, ess in doubts[:6])
     more = f" and {len(doubts) - 6} more steps" if len(doubts) > 6 else ""
-    return (
-        f"most importance-sampling estimates are meaningless at {steps}{more}. "
-        "Guide only at higher noise, window=(t, 1.0); flatten the kernel, "
-        "ImportanceSampling(..., kernel=TargetESS(0.05)), at the price of bias; or use a larger "
-        "bank."
-    )
+    return f"most importance-sampling estimates are meaningless at {steps}{more}. {ADVICE}"

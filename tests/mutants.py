@@ -478,6 +478,42 @@ MUTANTS = [
         "test_run",
     ),
     Mutant(
+        "draws: batches begin where the last ones end",
+        "generation/run.py",
+        "start = done - done % self.batch_size",
+        "start = done",
+        "test_run",
+    ),
+    Mutant(
+        "pairs: batches of the missing pictures alone",
+        "generation/pairs.py",
+        "base, aligned = _align(run, job.method, prompt, numbers, forecast)",
+        "numbers = range(wanted[0], numbers.stop); "
+        "base, aligned = _align(run, job.method, prompt, numbers, forecast)",
+        "test_kills",
+    ),
+    Mutant(
+        "forecast: seconds of a step for those of a run",
+        "generation/work.py",
+        "self.work.calls * sampling / self.steps",
+        "self.work.calls * sampling",
+        "test_work",
+    ),
+    Mutant(
+        "summary: pictures of a prompt as if prompts did not matter",
+        "generation/console.py",
+        "unit = [row.prompt for row in pairs] if over_prompts else None",
+        "unit = None",
+        "test_results",
+    ),
+    Mutant(
+        "folder: a pair without its reward is finished",
+        "generation/folder.py",
+        "return [row for row in done if not row.error], sorted([*missing, *failed])",
+        "return done, missing",
+        "test_failures",
+    ),
+    Mutant(
         "best of n: takes the worst",
         "generation/methods.py",
         "run, prompt, number).argmax())",

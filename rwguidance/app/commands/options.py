@@ -112,7 +112,7 @@ def parse_options(entries: list[str] | None) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {}
     for entry in entries or ():
         left, equals, value = entry.partition("=")
-        name, colon, key = left.partition(":")
+        name, colon, key = left.rpartition(":")  # FILE.py:NAME has a colon of its own
         if not (name and colon and key and equals):
             raise ValueError(f"option must be NAME:KEY=VALUE, got {entry!r}")
         options.setdefault(name, {})[key] = _json_or_word(value)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +31,11 @@ def run(monkeypatch, capsys):
 
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"{__version__}\n", "")
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "rwguidance", "--version"]
+    assert subprocess.check_output(command, text=True) == f"{__version__}\n"
 
 
 def test_help_lists_the_commands(run):

@@ -26,6 +26,20 @@ def test_the_draws_of_a_long_bank_begin_with_those_of_a_short_one(tmp_path):
         short.check_origin(prompt="cd")
 
 
+def test_batches_of_draws_begin_at_multiples_of_their_size(tmp_path):
+    class Watched(Law):
+        def forward(self, x_t, t, condition=None):
+            sizes.append(len(x_t))
+            return super().forward(x_t, t, condition)
+
+    make = lambda: Run(Watched(), Brightness(), Law().times(2), 0, 4, None, Store(tmp_path))
+    for n, expected in ((7, [4, 3]), (13, [4, 4, 1]), (16, [4]), (16, [])):
+        sizes = []
+        draws = make().draws("ab", n, "bank")
+        assert sizes[::2] == expected, f"{n} draws"
+        assert len({float(x) for x in draws.flatten()}) == 3 * n
+
+
 class Trained(Law):
     """A backbone with a weight, as networks have them, on which its predictions depend."""
 
