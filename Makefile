@@ -1,9 +1,15 @@
-# One virtual environment, made on first use and reused. PYTHON chooses the interpreter.
+# One virtual environment, made on first use and reused. PYTHON chooses the interpreter, WITH adds
+# requirements, such as WITH="torch==2.4.*": give it when the environment is made.
 PYTHON ?= python3
 VENV ?= .venv
+WITH ?=
 BIN := $(VENV)/bin
+# Of `make mutants-random`.
+COUNT ?= 100
+SEED ?= 0
 
-.PHONY: demo test test-slow test-references test-oldest test-versions test-settings lint types docs check figures clean
+.PHONY: demo test test-slow test-references test-oldest test-versions test-settings
+.PHONY: lint types docs check coverage mutants mutants-random release-check figures clean
 .DEFAULT_GOAL := test
 
 $(VENV)/bin/python:
@@ -13,7 +19,7 @@ $(VENV)/bin/python:
 # A stamp per set of extras; editing pyproject.toml installs again.
 $(VENV)/.%: pyproject.toml testbed/pyproject.toml | $(VENV)/bin/python
 	@echo "installing rwguidance[$*] and its test bed into $(VENV) (PyTorch is large: minutes on first use)"
-	$(BIN)/python -m pip install --quiet --editable '.[$*]' --editable testbed
+	$(BIN)/python -m pip install --quiet --editable '.[$*]' --editable testbed $(foreach one,$(WITH),'$(one)')
 	@touch $@
 
 demo: $(VENV)/.demo  ## align two text-to-image models; prints where the pictures are
@@ -27,6 +33,21 @@ test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
 
 test-references: $(VENV)/.dev  ## rewards against their references; see tests/rewards/test_references.py
 	$(BIN)/python -m pytest -m references
+
+# The tests as other machines would run them: threads, processors, alignments of memory.
+test-settings: $(VENV)/.dev
+	$(BIN)/python tests/settings.py
+
+coverage: $(VENV)/.dev  ## the default tests, and which lines they run: a report, not a bound
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage html --quiet
+
+mutants: $(VENV)/.dev  ## formulas broken one by one; all must be noticed by a test
+	$(BIN)/python tests/mutants.py
+
+mutants-random: $(VENV)/.dev  ## COUNT expressions of any file changed, chosen by SEED
+	$(BIN)/python tests/mutants.py --random $(COUNT) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -60,5 +81,19 @@ test-versions: $(VENV)/.dev
 test-settings: $(VENV)/.dev
 	$(BIN)/python tests/settings.py
 
+# Both distributions, built, checked, and installed in an empty environment: see RELEASING.md.
+release-check:
+	rm -rf dist .venv-release
+	$(PYTHON) -m venv .venv-release/tools
+	.venv-release/tools/bin/python -m pip install --quiet build twine
+	.venv-release/tools/bin/python -m build --outdir dist .
+	.venv-release/tools/bin/python -m build --outdir dist testbed
+	.venv-release/tools/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv .venv-release/empty
+	.venv-release/empty/bin/python -m pip install --quiet dist/*.whl
+	cd .venv-release && empty/bin/python -c "import backbones, rewards, rwguidance, rwguidance_testbed"
+	cd .venv-release && empty/bin/rwguidance backbones
+	cd .venv-release && empty/bin/rwguidance rewards
+
 clean:
-	rm -rf .venv .venv-oldest docs/_build out
+	rm -rf .venv .venv-oldest .venv-release .coverage htmlcov dist docs/_build out

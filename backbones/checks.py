@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_classes", "check_devices", "check_sequence_length", "check_size"]
+from rwguidance.support import checks
+
+__all__ = [
+    "check_classes",
+    "check_devices",
+    "check_latents",
+    "check_sequence_length",
+    "check_size",
+]
 
 
 def check_classes(
@@ -77,6 +85,29 @@ def check_sequence_length(
     if not 1 <= length <= 512:
         raise ValueError(f"max_sequence_length must lie in [1, 512], got {length}")
     return length
+
+
+def check_latents(name: str, latents: Any, channels: int, multiple: int = 1) -> None:
+    """Checks that a value is a batch of latents of a model.
+
+    Arguments:
+        name: Name of the argument, for messages.
+        latents: The value.
+        channels: Number of channels of the model's latents.
+        multiple: Number that must divide height and width, the patch of a transformer.
+
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If its shape is not (B, C, H, W) with these channels and multiples.
+    """
+
+    checks.states(name, latents)
+    fits = latents.ndim == 4 and latents.shape[1] == channels
+    if not fits or any(side % multiple for side in latents.shape[2:]):
+        sides = f" with H and W multiples of {multiple}" if multiple > 1 else ""
+        raise ValueError(
+            f"{name} must have shape (B, {channels}, H, W){sides}, got {tuple(latents.shape)}"
+        )
 
 
 def check_devices(

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rwguidance.support.conditions import string_keys
+from rwguidance.support.conditions import has_half_surrogate, string_keys
 
 __all__ = [
     "Embeddings",
@@ -187,6 +187,10 @@ def _strings(name: str, values: Sequence[str], n: int) -> list[str]:
     strings = string_keys(values, n, name)
     if not strings:
         raise ValueError(f"{name} must hold at least one string, got none")
+    strings = strings
+    for i, string in enumerate(strings):
+        if has_half_surrogate(string):
+            raise ValueError(f"{name} must be text, got half of a surrogate pair in {name}[{i}]")
     return strings
 
 

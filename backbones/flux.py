@@ -101,7 +101,7 @@ class Flux(PipelineBackbone):
         return {"text": text, "pooled": pooled}, None
 
     def times(self, steps: int | None = None) -> Tensor:
-        steps = self.steps if steps is None else steps
+        steps = self._checked_steps(steps)
         keywords: dict[str, Any] = {"mu": dynamic_shift_mu(self)}
         if not self.pipe.scheduler.config.get("use_flow_sigmas", False):
             keywords["sigmas"] = _even_sigmas(steps)

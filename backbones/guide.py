@@ -8,9 +8,7 @@ they are, and the network is called as often as before.
 """
 
 import copy
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 from rwguidance import ConditionalExpectation, GuidedModel, Model, Prediction
 
 from .coordinates import Coordinates
+from .guided_classes import guided_pipeline_class, guided_scheduler_class, plain
 from .guided_steps import StepGuidance
 
 __all__ = ["guide"]
@@ -59,8 +58,10 @@ def guide(
             be known: they cannot in modular pipelines, and if embeddings are passed instead.
 
     Returns:
-        A pipeline of the same class. Saved and loaded, it is the plain pipeline; another scheduler,
-        set on it later, is not guided.
+        A pipeline of a class that extends the plain one and has its name. Saved and loaded, it is
+        the plain pipeline; another scheduler, set on it later, is not guided. A deep copy has its
+        own networks and encoders, and shares the estimator. It does not pickle: send the plain
+        pipeline to another process, and guide it there.
 
     Raises:
         TypeError: If the pipeline has no scheduler, or one whose coordinates are not understood
@@ -68,71 +69,26 @@ def guide(
         ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
 
     Warns:
-        UnreliableEstimate: Once per run, as :func:`rwguidance.sample` does.
+        UnreliableEstimate: Once per call, as :func:`rwguidance.sample` does.
     """
 
     if getattr(pipe, "scheduler", None) is None:
         raise TypeError(f"pipe must be a pipeline with a scheduler, got {type(pipe).__name__}")
-    guided = copy.copy(pipe)
-    for name, method in list(vars(guided).items()):
-        if getattr(method, "_is_watched", False):
-            del guided.__dict__[name]
+    guided = plain(pipe)
     with torch.inference_mode(False):  # what is made here is used outside of it, too
-        scheduler = copy.deepcopy(pipe.scheduler)
-        scheduler.__class__ = getattr(type(scheduler), "_unguided", type(scheduler))
-        scheduler.__dict__.pop("_guidance", None)
+        scheduler = copy.deepcopy(plain(pipe.scheduler))
         if estimator is not None:
             coordinates = Coordinates.from_scheduler(scheduler)
             # Checks the arguments before any expensive work.
             GuidedModel(_Unknown(coordinates.schedule), estimator, scale, window)
-            guidance = StepGuidance(guided, coordinates, estimator, scale, window, condition)
-            scheduler.__class__ = _guided_class(scheduler.__class__)
+            guidance = StepGuidance(coordinates, estimator, scale, window, condition, guided)
+            base: Any = type(scheduler)
+            scheduler.__class__ = guided_scheduler_class(base)
+            base = type(guided)
+            guided.__class__ = guided_pipeline_class(base)
             scheduler._guidance = guidance
-            _watch(guided, "check_inputs", guidance.begin)
-            _watch(guided, "encode_prompt", guidance.encoded)
     guided.scheduler = scheduler
     return guided
-
-
-@functools.cache
-def _guided_class(base: type) -> type:
-    """The scheduler class whose steps are guided. Saved and loaded, it is its base again."""
-
-    plain_step = base.step  # type: ignore[attr-defined]
-
-    @functools.wraps(plain_step)  # pipelines look for `generator` and `eta` in its signature
-    def step(
-        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        if self._guidance is not None:
-            if kwargs.get("per_token_timesteps") is not None:
-                raise TypeError("guidance takes one time per state, got per_token_timesteps")
-            model_output = self._guidance(self, model_output, timestep, sample)
-        return plain_step(self, model_output, timestep, sample, *args, **kwargs)
-
-    names = ("__module__", "__qualname__", "__doc__")
-    members = {name: getattr(base, name) for name in names}
-    return type(
-        base.__name__, (base,), {**members, "step": step, "_guidance": None, "_unguided": base}
-    )
-
-
-def _watch(pipe: Any, name: str, tell: Callable[[Mapping[str, Any], Any], None]) -> None:
-    """Makes a method of one pipeline tell of its calls: arguments by name, and the result."""
-
-    method = getattr(pipe, name, None)
-    if method is None:
-        return
-    signature = inspect.signature(method)
-
-    @functools.wraps(method)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        tell(signature.bind(*args, **kwargs).arguments, result)
-        return result
-
-    watched._is_watched = True  # type: ignore[attr-defined]
-    pipe.__dict__[name] = watched
 
 
 class _Unknown(Model):

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
@@ -27,57 +27,83 @@ __all__ = ["StepGuidance"]
 class StepGuidance:
     """The guidance that a pipeline adds to the steps of its scheduler.
 
-    It is told when a call of the pipeline begins and what it encodes, since a step of a scheduler
-    knows nothing of prompts, and forgets the call with its last step.
+    A step of a scheduler knows nothing of prompts, so the pipeline tells of its calls: when one
+    begins, what was asked for, what was encoded. What it told is forgotten when the call ends,
+    however it ends, and a call within a call has facts of its own. Steps outside of a call of the
+    guided pipeline, as of another pipeline that was lent its scheduler, are guided without prompts.
 
     Arguments:
-        pipe: The guided pipeline.
         coordinates: Coordinates of its scheduler.
         estimator: Estimator of the shift.
         scale: Factor of the shift.
         window: Closed interval of times (low, high) in which to guide.
         condition: Condition that the estimator is given; None takes the prompts of the call.
+        pipe: The guided pipeline.
     """
 
-    pipe: Any
     coordinates: Coordinates
     estimator: ConditionalExpectation
     scale: float | Callable[[Tensor], Tensor]
     window: tuple[float, float]
     condition: Any
+    pipe: InitVar[Any] = None
 
-    def __post_init__(self) -> None:
-        self.end()
+    def __post_init__(self, pipe: Any) -> None:
+        self._pipe = pipe  # of the present call, or the last one that called
+        self.call = _Call()
+
+    def __copy__(self) -> "StepGuidance":
+        return self._again()
 
     def __deepcopy__(self, memo: Any) -> "StepGuidance":
-        return self  # copies of a scheduler share banks and networks
+        return self._again()  # a copy shares banks and networks of the estimator
 
-    def begin(self, arguments: Mapping[str, Any], _: Any = None) -> None:
-        """Takes note that a call of the pipeline begins, with these arguments."""
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a guided pipeline does not pickle: send the plain pipeline to the other process, and "
+            "call backbones.guide there"
+        )
 
-        self.end()
-        prompts = arguments.get("prompt")
-        prompts = (prompts,) if isinstance(prompts, str) else prompts
-        strings = isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
-        height, width = arguments.get("height"), arguments.get("width")
-        size = None if height is None or width is None else (int(height), int(width))
-        self.call = _Call(tuple(prompts) if strings and prompts else None, size)
+    def _again(self) -> "StepGuidance":
+        options = (self.coordinates, self.estimator, self.scale, self.window, self.condition)
+        return StepGuidance(*options, self._pipe)  # until another pipeline calls
 
-    def encoded(self, arguments: Mapping[str, Any], result: Any) -> None:
-        """Takes note of prompts that the pipeline encoded, the first of a call.
+    @contextmanager
+    def call_of(self, pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Context of one call of a guided pipeline, with these arguments.
+
+        Raises:
+            ValueError: If the estimator's bank was drawn otherwise; names what differs.
+        """
+
+        _check_origin(self.estimator, arguments)
+        outer, self._pipe = self.call, pipe
+        self.call = _Call(within=True)
+        try:
+            yield
+            self._report()
+        finally:
+            self.call = outer
+
+    def told(self, method: str, arguments: Mapping[str, Any], result: Any) -> None:
+        """Takes note of a call's `check_inputs`, or of the first `encode_prompt` after it.
 
         Those of true classifier-free guidance come second.
         """
 
-        if self.call.encoded is None:
-            self.call = _Call(self.call.prompts, self.call.size, result)
-
-    def end(self) -> None:
-        """Forgets the call: a scheduler may be lent to other pipelines."""
-
-        self.call = _Call()
-        self.doubts: list[tuple[float, float]] = []
-        self.last_steps = 0
+        if not self.call.within:
+            return
+        if method == "check_inputs":
+            prompts = arguments.get("prompt")
+            prompts = (prompts,) if isinstance(prompts, str) else prompts
+            strings = isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
+            height: Any = arguments.get("height")
+            width: Any = arguments.get("width")
+            self.call.prompts = tuple(prompts) if strings and prompts else None
+            missing = height is None or width is None
+            self.call.size = None if missing else (int(height), int(width))
+        elif self.call.encoded is None:
+            self.call.encoded = result
 
     def __call__(self, scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The guided output, in the dtype and layout of the plain one."""
@@ -101,7 +127,7 @@ class StepGuidance:
         condition = self.condition
         if condition is None and self.call.prompts is not None:
             condition = text
-        again = functools.partial(evaluate_again, self.pipe, text, condition)
+        again = functools.partial(evaluate_again, self._pipe, text, condition)
         # A network that is evaluated again differs by its rounding.
         tolerance = max(1e-3, 4 * torch.finfo(dtype).eps)
         base = Recorded(self.coordinates, x_t, t, prediction, condition, again, tolerance)
@@ -120,22 +146,25 @@ class StepGuidance:
         return guided
 
     def _note(self, scheduler: Any, timestep: Any, t: Tensor, prediction: Prediction) -> None:
-        """Collects doubts, and reports them with the last step of a run."""
+        """Collects doubts; outside of a call, reports them with the last step of a run."""
 
-        self.doubts += doubts_of(float(t), prediction)
+        self.call.doubts += doubts_of(float(t), prediction)
         last = scheduler.timesteps[-1]
-        if float(timestep) != float(last):
+        if self.call.within or float(timestep) != float(last):
             return
-        self.last_steps += 1  # some schedulers visit it more than once
-        if self.last_steps < int((scheduler.timesteps == last).sum()):
+        self.call.last_steps += 1  # some schedulers visit it more than once
+        if self.call.last_steps < int((scheduler.timesteps == last).sum()):
             return
-        found = self.doubts
-        self.end()
-        if found:
-            warnings.warn(explain_doubts(found), UnreliableEstimate, stacklevel=2)
+        self._report()
+        self.call = _Call()
+
+    def _report(self) -> None:
+        if self.call.doubts:
+            text = explain_doubts(self.call.doubts)
+            warnings.warn(text, UnreliableEstimate, stacklevel=4)
 
     def _packed(self, sample: Tensor) -> bool:
-        return sample.ndim == 3 and _in_family(self.pipe, "Flux")
+        return sample.ndim == 3 and _in_family(self._pipe, "Flux")
 
     def _unpack(self, value: Tensor, tokens: int | None) -> Tensor:
         """Latents (B, C, H, W) of tokens (B, H W / 4, 4 C); the value itself if it is latents."""
@@ -147,7 +176,7 @@ class StepGuidance:
                 "guidance needs the height and width of the images, to which FLUX latents are "
                 "unpacked; only calls of a guided pipeline that is not modular tell them"
             )
-        side = int(self.pipe.image_processor.config.vae_scale_factor)
+        side = int(self._pipe.image_processor.config.vae_scale_factor)
         height, width = (size // side for size in self.call.size)
         if height * width != tokens:
             raise ValueError(
@@ -160,7 +189,7 @@ class StepGuidance:
         """The prompts and embeddings of n images, as the adapter's own; "" for unknown prompts."""
 
         prompts = self.call.prompts
-        positive, negative = _embeddings(self.pipe, self.call.encoded, n)
+        positive, negative = _embeddings(self._pipe, self.call.encoded, n)
         if prompts is None:
             return TextCondition(("",) * n, positive, negative) if positive else None
         if n % len(prompts):
@@ -170,19 +199,42 @@ class StepGuidance:
         return TextCondition(repeated, positive, negative)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """Facts about a call of the pipeline.
+    """Facts about one call of the pipeline, as they come.
 
     Arguments:
+        within: Whether it is a call of the guided pipeline, not steps of a lent scheduler.
         prompts: The prompts of the call; None if they are unknown.
         size: Height and width of its images, in pixels; None if they are unknown.
         encoded: Result of the first `encode_prompt` of the call; None before it.
+        doubts: The doubts about the estimates so far.
+        last_steps: Number of steps at the last time so far.
     """
 
+    within: bool = False
     prompts: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     encoded: Any = None
+    doubts: list[tuple[float, float]] = field(default_factory=list)
+    last_steps: int = 0
+
+
+def _check_origin(estimator: ConditionalExpectation, arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError if the bank states another guidance scale or negative prompt than a call.
+
+    A call that does not state one is taken to be as the bank.
+    """
+
+    origin = getattr(estimator, "origin", None) or {}
+    for name in ("guidance_scale", "negative_prompt"):
+        stated = origin.get(name, origin.get(name.replace("_", " ")))
+        if stated is not None and name in arguments and arguments[name] != stated:
+            raise ValueError(
+                f"{name} must be that of the estimator's bank, {stated!r}, got "
+                f"{arguments[name]!r}: the bank holds draws of another law; draw it anew with the "
+                "arguments of the call"
+            )
 
 
 def _in_family(pipe: Any, family: str) -> bool:

@@ -25,11 +25,17 @@ from torch import Tensor, nn
 from rwguidance import Prediction, Schedule
 from rwguidance.backbone import Backbone
 from rwguidance.schedules import Scales, as_times
-from rwguidance.support import memory, outside
+from rwguidance.support import checks, memory, outside
 from rwguidance.support.randomness import Generators, normal
 
 from .autoencoders import check_autoencoder, load_autoencoder
-from .checks import check_classes, check_devices, check_sequence_length, check_size
+from .checks import (
+    check_classes,
+    check_devices,
+    check_latents,
+    check_sequence_length,
+    check_size,
+)
 from .conditioning import Embeddings, TextCondition, check_condition, encode_distinct
 from .latents import LatentCodec
 
@@ -121,7 +127,7 @@ class PipelineBackbone(Backbone, ABC):
         multiple = self.vae_scale_factor * self.patch_size
         self.height = check_size("height", default if height is None else height, multiple)
         self.width = check_size("width", default if width is None else width, multiple)
-        self.steps = self.default_steps if steps is None else steps
+        self.steps = self.default_steps if steps is None else checks.integer("steps", steps, 1)
         self.max_sequence_length = check_sequence_length(
             max_sequence_length, self.default_sequence_length, self.pipeline_class
         )
@@ -199,6 +205,15 @@ class PipelineBackbone(Backbone, ABC):
             steps: Number of steps, at least 1. None is the number of the constructor.
         """
 
+    def __repr__(self) -> str:
+        """Returns the class and the settings in one line, not the tree of all networks."""
+
+        return (
+            f"{type(self).__name__}(pipe={type(self.pipe).__name__}, steps={self.steps}, "
+            f"guidance_scale={self.guidance_scale}, size={self.height} x {self.width}, "
+            f"device={self.device}, dtype={self.dtype})"
+        )
+
     def extra_repr(self) -> str:
         """Settings of pipeline, scheduler and VAE as they are now, for a fingerprint."""
 
@@ -206,6 +221,9 @@ class PipelineBackbone(Backbone, ABC):
         parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
         public = lambda config: {k: config[k] for k in sorted(config) if not k.startswith("_")}
         return "\n".join(f"{name}: {public(part.config)}" for name, part in parts.items())
+
+    def _checked_steps(self, steps: int | None) -> int:
+        return self.steps if steps is None else checks.integer("steps", steps, 1)
 
     @property
     def guided(self) -> bool:
@@ -270,6 +288,7 @@ class PipelineBackbone(Backbone, ABC):
                 condition are not where the pipeline computes.
         """
 
+        check_latents("x_t", x_t, self.channels, self.patch_size)
         embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
         check_devices(x_t, embeddings, getattr(self.pipe, self.denoiser), self.pipe)
         scales = self.schedule.at(t, like=x_t)
@@ -302,6 +321,7 @@ class PipelineBackbone(Backbone, ABC):
             States with shape (n, C, H, W), on the device and in the dtype of the network.
         """
 
+        n = checks.integer("n", n, 0)
         side = self.vae_scale_factor
         shape = (n, self.channels, self.height // side, self.width // side)
         return self.noise_scale * normal(shape, generator, self.device, self.dtype)
@@ -358,6 +378,7 @@ class PipelineBackbone(Backbone, ABC):
                 float32 only for the moment of decoding.
         """
 
+        check_latents("latents", latents, self.channels)
         return self._codec.decode(latents)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -378,9 +399,7 @@ class PipelineBackbone(Backbone, ABC):
     def _scheduler_at(self, steps: int | None, **keywords: Any) -> Any:
         """A copy of the pipeline's scheduler, set to a number of steps."""
 
-        steps = self.steps if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        steps = self._checked_steps(steps)
         if "sigmas" not in keywords:  # which say the number themselves
             keywords["num_inference_steps"] = steps
         scheduler = copy.deepcopy(self.pipe.scheduler)

@@ -230,11 +230,15 @@ class Published:
         self, folder: Path, name: str, dtype: torch.dtype, variant: str | None
     ) -> nn.Module:
         transformers = require("transformers")
-        keywords = {"low_cpu_mem_usage": True, "output_loading_info": True, "variant": variant}
-        read = getattr(transformers, name).from_pretrained
         encoder: nn.Module
         encoder, report = self._load(
-            read, folder, torch_dtype=dtype, local_files_only=True, **keywords
+            getattr(transformers, name).from_pretrained,
+            folder,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=True,
+            variant=variant if variant in _variants(folder, "") else None,  # as diffusers does
+            local_files_only=True,
+            output_loading_info=True,
         )
         # What transformers 4 does not report it leaves without memory.
         empty = {name for name, value in encoder.named_parameters() if value.is_meta}
@@ -254,7 +258,14 @@ class Published:
                 f"no model_index.json in {folder}: expected a folder as save_pretrained writes it, "
                 f"or a single file; {self._how_to_get}"
             )
-        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        try:
+            content: Any = json.loads(index.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{index} must be JSON, as save_pretrained writes it: {error}"
+            ) from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{index} must hold an object of JSON, got {type(content).__name__}")
         found = content.get("_class_name")
         if found != self.family.pipeline_class:
             raise ValueError(
@@ -309,11 +320,16 @@ def _without_bars() -> Iterator[None]:
             logger.enable_progress_bar()
 
 
-def _variants(folder: Path) -> set[str | None]:
-    """The variants of which a pipeline's folder holds weights; None is the one without a name."""
+def _variants(folder: Path, parts: str = "*/") -> set[str | None]:
+    """Returns the variants of the weights in the folders within one; None has no name.
+
+    Arguments:
+        folder: The folder of a pipeline.
+        parts: Which folders within it, as a glob pattern; "" is the folder itself.
+    """
 
     variants: set[str | None] = set()
-    for file in [*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin")]:
+    for file in [*folder.glob(f"{parts}*.safetensors"), *folder.glob(f"{parts}*.bin")]:
         # model[.fp16].safetensors, or as one of several, model[.fp16]-00001-of-00002.safetensors
         variant = file.stem.partition(".")[2].split("-")[0]
         variants.add(variant or None)

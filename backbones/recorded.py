@@ -1,6 +1,5 @@
 """A network whose output at one state is known, and which is asked again elsewhere."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from rwguidance.schedules import as_times
 from .conditioning import TextCondition
 from .coordinates import Coordinates
 from .flux import Flux
+from .guided_classes import plain
 from .pipelines import PipelineBackbone, require
 from .published import family_of
 
@@ -138,8 +138,8 @@ def evaluate_again(
 def _adapter(family: type[PipelineBackbone], pipe: Any) -> PipelineBackbone:
     """The adapter of a pipeline, with the guidance scale of its present call."""
 
-    plain = copy.copy(pipe)
+    unguided = plain(pipe)
     scheduler = getattr(require("diffusers"), family.schedulers[0])
-    plain.scheduler = scheduler.from_config(pipe.scheduler.config)
+    unguided.scheduler = scheduler.from_config(pipe.scheduler.config)
     takes_scale = family is not Flux or pipe.transformer.config.guidance_embeds
-    return family(plain, pipe.guidance_scale if takes_scale else None)
+    return family(unguided, pipe.guidance_scale if takes_scale else None)

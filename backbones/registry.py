@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from rwguidance.backbone import Backbone
+from rwguidance.support import checks
 from rwguidance.support.registry import Registry, build
 
 __all__ = ["available", "load", "register"]
@@ -42,7 +43,7 @@ def load(
     name: str,
     path: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> Backbone:
     """Builds a backbone, frozen and in eval mode.
@@ -61,6 +62,7 @@ def load(
         TypeError: If the backbone does not take these options; shows what it takes.
     """
 
+    device, dtype = checks.device("device", device), checks.floating_dtype("dtype", dtype)
     factory = _registry.load(name)
     if "dtype" in inspect.signature(factory).parameters:
         # It reads its weights in this precision, which saves both memory and a second rounding.

@@ -80,10 +80,11 @@ class RewardSpec:
     card: str = ""
 
     def __post_init__(self) -> None:
-        low, high = self.typical_range
-        if not low < high:
+        ends = self.typical_range if isinstance(self.typical_range, Sequence) else ()
+        kinds = [isinstance(end, int | float) and not isinstance(end, bool) for end in ends]
+        if kinds != [True, True] or not ends[0] < ends[1]:
             raise ValueError(
-                f"typical_range must be (low, high) with low < high, got {self.typical_range}"
+                f"typical_range must be (low, high) with low < high, got {self.typical_range!r}"
             )
 
     def file(self, name: str) -> RewardFile:
@@ -204,6 +205,12 @@ class Reward(nn.Module, ABC):
         groups = self._groups(images)
         prompts = self._prompts([prompt] * len(groups), len(groups))
         return self._in_groups(self.logits, groups, prompts).softmax(0)
+
+    def __repr__(self) -> str:
+        """Returns one line; the parts of a network are those of its attributes."""
+
+        about = [repr(self.spec.name), self.extra_repr(), f"device={self.device}"]
+        return f"{type(self).__name__}({', '.join(filter(None, about))})"
 
     @property
     def device(self) -> torch.device | None:

@@ -17,12 +17,13 @@ composition where one reward is asked for.
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rwguidance.schedules import working_dtype
+from rwguidance.support.checks import number
 from rwguidance.tilt import check_rewards
 
 from .base import Reward, RewardSpec, as_strings
@@ -157,12 +158,7 @@ class WeightedSum(Composite):
             raise ValueError(
                 f"weights must hold one number per reward, {len(parts)}, got {len(weights)}"
             )
-        for weight in weights:
-            if not isinstance(weight, SupportsFloat):
-                raise TypeError(f"weights must be numbers, got {type(weight).__name__}")
-            if not math.isfinite(float(weight)):
-                raise ValueError(f"weights must be finite, got {weight}")
-        numbers = tuple(float(weight) for weight in weights)
+        numbers = tuple(number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
         if not any(numbers):
             raise ValueError("weights must not all be 0: the sum would not depend on the images")
 
@@ -234,12 +230,7 @@ class LowerConfidenceBound(Composite):
 
     def __init__(self, rewards: Sequence[Reward], kappa: float) -> None:
         parts = _as_rewards(rewards)
-        if not isinstance(kappa, SupportsFloat):
-            raise TypeError(f"kappa must be a number, got {type(kappa).__name__}")
-        if not 0 <= float(kappa) < math.inf:
-            raise ValueError(
-                f"kappa must be at least 0 and finite, in standard deviations, got {kappa}"
-            )
+        kappa = number("kappa", kappa, 0)
         if len(parts) < 2 and kappa:
             raise ValueError(
                 f"a standard deviation needs at least two rewards, got {len(parts)}; "
@@ -250,17 +241,17 @@ class LowerConfidenceBound(Composite):
         low, n = sum(lows) / len(parts), len(parts)
         if kappa:  # Popoviciu's bound of the standard deviation of n values in an interval
             low -= kappa * (max(highs) - min(lows)) / 2 * math.sqrt(n / (n - 1))
-        suffix = f"; kappa={float(kappa):g})"
+        suffix = f"; kappa={kappa:g})"
         name = "lcb(" + ", ".join(part.spec.name for part in parts) + suffix
         spec = joint_spec(
             parts,
             name=name,
             title="Lower confidence bound (" + ", ".join(p.spec.title for p in parts) + suffix,
-            formula=f"mean - {float(kappa):g} * unbiased standard deviation over the rewards",
+            formula=f"mean - {kappa:g} * unbiased standard deviation over the rewards",
             typical_range=(low, sum(highs) / n),
         )
         super().__init__(parts, spec)
-        self.kappa = float(kappa)
+        self.kappa = kappa
 
     def combine(self, values: Sequence[Tensor], prompts: Sequence[str] | None) -> Tensor:
         """Mean minus kappa standard deviations, with the shape of the values."""

@@ -176,6 +176,8 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
     for summary in scores.summaries:
         _print_best(console, scores, summary.reward)
     console.print()
+    if not scores.scored:
+        _say(console, "Nothing was left to score: this is the result of an earlier run.")
     failed = len(scores.failures)
     skipped = f", {failed} skipped (see the column error)" if failed else ""
     _say(console, f"{scores.out}: {scores.rows} rows{skipped}")

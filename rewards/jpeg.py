@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rwguidance.support.checks import flag, integer
+
 from .base import Reward, RewardSpec
 from .images import to_pil
 from .loading import require
@@ -29,6 +31,7 @@ class JPEG(Reward):
         quality: JPEG quality, from 1 to 95; the references take 95.
 
     Raises:
+        TypeError: If the quality is not an integer, or `incompressible` not True or False.
         ValueError: If the quality is out of range.
 
     References:
@@ -54,15 +57,16 @@ class JPEG(Reward):
 
     def __init__(self, incompressible: bool = False, quality: int = 95) -> None:
         super().__init__()
-        if not 1 <= quality <= 95:
-            raise ValueError(f"quality must lie between 1 and 95, got {quality}")
+        self.sign = 1.0 if flag("incompressible", incompressible) else -1.0
+        self.quality = integer("quality", quality, 1, 95)
         require("PIL", self.spec.name)
-        self.sign = 1.0 if incompressible else -1.0
-        self.quality = quality
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         sizes = [self._bytes(image) for image in to_pil(images)]
         return self.sign * torch.tensor(sizes, device=images.device) / 1000
+
+    def extra_repr(self) -> str:
+        return f"incompressible={self.sign > 0}, quality={self.quality}"
 
     def _bytes(self, image: "Image") -> int:
         file = io.BytesIO()

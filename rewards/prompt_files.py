@@ -216,6 +216,8 @@ def _read_jsonl(path: Path) -> Iterator[Prompt]:
             record = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {line}: not JSON, {error.msg}") from None
+        except RecursionError:
+            raise ValueError(f"{path}, line {line}: nested too deeply") from None
         if not isinstance(record, dict):
             raise ValueError(
                 f'{path}, line {line}: expected an object like {{"prompt": "a cat"}}, got {text}'

@@ -48,7 +48,7 @@ def load(
     name: str,
     path: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> Reward:
     """Builds a reward, frozen and in eval mode.

@@ -5,7 +5,6 @@ image and prompt. Towers may run in half precision; normalization, product and s
 """
 
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rwguidance.schedules import working_dtype
+from rwguidance.support.checks import integer
 
 from .base import Reward, as_strings
+from .prompt_cache import PromptCache
 
 __all__ = ["AffineHead", "EmbeddingReward", "LogitScale", "WideModule", "checkpoint_layers", "unit"]
 
@@ -137,11 +138,9 @@ class EmbeddingReward(Reward):
 
     def __init__(self, log_scale: Tensor, cache_size: int = 4096) -> None:
         super().__init__()
-        if cache_size < 0:
-            raise ValueError(f"cache_size must be at least 0, got {cache_size}")
         self.logit_scale = LogitScale(log_scale)
-        self.cache_size = cache_size
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self.cache_size = integer("cache_size", cache_size, 0)
+        self._cache = PromptCache()
 
     @abstractmethod
     def embed_images(self, images: Tensor) -> Tensor:
@@ -163,7 +162,8 @@ class EmbeddingReward(Reward):
     def forget_prompts(self) -> None:
         """Drops the cached embeddings; needed after changing the text tower's weights in place."""
 
-        self._cache.clear()
+        # A new one: a thread that is embedding at this moment keeps its results in the old one.
+        self._cache = PromptCache()
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.value(self._cosine(images, prompts))
@@ -180,7 +180,8 @@ class EmbeddingReward(Reward):
             return self.value(x @ y.T)
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
-        known = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
+        cache = self._cache
+        known = cache.find(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if new:
             # What is kept must serve every later call: a tensor born in inference mode could not be
@@ -190,11 +191,7 @@ class EmbeddingReward(Reward):
                 for start in range(0, len(new), _PROMPTS):
                     part = new[start : start + _PROMPTS]
                     known.update(zip(part, unit(self.embed_prompts(part)), strict=True))
-        for prompt in dict.fromkeys(prompts):
-            self._cache[prompt] = known[prompt]
-            self._cache.move_to_end(prompt)
-        while len(self._cache) > self.cache_size:
-            self._cache.popitem(last=False)
+        cache.keep({prompt: known[prompt] for prompt in dict.fromkeys(prompts)}, self.cache_size)
         return torch.stack([known[prompt] for prompt in prompts])
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

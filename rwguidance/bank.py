@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .support import memory
+from .support import checks, memory
 from .support.conditions import condition_keys
 from .support.files import replacing
 from .tilt import Tilt, check_rewards
@@ -18,7 +18,7 @@ from .tilt import Tilt, check_rewards
 __all__ = ["Bank"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bank:
     r"""Draws :math:`x^1, \dots, x^N \sim p(x_0 | y)` for one or several conditions y.
 
@@ -47,17 +47,11 @@ class Bank:
     rows: dict[Hashable, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.x_0, Tensor) or not self.x_0.is_floating_point():
-            kind = str(self.x_0.dtype) if isinstance(self.x_0, Tensor) else type(self.x_0).__name__
-            raise TypeError(f"x_0 must be a floating-point tensor, got {kind}")
-        if self.x_0.ndim < 2 or len(self.x_0) == 0:
-            raise ValueError(
-                f"x_0 must have shape (N, *event) with N >= 1, got {tuple(self.x_0.shape)}"
-            )
-        if not bool(self.x_0.isfinite().all()):
-            bad = (~self.x_0.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-            raise ValueError(f"x_0 must be finite, got NaN or inf in draws {bad[:5]}")
+        checks.states("x_0", self.x_0, finite=True)
+        checks.instance("origin", self.origin, (Mapping, type(None)), "a mapping or None")
         n = len(self.x_0)
+        if n == 0:
+            raise ValueError(f"x_0 must hold N >= 1 draws, got shape {tuple(self.x_0.shape)}")
         keys = condition_keys(self.condition, n)
         if self.rewards is not None:
             _check_bank_rewards(self.rewards, n, self.condition)
@@ -77,6 +71,16 @@ class Bank:
         rows = {key: slice(a, b) for key, a, b in zip(names, [0, *ends], ends, strict=False)}
         object.__setattr__(self, "condition", keys)
         object.__setattr__(self, "rows", rows)
+
+    def __repr__(self) -> str:
+        one = "1 condition" if len(self.rows) == 1 else f"{len(self.rows)} conditions"
+        scored = "not scored" if self.rewards is None else "scored"
+        if self.rewards is not None and self.rewards.ndim == 2:
+            scored += f" by {self.rewards.shape[1]} rewards"
+        return (
+            f"Bank({len(self)} draws of {tuple(self.x_0.shape[1:])} for "
+            f"{'every condition' if self.condition is None else one}, {scored})"
+        )
 
     def __len__(self) -> int:
         return len(self.x_0)
@@ -109,13 +113,14 @@ class Bank:
             progress: Whether to show a progress bar.
 
         Raises:
+            TypeError: If `tilt` is no Tilt, or another argument is of the wrong kind.
             ValueError: If `batch_size` is less than 1.
         """
 
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
+        batch_size = checks.integer("batch_size", batch_size, 1)
         starts: Any = range(0, len(self), batch_size)
-        if progress:
+        if checks.flag("progress", progress):
             from rich.progress import track
 
             starts = track(starts, description="scoring the bank")
@@ -129,10 +134,21 @@ class Bank:
         return replace(self, rewards=torch.cat(scores))
 
     def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
     ) -> "Bank":
-        """Returns the bank with its draws on `device` in `dtype`; rewards keep their precision."""
+        """Returns the bank with its draws on `device` in `dtype`; rewards keep their precision.
 
+        Arguments:
+            device: The device, or its name; None leaves the draws where they are.
+            dtype: The floating-point dtype, or its name; None leaves it.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If there is no such device, or the dtype is not of floating point.
+        """
+
+        device = checks.device("device", device)
+        dtype = checks.floating_dtype("dtype", dtype)
         rewards = None if self.rewards is None else self.rewards.to(device=device)
         return replace(self, x_0=self.x_0.to(device=device, dtype=dtype), rewards=rewards)
 
@@ -140,12 +156,13 @@ class Bank:
         """Writes the bank as one safetensors file, atomically: a write that fails changes nothing.
 
         Raises:
-            TypeError: If a condition is neither a string nor an integer.
+            TypeError: If a condition is neither a string nor an integer, or the path is none.
             FileNotFoundError: If there is no such directory.
         """
 
         from safetensors.torch import save_file
 
+        checks.instance("path", path, (str, os.PathLike), "a path")
         for key in () if self.condition is None else self.rows:
             if not isinstance(key, str | int):
                 raise TypeError(
@@ -163,19 +180,27 @@ class Bank:
             save_file(tensors, partial, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> "Bank":
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "Bank":
         """Reads a bank that :meth:`save` wrote.
 
+        Arguments:
+            path: The file.
+            device: The device, or its name, on which the tensors are put.
+
         Raises:
+            TypeError: If an argument is of the wrong kind.
             FileNotFoundError: If there is no such file.
-            ValueError: If the file holds no bank.
+            ValueError: If the file holds no bank, or there is no such device.
         """
 
         from safetensors import safe_open
 
+        checks.instance("path", path, (str, os.PathLike), "a path")
+        place = str(checks.device("device", device) or "cpu")
+
         if not Path(path).is_file():
             raise FileNotFoundError(f"no bank at {path}")
-        with safe_open(path, framework="pt", device=device) as file:
+        with safe_open(path, framework="pt", device=place) as file:
             names = set(file.keys())
             metadata = file.metadata() or {}
             if "x_0" not in names or "condition" not in metadata:
@@ -188,8 +213,7 @@ class Bank:
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:
-    if isinstance(rewards, Tensor) and rewards.ndim == 2 and len(rewards) == n:
-        for column in rewards.unbind(1):
-            check_rewards(column, n, condition)
-    else:
-        check_rewards(rewards, n, condition)
+    checks.tensor("rewards", rewards)
+    columns = isinstance(rewards, Tensor) and rewards.ndim == 2 and rewards.shape[1] > 0
+    for column in rewards.unbind(1) if columns and len(rewards) == n else (rewards,):
+        check_rewards(column, n, condition, "rewards")

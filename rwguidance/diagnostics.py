@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .support import checks
+
 __all__ = ["sliced_wasserstein"]
 
 
@@ -25,9 +27,16 @@ def sliced_wasserstein(
         generator: Source of randomness of the directions.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If a set is empty or the event shapes differ.
     """
 
+    checks.states("x", x, finite=True)
+    checks.states("y", y, finite=True)
+    projections = checks.integer("projections", projections, 1)
+    checks.instance(
+        "generator", generator, (torch.Generator, type(None)), "a torch.Generator or None"
+    )
     if x.shape[1:] != y.shape[1:] or len(x) == 0 or len(y) == 0:
         raise ValueError(
             "x and y must be non-empty sets of states of one shape, "

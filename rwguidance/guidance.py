@@ -1,17 +1,18 @@
 """Guidance: a base model and an estimator make a model of the tilted law."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .estimators.base import ConditionalExpectation
+from .estimators.base import ConditionalExpectation, Estimate
 from .models import Model
 from .prediction import Prediction
-from .schedules import as_times
+from .schedules import shared_time
+from .support import checks
+from .support.describe import summary
 
 __all__ = ["GuidedModel"]
 
@@ -35,6 +36,8 @@ class GuidedModel(Model):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
+        FloatingPointError: When it is called, if the guided mean is not finite; says whether base
+            or estimator is to blame, and names time and items.
     """
 
     def __init__(
@@ -44,12 +47,8 @@ class GuidedModel(Model):
         scale: float | Callable[[Tensor], Tensor] = 1.0,
         window: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if not isinstance(base, Model):
-            raise TypeError(f"base must be a Model, got {type(base).__name__}")
-        if not isinstance(estimator, ConditionalExpectation):
-            raise TypeError(
-                f"estimator must be a ConditionalExpectation, got {type(estimator).__name__}"
-            )
+        checks.instance("base", base, Model, "a Model")
+        checks.instance("estimator", estimator, ConditionalExpectation, "a ConditionalExpectation")
         check_strength(scale, window)
         super().__init__(base.schedule)
         self.base = base
@@ -57,22 +56,41 @@ class GuidedModel(Model):
         self.scale = scale
         self.window = (float(window[0]), float(window[1]))
 
-    def forward(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Prediction:
-        times = as_times(t, batch=len(x_t))
+    def __repr__(self) -> str:
+        return summary(
+            self, base=self.base, estimator=self.estimator, scale=self.scale, window=self.window
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Prediction:
+        times = shared_time(t)
         low, high = self.window
         inside = (times >= low) & (times <= high)
         scale = torch.where(inside, self._scale(times), 0.0)
         if not bool(scale.isfinite().all()):
             raise ValueError(f"scale must be finite, got {scale.tolist()} at t = {times.tolist()}")
         if not bool(scale.any()):
-            prediction: Prediction = self.base(x_t, t, condition)
-            return prediction
+            return self.base(x_t, t, condition)
         estimate = self.estimator(self.base, x_t, t, condition)
         shift = estimate.shift
         scale = scale.reshape(-1, *(1,) * (x_t.ndim - 1)).to(shift)
         # A sample that is not guided takes no part in 0 * shift, which could be NaN.
         shift = torch.where(scale == 0, torch.zeros_like(shift), scale * shift)
-        return replace(estimate.prediction.shifted(shift), diagnostics=estimate.diagnostics)
+        guided = estimate.prediction.shifted(shift)
+        if not bool(guided.mean.isfinite().all()):
+            raise FloatingPointError(self._not_finite(estimate, guided, times))
+        return replace(guided, diagnostics=estimate.diagnostics)
+
+    def _not_finite(self, estimate: Estimate, guided: Prediction, times: Tensor) -> str:
+        """The message about a guided mean that is not finite: whose fault it is, and where."""
+
+        source, mean = f"the shift of {type(self.estimator).__name__}", guided.mean
+        base = estimate.prediction.mean
+        if not bool(base.isfinite().all()):
+            source, mean = f"the base prediction of {type(self.base).__name__}", base
+        return (
+            f"{source} must be finite, got NaN or inf in {checks.bad_items(mean)} "
+            f"at t = {times.tolist()}"
+        )
 
     def _scale(self, times: Tensor) -> Tensor:
         if not callable(self.scale):
@@ -95,15 +113,10 @@ def check_strength(scale: float | Callable[[Tensor], Tensor], window: tuple[floa
     """
 
     if not callable(scale):
-        if not isinstance(scale, SupportsFloat):
-            raise TypeError(
-                f"scale must be a number or a function of the time, got {type(scale).__name__}"
-            )
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
-    if not isinstance(window, Sequence) or len(window) != 2:
+        checks.number("scale", scale)
+    if not isinstance(window, Sequence) or isinstance(window, str) or len(window) != 2:
         raise TypeError(f"window must be two times (low, high), got {window!r}")
-    low, high = window
+    low, high = (checks.number("window", time) for time in window)
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"window must be times (low, high) with 0 <= low <= high <= 1, got {window}"

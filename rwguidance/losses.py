@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from .support import checks
+
 __all__ = [
     "centered_residual",
     "contrastive",
@@ -134,7 +136,7 @@ def marginal_residual(shift: Tensor, mean: Tensor, x_0: Tensor, log_w: Tensor) -
         | Energy-Weighted Flow Matching (Zhang et al., 2025), arXiv:2503.04975
     """
 
-    _check_states(shift, mean, x_0)
+    _check_states(shift, mean, x_0, log_w)
     return log_w.exp() * (shift + mean - x_0).square().flatten(1).mean(1)
 
 
@@ -154,13 +156,15 @@ def centered_residual(
         log_h: :math:`\log h_t(x_t)`, in nats, with shape (B,), known or learned; not trained here.
     """
 
-    _check_states(shift, mean, x_0)
+    _check_states(shift, mean, x_0, log_w)
     _check(log_h, log_w)
     ratio = torch.expm1(log_w - log_h.detach()).reshape(-1, *(1,) * (shift.ndim - 1))
     return (shift - ratio * (x_0 - mean)).square().flatten(1).mean(1)
 
 
 def _check(log_h: Tensor, log_w: Tensor) -> None:
+    checks.tensor("log_h", log_h)
+    checks.tensor("log_w", log_w)
     if log_h.shape != log_w.shape:
         raise ValueError(
             "log_h and log_w must have the same shape, "
@@ -168,7 +172,10 @@ def _check(log_h: Tensor, log_w: Tensor) -> None:
         )
 
 
-def _check_states(shift: Tensor, mean: Tensor, x_0: Tensor) -> None:
+def _check_states(shift: Tensor, mean: Tensor, x_0: Tensor, log_w: Tensor) -> None:
+    for name, value in (("shift", shift), ("mean", mean), ("x_0", x_0)):
+        checks.states(name, value)
+    checks.tensor("log_w", log_w, (len(x_0),))
     if not shift.shape == mean.shape == x_0.shape:
         raise ValueError(
             "shift, mean and x_0 must have the same shape, "

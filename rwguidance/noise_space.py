@@ -25,9 +25,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .models import Model
-from .samplers import Sampler, sample
+from .models import Model, check_is_model
+from .samplers import Sampler, check_times, sample
 from .schedules import working_dtype
+from .support import checks
 from .support.conditions import condition_keys, describe_keys, take
 from .support.randomness import Generators
 from .tilt import Tilt
@@ -74,9 +75,16 @@ def flow_map(model: Model, sampler: Sampler, times: Tensor | Sequence[float]) ->
 
     Returns:
         A function (noise, condition) -> clean states. It raises ValueError if a step asks for
-        random numbers.
+        random numbers, and keeps no graph.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the times are none of a run.
     """
 
+    check_is_model("model", model)
+    checks.instance("sampler", sampler, Sampler, "a Sampler such as DDIM()")
+    times = check_times(times)
     return lambda noise, condition: sample(
         model, sampler, noise, times, condition, generator=_NoRandomness()
     )
@@ -208,13 +216,10 @@ def pcn(
           2013), arXiv:1202.0709
     """
 
-    if not isinstance(start, Selection):
-        raise TypeError(f"start must be a Selection, got {type(start).__name__}")
+    checks.instance("start", start, Selection, "a Selection")
     task = _Task(generate, tilt, draw, len(start.x_0), condition, generator, batch_size)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 0 < rho <= 1:
-        raise ValueError(f"rho must lie in (0, 1], got {rho}")
+    steps = checks.integer("steps", steps, 1)
+    rho = checks.number("rho", rho, above=0, high=1)
     with torch.no_grad():
         parts = [_run_chains(task, rows, start, steps, rho) for rows in task.groups()]
     noise, x_0, log_w, acceptance = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -234,12 +239,12 @@ class _Task:
     batch_size: int | None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tilt, Tilt):
-            raise TypeError(f"tilt must be a Tilt, got {type(self.tilt).__name__}")
-        if self.outputs < 1:
-            raise ValueError(f"outputs must be at least 1, got {self.outputs}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        checks.function("generate", self.generate)
+        checks.instance("tilt", self.tilt, Tilt, "a Tilt")
+        checks.function("draw", self.draw)
+        checks.integer("outputs", self.outputs, 1)
+        checks.generator("generator", self.generator)
+        checks.optional(checks.integer, "batch_size", self.batch_size, 1)
         lengths = {"generator": self.generator, "condition": self.condition}
         for name, value in lengths.items():
             counted = isinstance(value, Sized) and not isinstance(value, Mapping | str | bytes)
@@ -301,8 +306,7 @@ class _Task:
 
 
 def _select(task: _Task, n: int, soft: bool) -> Selection:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    n = checks.integer("n", n, 1)
     with torch.no_grad():
         parts = [_select_group(task, rows, n, soft) for rows in task.groups()]
     noise, x_0, chosen, log_w = (torch.cat(column) for column in zip(*parts, strict=True))

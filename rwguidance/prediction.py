@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .schedules import Scales
+from .support import checks
 
 __all__ = ["Prediction"]
 
@@ -44,7 +45,7 @@ class Prediction:
         noise is independent of it, so its mean is zero.
         """
 
-        _check_shape("mean", mean, x_t)
+        _check("mean", mean, x_t, scales)
         mean = torch.where(scales.sigma == 0, _divide_or_zero(x_t, scales.alpha), mean)
         noise = _divide_or_zero(x_t - scales.alpha * mean, scales.sigma)
         return cls(mean, noise, scales)
@@ -57,7 +58,7 @@ class Prediction:
             ValueError: If :math:`\alpha_t = 0`: there the noise says nothing about the mean.
         """
 
-        _check_shape("noise", noise, x_t)
+        _check("noise", noise, x_t, scales)
         _check_signal("noise", scales)
         mean = (x_t - scales.sigma * noise) / scales.alpha
         return cls(mean, noise.to(mean.dtype), scales)
@@ -72,7 +73,7 @@ class Prediction:
             ValueError: If :math:`\alpha_t = 0`: there the score says nothing about the mean.
         """
 
-        _check_shape("score", score, x_t)
+        _check("score", score, x_t, scales)
         _check_signal("score", scales)
         return cls.from_noise(-scales.sigma * score, x_t, scales)
 
@@ -86,7 +87,7 @@ class Prediction:
             ValueError: If a rate is infinite (:math:`\dot\sigma_0` of the VP path).
         """
 
-        _check_shape("velocity", velocity, x_t)
+        _check("velocity", velocity, x_t, scales)
         _check_rates(scales)
         a, s, a_rate, s_rate = scales.alpha, scales.sigma, scales.alpha_rate, scales.sigma_rate
         determinant = a_rate * s - s_rate * a
@@ -143,7 +144,14 @@ def _divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / safe)
 
 
+def _check(name: str, value: Tensor, x_t: Tensor, scales: Scales) -> None:
+    checks.instance("scales", scales, Scales, "Scales")
+    _check_shape(name, value, x_t)
+
+
 def _check_shape(name: str, value: Tensor, x_t: Tensor) -> None:
+    checks.states(name, value, event=False)
+    checks.states("x_t", x_t, event=False)
     if value.shape != x_t.shape:
         raise ValueError(
             f"{name} must have the shape of the state, {tuple(x_t.shape)}, got {tuple(value.shape)}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .prediction import Prediction
+from .support import checks
 
 __all__ = ["consistency", "cycle", "gradient_penalty"]
 
@@ -32,6 +33,9 @@ def consistency(guided: Prediction, noise: Tensor, log_w: Tensor | None = None) 
         | Reward-weighted guidance, arXiv:2602.00413; TGDP (Ouyang et al., 2024), arXiv:2405.16876
     """
 
+    checks.instance("guided", guided, Prediction, "a Prediction")
+    checks.tensor("noise", noise, tuple(guided.noise.shape))
+    checks.optional(checks.tensor, "log_w", log_w, (len(noise),))
     error = (guided.noise - noise).square().flatten(1).mean(1)
     return error if log_w is None else log_w.exp() * error
 
@@ -53,6 +57,9 @@ def cycle(log_h: Tensor, log_ratio: Tensor, log_w: Tensor | None = None) -> Tens
         | TGDP (Ouyang et al., 2024), arXiv:2405.16876
     """
 
+    checks.tensor("log_h", log_h)
+    checks.tensor("log_ratio", log_ratio, tuple(log_h.shape))
+    checks.optional(checks.tensor, "log_w", log_w, tuple(log_h.shape))
     error = (log_h - log_ratio.detach()).square()
     return error if log_w is None else log_w.exp() * error
 
@@ -67,6 +74,8 @@ def gradient_penalty(gradient: Tensor, sigma: Tensor) -> Tensor:
         sigma: Noise scale, broadcastable to `gradient`.
     """
 
+    checks.states("gradient", gradient)
+    checks.tensor("sigma", sigma)
     return (sigma * gradient).square().flatten(1).mean(1)
 
 

@@ -9,16 +9,19 @@ the rectified path at time :math:`\tau = \sigma / (\alpha + \sigma)`, where the 
 import itertools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .models import Model
+from .models import Model, check_is_model
 from .prediction import Prediction
-from .schedules import Scales, Schedule, as_times
+from .schedules import Scales
+from .support import checks
+from .support.describe import summary
 from .support.randomness import Generators, normal
 
 __all__ = [
@@ -54,6 +57,9 @@ class Transition:
 
 class Sampler(ABC):
     """One step along a path, from time t to a smaller time s."""
+
+    def __repr__(self) -> str:
+        return summary(self, **vars(self))
 
     @abstractmethod
     def step(
@@ -115,14 +121,16 @@ class DDIM(AncestralSampler):
     Arguments:
         eta: Amount of noise, in [0, 1].
 
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+
     References:
         | Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502
     """
 
     def __init__(self, eta: float = 0.0) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}")
-        self.eta = eta
+        self.eta = checks.number("eta", eta, 0, 1)
 
     def transition(self, prediction: Prediction, scales: Scales) -> Transition:
         now = prediction.scales
@@ -181,6 +189,7 @@ def sample(
     generator: Generators = None,
     progress: bool = False,
     trace: Trace | None = None,
+    gradient: bool = False,
 ) -> Tensor:
     r"""Carries states from the first of `times` to the last. One-step sampling is times (1, 0).
 
@@ -195,51 +204,91 @@ def sample(
             which a sample does not depend on its batch.
         progress: Whether to show a progress bar.
         trace: A function that is called with (t, prediction) at every step.
+        gradient: Whether the result carries gradients, in `x_1` and in what the model holds. False
+            keeps no graph, whatever the surroundings: the memory of one step is enough.
 
     Returns:
         States at `times[-1]`, with shape (B, \*event) and the dtype of `x_1`.
 
     Raises:
-        ValueError: If the times are fewer than two, not decreasing or outside [0, 1].
-        TypeError: If `x_1` is not a floating-point tensor, `model` is not a Model, or `sampler` is
-            not a Sampler.
+        ValueError: If the times are fewer than two, not decreasing or outside [0, 1], or the states
+            have no event or are not finite.
+        TypeError: If `x_1` is not a floating-point tensor, `model` is not a Model, `sampler` is
+            not a Sampler, or another argument is of the wrong kind.
+        FloatingPointError: If NaN or inf appears on the way; names step, items and source.
 
     Warns:
         UnreliableEstimate: Once per run, if an estimator reports at some step that most of its
             shifts rest on too few effective draws.
     """
 
-    if not isinstance(getattr(model, "schedule", None), Schedule):  # also a compiled Model has one
-        raise TypeError(f"model must be a Model, got {type(model).__name__}; wrap networks in one")
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a Sampler such as DDIM(), got {sampler!r}")
-    grid = _check_times(times)
-    if not isinstance(x_1, Tensor) or not x_1.is_floating_point() or x_1.ndim < 2:
-        got = f"{x_1.dtype} {tuple(x_1.shape)}" if isinstance(x_1, Tensor) else type(x_1).__name__
-        raise TypeError(f"x_1 must be a floating-point tensor of shape (B, *event), got {got}")
+    check_is_model("model", model)
+    checks.instance("sampler", sampler, Sampler, "a Sampler such as DDIM()")
+    grid = check_times(times)
+    checks.states("x_1", x_1, finite=True)
+    checks.generator("generator", generator)
+    checks.optional(checks.function, "trace", trace)
+    checks.flag("gradient", gradient)
 
     steps: Iterable[tuple[Tensor, Tensor]] = list(itertools.pairwise(grid))
-    if progress:
+    if checks.flag("progress", progress):
         from rich.progress import track
 
         steps = track(steps, description="sampling", total=len(grid) - 1)
     x_t, doubts = x_1, []
-    for t, s in steps:
-        x_t, prediction = sampler.step(model, x_t, t, s, condition, generator)
-        if trace is not None:
-            trace(float(t), prediction)
-        doubts += doubts_of(float(t), prediction)
+    with torch.set_grad_enabled(gradient):
+        for number, (t, s) in enumerate(steps, start=1):
+            with _naming(f"step {number} of {len(grid) - 1}"):
+                x_t, prediction = sampler.step(model, x_t, t, s, condition, generator)
+                _check_finite(x_t, prediction, model, t)
+            if trace is not None:
+                trace(float(t), prediction)
+            doubts += doubts_of(float(t), prediction)
     if doubts:
         warnings.warn(explain_doubts(doubts), UnreliableEstimate, stacklevel=2)
     return x_t
 
 
-def _check_times(times: Tensor | Sequence[float]) -> Tensor:
-    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+@contextmanager
+def _naming(step: str) -> Iterator[None]:
+    """Puts the step before the message of a FloatingPointError."""
+
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{step}: {error}") from error
+
+
+def _check_finite(x_s: Tensor, prediction: Prediction, model: Model, t: Tensor) -> None:
+    """Raises if a new state is not finite; says whether the model or the step is to blame."""
+
+    if bool(x_s.isfinite().all()):
+        return
+    source, values = "the step", x_s
+    for part in (prediction.mean, prediction.noise):
+        if not bool(part.isfinite().all()):
+            source, values = f"the prediction of {type(model).__name__}", part
+    raise FloatingPointError(
+        f"{source} must be finite, got NaN or inf in {checks.bad_items(values)} at t = {float(t)}"
+    )
+
+
+def check_times(times: Tensor | Sequence[float]) -> Tensor:
+    """Returns the times of a run as a float64 tensor on the CPU.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If they are fewer than two, not decreasing or outside [0, 1].
+    """
+
+    grid = checks.real_tensor("times", times, "a sequence or a tensor of times").detach().cpu()
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"times must hold at least two times, got shape {tuple(grid.shape)}")
-    for t in grid:
-        as_times(t)
+    if not bool(((grid >= 0) & (grid <= 1)).all()):
+        raise ValueError(
+            f"times must lie in [0, 1] (0 is data, 1 is noise), got {grid.tolist()}; network "
+            "timesteps such as 999 belong inside the backbone's adapter"
+        )
     if not bool((grid.diff() < 0).all()):
         raise ValueError(
             f"times must decrease strictly, from noise (1) to data (0), got {grid.tolist()}"
@@ -256,14 +305,16 @@ def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
     return [(t, float(diagnostics["ess_tilted"].median()))]
 
 
+ADVICE = (
+    "Guide only at higher noise, window=(t, 1.0); flatten the kernel, "
+    "ImportanceSampling(..., kernel=TargetESS(0.05)), at the price of bias; or use a larger bank."
+)
+"""What to do about doubts; a command that has options for it says it in their names."""
+
+
 def explain_doubts(doubts: list[tuple[float, float]]) -> str:
     """Returns the warning about the steps that :func:`doubts_of` collected."""
 
     steps = ", ".join(f"t={t:.3g} ({ess:.1f} effective draws)" for t, ess in doubts[:6])
     more = f" and {len(doubts) - 6} more steps" if len(doubts) > 6 else ""
-    return (
-        f"most importance-sampling estimates are meaningless at {steps}{more}. "
-        "Guide only at higher noise, window=(t, 1.0); flatten the kernel, "
-        "ImportanceSampling(..., kernel=TargetESS(0.05)), at the price of bias; or use a larger "
-        "bank."
-    )
+    return f"most importance-sampling estimates are meaningless at {steps}{more}. {ADVICE}"

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .support import checks
+from .support.describe import summary
+
 __all__ = [
     "CosineSchedule",
     "DiscreteSchedule",
@@ -34,19 +37,20 @@ def as_times(t: float | Tensor, batch: int | None = None) -> Tensor:
         batch: The number of states, if a tensor of shape (B,) must match it.
 
     Raises:
+        TypeError: If it is not made of real numbers.
         ValueError: If a time lies outside [0, 1] or is NaN, or the shape does not fit.
     """
 
-    t = torch.as_tensor(t, dtype=torch.float64)
-    if t.ndim > 1 or (t.ndim == 1 and batch is not None and t.numel() != batch):
-        expected = "() or (B,)" if batch is None else f"() or ({batch},)"
-        raise ValueError(f"t must have shape {expected}, got {tuple(t.shape)}")
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(
-            f"t must lie in [0, 1] (0 is data, 1 is noise), got {t.tolist()}; "
-            "network timesteps such as 999 belong inside the backbone's adapter"
-        )
-    return t
+    return checks.times("t", t, batch)
+
+
+def shared_time(t: Tensor) -> Tensor:
+    """Returns the one time, with shape (), of times that are one expanded; others as they are.
+
+    Looking it up once is cheaper, and scales that broadcast stay small.
+    """
+
+    return t[0] if t.ndim == 1 and len(t) > 0 and t.stride(0) == 0 else t
 
 
 def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -91,6 +95,9 @@ class Schedule(ABC):
     def time(self, log_snr: Tensor) -> Tensor:
         r"""Time at which the log-SNR (nats) takes the given values; inverse of :meth:`log_snr`."""
 
+    def __repr__(self) -> str:
+        return summary(self, **{k: v for k, v in vars(self).items() if not k.startswith("_")})
+
     def log_snr(self, t: Tensor) -> Tensor:
         r"""Log signal-to-noise ratio :math:`\log(\alpha_t^2 / \sigma_t^2)`, in nats."""
 
@@ -107,10 +114,12 @@ class Schedule(ABC):
             Scales of shape (1, ..., 1) or (B, 1, ..., 1), on the device of `like`.
 
         Raises:
+            TypeError: If the states are no floating-point tensor, or the times are no numbers.
             ValueError: If a time lies outside [0, 1] or the number of times is not B.
         """
 
-        t = as_times(t, batch=len(like))
+        checks.states("like", like, event=False)
+        t = shared_time(as_times(t, batch=len(like)))
         with torch.inference_mode(False), torch.enable_grad():
             t = t.clone().requires_grad_()
             alpha, alpha_rate = _with_derivative(self.alpha, t)
@@ -127,8 +136,14 @@ class Schedule(ABC):
             x_0: Clean states, with shape (B, \*event).
             t: Times in [0, 1], with shape () or (B,).
             noise: Standard normal noise, with shape (B, \*event).
+
+        Raises:
+            TypeError: If states or noise are no floating-point tensor, or the times are no numbers.
+            ValueError: If a time lies outside [0, 1], or a shape does not fit.
         """
 
+        checks.states("x_0", x_0, event=False)
+        checks.states("noise", noise, event=False)
         if noise.shape != x_0.shape:
             raise ValueError(
                 f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}"
@@ -158,17 +173,17 @@ class VPSchedule(Schedule):
         beta_min: Rate at t = 0, positive.
         beta_max: Rate at t = 1, at least `beta_min`.
 
+    Raises:
+        TypeError: If a rate is no number.
+        ValueError: If a rate is out of range.
+
     References:
         | Score-Based Generative Modeling through SDEs (Song et al., 2021), arXiv:2011.13456
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min <= beta_max < math.inf:
-            raise ValueError(
-                f"0 < beta_min <= beta_max must hold, got beta_min={beta_min}, beta_max={beta_max}"
-            )
-        self.beta_min = beta_min
-        self.beta_max = beta_max
+        self.beta_min = checks.number("beta_min", beta_min, above=0)
+        self.beta_max = checks.number("beta_max", beta_max, self.beta_min)
 
     def _integral(self, t: Tensor) -> Tensor:
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
@@ -213,16 +228,15 @@ class VESchedule(Schedule):
     Arguments:
         sigma_min: Noise scale at t = 0, positive, in data units.
         sigma_max: Noise scale at t = 1, larger than `sigma_min`, in data units.
+
+    Raises:
+        TypeError: If a scale is no number.
+        ValueError: If a scale is out of range.
     """
 
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
-                "0 < sigma_min < sigma_max must hold, "
-                f"got sigma_min={sigma_min}, sigma_max={sigma_max}"
-            )
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
+        self.sigma_min = checks.number("sigma_min", sigma_min, above=0)
+        self.sigma_max = checks.number("sigma_max", sigma_max, above=self.sigma_min)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -261,19 +275,36 @@ class DiscreteSchedule(Schedule):
     Arguments:
         alphas_cumprod: The table, strictly decreasing in (0, 1), with shape (K,). The last entry
             may be 0 (zero terminal signal-to-noise ratio).
+
+    Raises:
+        TypeError: If it is no table of numbers.
+        ValueError: If it has another shape, or does not decrease, as a table of betas does not.
     """
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
-        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+        table = checks.real_tensor("alphas_cumprod", alphas_cumprod, "a table of numbers").cpu()
         if table.ndim != 1 or len(table) == 0:
             raise ValueError(
                 f"alphas_cumprod must have shape (K,) with K >= 1, got {tuple(table.shape)}"
             )
         table = torch.cat((table.new_ones(1), table))
-        if not bool((table.diff() < 0).all() and table[-1] >= 0):
-            raise ValueError("alphas_cumprod must decrease strictly and lie in [0, 1)")
+        wrong = ~((table.diff() < 0) & (table[1:] >= 0))
+        if bool(wrong.any()):
+            k = int(wrong.nonzero()[0])
+            before = f" after {table[k]:.6g}" if k else ""
+            raise ValueError(
+                "alphas_cumprod must decrease strictly and lie in [0, 1), "
+                f"got {table[k + 1]:.6g}{before} in entry {k}; of betas it is "
+                "(1 - betas).cumprod(0)"
+            )
         self._alpha_squared = table
         self._sigma_squared = 1 - table
+
+    def __repr__(self) -> str:
+        return (
+            f"DiscreteSchedule({self._steps} alphas_cumprod "
+            f"from {self.alphas_cumprod[0]:.6g} to {self.alphas_cumprod[-1]:.6g})"
+        )
 
     @property
     def alphas_cumprod(self) -> Tensor:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .support import checks
 from .weights import ess
 
 __all__ = ["beta_for_ess", "beta_for_kl", "beta_for_reward"]
@@ -31,6 +32,7 @@ def beta_for_kl(rewards: Sequence[Tensor], nats: float) -> float:
         nats: The divergence, in nats.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If the draws cannot reach the target; states the range that they can.
     """
 
@@ -46,6 +48,7 @@ def beta_for_ess(rewards: Sequence[Tensor], fraction: float) -> float:
         fraction: The effective sample size over N.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If the draws cannot reach the target; states the range that they can.
     """
 
@@ -61,6 +64,7 @@ def beta_for_reward(rewards: Sequence[Tensor], level: float) -> float:
         level: The mean reward, in reward units.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If the draws cannot reach the target; states the range that they can.
     """
 
@@ -99,7 +103,11 @@ def _strength(
 ) -> float:
     """The strength 1 / beta at which a monotone quantity of the tilted draws hits its target."""
 
-    groups = [values.double().cpu() for values in rewards]
+    target = checks.number(name, target)
+    checks.instance("rewards", rewards, Sequence, "a list with the rewards of every condition")
+    groups = [_checked(values) for values in rewards]
+    if not groups:
+        raise ValueError("rewards must hold those of one condition at least, got none")
     if any(not bool(values.isfinite().any()) for values in groups):
         raise ValueError("choosing beta needs a finite reward for every condition of the bank")
     start, end = quantity(_tilted(groups, 0.0)), quantity(_tilted_to_the_end(groups))
@@ -123,6 +131,18 @@ def _strength(
             f"{name}={target} is too close to an end of the range that this bank reaches, {reach}"
         )
     return math.exp(log_strength)
+
+
+def _checked(values: Tensor) -> Tensor:
+    """Rewards of one condition, float64, on the CPU."""
+
+    good = isinstance(values, Tensor) and values.is_floating_point() and values.ndim == 1
+    if not good:
+        raise TypeError(
+            "rewards must hold one floating-point tensor of shape (N,) per condition, "
+            f"got {checks.described(values)}"
+        )
+    return values.double().cpu()
 
 
 def _spread(rewards: Tensor) -> float:

@@ -7,15 +7,18 @@ nobody has a feeling for; :meth:`Tilt.for_kl` and its siblings choose beta from 
 does have a feeling for.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .schedules import working_dtype
+from .support import checks
 from .support.conditions import condition_keys
+from .support.describe import summary
 from .temperature import beta_for_ess, beta_for_kl, beta_for_reward
 
 __all__ = ["Draws", "RewardFunction", "Tilt", "check_rewards"]
@@ -36,7 +39,8 @@ class Tilt(nn.Module):
 
     Raises:
         ValueError: If a beta is not positive and finite, or there is not one for each reward.
-        TypeError: If a beta is not a number, or a reward or `decode` is not callable.
+        TypeError: If a beta is not a number, a reward or `decode` is not callable, or a reward does
+            not take two arguments; says how to wrap it.
     """
 
     def __init__(
@@ -52,21 +56,26 @@ class Tilt(nn.Module):
             raise ValueError(
                 f"beta must hold one temperature per reward, {len(self.rewards)}, got {len(betas)}"
             )
-        for value in betas:
-            if not isinstance(value, SupportsFloat):
-                raise TypeError(f"beta must be a number, got {type(value).__name__}")
-            if not 0 < float(value) < math.inf:
-                raise ValueError(f"beta must be positive and finite, got {value}")
-        for function in (*self.rewards, *(() if decode is None else (decode,))):
-            if not callable(function):
-                raise TypeError(
-                    f"reward and decode must be callable, got {type(function).__name__}"
-                )
-        self.betas = tuple(float(value) for value in betas)
+        self.betas = tuple(checks.number("beta", value, above=0) for value in betas)
+        for function in self.rewards:
+            checks.function("reward", function, classes=False)
+        checks.optional(checks.function, "decode", decode)
         self.decode = decode
+        for function in self.rewards:
+            _check_takes_a_condition(function)
         for i, function in enumerate(self.rewards):
             if isinstance(function, nn.Module):  # so that .to(device) reaches it
                 self.add_module(f"reward_{i}", function)
+
+    def __repr__(self) -> str:
+        one = len(self.rewards) == 1
+        decode = {} if self.decode is None else {"decode": self.decode}
+        return summary(
+            self,
+            reward=self.rewards[0] if one else self.rewards,
+            beta=self.betas[0] if one else self.betas,
+            **decode,
+        )
 
     def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
         r"""Returns raw rewards in reward units, with shape (N,), or (N, R) for R > 1 rewards.
@@ -76,9 +85,11 @@ class Tilt(nn.Module):
             condition: What the rewards are conditioned on.
 
         Raises:
+            TypeError: If the states or what a reward returns are no floating-point tensor.
             ValueError: If a reward has the wrong shape or holds NaN or +inf; names the items.
         """
 
+        checks.states("x_0", x_0, event=False)
         x = x_0 if self.decode is None else self.decode(x_0)
         columns = [
             check_rewards(reward(x, condition), len(x_0), condition) for reward in self.rewards
@@ -89,17 +100,35 @@ class Tilt(nn.Module):
         r"""Returns log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them.
 
         Raises:
-            ValueError: If the rewards do not have the shape that :meth:`score` gives them.
+            TypeError: If the rewards are no floating-point tensor.
+            ValueError: If the rewards do not have the shape that :meth:`score` gives them, or a
+                log-weight overflows; names the items.
         """
 
+        checks.tensor("rewards", rewards)
         expected = 1 if len(self.betas) == 1 else 2
         if rewards.ndim != expected or (expected == 2 and rewards.shape[1] != len(self.betas)):
             shape = "(N,)" if expected == 1 else f"(N, {len(self.betas)})"
             raise ValueError(f"rewards must have shape {shape}, got {tuple(rewards.shape)}")
         rewards = rewards.to(working_dtype(rewards.dtype))
         if expected == 1:
-            return rewards / self.betas[0]
-        return (rewards / rewards.new_tensor(self.betas)).sum(-1)
+            log_w = rewards / self.betas[0]
+        else:
+            log_w = (rewards / rewards.new_tensor(self.betas)).sum(-1)
+        self._check_overflow(rewards, log_w)
+        return log_w
+
+    def _check_overflow(self, rewards: Tensor, log_w: Tensor) -> None:
+        """Raises where finite rewards give a log-weight that is not."""
+
+        zero = (rewards == -math.inf).reshape(len(rewards), -1).any(1)
+        bad = ~(log_w.isfinite() | zero)
+        if bool(bad.any()):
+            items = bad.nonzero().flatten().tolist()
+            raise ValueError(
+                f"log-weights must be finite where rewards are, but beta = {self.betas} makes them "
+                f"overflow {log_w.dtype} for items {items[:5]}; use a larger beta"
+            )
 
     def forward(self, x_0: Tensor, condition: Any = None) -> Tensor:
         r"""Returns log-weights :math:`\log w` in nats, float32 or wider, with shape (N,).
@@ -124,9 +153,11 @@ class Tilt(nn.Module):
         With several conditions in the bank, the mean over conditions is `nats`.
 
         Raises:
+            TypeError: If an argument is of the wrong kind.
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
+        checks.number("nats", nats)
         beta = beta_for_kl(cls._rewards_by_condition(reward, bank, decode), nats)
         return cls(reward, beta, decode)
 
@@ -143,9 +174,11 @@ class Tilt(nn.Module):
         With several conditions in the bank, the mean over conditions is `fraction`.
 
         Raises:
+            TypeError: If an argument is of the wrong kind.
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
+        checks.number("fraction", fraction)
         beta = beta_for_ess(cls._rewards_by_condition(reward, bank, decode), fraction)
         return cls(reward, beta, decode)
 
@@ -162,9 +195,11 @@ class Tilt(nn.Module):
         With several conditions in the bank, the mean over conditions is `level`.
 
         Raises:
+            TypeError: If an argument is of the wrong kind.
             ValueError: If the bank cannot reach the target; states the range that it can.
         """
 
+        checks.number("level", level)
         beta = beta_for_reward(cls._rewards_by_condition(reward, bank, decode), level)
         return cls(reward, beta, decode)
 
@@ -177,6 +212,8 @@ class Tilt(nn.Module):
     ) -> list[Tensor]:
         """The rewards of a bank, one tensor of shape (N,) per condition; scored here if need be."""
 
+        checks.function("reward", reward, "one callable", classes=False)
+        checks.instance("bank", bank, Draws, "a Bank")
         if bank.rewards is None:
             bank = bank.scored(cls(reward, 1.0, decode))
         assert bank.rewards is not None
@@ -188,6 +225,7 @@ class Tilt(nn.Module):
         return [bank.rewards[rows] for rows in bank.rows.values()]
 
 
+@runtime_checkable
 class Draws(Protocol):
     """The part of a :class:`rwguidance.Bank` that :class:`Tilt` needs to choose beta."""
 
@@ -203,20 +241,31 @@ class Draws(Protocol):
         """Returns the same draws with the rewards of `tilt`."""
 
 
-def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
+def check_rewards(values: Tensor, n: int, condition: Any = None, name: str = "a reward") -> Tensor:
     """Returns `values` if they are usable rewards of `n` items, and explains why not otherwise.
+
+    Arguments:
+        values: The rewards.
+        n: Number of items.
+        condition: Conditions of the items, for messages.
+        name: What messages are about: a reward that returned the values, or an argument.
 
     Raises:
         TypeError: If they are not a floating-point tensor.
         ValueError: If the shape is not (n,), or a value is NaN or +inf; names items and conditions.
     """
 
+    rule = "a reward must return" if name == "a reward" else f"{name} must be"
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"a reward must return a floating-point tensor, got {kind}")
+        call = "reward(x, condition)"
+        wrapped = call if isinstance(values, Tensor) else f"torch.as_tensor({call})"
+        raise TypeError(
+            f"{rule} a floating-point tensor, got {checks.described(values)}"
+            + (f"; wrap it: lambda x, condition: {wrapped}.float()" if name == "a reward" else "")
+        )
     if values.shape != (n,):
         raise ValueError(
-            f"a reward must return one value per item, shape ({n},), got {tuple(values.shape)}; "
+            f"{rule} one value per item, shape ({n},), got {tuple(values.shape)}; "
             "reduce over the other axes, e.g. .flatten(1).mean(1)"
         )
     bad = values.isnan() | (values == math.inf)
@@ -228,8 +277,27 @@ def check_rewards(values: Tensor, n: int, condition: Any = None) -> Tensor:
             for i in items[:5]
         )
         more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-        raise ValueError(f"a reward must not be NaN or +inf, got {names}{more}")
+        raise ValueError(f"{name} must not be NaN or +inf, got {names}{more}")
     return values
+
+
+def _check_takes_a_condition(reward: RewardFunction) -> None:
+    """Checks that a reward can be called with two arguments, if that can be known."""
+
+    function: Callable[..., Any] = reward
+    if isinstance(reward, nn.Module) and type(reward).__call__ is nn.Module.__call__:
+        function = reward.forward
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"a reward takes (x, condition), but this one takes {signature}; wrap it: "
+            "lambda x, condition: reward(x)"
+        ) from None
 
 
 def _keys_if_any(condition: Any, n: int) -> tuple[Hashable, ...] | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .support import checks
 from .support.randomness import Generators, normal
 
 __all__ = ["ess", "gumbel", "log_mean_exp", "log_uniform", "pareto_k"]
@@ -22,6 +23,7 @@ def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
         dim: The axis of size N >= 1 that is averaged away.
     """
 
+    checks.tensor("log_w", log_w)
     return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
 
 
@@ -38,6 +40,7 @@ def ess(log_w: Tensor, dim: int = -1) -> Tensor:
         | Sequential Imputations and Bayesian Missing Data Problems (Kong et al., 1994)
     """
 
+    checks.tensor("log_w", log_w)
     return torch.exp(-(2 * log_w.log_softmax(dim)).logsumexp(dim))
 
 
@@ -93,6 +96,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
           (Zhang & Stephens, 2009)
     """
 
+    checks.tensor("log_w", log_w)
     n = log_w.shape[-1]
     m = min(math.ceil(n / 5), math.ceil(3 * math.sqrt(n)))
     if m < 5:

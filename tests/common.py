@@ -18,7 +18,8 @@ from rwguidance import (
 )
 
 # The tensors here are small: more threads only wait for each other, badly so on a busy machine.
-torch.set_num_threads(int(os.environ.get("RWGUIDANCE_TEST_THREADS", "1")))
+THREADS = int(os.environ.get("RWGUIDANCE_TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
 if os.environ.get("RWGUIDANCE_TEST_MISALIGNED"):
     misaligned.install()
 
@@ -49,6 +50,7 @@ def generator():
 
 @pytest.fixture(autouse=True)
 def global_state_is_untouched():
+    torch.set_num_threads(THREADS)  # which commands set for the rest of their process
     before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed())
     state = torch.random.get_rng_state()
     yield

@@ -71,7 +71,7 @@ class Probe(ConditionalExpectation):
 
     def forward(self, model, x_t, t, condition=None):
         prediction = model(x_t, t, condition)
-        self.told.append((x_t, float(t), condition, prediction))
+        self.told.append((x_t, float(t.unique()), condition, prediction))
         noise = torch.randn(x_t.shape)
         shift = self.shift + self.noise * noise + torch.zeros_like(x_t)
         log_h = shift.flatten(1).sum(1)

@@ -1,20 +1,30 @@
 """One-line mutants of the library's formulas: signs, missing scales, swapped times. All must die.
 
-``python tests/mutants.py`` copies the repository to a temporary folder, breaks one formula at a
-time, runs the tests that should notice, and prints a table. ``make test-slow`` runs it as a test.
+Each is made in a copy of the repository, where the tests run that should notice; they must pass
+without it. The list below grows with every formula, whence the length of this file. ``make
+test-slow`` runs it as a test. Random mutants change any expression of any file; those that survive
+are mended by a test, or listed with a reason in tests/mutants_equivalent.txt.
+
+    python tests/mutants.py                          # the list below
+    python tests/mutants.py --random 100 --seed 1    # random ones
 """
 
+import argparse
 import os
-import shutil
-import subprocess
+import queue
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import NamedTuple, TypeVar
 
-ROOT = Path(__file__).resolve().parent.parent
+from mutant_runs import ROOT, Copy, Outcome
+from mutations import Mutation
+from random_mutants import choose, equivalents, files, notice
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Mutant(NamedTuple):
@@ -28,6 +38,20 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "standard error: over values, not over units",
+        "statistics.py",
+        "means = _means_of_units(means, list(unit))",
+        "list(unit)",
+        "test_statistics",
+    ),
+    Mutant(
+        "standard error of a ratio: denominators count as constants",
+        "statistics.py",
+        "mean_and_error((a - ratio * b) / bottom, units)[1]",
+        "mean_and_error(a / bottom, units)[1]",
+        "test_statistics",
+    ),
     Mutant(
         "VP: sign of the exponent of alpha",
         "schedules.py",
@@ -141,6 +165,13 @@ MUTANTS = [
         "test_importance",
     ),
     Mutant(
+        "importance: a gradient through the factor of a kernel",
+        "estimators/importance.py",
+        "self.kernel.temper(log_kernel.detach())",
+        "self.kernel.temper(log_kernel)",
+        "test_importance",
+    ),
+    Mutant(
         "plug-in: posterior variance without alpha squared",
         "estimators/plug_in.py",
         "return v * sigma**2 / (sigma**2 + alpha**2 * v)",
@@ -180,6 +211,20 @@ MUTANTS = [
         "samplers.py",
         "slope = (prediction.noise - prediction.mean + ahead.noise - ahead.mean) / 2",
         "slope = prediction.noise - prediction.mean + ahead.noise - ahead.mean",
+        "test_samplers",
+    ),
+    Mutant(
+        "samplers: noise drawn in the dtype of the states",
+        "samplers.py",
+        "normal(x_t.shape, generator, x_t.device, x_s.dtype)",
+        "normal(x_t.shape, generator, x_t.device, x_t.dtype)",
+        "test_samplers",
+    ),
+    Mutant(
+        "samplers: mean for median of the effective draws in a warning",
+        "samplers.py",
+        'diagnostics["ess_tilted"].median()',
+        'diagnostics["ess_tilted"].mean()',
         "test_samplers",
     ),
     Mutant(
@@ -314,17 +359,24 @@ MUTANTS = [
         "test_zoo",
     ),
     Mutant(
-        "cache: the newest prompt goes first",
+        "towers: embeddings normalized in half precision",
         "rewards/towers.py",
-        "self._cache.popitem(last=False)",
-        "self._cache.popitem(last=True)",
-        "test_zoo",
+        "F.normalize(embedding.to(working_dtype(embedding.dtype)), dim=-1)",
+        "F.normalize(embedding, dim=-1).to(working_dtype(embedding.dtype))",
+        "test_towers",
+    ),
+    Mutant(
+        "cache: the newest prompt goes first",
+        "rewards/prompt_cache.py",
+        "self._entries.popitem(last=False)",
+        "self._entries.popitem(last=True)",
+        "test_prompt_cache",
     ),
     Mutant(
         "cache: survives a change of dtype",
         "rewards/towers.py",
-        "        self._cache.clear()\n",
-        "",
+        "the old one.\n        self._cache = PromptCache()\n",
+        "the old one.\n",
         "test_zoo",
     ),
     Mutant(
@@ -426,6 +478,42 @@ MUTANTS = [
         "test_run",
     ),
     Mutant(
+        "draws: batches begin where the last ones end",
+        "generation/run.py",
+        "start = done - done % self.batch_size",
+        "start = done",
+        "test_run",
+    ),
+    Mutant(
+        "pairs: batches of the missing pictures alone",
+        "generation/pairs.py",
+        "base, aligned = _align(run, job.method, prompt, numbers, forecast)",
+        "numbers = range(wanted[0], numbers.stop); "
+        "base, aligned = _align(run, job.method, prompt, numbers, forecast)",
+        "test_kills",
+    ),
+    Mutant(
+        "forecast: seconds of a step for those of a run",
+        "generation/work.py",
+        "self.work.calls * sampling / self.steps",
+        "self.work.calls * sampling",
+        "test_work",
+    ),
+    Mutant(
+        "summary: pictures of a prompt as if prompts did not matter",
+        "generation/console.py",
+        "unit = [row.prompt for row in pairs] if over_prompts else None",
+        "unit = None",
+        "test_results",
+    ),
+    Mutant(
+        "folder: a pair without its reward is finished",
+        "generation/folder.py",
+        "return [row for row in done if not row.error], sorted([*missing, *failed])",
+        "return done, missing",
+        "test_failures",
+    ),
+    Mutant(
         "best of n: takes the worst",
         "generation/methods.py",
         "run, prompt, number).argmax())",
@@ -463,49 +551,146 @@ MUTANTS = [
 ]
 
 
-def kill(mutant: Mutant) -> tuple[bool, float, str]:
-    """Whether some test notices the mutant, the seconds it took, and the first that failed."""
+class BrokenTests(Exception):
+    """Tests that should notice a mutant fail without it."""
 
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("rwguidance", "rewards", "backbones", "tests", "pyproject.toml"):
-            source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, Path(folder) / name)
-        package = "" if mutant.file.startswith(("rewards/", "backbones/")) else "rwguidance"
-        target = Path(folder) / package / mutant.file
-        source = target.read_text()
-        if mutant.old not in source:
-            raise LookupError(f"mutant {mutant.what!r} does not apply to {mutant.file} any more")
-        target.write_text(source.replace(mutant.old, mutant.new))
-        files = [
-            str(path.relative_to(folder))
-            for name in mutant.tests.split()
-            for path in Path(folder, "tests").rglob(f"{name}.py")
-        ]
-        # The test bed of this checkout: an installed one may be that of another.
-        packages = os.pathsep.join((folder, str(ROOT / "testbed")))
-        run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-    failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    first = failed[0].split(" - ")[0].split("::")[-1] if failed else run.stdout[-200:]
-    return run.returncode == 1, time.perf_counter() - started, first
+
+def files_named(names: str) -> list[str]:
+    """The files of tests of these names.
+
+    Raises:
+        LookupError: If there is none of some name.
+    """
+
+    found = []
+    for name in names.split():
+        paths = sorted((ROOT / "tests").rglob(f"{name}.py"))
+        if not paths:
+            raise LookupError(f"there is no {name}.py under tests/")
+        found += [path.relative_to(ROOT).as_posix() for path in paths]
+    return found
+
+
+def mutated(mutant: Mutant) -> tuple[str, str]:
+    """The file that a mutant changes, relative to the repository, and its text with the change.
+
+    Raises:
+        LookupError: If the file does not hold what is changed.
+    """
+
+    package = "" if mutant.file.startswith(("rewards/", "backbones/")) else "rwguidance/"
+    source = (ROOT / package / mutant.file).read_text(encoding="utf-8")
+    if mutant.old not in source:
+        raise LookupError(f"mutant {mutant.what!r} does not apply to {mutant.file} any more")
+    return package + mutant.file, source.replace(mutant.old, mutant.new)
+
+
+def control(copy: Copy, names: str) -> None:
+    """Checks that tests pass as they are.
+
+    Raises:
+        BrokenTests: If one fails.
+    """
+
+    outcome = copy.run(files_named(names), _LIMIT)
+    if outcome.verdict != "passed":
+        raise BrokenTests(f"{outcome.first} fails without any mutant")
+
+
+def kill(copy: Copy, mutant: Mutant) -> Outcome:
+    """Runs the tests that should notice a mutant."""
+
+    file, text = mutated(mutant)
+    with copy.changed(file, text):
+        return copy.run(files_named(mutant.tests), _LIMIT)
+
+
+_LIMIT = 1200.0
+"""Seconds that the tests of a mutant of the list may take."""
+
+
+def in_copies(
+    function: Callable[[Copy, Item], Result], items: Iterable[Item], workers: int
+) -> list[Result]:
+    """Calls a function with a copy of the repository and each item, in parallel."""
+
+    with ExitStack() as stack:
+        free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for _ in range(workers):
+            free.put(stack.enter_context(Copy()))
+
+        def call(item: Item) -> Result:
+            copy = free.get()
+            try:
+                return function(copy, item)
+            finally:
+                free.put(copy)
+
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(call, items))
+
+
+def run_list(workers: int) -> int:
+    """Runs the mutants of the list, prints a table, and returns how many survive."""
+
+    in_copies(control, dict.fromkeys(mutant.tests for mutant in MUTANTS), workers)
+    results = in_copies(kill, MUTANTS, workers)
+    for mutant, outcome in zip(MUTANTS, results, strict=True):
+        verdict = "killed  " if outcome.noticed else "SURVIVED"
+        print(f"{verdict} {outcome.seconds:5.0f} s  {mutant.what}  [{outcome.first.strip()}]")
+    survivors = sum(not outcome.noticed for outcome in results)
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
+    return survivors
+
+
+def run_random(chosen: list[Mutation], limit: float, workers: int) -> int:
+    """Runs random mutants, prints a table, and returns how many survive without a reason."""
+
+    reasons = {(entry.file, entry.old, entry.new): entry.reason for entry in equivalents()}
+    excused = lambda mutation: reasons.get((mutation.file, mutation.old, mutation.new))
+
+    def run(copy: Copy, mutation: Mutation) -> tuple[str, Mutation]:
+        if excused(mutation):
+            outcome = Outcome("equivalent", 0.0, str(excused(mutation)))
+        else:
+            outcome = notice(copy, mutation, limit)
+        verdict = "killed" if outcome.noticed else outcome.verdict
+        verdict = "SURVIVED" if verdict in ("passed", "time limit") else verdict
+        note = outcome.first.strip()
+        if outcome.verdict == "time limit":
+            note = f"time limit at {note}"
+        place = f"{mutation.kind:9s} {mutation.file}:{mutation.line}"
+        print(f"{verdict:10s} {outcome.seconds:4.0f} s  {place}  [{note}]", flush=True)
+        return verdict, mutation
+
+    results = in_copies(run, chosen, workers)
+    survivors = [mutation for verdict, mutation in results if verdict == "SURVIVED"]
+    for mutation in survivors:
+        print(f"\n{mutation.file}:{mutation.line}\n- {mutation.old}\n+ {mutation.new}")
+    equivalent = sum(verdict == "equivalent" for verdict, _ in results)
+    killed = len(results) - len(survivors) - equivalent
+    print(f"\n{killed} killed, {equivalent} equivalent, {len(survivors)} survive")
+    return len(survivors)
 
 
 def main() -> int:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(kill, MUTANTS))
-    for mutant, (dead, seconds, first) in zip(MUTANTS, results, strict=True):
-        verdict = "killed  " if dead else "SURVIVED"
-        print(f"{verdict} {seconds:5.0f} s  {mutant.what}  [{first}]")
-    survivors = sum(not dead for dead, _, _ in results)
-    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
-    return survivors
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--random", type=int, metavar="N", help="N random mutants instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the random ones; default 0")
+    parser.add_argument("--only", nargs="+", choices=files(), metavar="FILE", help="mutate these")
+    parser.add_argument(
+        "--limit", type=float, default=300.0, help="seconds for a random one; default 300"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: every core")
+    given = parser.parse_args()
+    started = time.monotonic()
+    if given.random is None:
+        survivors = run_list(given.workers)
+    else:
+        chosen = choose(given.random, given.seed, given.only)
+        survivors = run_random(chosen, given.limit, given.workers)
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes")
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":

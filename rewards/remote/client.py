@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rwguidance.schedules import working_dtype
+from rwguidance.support.checks import flag, instance, integer, number, optional
 
 from ..base import Reward, RewardSpec
 from ..images import to_pil
@@ -60,6 +61,7 @@ class RemoteReward(Reward):
         spec: States the given facts and the address; licenses are unknown.
 
     Raises:
+        TypeError: If an argument is of another kind.
         ValueError: If the address is not one of http or https, holds a password, a number is out of
             range, or the token is missing, given twice or cannot be sent. When called: if the reply
             is not an answer of the protocol.
@@ -96,18 +98,14 @@ class RemoteReward(Reward):
     ) -> None:
         super().__init__()
         self.url, self._shown = url, _checked_address(url)
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be positive and finite, in seconds, got {timeout}")
-        if retries < 0:
-            raise ValueError(f"retries must be at least 0, got {retries}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.timeout, self.retries, self.batch_size = timeout, retries, batch_size
+        self.timeout = number("timeout", timeout, above=0)
+        self.retries = integer("retries", retries, 0)
+        self.batch_size = integer("batch_size", batch_size, 1)
         self._token = _checked_token(token, token_variable)
         require("PIL", self.spec.name)
         self.spec = replace(
             type(self).spec,
-            needs_prompt=needs_prompt,
+            needs_prompt=flag("needs_prompt", needs_prompt),
             typical_range=typical_range,
             citation=self._shown,
         )
@@ -263,6 +261,7 @@ def _is_reward(value: object) -> bool:
 def _checked_address(url: str) -> str:
     """The address without what may be secret in it, for messages. Raises if it is not one."""
 
+    instance("url", url, str, "an address such as 'http://host:port/score'")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -282,6 +281,8 @@ def _checked_address(url: str) -> str:
 
 
 def _checked_token(token: str | None, variable: str | None) -> str | None:
+    for name, value in (("token", token), ("token_variable", variable)):
+        optional(instance, name, value, str, "a string or None")
     if token is not None and variable is not None:
         raise ValueError("token and token_variable must not be given both")
     if variable is not None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from rwguidance.support.checks import instance, integer
+
 from ..base import Reward, as_strings
 from ..loading import require
 from .protocol import CONTENT_TYPE, VERSION
@@ -29,12 +31,18 @@ class RewardServer(HTTPServer):
         reward: The reward to serve, ready to be used.
         host: The interface to listen on; the default cannot be reached from other machines.
         port: The port, or 0 for any free one, see `server_port`.
+
+    Raises:
+        TypeError: If an argument is of another kind.
+        ValueError: If there is no such port.
     """
 
     def __init__(self, reward: Reward, host: str = "127.0.0.1", port: int = 0) -> None:
+        instance("reward", reward, Reward, "a Reward")
+        instance("host", host, str, "a name or an address of this machine")
         self.reward = reward
         self.image_module = require("PIL.Image", reward.spec.name)
-        super().__init__((host, port), _Handler)
+        super().__init__((host, integer("port", port, 0, 65535)), _Handler)
 
     def score(self, body: bytes) -> list[float | None]:
         """The rewards that a request's body asks for.

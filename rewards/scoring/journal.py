@@ -10,6 +10,7 @@ from typing import IO, Any, TypeAlias
 import torch
 
 import rwguidance
+from rwguidance.support.files import naming
 
 from ..prompt_files import Job
 
@@ -73,8 +74,12 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.file.close()
+        except OSError:  # of what a full disk did not take, which was an error before
+            if kind is None:
+                raise
 
     def append(self, rows: list[Row]) -> None:
         """Appends the rows of a batch, which are on the disk when this returns."""
@@ -91,9 +96,10 @@ class Journal:
             yield from json.loads(line)["rows"]
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.path):
+            self.file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def _count(self, rows: list[Row]) -> None:
         self.batches += 1
@@ -118,7 +124,7 @@ class Journal:
             return None
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         rows: Any = record.get("rows") if isinstance(record, dict) else None
         sized = self.batches < len(self.sizes) and isinstance(rows, list)
@@ -154,7 +160,7 @@ def check_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
         return
     try:
         found = dict(json.loads(line))
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path} is not the journal of a run: move it away") from None
     differ = [key for key, value in header.items() if found.get(key) != value]
     if differ:

@@ -12,24 +12,30 @@ journal. How images fall into batches is fixed by the job, and no batch depends 
 before, so the result is the same, byte for byte, as without the interruption. (On one machine, for
 rewards that give the same numbers for the same call.)
 
-An image that cannot be read, or a reward that is not finite, leaves the value empty, states the
-reason in the column ``error``, and stops nothing else. What the journal holds is final: an image
-that failed is not tried again, unless the run is restarted.
+An image that cannot be read, one at which a reward fails, or a reward that is not finite, leaves
+the value empty, states the reason in the column ``error``, and stops nothing else. A record beside
+the result says what it was made from. The same call again finds it finished and scores nothing, or
+tries again at what rewards have failed.
 """
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rwguidance.support.checks import integer
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.support.outside import require
 
 from ..base import Reward
-from ..prompt_files import Job
+from ..prompt_files import Item, Job
 from .batches import decoded, in_batches
 from .evaluation import score_batch
-from .journal import RESTART, Journal, Row, check_header, journal_path, make_header
+from .finished import check_finished, finished_rows, is_left, write_record
+from .journal import Journal, Row, check_header, journal_path, make_header
 from .results import write_table
 from .summaries import Best, Failure, Summary, Tally
 
@@ -45,7 +51,8 @@ class Scores:
     Arguments:
         out: The file of the table.
         rows: Number of its rows.
-        scored: Number of images that this run opened; the others came from the journal.
+        scored: Number of images that this run opened; the others came from the journal, or from the
+            result of an earlier run.
         summaries: One summary per reward.
         best: The best image for every reward and prompt, in the order of the rows.
         failures: The rows without all their values, in order.
@@ -78,14 +85,16 @@ def score(
         batch_size: Number of images that are decoded together, and the largest number of pairs
             given to a reward at once. A job of pairs has at most that many pairs in a batch, or one
             image.
-        restart: Whether to discard the journal of an unfinished run, and to replace a result.
+        restart: Whether to discard the journal of an unfinished run, and to replace a result. If
+            not, a result of the same call stays, but for the images at which a reward failed.
         progress: A function that is called with the number of images done and the number of rows
             that failed.
 
     Raises:
-        FileExistsError: If the result exists, and `restart` is False.
+        FileExistsError: If there is a result of another call, and `restart` is False.
         FileNotFoundError: If there is no folder to write it to.
         ImportError: If Pillow, or pyarrow for Parquet, is missing.
+        ConnectionError: If the server of a reward was not heard of for any image of a batch.
         TypeError: If a reward does not return one value per image.
         ValueError: If there are no rewards, one needs prompts and there are none, the journal
             belongs to another job, or another run is writing it.
@@ -100,22 +109,33 @@ def score(
     header["weights and options"] = {
         name: f"{fingerprint(reward)} on {reward.device}" for name, reward in rewards.items()
     }
-    sizes = [sum(len(item.prompts) for item in batch) for batch in batches]
-    with Journal(journal_path(out), header, sizes, restart) as journal:
+    known = _known(out, header, batches, list(rewards), restart)
+    findings = _Findings(job, rewards)
+    if len(known) == len(batches) and not journal_path(out).exists():
+        deque(findings.watch(itertools.chain.from_iterable(known.values())), 0)
+        return findings.scores(out, 0)
+
+    scored = 0
+    with Journal(journal_path(out), header, list(map(_rows_of, batches)), restart) as journal:
         done = sum(map(len, batches[: journal.batches]))
-        rest = batches[journal.batches :]
-        images = decoded(job, rest)
-        for batch in rest:
+        rest = range(journal.batches, len(batches))
+        images = decoded(job, [batches[i] for i in rest if i not in known])
+        for i in rest:
             if progress is not None:
                 progress(done, journal.failed)
+            done += len(batches[i])
+            if i in known:
+                journal.append(known[i])
+                continue
             # No name holds the batch: the one before must be gone while the next is decoded.
-            journal.append(score_batch(job, batch, next(images), rewards, batch_size))
-            done += len(batch)
+            journal.append(score_batch(job, batches[i], next(images), rewards, batch_size))
+            scored += len(batches[i])
         if progress is not None:
             progress(done, journal.failed)
-        scores = _write(job, rewards, journal, out, sum(map(len, rest)))
+        write_table(out, ["image", "prompt", *rewards, "error"], findings.watch(journal.rows()))
+    write_record(out, header)
     journal_path(out).unlink()
-    return scores
+    return findings.scores(out, scored)
 
 
 def check_output(
@@ -137,15 +157,14 @@ def check_output(
         needy: The names of the rewards that need prompts.
 
     Raises:
-        FileExistsError: If the result exists, and `restart` is False.
+        FileExistsError: If there is a result of another call, and `restart` is False.
         FileNotFoundError: If there is no folder to write it to.
         ImportError: If pyarrow is missing for a result in Parquet.
         ValueError: If the arguments do not fit together, or the journal belongs to another job.
     """
 
     out = Path(out)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    integer("batch_size", batch_size, 1)
     if not names:
         raise ValueError("rewards must hold at least one reward, got none")
     for name in names:
@@ -169,31 +188,61 @@ def check_output(
         with journal.open("rb") as file:
             check_header(journal, file.readline(), make_header(job, names, batch_size))
     elif out.exists():
-        raise FileExistsError(f"{out} exists: write elsewhere, or replace it, {RESTART}")
+        check_finished(out, make_header(job, names, batch_size))
 
 
-def _write(
-    job: Job, rewards: Mapping[str, Reward], journal: Journal, out: Path, scored: int
-) -> Scores:
-    """Writes the result and summarizes it, in one pass over the journal."""
+def _rows_of(batch: Sequence[Item]) -> int:
+    return sum(len(item.prompts) for item in batch)
 
-    names = ["image", "prompt", *rewards, "error"]
-    tallies = [Tally(name, job, reward) for name, reward in rewards.items()]
-    failures = []
-    count = 0
 
-    def rows() -> Iterator[Row]:
-        nonlocal count
-        places = ((i, prompt) for i, item in enumerate(job.items) for prompt in item.prompts)
-        for count, ((i, prompt), row) in enumerate(zip(places, journal.rows(), strict=True), 1):
-            image = job.items[i].image
-            for tally, value in zip(tallies, row, strict=False):
+def _known(
+    out: Path,
+    header: Mapping[str, Any],
+    batches: Sequence[Sequence[Item]],
+    names: list[str],
+    restart: bool,
+) -> dict[int, list[Row]]:
+    """Rows of the batches that a result of the same job holds, but for those with some left.
+
+    Raises:
+        FileExistsError: If there is a result of another job that nothing has begun to replace.
+    """
+
+    if restart or not out.exists():
+        return {}
+    try:
+        check_finished(out, header)
+    except FileExistsError:
+        if journal_path(out).exists():
+            return {}
+        raise
+    rows = iter(finished_rows(out))
+    parts = [list(itertools.islice(rows, _rows_of(batch))) for batch in batches]
+    return {i: part for i, part in enumerate(parts) if not any(is_left(row, names) for row in part)}
+
+
+class _Findings:
+    """What is found in the rows of a result, in one pass."""
+
+    def __init__(self, job: Job, rewards: Mapping[str, Reward]) -> None:
+        self.job = job
+        self.tallies = [Tally(name, job, reward) for name, reward in rewards.items()]
+        self.failures: list[Failure] = []
+        self.count = 0
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Passes the rows on, with their images and prompts."""
+
+        places = ((i, prompt) for i, item in enumerate(self.job.items) for prompt in item.prompts)
+        for self.count, ((i, prompt), row) in enumerate(zip(places, rows, strict=True), 1):
+            image = self.job.items[i].image
+            for tally, value in zip(self.tallies, row, strict=False):
                 tally.add(i, prompt, value)
             if row[-1]:
-                failures.append(Failure(count, image, prompt, row[-1]))
+                self.failures.append(Failure(self.count, image, prompt, row[-1]))
             yield [image, prompt, *row]
 
-    write_table(out, names, rows())
-    summaries = tuple(tally.summary() for tally in tallies)
-    best = tuple(best for tally in tallies for best in tally.best())
-    return Scores(out, count, scored, summaries, best, tuple(failures))
+    def scores(self, out: Path, scored: int) -> Scores:
+        summaries = tuple(tally.summary() for tally in self.tallies)
+        best = tuple(best for tally in self.tallies for best in tally.best())
+        return Scores(out, self.count, scored, summaries, best, tuple(self.failures))

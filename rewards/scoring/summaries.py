@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from rwguidance.statistics import ratio_and_error
+
 from ..base import Reward
 from ..prompt_files import Job
 
@@ -13,12 +15,9 @@ __all__ = ["Best", "Failure", "Summary", "Tally"]
 class Summary:
     r"""Statistics of one reward over all rows that have a value.
 
-    The standard error allows for rows that share an image: with :math:`N` rows of :math:`n` images,
-
-    .. math:: \mathrm{SE}^2 = \frac{n}{n - 1} \sum_{i=1}^n
-        \Big( \frac1N \sum_{j \in \text{rows of } i} (r_j - \bar r) \Big)^2,
-
-    which is :math:`s^2 / n` if every image has one row. Prompts count as given, not as drawn.
+    The standard error is that over images, as rows may share one: the mean is the ratio of two
+    means over images, of the sum of their rows and of their number
+    (:func:`rwguidance.statistics.ratio_and_error`). Prompts count as given, not as drawn.
 
     Arguments:
         reward: Name of the reward.
@@ -109,14 +108,11 @@ class Tally:
         self.prompts[key] = Best(self.name, key, image, value, best.images + 1)
 
     def summary(self) -> Summary:
-        n = len(self.images)
-        rows = int(sum(count for count, _ in self.images.values()))
-        if not rows:
+        if not self.images:
             return Summary(self.name, 0, 0, math.nan, math.nan, math.nan, math.nan)
-        mean = math.fsum(total for _, total in self.images.values()) / rows
-        squares = math.fsum((s - count * mean) ** 2 for count, s in self.images.values())
-        error = math.sqrt(squares * n / (n - 1)) / rows if n > 1 else math.nan
-        return Summary(self.name, rows, n, mean, error, self.low, self.high)
+        counts, sums = zip(*self.images.values(), strict=True)
+        mean, error = ratio_and_error(sums, counts)
+        return Summary(self.name, int(sum(counts)), len(counts), mean, error, self.low, self.high)
 
     def best(self) -> list[Best]:
         return list(self.prompts.values())

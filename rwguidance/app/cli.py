@@ -1,5 +1,6 @@
 """The command line, which joins the commands: each of them is a file of its own."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -49,6 +50,7 @@ _MISTAKES = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 def main() -> None:
     """Runs the command line: exit code 0, or 1 with one line for an error the user can mend."""
 
+    _print_whatever_comes()
     try:
         app()
     except Exception as error:
@@ -57,3 +59,11 @@ def main() -> None:
             raise
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+
+
+def _print_whatever_comes() -> None:
+    """Makes letters that the terminal or pipe cannot encode appear as escapes, not as errors."""
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

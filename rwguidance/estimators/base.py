@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import Model
+from ..models import Model, check_is_model
 from ..prediction import Prediction
+from ..schedules import as_times
+from ..support import checks
 
 __all__ = ["ConditionalExpectation", "Estimate"]
 
@@ -45,16 +47,44 @@ class Estimate:
 class ConditionalExpectation(nn.Module, ABC):
     r"""An estimator of :math:`h_t(x_t) = E[w(x_0) | x_t]`."""
 
-    @abstractmethod
-    def forward(
+    def __call__(
         self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
     ) -> Estimate:
+        r"""Checks model, states and times, and runs :meth:`forward`.
+
+        Arguments:
+            model: The base model, unguided.
+            x_t: Noisy states, with shape (B, \*event).
+            t: Times in [0, 1], a number or a tensor of shape () or (B,).
+            condition: What the model and the reward are conditioned on.
+
+        Raises:
+            TypeError: If the model is none, the states are no floating-point tensor, the times are
+                no numbers, or :meth:`forward` returns no Estimate.
+            ValueError: If the states have another shape or are not finite, a time lies outside
+                [0, 1], or the number of times is not B.
+        """
+
+        check_is_model("model", model)
+        checks.states("x_t", x_t, finite=True)
+        t = as_times(t, batch=len(x_t)).expand(len(x_t))
+        estimate = super().__call__(model, x_t, t, condition)
+        if not isinstance(estimate, Estimate):
+            raise TypeError(
+                f"{type(self).__name__}.forward must return an Estimate, "
+                f"got {checks.described(estimate)}"
+            )
+        return estimate
+
+    @abstractmethod
+    def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         r"""Estimates :math:`\log h_t` and the shift; calls the model once.
 
         Arguments:
             model: The base model, unguided.
             x_t: Noisy states, with shape (B, \*event).
-            t: Times in [0, 1], with shape () or (B,).
+            t: Times in [0, 1], float64, with shape (B,). To be read only: one time may stand for
+                all.
             condition: What the model and the reward are conditioned on.
         """
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from ..bank import Bank
 from ..models import Model
 from ..schedules import Scales, working_dtype
-from ..support import memory
+from ..support import checks, memory
 from ..support.conditions import condition_keys, describe_keys
+from ..support.describe import summary
 from ..tilt import Tilt
 from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm
@@ -44,6 +45,9 @@ _CAST_BYTES = 2**22
 class Kernel(ABC):
     r"""Trades bias for effective draws by flattening the noising kernel, :math:`\kappa \ell`."""
 
+    def __repr__(self) -> str:
+        return summary(self, **vars(self))
+
     @abstractmethod
     def temper(self, log_kernel: Tensor) -> Tensor:
         r"""The factor :math:`\kappa \in (0, 1]` of each row, with shape (B, 1).
@@ -58,12 +62,14 @@ class Tempered(Kernel):
 
     Arguments:
         factor: :math:`\kappa` in (0, 1]; 1 is exact.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
     """
 
     def __init__(self, factor: float) -> None:
-        if not 0 < factor <= 1:
-            raise ValueError(f"factor must lie in (0, 1], got {factor}")
-        self.factor = factor
+        self.factor = checks.number("factor", factor, above=0, high=1)
 
     def temper(self, log_kernel: Tensor) -> Tensor:
         return log_kernel.new_full((len(log_kernel), 1), self.factor)
@@ -82,12 +88,14 @@ class TargetESS(Kernel):
 
     Arguments:
         fraction: Share of the bank to keep, in (0, 1).
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
     """
 
     def __init__(self, fraction: float) -> None:
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
-        self.fraction = fraction
+        self.fraction = checks.number("fraction", fraction, above=0, below=1)
 
     def temper(self, log_kernel: Tensor) -> Tensor:
         target = self.fraction * log_kernel.shape[1]
@@ -126,7 +134,9 @@ class ImportanceSampling(ConditionalExpectation):
         kernel: None for the exact kernel, or one that trades bias for effective draws.
 
     Raises:
-        ValueError: If every draw of a condition has zero weight.
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If every draw of a condition has zero weight, or, when it is called, if
+            log-weights overflow the precision of the states.
 
     References:
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for flow models)
@@ -135,12 +145,9 @@ class ImportanceSampling(ConditionalExpectation):
 
     def __init__(self, bank: Bank, tilt: Tilt, kernel: Kernel | None = None) -> None:
         super().__init__()
-        if not isinstance(bank, Bank):
-            raise TypeError(f"bank must be a Bank, got {type(bank).__name__}")
-        if not isinstance(tilt, Tilt):
-            raise TypeError(f"tilt must be a Tilt, got {type(tilt).__name__}")
-        if kernel is not None and not isinstance(kernel, Kernel):
-            raise TypeError(f"kernel must be a Kernel or None, got {type(kernel).__name__}")
+        checks.instance("bank", bank, Bank, "a Bank")
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
+        checks.instance("kernel", kernel, (Kernel, type(None)), "a Kernel or None")
         if bank.rewards is None:
             bank = bank.scored(tilt)
         assert bank.rewards is not None
@@ -150,7 +157,11 @@ class ImportanceSampling(ConditionalExpectation):
                 raise ValueError(f"every draw of condition {key!r} has zero weight (reward -inf)")
 
         self.kernel = kernel
+        self.origin = bank.origin
         self.rows = bank.rows
+        self._largest = float(log_w[log_w.isfinite()].abs().max())
+        options = {} if kernel is None else {"kernel": kernel}
+        self._line = summary(self, bank=bank, tilt=tilt, **options)
         self.conditional = bank.condition is not None
         self.event = tuple(bank.x_0.shape[1:])
         self.x_0: Tensor
@@ -163,9 +174,10 @@ class ImportanceSampling(ConditionalExpectation):
         self.register_buffer("center", centers, persistent=False)
         self.register_buffer("half_norm", half_norm, persistent=False)
 
-    def forward(
-        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
-    ) -> Estimate:
+    def __repr__(self) -> str:
+        return self._line
+
+    def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         groups = self._groups(x_t, condition)
         scales = model.schedule.at(t, like=x_t)
         states = x_t.flatten(1)
@@ -237,6 +249,11 @@ class ImportanceSampling(ConditionalExpectation):
         rows = list(self.rows.values())[group]
         draws = self.x_0[rows]
         dtype = working_dtype(states.dtype, draws.dtype)
+        if self._largest > torch.finfo(dtype).max:
+            raise ValueError(
+                f"the log-weights of the tilt reach {self._largest:.3g} nats, beyond {dtype}, in "
+                "which states are weighed; use a larger beta"
+            )
         whole = len(index) == len(states)
         alpha, sigma = (
             value.flatten(1).to(dtype)

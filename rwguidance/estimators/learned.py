@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..models import Model
 from ..prediction import Prediction
-from ..schedules import as_times, working_dtype
+from ..schedules import working_dtype
+from ..support import checks
+from ..support.describe import summary
 from .base import (
     ConditionalExpectation,
     Estimate,
@@ -24,14 +26,14 @@ from .base import (
 __all__ = ["LearnedExpectation", "LearnedShift"]
 
 
-def batched_times(t: float | Tensor, x_t: Tensor) -> Tensor:
-    """Returns times as networks receive them: float64, of shape (B,), on the device of the states.
+def batched_times(t: Tensor, x_t: Tensor) -> Tensor:
+    """Returns times as guidance networks receive them: float64, (B,), on the states' device.
 
     They are a copy: networks may change them in place, and autograd may save them for a backward
     pass, which it refuses for the caller's own tensor under inference_mode.
     """
 
-    return as_times(t, batch=len(x_t)).to(x_t.device).expand(len(x_t)).clone()
+    return t.to(x_t.device).clone(memory_format=torch.contiguous_format)
 
 
 class LearnedExpectation(ConditionalExpectation):
@@ -45,25 +47,26 @@ class LearnedExpectation(ConditionalExpectation):
     Arguments:
         network: A network from (x_t, t, condition) to :math:`\log h_t` in nats, with shape (B,).
 
+    Raises:
+        TypeError: If the network is not callable.
+
     References:
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for diffusion models)
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        checks.function("network", network, "callable (x_t, t, condition)", classes=False)
         self.network = network
 
-    def forward(
-        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
-    ) -> Estimate:
+    def __repr__(self) -> str:
+        return summary(self, network=self.network)
+
+    def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         prediction = model(x_t, t, condition)
         with gradients_of(x_t) as x:
             log_h = self.network(x, batched_times(t, x), condition)
-            if log_h.shape != (len(x),):
-                raise ValueError(
-                    "a network for log h must return one value per item, "
-                    f"shape ({len(x)},), got {tuple(log_h.shape)}"
-                )
+            _check_output(log_h, "log h must return one value per item, shape", (len(x),))
             gradient = input_gradient(log_h, x, "the network")
         shift = gradient_to_shift(gradient, prediction, "use LearnedShift")
         return _estimate(prediction, log_h.detach().to(working_dtype(log_h.dtype)), shift)
@@ -77,24 +80,32 @@ class LearnedShift(ConditionalExpectation):
     Arguments:
         network: A network from (x_t, t, condition) to the shift in data units, with the shape of
             x_t.
+
+    Raises:
+        TypeError: If the network is not callable.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        checks.function("network", network, "callable (x_t, t, condition)", classes=False)
         self.network = network
 
-    def forward(
-        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
-    ) -> Estimate:
+    def __repr__(self) -> str:
+        return summary(self, network=self.network)
+
+    def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         prediction = model(x_t, t, condition)
         shift = self.network(x_t, batched_times(t, x_t), condition)
-        if shift.shape != x_t.shape:
-            raise ValueError(
-                "a network for the shift must return the shape of the state, "
-                f"{tuple(x_t.shape)}, got {tuple(shift.shape)}"
-            )
+        _check_output(shift, "the shift must return the shape of the state,", tuple(x_t.shape))
         log_h = torch.full((len(x_t),), torch.nan, dtype=prediction.mean.dtype, device=x_t.device)
         return _estimate(prediction, log_h, shift)
+
+
+def _check_output(value: Any, rule: str, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a network for {rule} {shape}, got {checks.described(value)}")
+    if value.shape != shape:
+        raise ValueError(f"a network for {rule} {shape}, got {tuple(value.shape)}")
 
 
 def _estimate(prediction: Prediction, log_h: Tensor, shift: Tensor) -> Estimate:

@@ -7,13 +7,14 @@ factor :math:`I + P H` where the log-weight is concave with curvature H and the 
 covariance P, most at high noise; and it never chooses between modes.
 """
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from ..models import Model
 from ..prediction import Prediction
+from ..support import checks
+from ..support.describe import summary
 from ..tilt import Tilt
 from .base import (
     ConditionalExpectation,
@@ -49,6 +50,7 @@ class PlugIn(ConditionalExpectation):
             damping and by `jacobian=False`.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If `damping` is negative or `prior_variance` is not positive.
 
     References:
@@ -65,20 +67,17 @@ class PlugIn(ConditionalExpectation):
         prior_variance: float = 1.0,
     ) -> None:
         super().__init__()
-        if not isinstance(tilt, Tilt):
-            raise TypeError(f"tilt must be a Tilt, got {type(tilt).__name__}")
-        if damping is not None and not 0 <= damping < math.inf:
-            raise ValueError(f"damping must be None or at least 0, got {damping}")
-        if not 0 < prior_variance < math.inf:
-            raise ValueError(f"prior_variance must be positive, got {prior_variance}")
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         self.tilt = tilt
-        self.jacobian = jacobian
-        self.damping = damping
-        self.prior_variance = prior_variance
+        self.jacobian = checks.flag("jacobian", jacobian)
+        self.damping: float | None = checks.optional(checks.number, "damping", damping, 0)
+        self.prior_variance = checks.number("prior_variance", prior_variance, above=0)
 
-    def forward(
-        self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None
-    ) -> Estimate:
+    def __repr__(self) -> str:
+        names = ("tilt", "jacobian", "damping", "prior_variance")
+        return summary(self, **{name: getattr(self, name) for name in names})
+
+    def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         if self.jacobian:
             with gradients_of(x_t) as x:
                 prediction = model(x, t, condition)

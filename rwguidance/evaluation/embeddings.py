@@ -48,7 +48,7 @@ def load(
     name: str,
     path: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Returns an embedding, frozen and in eval mode.

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..estimators import ConditionalExpectation
 from ..guidance import GuidedModel, check_strength
 from ..prediction import Prediction
+from ..support.checks import number
 from ..support.fingerprint import fingerprint
 from .run import Run
+from .work import Work
 
-__all__ = ["Aligned", "Guided", "Method"]
+__all__ = ["Aligned", "Guided", "Method", "set_checked"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,20 @@ class Method(ABC):
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raises ValueError if the method makes no sense at these times, before any work."""
 
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        """Returns the work on the aligned pictures of one prompt, at most, for the forecast.
+
+        It counts neither the unguided pictures nor that draws may be stored. By default the aligned
+        pictures are decoded and scored.
+
+        Arguments:
+            images: Number of pictures.
+            steps: Number of steps of the sampler.
+            batch_size: Number of samples in a batch.
+        """
+
+        return Work(decoded=images, scored=images)
+
     @abstractmethod
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
@@ -92,6 +108,7 @@ class Guided(Method):
         window: Times (low, high) in [0, 1] between which to guide.
 
     Raises:
+        TypeError: If the scale is no number or the window not two of them.
         ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
     """
 
@@ -99,6 +116,7 @@ class Guided(Method):
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        set_checked(self, scale=number("scale", self.scale))
         check_strength(self.scale, self.window)
 
     def check(self, times: Tensor) -> None:
@@ -114,6 +132,9 @@ class Guided(Method):
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         """Returns the estimator for a prompt, and facts about it."""
 
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        return Work.of_samples(images, steps, batch_size)
+
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
@@ -125,6 +146,13 @@ class Guided(Method):
         trace = lambda t, prediction: _note(effective, prediction)
         x_0 = run.sample(guided, prompt, names, trace)
         return Aligned(x_0, facts, _effective_draws(effective, len(names)))
+
+
+def set_checked(settings: Any, **values: Any) -> None:
+    """Sets fields of a frozen dataclass, while it is made, to the numbers that checks return."""
+
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
 
 
 def _note(seen: list[Tensor], prediction: Prediction) -> None:

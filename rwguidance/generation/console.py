@@ -1,60 +1,128 @@
 """A generation on a terminal: progress, a summary, and the paths of the results."""
 
 import math
-import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..samplers import UnreliableEstimate
+from ..samplers import ADVICE, UnreliableEstimate
+from ..statistics import mean_and_error
 from .results import Generated, Row
 from .run import Report
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_generated", "run_generate"]
+__all__ = ["Terminal", "print_generated", "run_generate"]
 
 _PROMPTS = 20
 """Number of prompts that the summary lists."""
 
+_ADVICE = (
+    "Guide only at higher noise, --window t 1; flatten the kernel, --ess 0.05, at the price of "
+    "bias; or use a larger --bank."
+)
+"""What :data:`rwguidance.samplers.ADVICE` is on the command line."""
 
-def run_generate(work: Callable[[Report], Generated], restart: bool = False) -> int:
-    """Runs a generation with progress bars, and prints a summary.
+
+class Terminal:
+    """A terminal that a generation tells how it goes."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """Prints a sentence."""
+
+        _say(self.console, text)
+
+    @contextmanager
+    def bars(self) -> Iterator[Report]:
+        """Shows bars of progress, which take what they are told from the function returned."""
+
+        from rich import progress
+
+        bars = progress.Progress(
+            progress.TextColumn("{task.description:<18}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        with bars:
+            outer = bars.add_task("prompts", total=None)
+            inner = bars.add_task("", total=None)
+
+            def report(stage: str, done: int, total: int) -> None:
+                task = outer if stage == "prompts" else inner
+                bars.update(task, description=stage, completed=done, total=total)
+
+            yield report
+
+    @contextmanager
+    def warnings(self) -> Iterator[list[str]]:
+        """Collects doubts about estimates, one per run of the sampler, and prints what fails once.
+
+        Other warnings pass.
+        """
+
+        doubts: list[str] = []
+        said: set[str] = set()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UnreliableEstimate)
+            warnings.simplefilter("always", RuntimeWarning)
+            show: Any = warnings.showwarning
+
+            def collect(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
+                text = str(message)
+                if issubclass(category, UnreliableEstimate):
+                    doubts.append(text.replace(ADVICE, _ADVICE))
+                elif not issubclass(category, RuntimeWarning):
+                    show(message, category, *rest, **keywords)
+                elif text not in said:
+                    said.add(text)
+                    self.say(f"warning: {text}")
+
+            warnings.showwarning = collect
+            yield doubts
+
+
+def run_generate(work: Callable[[Terminal], Generated], restart: bool = False) -> int:
+    """Runs a generation on a terminal, and prints a summary.
 
     Arguments:
-        work: Calls :func:`rwguidance.generation.generate` with the `report` that it is given.
+        work: Loads what is needed and generates, telling the terminal about it.
         restart: Whether the command had the option ``--restart``, without which it goes on.
 
     Returns:
-        The exit code: 0, or 2 if a prompt or a reward failed, or 130 if the user interrupted.
+        The exit code: 0, or 2 if a prompt, a picture or a reward failed, or 130 if the user
+        interrupted.
     """
 
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    terminal = Terminal()
     try:
-        with _unreliable() as doubts, _bars(console) as report:
-            generated = work(report)
+        with terminal.warnings() as doubts:
+            generated = work(terminal)
     except KeyboardInterrupt:
         without = " without --restart" if restart else ""
-        _say(console, f"interrupted: the same command{without} goes on where this one stopped")
+        terminal.say(f"interrupted: the same command{without} goes on where this one stopped")
         return 130
     if doubts:
-        _say(console, f"note, for {len(doubts)} of the runs: {doubts[0]}")
+        terminal.say(f"note, for {len(doubts)} of the runs: {doubts[0]}")
     print_generated(generated)
-    return 2 if generated.failed or any(row.error for row in generated.rows) else 0
+    failed = generated.failed or generated.unwritten or any(row.error for row in generated.rows)
+    return 2 if failed else 0
 
 
 def print_generated(generated: Generated) -> None:
     """Prints rewards before and after, prompt by prompt, and what failed to the error stream."""
 
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console, errors = Console(), Console(stderr=True)
     for prompt, reason in generated.failed.items():
@@ -62,23 +130,13 @@ def print_generated(generated: Generated) -> None:
     for row in generated.rows:
         if row.error:
             _say(errors, f"without reward: {row.prompt}, image {row.number}: {row.error}")
+    for path, reason in generated.unwritten.items():
+        _say(errors, f"not written: {path}: {reason}")
     pairs: dict[str, list[Row]] = {}
     for row in generated.rows:
         pairs.setdefault(row.prompt, []).append(row)
-    target = any("tilted mean" in row.facts for row in generated.rows)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("prompt")  # gives way where the terminal is narrow: numbers must not be cut
-    headings = ("images", "base", "aligned", *(["target"] if target else []), "gain", "SE")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for prompt, rows in islice(pairs.items(), _PROMPTS):
-        text = Text(" ".join(prompt.split()))
-        text.truncate(44, overflow="ellipsis")
-        table.add_row(text, *_cells(rows, target))
-    if len(pairs) > 1:
-        table.add_row(f"all {len(pairs)} prompts", *_cells(generated.rows, target))
     if pairs:
-        console.print(table)
+        _print_table(console, pairs)
     if len(pairs) > _PROMPTS:
         _say(console, f"{len(pairs) - _PROMPTS} more prompts are in {generated.table}")
     kept = len(generated.rows) - generated.made
@@ -88,60 +146,49 @@ def print_generated(generated: Generated) -> None:
         _say(console, "look at " + " to ".join(dict.fromkeys((sheets[0], sheets[-1]))))
 
 
-def _cells(rows: Sequence[Row], target: bool) -> list[str]:
-    """Returns means over the pairs that have both rewards, and the standard error of the gain."""
+def _print_table(console: "Console", pairs: dict[str, list[Row]]) -> None:
+    """Prints the means of each prompt, and of all, with the standard errors of the gains."""
+
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [row for some in pairs.values() for row in some]
+    target = any("tilted mean" in row.facts for row in rows)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("prompt")  # gives way where the terminal is narrow: numbers must not be cut
+    headings = ("images", "base", "aligned", *(["target"] if target else []), "gain", "SE")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for prompt, some in islice(pairs.items(), _PROMPTS):
+        text = Text(" ".join(prompt.split()))
+        text.truncate(44, overflow="ellipsis")
+        table.add_row(text, *_cells(some, target, over_prompts=False))
+    several = len(pairs) > 1
+    if several:
+        table.add_row(f"all {len(pairs)} prompts", *_cells(rows, target, over_prompts=True))
+    console.print(table)
+    prompts = "; that of all is over prompts, and so are its means" if several else ""
+    _say(console, f"SE, the standard error of the gain, is over pictures of the prompt{prompts}")
+
+
+def _cells(rows: Sequence[Row], target: bool, over_prompts: bool) -> list[str]:
+    """Returns means over the pairs that have both rewards, and the standard error of the gain.
+
+    Arguments:
+        rows: Pairs.
+        target: Whether there is a column for the mean of the tilted bank.
+        over_prompts: Whether prompts are the units that were sampled, and not pictures.
+    """
 
     pairs = [row for row in rows if row.gain is not None]
-    gains = [row.gain for row in pairs if row.gain is not None]
-    mean = lambda values: statistics.fmean(values) if values else math.nan
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    unit = [row.prompt for row in pairs] if over_prompts else None
+    mean = lambda values: mean_and_error(values, unit)[0]
     columns = [mean([row.rewards[0] for row in pairs]), mean([row.rewards[1] for row in pairs])]
     if target:
         columns.append(mean([row.facts.get("tilted mean", math.nan) for row in pairs]))
-    columns += [mean(gains), error]
+    columns += mean_and_error([row.gain for row in pairs if row.gain is not None], unit)
     return [str(len(pairs)), *("-" if math.isnan(value) else f"{value:.4g}" for value in columns)]
-
-
-@contextmanager
-def _bars(console: "Console") -> Iterator[Report]:
-    from rich import progress
-
-    bars = progress.Progress(
-        progress.TextColumn("{task.description:<18}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    with bars:
-        outer = bars.add_task("prompts", total=None)
-        inner = bars.add_task("", total=None)
-
-        def report(stage: str, done: int, total: int) -> None:
-            task = outer if stage == "prompts" else inner
-            bars.update(task, description=stage, completed=done, total=total)
-
-        yield report
-
-
-@contextmanager
-def _unreliable() -> Iterator[list[str]]:
-    """Collects doubts about estimates, one per run of the sampler; other warnings pass."""
-
-    doubts: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UnreliableEstimate)
-        show: Any = warnings.showwarning
-
-        def collect(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
-            if issubclass(category, UnreliableEstimate):
-                doubts.append(str(message))
-            else:
-                show(message, category, *rest, **keywords)
-
-        warnings.showwarning = collect
-        yield doubts
 
 
 def _say(console: "Console", text: str) -> None:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from ..backbone import Backbone
 
-__all__ = ["RecommendsSteps", "TakesNegativePrompts", "encode", "sampling_times"]
+__all__ = [
+    "RecommendsSteps",
+    "TakesNegativePrompts",
+    "check_negative_prompt",
+    "encode",
+    "sampling_times",
+]
 
 
 class RecommendsSteps(Protocol):
@@ -65,11 +71,22 @@ def encode(backbone: Backbone, prompts: Sequence[str], negative_prompt: str | No
     if negative_prompt is None:
         return backbone.condition(prompts)
     if not _takes_negative_prompts(backbone):
-        raise TypeError(
-            "negative_prompt is for backbones whose method `condition` takes negative prompts, "
-            f"which {type(backbone).__name__} does not, got {negative_prompt!r}"
-        )
+        raise TypeError(_refusal(backbone, negative_prompt))
     return backbone.condition(prompts, negative_prompt)
+
+
+def check_negative_prompt(backbone: Backbone, negative_prompt: str | None) -> None:
+    """Raises TypeError if there is a negative prompt and the backbone takes none."""
+
+    if negative_prompt is not None and not _takes_negative_prompts(backbone):
+        raise TypeError(_refusal(backbone, negative_prompt))
+
+
+def _refusal(backbone: Backbone, negative_prompt: str) -> str:
+    return (
+        "negative_prompt is for backbones whose method `condition` takes negative prompts, "
+        f"which {type(backbone).__name__} does not, got {negative_prompt!r}"
+    )
 
 
 def _recommends_steps(backbone: Backbone) -> TypeGuard[RecommendsSteps]:

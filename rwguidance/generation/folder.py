@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from .pictures import read_facts, save_picture
 from .results import KINDS, Row
 from .run import Scores
 
-__all__ = ["Folder", "Pictures"]
+__all__ = ["Folder", "Pictures", "check_settings"]
+
+_SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Folder:
     """A folder for pairs of pictures that share their settings.
 
     Arguments:
-        path: The folder; made by :meth:`claim`.
+        path: The folder.
         settings: Everything that decides the pictures besides prompt and number, as JSON reads it
             back. The value of `reward key` is None if rewards cannot be told apart.
     """
@@ -52,7 +54,7 @@ class Folder:
     settings: Mapping[str, Any]
 
     def claim(self, restart: bool) -> None:
-        """Writes the settings to the folder, for all runs that come later.
+        """Writes the settings to the folder, which exists, for all runs that come later.
 
         Arguments:
             restart: Whether to take over pictures of other settings, which are then replaced.
@@ -61,27 +63,27 @@ class Folder:
             ValueError: If the folder holds pictures of other settings; says which ones differ.
         """
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        label = self.path / "settings.json"
-        if label.exists() and not restart and any(self.path.glob("*/*.png")):
-            try:
-                found = dict(json.loads(label.read_text(encoding="utf-8")))
-            except ValueError:
-                found = {}
-            keys = {**self.settings, **found}
-            differ = [key for key in keys if found.get(key) != self.settings.get(key)]
-            if differ:
-                raise ValueError(
-                    f"{self.path} holds pictures of other settings: {', '.join(differ)} differ; "
-                    "write elsewhere, or replace them with restart=True (on the command line, "
-                    "--restart)"
-                )
+        if not restart:
+            check_settings(self.path, self.settings, complete=True)
         text = json.dumps(self.settings, indent=1, ensure_ascii=False)
-        with replacing(label) as partial:
+        with replacing(self.path / _SETTINGS) as partial:
             partial.write_text(text, encoding="utf-8")
 
+    def absent(self, prompt: str, numbers: Iterable[int]) -> bool:
+        """Returns whether a file of a batch is not there; reads none, so it may be another's.
+
+        Arguments:
+            prompt: The prompt.
+            numbers: Numbers of the images.
+        """
+
+        files = (path for number in numbers for path in self._files(prompt, number))
+        return self.settings["reward key"] is None or not all(map(Path.exists, files))
+
     def finished(self, prompt: str, images: int) -> tuple[list[Row], list[int]]:
-        """Returns the pairs of a prompt that are there, and the numbers of those that are not.
+        """Returns the pairs of a prompt that are there, and the numbers of those to be made.
+
+        A pair without a reward is made again: what failed may succeed this time.
 
         Arguments:
             prompt: The prompt.
@@ -98,33 +100,33 @@ class Folder:
                 done.append(self._row(facts))
             else:
                 missing.append(number)
-        return done, missing
+        failed = [row.number for row in done if row.error]
+        return [row for row in done if not row.error], sorted([*missing, *failed])
 
     def save(
-        self, prompt: str, numbers: Sequence[int], base: Pictures, aligned: Pictures
-    ) -> list[Row]:
-        """Writes the pairs of a batch.
+        self, prompt: str, numbers: Sequence[int], i: int, base: Pictures, aligned: Pictures
+    ) -> Row:
+        """Writes one pair of a batch, and returns it.
 
         Arguments:
             prompt: The prompt.
             numbers: Numbers of the images, B of them.
-            base: Their pictures by the model alone.
-            aligned: Their aligned pictures.
+            i: Place of the pair in the batch.
+            base: Pictures by the model alone.
+            aligned: Aligned pictures.
 
-        Returns:
-            The pairs, in the order of the numbers.
+        Raises:
+            ValueError: If a picture holds values outside [0, 1].
+            OSError: If a file cannot be written.
         """
 
-        rows = []
-        for i, number in enumerate(numbers):
-            paths = self._files(prompt, number)
-            paths[0].parent.mkdir(parents=True, exist_ok=True)
-            facts = self._identity(prompt, number)
-            for pictures, path, about in zip((base, aligned), paths, facts, strict=True):
-                about.update(**_reward(pictures.scores, i), facts=dict(pictures.facts[i]))
-                save_picture(pictures.images[i], path, about)
-            rows.append(self._row(facts))
-        return rows
+        paths = self._files(prompt, numbers[i])
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        facts = self._identity(prompt, numbers[i])
+        for pictures, path, about in zip((base, aligned), paths, facts, strict=True):
+            about.update(**_reward(pictures.scores, i), facts=dict(pictures.facts[i]))
+            save_picture(pictures.images[i], path, about)
+        return self._row(facts)
 
     def _files(self, prompt: str, number: int) -> tuple[Path, Path]:
         """Returns where a pair of pictures goes, whatever else is asked for."""
@@ -151,6 +153,31 @@ class Folder:
         rewards = (base["reward"], aligned["reward"])
         error = "; ".join(filter(None, (base["error"], aligned["error"])))
         return Row(prompt, number, self._files(prompt, number), rewards, aligned["facts"], error)
+
+
+def check_settings(path: Path, settings: Mapping[str, Any], complete: bool = False) -> None:
+    """Raises ValueError if a folder holds pictures of other settings; says which ones differ.
+
+    Arguments:
+        path: The folder.
+        settings: Settings, as JSON reads them back.
+        complete: Whether these are all settings; the folder's may be more otherwise.
+    """
+
+    label = path / _SETTINGS
+    if not label.exists() or not any(path.glob("*/*.png")):
+        return
+    try:
+        found = dict(json.loads(label.read_text(encoding="utf-8")))
+    except ValueError:
+        found = {}
+    keys = {**settings, **found} if complete else settings
+    differ = [key for key in keys if found.get(key) != settings.get(key)]
+    if differ:
+        raise ValueError(
+            f"{path} holds pictures of other settings: {', '.join(differ)} differ; write "
+            "elsewhere, or replace them with restart=True (on the command line, --restart)"
+        )
 
 
 def _reward(scores: Scores, i: int) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from ..estimators import (
     TargetESS,
 )
 from ..networks import LatentExpectation, load
+from ..support import checks
 from ..support.randomness import generator_for
 from ..tilt import Tilt
 from ..weights import gumbel
-from .base import Aligned, Guided, Method
+from .base import Aligned, Guided, Method, set_checked
 from .run import Run
+from .work import Work
 
 __all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean"]
 
@@ -47,6 +49,7 @@ class Importance(Guided):
     Raises:
         ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
             for `kl` ends at log(bank).
+        TypeError: If a value is of the wrong kind.
     """
 
     name: ClassVar[str] = "importance"
@@ -58,22 +61,27 @@ class Importance(Guided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bank < 2:
-            raise ValueError(f"bank must be at least 2 draws, got {self.bank}")
+        set_checked(
+            self,
+            bank=checks.integer("bank", self.bank, 2),
+            beta=checks.optional(checks.number, "beta", self.beta, above=0),
+            kl=checks.optional(checks.number, "kl", self.kl, above=0),
+            ess=checks.optional(checks.number, "ess", self.ess, above=0, below=1),
+        )
         if (self.beta is None) == (self.kl is None):
             raise ValueError(f"give beta or kl, one of them, got {self.beta} and {self.kl}")
-        _positive("beta", self.beta)
-        _positive("kl", self.kl)
         if self.kl is not None and self.kl >= math.log(self.bank):
             raise ValueError(
                 f"kl must be less than log(bank) = {math.log(self.bank):.3g} nats, got {self.kl}"
             )
-        if self.ess is not None:
-            TargetESS(self.ess)
 
     @classmethod
     def from_options(cls, **settings: Any) -> "Importance":
         return cls(**settings if {"beta", "kl"} & settings.keys() else {"kl": 1.0, **settings})
+
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        bank = Work.of_samples(self.bank, steps, batch_size)
+        return super().work(images, steps, batch_size) + bank
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         bank = run.bank(prompt, self.bank, "bank")
@@ -103,12 +111,21 @@ class Network(Guided):
             `save` wrote.
         log_h: Whether the network gives log h, and not the shift; without it, whether it is a
             :class:`~rwguidance.networks.LatentExpectation`.
+
+    Raises:
+        TypeError: If the network is no module, or `log_h` neither None nor a boolean.
+        ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
     """
 
     name: ClassVar[str] = "network"
 
     network: nn.Module = field(metadata={"read": load})
     log_h: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.instance("network", self.network, nn.Module, "a guidance network, an nn.Module")
+        checks.optional(checks.flag, "log_h", self.log_h)
 
     @property
     def gives_log_h(self) -> bool:
@@ -135,6 +152,7 @@ class PlugInMean(Guided):
         prior_variance: Variance of the clean states, per dimension.
 
     Raises:
+        TypeError: If a value is no number.
         ValueError: If a value is out of its range.
     """
 
@@ -145,8 +163,15 @@ class PlugInMean(Guided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("beta", self.beta)
-        _positive("prior_variance", self.prior_variance)
+        set_checked(
+            self,
+            beta=checks.number("beta", self.beta, above=0),
+            prior_variance=checks.number("prior_variance", self.prior_variance, above=0),
+        )
+
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        looks = Work(decoded=images * steps, scored=images * steps)
+        return super().work(images, steps, batch_size) + looks
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         tilt = Tilt(run.reward, self.beta, run.backbone.decode)
@@ -167,6 +192,7 @@ class BestOfN(Method):
         beta: Temperature of a draw by weight, in reward units; without it the best is taken.
 
     Raises:
+        TypeError: If `n` is no integer, or `beta` no number.
         ValueError: If `n` is less than 2 or `beta` not positive.
     """
 
@@ -176,9 +202,12 @@ class BestOfN(Method):
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"n must be at least 2, got {self.n}")
-        _positive("beta", self.beta)
+        beta = checks.optional(checks.number, "beta", self.beta, above=0)
+        set_checked(self, n=checks.integer("n", self.n, 2), beta=beta)
+
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        candidates = Work.of_samples(self.n - 1, steps, batch_size) * images
+        return super().work(images, steps, batch_size) + candidates
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
@@ -204,11 +233,6 @@ class BestOfN(Method):
             return values
         generator = generator_for(run.seed, "pick", prompt, number)
         return values / self.beta + gumbel(values.shape, generator)
-
-
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 METHODS: Mapping[str, type[Method]] = {

@@ -1,27 +1,30 @@
 """From prompts to aligned pictures, beside the pictures of the base model."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-import rwguidance
-
 from ..backbone import Backbone
-from ..support.conditions import has_half_surrogate
-from ..support.outside import require
+from ..support.checks import function, instance
 from ..tilt import RewardFunction
 from .base import Method
-from .extensions import sampling_times
+from .extensions import check_negative_prompt, sampling_times
+from .failures import reason, summarize
 from .folder import Folder, Pictures
+from .job import Job
 from .results import Generated, Row, write_sheets, write_table
 from .run import Report, Run
 from .store import Store
+from .work import Forecast, Work
 
-__all__ = ["generate"]
+__all__ = ["Say", "generate", "make"]
+
+Say = Callable[[str], None]
+"""Type of a function that is told sentences for the user."""
 
 
 def generate(
@@ -40,6 +43,7 @@ def generate(
     restart: bool = False,
     names: Mapping[str, str] | None = None,
     report: Report = lambda stage, done, total: None,
+    say: Say = lambda text: None,
 ) -> Generated:
     """Makes pictures of every prompt twice from the same noise, unguided and aligned.
 
@@ -66,49 +70,86 @@ def generate(
         restart: Whether to replace pictures of other settings.
         names: Names of backbone and reward, for the metadata.
         report: Is told about progress: the stage, how much of it is done, and out of how much.
+        say: Is told in sentences how much work there is, and how long it takes.
 
     Returns:
-        Rewards before and after. A prompt that fails (a reward that is NaN on its bank, say) is
-        reported there, and stops no other.
+        Rewards before and after. What fails (a reward on the bank of a prompt, a model on a prompt,
+        a disk that is full) is reported there, and stops nothing else; the same call makes it
+        again.
 
     Raises:
-        TypeError: If `prompts` is not a list of strings, or the backbone takes no negative prompt.
-        ValueError: If an argument makes no sense, `out` holds pictures of other settings, or reward
-            and backbone are on different devices.
+        TypeError: If an argument is of the wrong kind, or the backbone takes no negative prompt.
+        ValueError: If an argument makes no sense, `out` holds pictures of other settings or is in
+            use by another process, or reward and backbone are on different devices.
+        OSError: If `out` cannot be written to.
+
+    Warns:
+        RuntimeWarning: If the store cannot be written to, or the file system of `out` has no locks.
     """
 
-    prompts = _distinct(prompts)
-    _check_text(*prompts, negative_prompt or "")
-    for name, value in (("images", images), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    require("PIL.Image", "pictures need", "rewards")
-    times = sampling_times(backbone, steps)
-    method.check(times)
-    run = Run(backbone, reward, times, seed, batch_size, negative_prompt, store, report)
+    instance("backbone", backbone, Backbone, "a Backbone, such as backbones.load(name)")
+    function("reward", reward)
+    job = Job(
+        prompts=prompts,
+        out=out,
+        method=method,
+        images=images,
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        negative_prompt=negative_prompt,
+        restart=restart,
+        names=names or {},
+    )
+    instance("store", store, (Store, type(None)), "a Store or None")
+    with job.claimed():
+        return make(job, backbone, reward, store, report, say)
+
+
+def make(
+    job: Job,
+    backbone: Backbone,
+    reward: RewardFunction,
+    store: Store | None,
+    report: Report,
+    say: Say,
+) -> Generated:
+    """Makes the pairs of a job that is claimed, prompt by prompt, then the table and the sheets.
+
+    Arguments and result are those of :func:`generate`, as is what it raises.
+    """
+
+    times = sampling_times(backbone, job.steps)
+    job.method.check(times)
+    check_negative_prompt(backbone, job.negative_prompt)
+    run = Run(backbone, reward, times, job.seed, job.batch_size, job.negative_prompt, store, report)
     _check_device(run)
-    folder = Folder(Path(out), _settings(run, method, names or {}))
-    folder.claim(restart)
-    return _make(run, method, prompts, images, folder)
+    folder = Folder(job.folder, _settings(job, run))
+    folder.claim(job.restart)
+    forecast = _forecast(job, run, folder, say)
 
+    table = folder.path / "results.csv"
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    unwritten: dict[Path, str] = {}
+    made = 0
+    for i, prompt in enumerate(job.prompts):
+        report("prompts", i, len(job.prompts))
+        done, missing = folder.finished(prompt, job.images)
+        new, failures = _pairs(job, run, prompt, missing, folder, forecast)
+        rows += sorted((*done, *new), key=lambda row: row.number)
+        made += len(new)
+        if failures:
+            failed[prompt] = summarize(failures, len(missing))
+        if missing and i + 1 < len(job.prompts):
+            _attempt(unwritten, table, write_table, table, rows, failed)
+    report("prompts", len(job.prompts), len(job.prompts))
 
-def _distinct(prompts: Sequence[str]) -> list[str]:
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise TypeError(f"prompts must be a list of strings, got {prompts!r:.80}")
-    if not prompts:
-        raise ValueError("prompts must hold at least one prompt, got none")
-    twice = [prompt for prompt, count in Counter(prompts).items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"prompts must be distinct, got {twice[0]!r} twice; ask for more images instead"
-        )
-    return list(prompts)
-
-
-def _check_text(*texts: str) -> None:
-    for text in texts:
-        if has_half_surrogate(text):
-            raise ValueError(f"prompts must be text, got half of a surrogate pair in {text!a}")
+    unwritten.clear()
+    _attempt(unwritten, table, write_table, table, rows, failed)
+    title = f"{job.method.name}: base beside aligned, from the same noise"
+    sheets = _attempt(unwritten, folder.path / "sheet.png", write_sheets, folder.path, rows, title)
+    return Generated(tuple(rows), failed, table, sheets or (), made, unwritten)
 
 
 def _check_device(run: Run) -> None:
@@ -121,61 +162,82 @@ def _check_device(run: Run) -> None:
         )
 
 
-def _settings(run: Run, method: Method, names: Mapping[str, str]) -> dict[str, Any]:
+def _settings(job: Job, run: Run) -> dict[str, Any]:
     """Returns everything that decides the pictures besides prompt and number, as JSON has it."""
 
-    settings = {
-        "rwguidance": rwguidance.__version__,
-        **names,
-        "method": {"name": method.name, **method.settings()},
-        "reward key": run.reward_key,
-        **run.origin,
-    }
+    settings = {**job.settings, "reward key": run.reward_key, **run.origin}
     return dict(json.loads(json.dumps(settings)))
 
 
-def _make(
-    run: Run, method: Method, prompts: Sequence[str], images: int, folder: Folder
-) -> Generated:
-    """Makes the pairs that are not there, prompt by prompt, then the table and the sheets."""
+def _forecast(job: Job, run: Run, folder: Folder, say: Say) -> Forecast:
+    """Returns the forecast of the pairs whose files are not there."""
 
-    table = folder.path / "results.csv"
+    steps, pairs, work = len(run.times) - 1, 0, Work()
+    for prompt in job.prompts:
+        absent = [batch for batch in job.batches() if folder.absent(prompt, batch)]
+        images = sum(map(len, absent))
+        if images:
+            pairs += images
+            work += Work.of_samples(images, steps, run.batch_size)
+            work += job.method.work(images, steps, run.batch_size)
+    return Forecast(pairs, work, steps, say)
+
+
+def _attempt(
+    unwritten: dict[Path, str], path: Path, write: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Returns what a function returns that writes a file; notes the reason where it fails."""
+
+    try:
+        return write(*arguments)
+    except OSError as error:
+        unwritten[path] = reason(error)
+        return None
+
+
+def _pairs(
+    job: Job, run: Run, prompt: str, missing: Sequence[int], folder: Folder, forecast: Forecast
+) -> tuple[list[Row], dict[int, str]]:
+    """Makes the missing pairs of a prompt in the batches of the job.
+
+    Returns:
+        Pairs, and reasons of failures by number.
+    """
+
     rows: list[Row] = []
-    failed: dict[str, str] = {}
-    made = 0
-    for i, prompt in enumerate(prompts):
-        run.report("prompts", i, len(prompts))
-        some, missing = folder.finished(prompt, images)
-        made -= len(some)
+    failures: dict[int, str] = {}
+    for numbers in job.batches():
+        wanted = [number for number in numbers if number in missing]
+        if not wanted:
+            continue
+        run.report("pairs", len(rows) + len(failures), len(missing))
         try:
-            for start in range(0, len(missing), run.batch_size):
-                run.report("pairs", start, len(missing))
-                numbers = missing[start : start + run.batch_size]
-                some += _align(run, method, prompt, numbers, folder)
-        except (ValueError, FloatingPointError) as error:
-            failed[prompt] = str(error)
-        made += len(some)
-        rows += sorted(some, key=lambda row: row.number)
-        if missing:
-            write_table(table, rows, failed)
-    run.report("prompts", len(prompts), len(prompts))
-    write_table(table, rows, failed)
-    title = f"{method.name}: base beside aligned, from the same noise"
-    sheets = write_sheets(folder.path, rows, title)
-    return Generated(tuple(rows), failed, table, sheets, made)
+            base, aligned = _align(run, job.method, prompt, numbers, forecast)
+        except Exception as error:  # whatever fails, other batches and prompts go on
+            failures.update(dict.fromkeys(wanted, reason(error)))
+            continue
+        for number in wanted:
+            try:
+                rows.append(folder.save(prompt, numbers, number - numbers.start, base, aligned))
+            except (OSError, ValueError) as error:
+                failures[number] = reason(error)
+    return rows, failures
 
 
 def _align(
-    run: Run, method: Method, prompt: str, numbers: Sequence[int], folder: Folder
-) -> list[Row]:
-    """Makes and writes the pairs of one batch."""
+    run: Run, method: Method, prompt: str, numbers: Sequence[int], forecast: Forecast
+) -> tuple[Pictures, Pictures]:
+    """Makes the pictures of one batch, by the model alone and aligned."""
 
+    start = time.perf_counter()
     x_0 = run.sample(run.backbone, prompt, [("image", prompt, i) for i in numbers])
+    x_0.flatten()[:1].cpu()  # a device may return before it has finished
+    drawn = time.perf_counter()
     images = run.decode(x_0)
     base = Pictures(images, run.score(images, prompt), [{} for _ in numbers])
+    forecast.timed(len(numbers), drawn - start, time.perf_counter() - drawn)
 
     samples = method.align(run, prompt, numbers, x_0, base.scores.values)
     images = run.decode(samples.x_0)
     facts = [{**samples.facts, **each} for each in samples.each or [{} for _ in numbers]]
-    aligned = Pictures(images, run.score(images, prompt), facts)
-    return folder.save(prompt, numbers, base, aligned)
+    return base, Pictures(images, run.score(images, prompt), facts)

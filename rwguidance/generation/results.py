@@ -53,10 +53,11 @@ class Generated:
 
     Arguments:
         rows: Pairs in the order of the prompts and numbers.
-        failed: Prompts that were not finished, with the reason.
+        failed: Prompts that were not finished, with the reasons.
         table: Path of the CSV file.
         sheets: Paths of the pictures of base and aligned beside each other.
         made: Number of pairs that this run made; the others were there.
+        unwritten: The table and the sheets if they could not be written, with the reasons.
     """
 
     rows: tuple[Row, ...]
@@ -64,6 +65,7 @@ class Generated:
     table: Path
     sheets: tuple[Path, ...]
     made: int
+    unwritten: Mapping[Path, str] = field(default_factory=dict)
 
 
 def write_table(path: Path, rows: Sequence[Row], failed: Mapping[str, str]) -> None:

@@ -21,8 +21,10 @@ from ..samplers import Trace, sample
 from ..support.conditions import take
 from ..support.fingerprint import fingerprint
 from ..support.randomness import generator_for
+from ..support.user_code import user_digest
 from ..tilt import RewardFunction, Tilt
 from .extensions import encode
+from .failures import reason
 from .store import Drawer, Store
 
 __all__ = ["Report", "Run", "Scores"]
@@ -42,6 +44,13 @@ class Scores:
 
     values: Tensor
     errors: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A value that could not be made, so that it is not tried again for every batch."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,14 @@ class Run:
 
     @cached_property
     def reward_key(self) -> str | None:
-        """A key of the reward; None if it is a plain function, which cannot be told apart."""
+        """A key of the reward; None if it is a plain function, which cannot be told apart.
 
-        return fingerprint(self.reward) if isinstance(self.reward, nn.Module) else None
+        A function of a file that the user named is told apart by the file.
+        """
+
+        if isinstance(self.reward, nn.Module):
+            return fingerprint(self.reward)
+        return user_digest(self.reward)
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
@@ -105,12 +119,22 @@ class Run:
             what: Kind of the value.
             key: Key of the value, compared with that of the value that is kept.
             make: Makes the value.
+
+        Raises:
+            Exception: What `make` raises; ValueError with the same reason when it is asked again.
         """
 
         if self._kept.get(what, (None,))[0] != key:
             self._kept.pop(what, None)  # never two at a time
-            self._kept[what] = key, make()
-        return self._kept[what][1]
+            try:
+                self._kept[what] = key, make()
+            except Exception as error:
+                self._kept[what] = key, _Failure(reason(error))  # without what its frames hold
+                raise
+        value = self._kept[what][1]
+        if isinstance(value, _Failure):
+            raise ValueError(value.reason)
+        return value
 
     def condition(self, prompt: str, n: int) -> Any:
         """Returns the condition of `n` samples of one prompt, which is encoded once."""
@@ -214,7 +238,9 @@ class Run:
         done = sum(map(len, parts))
         while done < n:
             self.report(stage, done, n)
-            values = make(range(done, min(n, done + self.batch_size)))
+            # Batches begin at multiples of their size, whatever is there, and so round alike.
+            start = done - done % self.batch_size
+            values = make(range(start, min(n, start + self.batch_size)))[done - start :]
             if drawer is not None:
                 drawer.append(name, done, values)
             parts.append(values)
@@ -231,7 +257,7 @@ class Run:
     def score(self, images: Tensor, prompt: str) -> Scores:
         """Returns the rewards of images of one prompt.
 
-        Where the reward fails for all at once, it is asked one by one, so that others have theirs.
+        Where the reward raises for all at once, it is asked one by one, so that others have theirs.
 
         Arguments:
             images: Images in [0, 1], with shape (B, 3, H, W).
@@ -246,9 +272,9 @@ class Run:
                 with torch.no_grad():
                     found = tilt.score(images[rows.start : rows.stop], [prompt] * len(rows))
                 values[rows.start : rows.stop] = found.double().cpu()
-            except ValueError as error:
+            except Exception as error:  # whatever a reward raises, the other pictures go on
                 if len(rows) == 1:
-                    errors[rows.start] = str(error)
+                    errors[rows.start] = reason(error)
                     return
                 for row in rows:
                     attempt(range(row, row + 1))

@@ -3,12 +3,17 @@
 A folder per origin, named by its hash, holds runs of tensors in files named by their first number.
 A run is extended file by file, so an interrupted one goes on where it stopped, and a longer one
 begins with a shorter one.
+
+A store saves time and nothing else: where a disk is full or may not be written, a warning says so,
+and tensors stay in memory.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +39,9 @@ class Drawer:
 
         Raises:
             ValueError: If a file is damaged; says which one to delete.
+
+        Warns:
+            RuntimeWarning: If files cannot be read; what was read before them is returned.
         """
 
         from safetensors import SafetensorError
@@ -41,26 +49,30 @@ class Drawer:
 
         parts: list[Tensor] = []
         done = 0
-        while (path := self._path(name, done)).exists():
-            try:
-                parts.append(load_file(path)["values"])
-            except (SafetensorError, KeyError) as error:
-                raise ValueError(f"{path} is damaged ({error}): delete it") from None
-            done += len(parts[-1])
+        with _spared(self.folder.parent):
+            while (path := self._path(name, done)).exists():
+                try:
+                    parts.append(load_file(path)["values"])
+                except (SafetensorError, KeyError) as error:
+                    raise ValueError(f"{path} is damaged ({error}): delete it") from None
+                done += len(parts[-1])
         return parts
 
     def append(self, name: str, start: int, values: Tensor) -> None:
-        """Adds tensors to a run, atomically.
+        """Adds tensors to a run, atomically, if the disk takes them.
 
         Arguments:
             name: Name of the run.
             start: Number of the first one.
             values: Tensors from that number on, stacked.
+
+        Warns:
+            RuntimeWarning: If they cannot be written.
         """
 
         from safetensors.torch import save_file
 
-        with replacing(self._path(name, start)) as partial:
+        with _spared(self.folder.parent), replacing(self._path(name, start)) as partial:
             save_file({"values": values.detach().cpu().contiguous()}, partial)
 
     def _path(self, name: str, start: int) -> Path:
@@ -92,15 +104,34 @@ class Store:
 
         Raises:
             ValueError: If the folder holds something of another origin.
+
+        Warns:
+            RuntimeWarning: If the folder cannot be made or read, so that the drawer stays empty.
         """
 
         text = json.dumps({**origin, "format": 1}, indent=1, sort_keys=True)
         folder = Path(self.root) / hashlib.sha256(text.encode()).hexdigest()[:24]
         label = folder / "origin.json"
-        if not label.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(label) as partial:
-                partial.write_text(text, encoding="utf-8")
-        elif label.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{folder} holds draws of another origin: delete it")
+        with _spared(Path(self.root)):
+            if not label.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                with replacing(label) as partial:
+                    partial.write_text(text, encoding="utf-8")
+            elif label.read_text(encoding="utf-8") != text:
+                raise ValueError(f"{folder} holds draws of another origin: delete it")
         return Drawer(folder)
+
+
+@contextmanager
+def _spared(root: Path) -> Iterator[None]:
+    """Warns, in words that are the same for all files of a store, where its disk fails."""
+
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"{root} cannot keep draws ({error.strerror or error}): they stay in memory, and a "
+            "later run makes them again",
+            RuntimeWarning,
+            stacklevel=4,
+        )

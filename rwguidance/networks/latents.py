@@ -19,9 +19,10 @@ from ..schedules import (
     VPSchedule,
     working_dtype,
 )
+from ..support import checks
 from ..support.files import replacing
 from ..support.randomness import seeded
-from .common import posterior_variance, silence, waves
+from .common import check_sizes, posterior_variance, silence, waves
 from .convolutions import GROUPS, Decoder, Encoder
 
 __all__ = ["LatentExpectation", "LatentShift", "read"]
@@ -42,10 +43,13 @@ class _LatentNetwork(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("text", text), ("depth", depth)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not widths or any(width < 1 or width % GROUPS for width in widths):
+        checks.integer("channels", channels, 1)
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
+        checks.optional(checks.integer, "text", text, 1)
+        check_sizes("widths", widths)
+        checks.integer("depth", depth, 1)
+        checks.integer("seed", seed)
+        if any(width % GROUPS for width in widths):
             raise ValueError(
                 f"widths must be at least one multiple of {GROUPS}, got {list(widths)}"
             )
@@ -137,6 +141,7 @@ class LatentExpectation(_LatentNetwork):
         seed: Seed of the initial weights.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
 
     References:
@@ -187,6 +192,7 @@ class LatentShift(_LatentNetwork):
         seed: Seed of the initial weights.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
     """
 

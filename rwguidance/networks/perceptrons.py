@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..schedules import Schedule
+from ..support import checks
 from ..support.conditions import condition_keys
 from ..support.randomness import seeded
-from .common import FREQUENCIES, posterior_variance, silence, waves
+from .common import FREQUENCIES, check_sizes, posterior_variance, silence, waves
 
 __all__ = ["ExpectationMLP", "ShiftMLP"]
 
@@ -24,6 +25,10 @@ class ExpectationMLP(nn.Module):
         width: Size of the hidden layers.
         depth: Number of hidden layers.
         seed: Seed of the initial weights.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class ExpectationMLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_sizes("event", event)
         self.trunk = _Trunk(math.prod(event), 1, labels, width, depth, seed)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Tensor:
@@ -53,6 +59,10 @@ class ShiftMLP(nn.Module):
         width: Size of the hidden layers.
         depth: Number of hidden layers.
         seed: Seed of the initial weights.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -65,6 +75,8 @@ class ShiftMLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_sizes("event", event)
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         size = math.prod(event)
         self.schedule = schedule
         self.trunk = _Trunk(size, size, labels, width, depth, seed)
@@ -87,6 +99,12 @@ class _Trunk(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        if labels is not None:
+            checks.instance("labels", labels, Sequence, "a list of labels or None")
+            labels = condition_keys(labels, len(labels), "labels") or ()
+        checks.integer("width", width, 1)
+        checks.integer("depth", depth, 1)
+        checks.integer("seed", seed)
         self.labels = None if labels is None else {key: i for i, key in enumerate(labels)}
         with seeded(seed):
             self.first = nn.Linear(inputs + 2 * FREQUENCIES, width)

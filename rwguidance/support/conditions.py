@@ -6,6 +6,7 @@ tensor of labels, or a backbone's own type that iterates over such items.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +18,8 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
     """Returns the `n` items of a condition as hashable keys, one per sample; None stays None.
 
     Raises:
-        TypeError: If the condition is one string, or not a collection of hashable items.
-        ValueError: If it does not hold `n` items.
+        TypeError: If the condition is one string, a set, or not a collection of hashable items.
+        ValueError: If it does not hold `n` items, or one of them is NaN.
     """
 
     if condition is None:
@@ -36,8 +37,13 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
         or not isinstance(condition, Iterable)
     ):
         raise TypeError(
-            f"{name} must hold one hashable item per sample, such as a list of prompts, "
-            f"got {type(condition).__name__}; write [prompt] * n to repeat one prompt"
+            f"{name} must hold one hashable item per sample in their order, such as a list of "
+            f"prompts, got {type(condition).__name__}; write [prompt] * n to repeat one prompt"
+        )
+    if isinstance(condition, set | frozenset):
+        raise TypeError(
+            f"{name} must have an order, such as a list, to tell which item belongs to which "
+            f"sample, got {type(condition).__name__}"
         )
     keys = tuple(condition)
     if len(keys) != n:
@@ -45,6 +51,8 @@ def condition_keys(condition: Any, n: int, name: str = "condition") -> tuple[Has
     for key in keys:
         if not isinstance(key, Hashable):
             raise TypeError(f"{name} must hold hashable items, got {type(key).__name__}")
+        if isinstance(key, Real) and key != key:
+            raise ValueError(f"{name} must hold items that equal themselves, got NaN")
     return keys
 
 

@@ -1,25 +1,139 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, and what killed writers left behind."""
 
+import hashlib
 import os
+import re
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["naming", "replacing"]
+
+_PARTIAL = re.compile(r".+\.(?:(?P<host>[0-9a-f]{8})-)?[0-9a-f]{8}\.partial", re.DOTALL)
+"""Names of what is being written; older versions did not name the machine, and wrote files."""
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+_DAY = 86400.0
+"""Seconds after which a file is given up whose writer cannot be asked for a sign of life."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbor of `path` to write to, which takes its place when the block succeeds.
+    """A temporary file to write to, which takes the place of `path` when the block succeeds.
 
-    If the block fails, the neighbor is removed and an old file at `path` stays as it was. Writers
-    of the same file do not meet: each has a neighbor of its own, and the last one stays.
+    If the block fails, the temporary file is removed and an old one at `path` stays as it was.
+    Writers of the same file do not meet: each writes in a folder of its own beside it, and the last
+    one stays. What writers who were killed have left there is removed.
+
+    A writer holds an advisory lock on its folder, which ends with the process however that ends: a
+    folder that can be locked has no writer. (A lock on the file would not do, as some libraries
+    write another one and rename it.) Where there are no locks (Windows, some network folders), and
+    where the writer was on another machine, it must be older than a day as well.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to; names `path`.
     """
 
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    path = Path(path)
+    with naming(path):
+        _remove_abandoned(path.parent)
+        folder, lock = _claim(path)
+        try:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives errors of the disk that say nothing of a file the name of this one."""
+
     try:
-        yield partial
-        os.replace(partial, path)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        # What is written by a library in Rust (safetensors) fails with a class of its own.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _claim(path: Path) -> tuple[Path, int | None]:
+    """Makes and locks a folder; returns it and the descriptor that holds the lock, if any."""
+
+    while True:
+        folder = path.with_name(f"{path.name}.{_HOST}-{uuid.uuid4().hex[:8]}.partial")
+        try:
+            folder.mkdir()
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        locked, descriptor = _lock(folder)
+        # Between its creation and the lock, another writer may have taken it for an abandoned one.
+        if locked is not False and folder.exists():
+            return folder, descriptor
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Removes what dead writers have left in a folder."""
+
+    with suppress(OSError), os.scandir(parent) as entries:
+        found = [(entry, match) for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]
+        for entry, match in found:
+            with suppress(OSError):  # gone meanwhile, or of another user
+                _remove_if_abandoned(Path(entry.path), match["host"])
+
+
+def _remove_if_abandoned(partial: Path, host: str | None) -> None:
+    locked, descriptor = _lock(partial)
+    try:
+        near = locked and host == _HOST
+        if locked is False or not (near or time.time() - _last_change(partial) > _DAY):
+            return
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
     finally:
-        partial.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _last_change(partial: Path) -> float:
+    return max(path.stat().st_mtime for path in (partial, *partial.glob("*")))
+
+
+def _lock(path: Path) -> tuple[bool | None, int | None]:
+    """Locks a file or folder, if it can be: not if another has, and None where there are no locks.
+
+    The lock is held by the descriptor that is returned, if there is one.
+    """
+
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, PermissionError):
+        return None, None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False, descriptor
+    except OSError:
+        return None, descriptor
+    return True, descriptor

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["advice"]
+__all__ = ["advice", "is_shortage"]
 
 # What allocators say: of GPUs; of the CPU on Linux; on macOS and Windows; of cuBLAS and cuDNN.
 _PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -24,8 +24,15 @@ def advice(hint: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # Newer versions of torch have the first name as well, but not the oldest ones.
-        typed = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
-        if typed or any(phrase in str(error) for phrase in _PHRASES):
+        if is_shortage(error):
             error.args = (f"{error}\n{hint}",)
         raise
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether an error means that memory has run out."""
+
+    # Newer versions of torch have the first name as well, but not the oldest ones.
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)

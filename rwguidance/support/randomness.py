@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from . import checks
+
 __all__ = ["Generators", "generator_for", "normal", "seeded"]
 
 Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
@@ -44,9 +46,13 @@ def normal(
         dtype: A floating dtype. None is the default one.
 
     Raises:
-        ValueError: If there are several generators, but not one per sample.
+        TypeError: If `generator` is no source of randomness, or the shape holds no integers.
+        ValueError: If there are several generators, but not one per sample, or a size is negative.
     """
 
+    checks.generator("generator", generator)
+    checks.instance("shape", shape, Sequence, "a shape")
+    shape = tuple(checks.integer("shape", size, 0) for size in shape)
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
         return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)

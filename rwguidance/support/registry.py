@@ -29,6 +29,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import nn
 
+from . import checks
 from .outside import on_hub
 from .packaged import in_package
 
@@ -172,7 +173,7 @@ def build(
     factory: Callable[..., M],
     path: str | os.PathLike[str] | None,
     device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     options: Mapping[str, Any],
 ) -> M:
     """Calls a registered class and makes what it returns ready to be used: frozen, in eval mode.
@@ -183,15 +184,18 @@ def build(
         factory: The class or loader. Receives `path` as a keyword, if there is one, and `options`.
         path: A local file or directory with the weights, or ``hf://owner/repository``, or
             ``package://name/folder``.
-        device: Where the module goes.
-        dtype: What its floating-point parameters are cast to.
+        device: The device of the module, or its name.
+        dtype: The dtype that its floating-point parameters are cast to, or its name.
         options: Further keywords.
 
     Raises:
         FileNotFoundError: If there is nothing at `path`.
         TypeError: If the factory does not take these keywords; shows what it takes.
+        ValueError: If there is no such device, or the dtype is not of floating point.
     """
 
+    device = checks.device("device", device)  # before weights are read
+    dtype = checks.floating_dtype("dtype", dtype)
     keywords = dict(options)
     if path is not None:
         if str(path).startswith("~"):

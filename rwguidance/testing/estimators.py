@@ -157,5 +157,4 @@ class _Counted(Model):
 
     def forward(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Prediction:
         self.calls += 1
-        prediction: Prediction = self.model(x_t, t, condition)
-        return prediction
+        return self.model(x_t, t, condition)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule, working_dtype
+from ..support import checks
 from ..tilt import Tilt
-from .law import Law, TiltableLaw
+from .law import Law, TiltableLaw, check_draws
 from .mixtures import GaussianMixture
-from .rewards import NoClosedForm, Numbers
+from .rewards import NoClosedForm, Numbers, numbers_of
 
 __all__ = ["Empirical"]
 
@@ -32,24 +33,26 @@ class Empirical(TiltableLaw):
     def __init__(
         self, points: Tensor, bandwidth: float = 0.0, log_weights: Numbers | None = None
     ) -> None:
-        if points.ndim < 2 or len(points) == 0:
-            raise ValueError(
-                f"points must have shape (N, *event) with N >= 1, got {tuple(points.shape)}"
-            )
-        if not 0 <= bandwidth < float("inf"):
-            raise ValueError(f"bandwidth must be at least 0, got {bandwidth}")
+        checks.states("points", points, finite=True)
+        if len(points) == 0:
+            raise ValueError(f"points must hold N >= 1 of them, got shape {tuple(points.shape)}")
         self.event = tuple(points.shape[1:])
         self.points = points.double()
-        self.bandwidth = float(bandwidth)
+        self.bandwidth = checks.number("bandwidth", bandwidth, 0)
         if log_weights is None:
             log_weights = torch.zeros(len(points))
-        self.log_weights = torch.as_tensor(log_weights, dtype=torch.float64).log_softmax(-1)
-        if self.log_weights.shape != (len(points),):
+        weights = numbers_of("log_weights", log_weights)
+        if weights.shape != (len(points),):
             raise ValueError(
-                f"log_weights must have shape ({len(points)},), got {tuple(self.log_weights.shape)}"
+                f"log_weights must have shape ({len(points)},), got {tuple(weights.shape)}"
             )
+        self.log_weights = weights.log_softmax(-1)
+
+    def __repr__(self) -> str:
+        return f"Empirical({len(self.points)} points of {self.event}, bandwidth={self.bandwidth})"
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        check_draws(n, generator)
         index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         noise = torch.randn(n, *self.event, generator=generator, dtype=torch.float64)
         return self.points[index] + self.bandwidth * noise
@@ -65,6 +68,7 @@ class Empirical(TiltableLaw):
 
     def denoise(self, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
         x = self._check(x_t)
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         scales = schedule.at(t, like=x)
         weights = self._log_kernel(x, scales.alpha, scales.sigma).softmax(1)
         mean = weights @ self.points.flatten(1)
@@ -76,6 +80,8 @@ class Empirical(TiltableLaw):
     def tilted_moments(
         self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule
     ) -> tuple[Tensor, Tensor]:
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         x, dtype = self._check(x_t), working_dtype(x_t.dtype)
         if self.bandwidth > 0:
             moments = lambda x, t: self._mixture.tilted_moments(tilt, x, t, schedule)
@@ -91,6 +97,7 @@ class Empirical(TiltableLaw):
     def tilted(self, tilt: Tilt) -> Law:
         """Returns the tilted law: empirical for bandwidth 0, else a mixture."""
 
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         if self.bandwidth > 0:
             return self._mixture.tilted(tilt)
         return Empirical(self.points, 0.0, self.log_weights + tilt(self.points))
@@ -104,6 +111,7 @@ class Empirical(TiltableLaw):
         return GaussianMixture(self.log_weights, self.points.flatten(1), covariance[None])
 
     def _check(self, x: Tensor) -> Tensor:
+        checks.states("states", x)
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"states must have shape (B, *{self.event}), got {tuple(x.shape)}")
         return x.flatten(1).double()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule, working_dtype
+from ..support import checks
 from ..tilt import Tilt
 from .mixtures import GaussianMixture
 
@@ -33,8 +34,15 @@ def quadrature(
 
     Returns:
         log h in nats, with shape (B,), and the shift, with shape (B, 1).
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the law has more than one dimension, or `nodes` is less than 1.
     """
 
+    checks.instance("law", law, GaussianMixture, "a GaussianMixture")
+    checks.instance("tilt", tilt, Tilt, "a Tilt")
+    nodes = checks.integer("nodes", nodes, 1)
     if law.event != (1,):
         raise ValueError(f"quadrature is for laws of dimension 1, got {law.event[0]}")
     from numpy.polynomial.hermite_e import hermegauss

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import DenoiserModel, Model
+from ..models import Model
+from ..prediction import Prediction
 from ..schedules import Schedule
+from ..support import checks
 from ..tilt import Tilt
 
 __all__ = ["Law", "TiltableLaw"]
@@ -35,7 +37,11 @@ class Law(ABC):
         r"""Posterior mean :math:`E[x_0 | x_t]`, with the shape of `x_t`."""
 
     def model(self, schedule: Schedule) -> Model:
-        """The exact model of this law along a path."""
+        """Returns the exact model of this law along a path.
+
+        Raises:
+            TypeError: If the schedule is none.
+        """
 
         return _LawModel(self, schedule)
 
@@ -69,10 +75,29 @@ class TiltableLaw(Law):
         return self.tilted_moments(tilt, x_t, t, schedule)[1]
 
 
-class _LawModel(DenoiserModel):
+def check_draws(n: int, generator: torch.Generator | None) -> None:
+    """Checks the arguments of :meth:`Law.sample`.
+
+    Raises:
+        TypeError: If one of them is of the wrong kind.
+        ValueError: If `n` is less than 1.
+    """
+
+    checks.integer("n", n, 1)
+    checks.instance(
+        "generator", generator, (torch.Generator, type(None)), "a torch.Generator or None"
+    )
+
+
+class _LawModel(Model):
     def __init__(self, law: Law, schedule: Schedule) -> None:
         super().__init__(schedule)
         self.law = law
 
-    def denoise(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Tensor:
-        return self.law.denoise(x_t, t, self.schedule)
+    def __repr__(self) -> str:
+        return f"{self.law!r}.model({self.schedule!r})"
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Prediction:
+        # Not a DenoiserModel, which would round the times to the precision of a network.
+        mean = self.law.denoise(x_t, t, self.schedule)
+        return Prediction.from_mean(mean, x_t, self.schedule.at(t, like=x_t))

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule, working_dtype
+from ..support import checks
+from ..support.describe import summary
 from ..tilt import Tilt
 from .components import Components, moments, step_of, tilt_components, tilt_quadratic
-from .law import Law, TiltableLaw
-from .rewards import NoClosedForm, Numbers, exponents_of
+from .law import Law, TiltableLaw, check_draws
+from .rewards import NoClosedForm, Numbers, exponents_of, numbers_of
 
 __all__ = ["Gaussian", "GaussianMixture", "StepTilted"]
 
@@ -23,14 +25,15 @@ class GaussianMixture(TiltableLaw):
     """
 
     def __init__(self, log_weights: Numbers, means: Numbers, covariances: Numbers) -> None:
-        self.log_weights = torch.as_tensor(log_weights, dtype=torch.float64).log_softmax(-1)
-        self.means = torch.as_tensor(means, dtype=torch.float64)
-        self.covariances = torch.as_tensor(covariances, dtype=torch.float64)
-        if self.means.ndim != 2 or self.log_weights.shape != self.means.shape[:1]:
+        weights = numbers_of("log_weights", log_weights)
+        self.means = numbers_of("means", means)
+        self.covariances = numbers_of("covariances", covariances)
+        if weights.shape != self.means.shape[:1] or self.means.ndim != 2 or len(weights) == 0:
             raise ValueError(
-                "log_weights and means must have shapes (K,) and (K, D), "
-                f"got {tuple(self.log_weights.shape)} and {tuple(self.means.shape)}"
+                "log_weights and means must have shapes (K,) and (K, D) with K >= 1, "
+                f"got {tuple(weights.shape)} and {tuple(self.means.shape)}"
             )
+        self.log_weights = weights.log_softmax(-1)
         k, d = self.means.shape
         if self.covariances.shape not in ((k, d, d), (1, d, d)):
             raise ValueError(
@@ -43,7 +46,12 @@ class GaussianMixture(TiltableLaw):
             raise ValueError("covariances must be symmetric and positive definite")
         self.event = (d,)
 
+    def __repr__(self) -> str:
+        many = f", {len(self.means)} components" if type(self) is GaussianMixture else ""
+        return f"{type(self).__name__}(dimension {self.event[0]}{many})"
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        check_draws(n, generator)
         index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, *self.event, generator=generator, dtype=torch.float64)
         roots = self._roots
@@ -64,6 +72,7 @@ class GaussianMixture(TiltableLaw):
     def tilted_moments(
         self, tilt: Tilt, x_t: Tensor, t: float | Tensor, schedule: Schedule
     ) -> tuple[Tensor, Tensor]:
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         posterior = self._posterior(x_t, t, schedule)
         log_e, means = tilt_components(tilt, posterior)
         return moments(posterior, log_e, means, working_dtype(x_t.dtype))
@@ -71,6 +80,7 @@ class GaussianMixture(TiltableLaw):
     def tilted(self, tilt: Tilt) -> Law:
         """Returns the tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
 
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         step = step_of(tilt, self.event[0])
         if step is not None:
             return StepTilted(self, tilt)
@@ -106,6 +116,7 @@ class GaussianMixture(TiltableLaw):
         return Components(self.log_weights[None], self.means[None], self._roots[None])
 
     def _check(self, x: Tensor) -> Tensor:
+        checks.states("states", x)
         if x.ndim != 2 or tuple(x.shape[1:]) != self.event:
             raise ValueError(f"states must have shape (B, {self.event[0]}), got {tuple(x.shape)}")
         return x.double()
@@ -121,6 +132,7 @@ class GaussianMixture(TiltableLaw):
 
     def _posterior(self, x_t: Tensor, t: float | Tensor, schedule: Schedule) -> Components:
         x = self._check(x_t)
+        checks.instance("schedule", schedule, Schedule, "a Schedule")
         scales = schedule.at(t, like=x)
         alpha, sigma = scales.alpha[..., None], scales.sigma[..., None]  # (T, 1, 1)
         axes = self._expand(self._axes)
@@ -142,8 +154,9 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:
-        mean = torch.as_tensor(mean, dtype=torch.float64)
-        covariance = torch.as_tensor(covariance, dtype=torch.float64)
+        mean, covariance = numbers_of("mean", mean), numbers_of("covariance", covariance)
+        if mean.ndim != 1:
+            raise ValueError(f"mean must have shape (D,), got {tuple(mean.shape)}")
         super().__init__(torch.zeros(1), mean[None], covariance[None])
         self.mean = mean
         self.covariance = covariance
@@ -158,13 +171,19 @@ class StepTilted(Law):
     """
 
     def __init__(self, base: GaussianMixture, tilt: Tilt) -> None:
+        checks.instance("base", base, GaussianMixture, "a GaussianMixture")
+        checks.instance("tilt", tilt, Tilt, "a Tilt")
         if step_of(tilt, base.event[0]) is None:
             raise NoClosedForm("StepTilted needs a tilt with one Step reward, in one dimension")
         self.base = base
         self.tilt = tilt
         self.event = (1,)
 
+    def __repr__(self) -> str:
+        return summary(self, base=self.base, tilt=self.tilt)
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        check_draws(n, generator)
         step = step_of(self.tilt, 1)
         assert step is not None
         threshold, log_height = step

@@ -5,6 +5,7 @@ r"""Rewards that keep toy laws closed: their weights are sums of exponentials of
 and, in one dimension, a step. All are ordinary reward callables (x, condition) -> (N,).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..support import checks
 from ..tilt import Tilt
 
 __all__ = ["Bumps", "ClosedReward", "Exponents", "Linear", "NoClosedForm", "Quadratic", "Step"]
@@ -50,8 +52,23 @@ class ClosedReward(ABC):
         """The terms of exp(r / beta), in float64."""
 
 
+def numbers_of(name: str, values: Numbers) -> Tensor:
+    """Returns parameters as a float64 tensor.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If they are ragged or not finite; log-weights may be -inf.
+    """
+
+    tensor = checks.real_tensor(name, values, "a number, or a tensor or nested lists of them")
+    zero = (tensor == -math.inf) if name.startswith("log_") else torch.zeros_like(tensor).bool()
+    if not bool((tensor.isfinite() | zero).all()):
+        raise ValueError(f"{name} must be finite, got {tensor.tolist()}")
+    return tensor
+
+
 def _tensor(values: Numbers, ndim: int, name: str) -> Tensor:
-    tensor = torch.as_tensor(values, dtype=torch.float64)
+    tensor = numbers_of(name, values)
     if tensor.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} axes, got shape {tuple(tensor.shape)}")
     return tensor
@@ -76,9 +93,10 @@ class Linear(ClosedReward):
 
     def __init__(self, b: Numbers, c: float = 0.0) -> None:
         self.b = _tensor(b, 1, "b")
-        self.c = float(c)
+        self.c = checks.number("c", c)
 
     def __call__(self, x: Tensor, condition: Any = None) -> Tensor:
+        checks.states("x", x)
         return x.flatten(1) @ self.b.to(x) + self.c
 
     def exponents(self, beta: float) -> Exponents:
@@ -104,6 +122,7 @@ class Quadratic(ClosedReward):
         self.b = torch.zeros_like(self.center) if b is None else _tensor(b, 1, "b")
 
     def __call__(self, x: Tensor, condition: Any = None) -> Tensor:
+        checks.states("x", x)
         x = x.flatten(1)
         z = x - self.center.to(x)
         return -0.5 * ((z @ self.precision.to(x)) * z).sum(1) + x @ self.b.to(x)
@@ -138,6 +157,7 @@ class Bumps(ClosedReward):
             )
 
     def __call__(self, x: Tensor, condition: Any = None) -> Tensor:
+        checks.states("x", x)
         z = x.flatten(1)[:, None] - self.centers.to(x)
         squares = torch.einsum("nji,jik,njk->nj", z, self.precisions.to(x), z)
         return (self.log_heights.to(x) - 0.5 * squares).logsumexp(1)
@@ -162,10 +182,11 @@ class Step:
     """
 
     def __init__(self, threshold: float, height: float) -> None:
-        self.threshold = float(threshold)
-        self.height = float(height)
+        self.threshold = checks.number("threshold", threshold)
+        self.height = checks.number("height", height)
 
     def __call__(self, x: Tensor, condition: Any = None) -> Tensor:
+        checks.states("x", x)
         x = x.flatten(1)
         if x.shape[1] != 1:
             raise ValueError(f"Step is for one dimension, got states of size {x.shape[1]}")

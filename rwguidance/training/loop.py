@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..support import checks
 from ..support.files import replacing
 
 __all__ = ["train"]
@@ -46,14 +47,20 @@ def train(
         The loss of every step, float64, with shape (steps,).
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If the checkpoint was made with other settings, or a setting is out of range.
         FloatingPointError: If the loss is not finite; names the step and the terms.
     """
 
-    if steps < 1 or save_every < 1:
-        raise ValueError(f"steps and save_every must be at least 1, got {steps} and {save_every}")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    checks.instance("network", network, nn.Module, "a torch.nn.Module")
+    checks.function("objective", objective)
+    steps = checks.integer("steps", steps, 1)
+    learning_rate = checks.number("learning_rate", learning_rate, above=0)
+    seed = checks.integer("seed", seed)
+    checks.optional(checks.number, "max_norm", max_norm, above=0)
+    checks.optional(checks.instance, "checkpoint", checkpoint, (str, os.PathLike), "a path or None")
+    save_every = checks.integer("save_every", save_every, 1)
+    checks.flag("progress", progress)
     settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "max_norm": max_norm}
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)

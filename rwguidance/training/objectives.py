@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..bank import Bank
 from ..estimators.base import gradient_to_shift
 from ..losses import centered_residual, itakura_saito, marginal_residual
-from ..models import Model
+from ..models import Model, check_is_model
 from ..prediction import Prediction
 from ..regularizers import consistency, cycle, differentiable_gradient, gradient_penalty
+from ..support import checks
 from ..tilt import Tilt
 from ..weights import log_mean_exp
 
@@ -36,8 +37,15 @@ Encoder = Callable[[list[Any]], Any]
 
 
 def uniform_times(n: int, generator: torch.Generator) -> Tensor:
-    """Draws times uniform on [0.001, 1]: below, a state tells its clean draw and h is known."""
+    """Draws times uniform on [0.001, 1]: below, a state tells its clean draw and h is known.
 
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If `n` is less than 1.
+    """
+
+    checks.integer("n", n, 1)
+    checks.instance("generator", generator, torch.Generator, "a torch.Generator")
     return 0.001 + 0.999 * torch.rand(n, generator=generator, dtype=torch.float64)
 
 
@@ -76,6 +84,7 @@ class Objective(ABC):
             the networks are conditioned on; None if they take the items as they are.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If `batch_size` is less than 1, or every draw of a condition has zero weight.
     """
 
@@ -88,8 +97,12 @@ class Objective(ABC):
     encode: Encoder | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_is_model("model", self.model)
+        checks.instance("bank", self.bank, Bank, "a Bank")
+        checks.instance("tilt", self.tilt, Tilt, "a Tilt")
+        checks.integer("batch_size", self.batch_size, 1)
+        checks.function("times", self.times)
+        checks.optional(checks.function, "encode", self.encode)
         if self.bank.rewards is None:
             self.bank = self.bank.scored(self.tilt)
         assert self.bank.rewards is not None
@@ -110,8 +123,7 @@ class Objective(ABC):
         """Returns the base model's prediction of a batch, without gradients."""
 
         with torch.no_grad():
-            prediction: Prediction = self.model(batch.x_t, batch.t, batch.condition)
-        return prediction
+            return self.model(batch.x_t, batch.t, batch.condition)
 
     def _noise(
         self, bank: Bank, log_w: Tensor, index: Tensor, t: Tensor, generator: torch.Generator
@@ -148,6 +160,7 @@ class ExpectationObjective(Objective):
             (batch_size / group_size, group_size); 1 for none.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If a weight is negative or not finite, `cycle_weight` and `classifier` are not
             given together, or `group_size` does not divide `batch_size`.
 
@@ -165,12 +178,14 @@ class ExpectationObjective(Objective):
 
     def __post_init__(self) -> None:
         for name in ("eta", "penalty", "cycle_weight"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+            setattr(self, name, checks.number(name, getattr(self, name), 0))
+        checks.function("loss", self.loss)
+        checks.instance("preferred", self.preferred, (Bank, type(None)), "a Bank or None")
+        checks.integer("group_size", self.group_size, 1)
+        checks.integer("batch_size", self.batch_size, 1)
         if (self.cycle_weight > 0) != (self.classifier is not None):
             raise ValueError("cycle_weight and classifier must be given together")
-        if self.group_size < 1 or self.batch_size % self.group_size:
+        if self.batch_size % self.group_size:
             raise ValueError(
                 f"group_size must divide batch_size={self.batch_size}, "
                 f"got group_size={self.group_size}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import rwguidance as rw
 from rwguidance.noise_space import best_of_n, soft_best_of_n
 from rwguidance.samplers import UnreliableEstimate
+from rwguidance.statistics import ratio_and_error
 from rwguidance.support.conditions import take
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.support.randomness import generator_for
@@ -302,12 +303,10 @@ class InNats(nn.Module):
 
 
 def tilted_mean(log_w: Tensor, values: Tensor) -> tuple[float, float]:
-    """Returns the self-normalized mean and its standard error, by linearization."""
+    """Returns the self-normalized mean and its standard error."""
 
     weight = log_w.softmax(0)
-    mean = (weight * values).sum()
-    error = (weight * (values - mean)).square().sum().sqrt()
-    return float(mean), float(error)
+    return ratio_and_error(weight * values, weight)
 
 
 @contextmanager

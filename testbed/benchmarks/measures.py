@@ -1,5 +1,6 @@
 """Measures of generators and proxies, by the judge and the gold utility."""
 
+import itertools
 import math
 import re
 import time
@@ -13,6 +14,7 @@ from tables import NAMES as CANDIDATES
 from torch import Tensor
 
 from rwguidance.samplers import sample
+from rwguidance.statistics import mean_and_error
 from rwguidance.support.randomness import generator_for
 from rwguidance.tilt import RewardFunction
 from rwguidance_testbed import metrics
@@ -86,20 +88,8 @@ def mean_over(groups: Sequence[str], values: Tensor) -> tuple[float, float]:
         values: Values with shape (N,).
     """
 
-    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    index = torch.tensor([place[group] for group in groups])
     known = ~values.isnan()
-    index, values = index[known], values[known].double()
-    totals = torch.zeros(len(place), dtype=torch.float64).index_add_(0, index, values)
-    counts = torch.zeros_like(totals).index_add_(0, index, torch.ones_like(values))
-    return mean_of((totals / counts)[counts > 0])
-
-
-def mean_of(values: Tensor) -> tuple[float, float]:
-    """Returns the mean and its standard error, NaN where there are too few values for it."""
-
-    spread = float(values.std()) if len(values) > 1 else math.nan
-    return float(values.mean()), spread / math.sqrt(max(1, len(values)))
+    return mean_and_error(values[known], itertools.compress(groups, known.tolist()))
 
 
 def perplexity(shares: Tensor) -> float:
@@ -146,7 +136,7 @@ def modes(
         nearest = (metrics.embed(judge, some) @ centers[name].T).argmax(1)
         shares = torch.bincount(nearest, minlength=len(centers[name])).double() / len(nearest)
         found.append(perplexity(shares))
-    return mean_of(torch.tensor(found))
+    return mean_and_error(found)
 
 
 def measure_generators(

@@ -11,6 +11,7 @@ from formatting import console
 from results import Column, Prompt, Results
 from torch import Tensor
 
+from rwguidance.statistics import mean_and_error, ratio_and_error
 from rwguidance.support.randomness import generator_for
 from rwguidance_testbed import metrics
 from rwguidance_testbed.data import Drawings, load_names
@@ -26,16 +27,7 @@ COPIES = 4
 def paired(after: Tensor, before: Tensor) -> tuple[float, float]:
     """Returns the mean difference of pairs, and its standard error."""
 
-    difference = after.double() - before.double()
-    return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
-
-
-def ratio(gain: Tensor, target: Tensor) -> tuple[float, float]:
-    """Returns the ratio of the means of pairs, and its standard error, by linearization."""
-
-    share = float(gain.mean() / target.mean())
-    rest = gain - share * target
-    return share, float(rest.std()) / math.sqrt(len(rest)) / abs(float(target.mean()))
+    return mean_and_error(after.double() - before.double())
 
 
 def table_of(case: str, results: Results, real: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,7 +100,7 @@ def _gains(
     if column.nats is not None:
         way = results.targets[column.nats]["proxy"] - results.targets[0.0]["proxy"]
         gain = looks.proxy[rows] - base.proxy[where]
-        row |= _pair("share", ratio(gain, way[where]))
+        row |= _pair("share", ratio_and_error(gain, way[where]))
     return row
 
 

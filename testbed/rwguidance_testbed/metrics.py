@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from rwguidance.statistics import mean_and_error
+
 from .data import Drawings
 from .encoders import Towers
 from .scenes import render, scenes_with_caption
@@ -239,9 +241,8 @@ def compare(pictures: Tensor, real: Tensor, found: Tensor, k: int = 3) -> Qualit
         )
     distance, error = kernel(pictures, real, (range(n), [i % n for i in range(len(real))]))
     precision, recall = precision_recall(pictures, real[:n], k)
-    spread = float(found.double().std()) / math.sqrt(n)
     return Quality(
-        frechet(pictures, real), distance, error, precision, recall, float(found.mean()), spread
+        frechet(pictures, real), distance, error, precision, recall, *mean_and_error(found)
     )
 
 

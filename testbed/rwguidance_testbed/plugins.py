@@ -179,6 +179,7 @@ class EmojiGold(Reward):
         preprocessing=_RESIZED,
         context_length=16,
         typical_range=(5.0, 14.0),
+        parity="its own reference",
     )
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -210,6 +211,7 @@ class EmojiMatch(Reward):
         preprocessing=_RESIZED,
         context_length=16,
         typical_range=(-0.2, 0.9),
+        parity="its own reference",
     )
 
     def __init__(self, path: str | Path | None = None) -> None:

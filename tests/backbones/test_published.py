@@ -117,6 +117,16 @@ def test_a_variant_is_read_where_it_is_asked_for(name, tmp_path):
         backbones.load(name, tmp_path, variant="int8")
 
 
+def test_parts_that_have_no_such_variant_are_read_without(tmp_path):
+    backbones.tiny("sdxl").to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    whole = dict(backbones.load("sdxl", tmp_path, variant="fp16", **SIZE).named_parameters())
+    file = tmp_path / "text_encoder" / "model.fp16.safetensors"
+    file.rename(file.with_name("model.safetensors"))
+    mixed = dict(backbones.load("sdxl", tmp_path, variant="fp16", **SIZE).named_parameters())
+    assert mixed.keys() == whole.keys()
+    assert all(torch.equal(value, whole[name]) for name, value in mixed.items())
+
+
 def test_the_variants_of_a_folder(tmp_path):
     (tmp_path / "unet").mkdir()
     names = ("model.a.safetensors", "model.b-00001-of-00002.safetensors", "model.json.b.index")

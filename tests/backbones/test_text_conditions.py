@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import backbones
+from common import assert_rounds_to
 from pipeline_cases import QUIET, build
 
 pytestmark = QUIET
@@ -55,8 +56,9 @@ def test_negative_prompts_belong_to_their_prompts(key):
     _, backbone, _, _ = build(key)
     both = backbone.condition(["a", "a", "b"], ["x", "y", "x"])
     for name, value in both.negative.items():
-        assert torch.equal(value[0], value[2])
-        assert not torch.equal(value[0], value[1]), name
+        # Encoded in two rows of a batch, by sums of 32 to 128 products, some ten after another.
+        assert_rounds_to(value[0], value[2], terms=1024)
+        assert float((value[0] - value[1]).abs().max()) > 1e-3, name
     one = backbone.condition(["a", "b"], "x")
     assert_close(one.negative["text"], both.negative["text"][[0, 2]])
     assert_close(one.embeddings["text"], both.embeddings["text"][[0, 2]])

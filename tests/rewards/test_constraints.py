@@ -155,6 +155,18 @@ def test_another_unit_of_a_reward_is_another_unit_of_its_beta(seed, n_rewards, c
     assert other.kl == pytest.approx(plain.kl, abs=1e-9)
 
 
+def test_a_reward_may_lie_far_from_zero():
+    # Counts of bytes or clicks: float32 has steps of 8 at 1e8, and would see two or three values.
+    rewards, offset = randn(0, 200), 2.0**27
+    bank = Bank(randn(1, 200, 2), None, rewards)
+    far = Bank(bank.x_0, None, (rewards * 2**20).round() / 2**20 + offset)
+    near = Bank(bank.x_0, None, far.rewards - offset)
+    level = 0.5
+    expected = constrained_tilt(columns(1), level, near).tilt.betas[0]
+    found = constrained_tilt(columns(1), level + offset, far).tilt.betas[0]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_linear_rewards_of_a_gaussian_have_the_closed_form():
     """For x ~ N(m, S), r = A x: E r = A m + A S A' l, so l solves a linear system where active."""
 

@@ -147,3 +147,9 @@ def test_names_are_found_in_every_spelling(folder):
     absolute = (folder / "1.png").resolve()
     job = plan(folder, write("p.csv", f"path,prompt\n{decomposed},a\n{absolute},b\n"))
     assert [item[:2] for item in job.items] == [("1.png", ("b",)), ("größe [b]/é.gif", ("a",))]
+
+
+def test_json_that_is_nested_too_deeply_names_its_line(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2: nested too deeply"):
+        read_prompts(tmp_path / "p.jsonl")

@@ -1,7 +1,10 @@
 """The command `rwguidance score`: what it prints, refuses and returns."""
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet
@@ -87,7 +90,7 @@ def test_mistakes_exit_with_1_before_anything_is_scored(folder, run, arguments, 
 def test_exit_codes_of_the_runner(broken):
     run = lambda *arguments: CliRunner().invoke(app, ["score", str(broken), *arguments]).exit_code
     assert run("--reward", "brightness") == 2
-    assert run("--reward", "brightness") == 1, "the result exists"
+    assert run("--reward", "brightness") == 2, "the result is there, and what it lacks as well"
     for name in ("3.png", "4.jpg", "5.png", "6.png"):
         (broken / name).unlink()
     assert run("--reward", "brightness", "--restart", "--dtype", "float64") == 0
@@ -115,3 +118,18 @@ def test_options_reach_the_constructor(folder, run):
         code, _, err = run(*command, "d.csv", "--option", wrong)
         assert code == 1
         assert message in err
+
+
+def test_a_console_of_few_letters_ends_no_run(folder):
+    write("p.csv", "prompt\n\u4e00\u53ea\u732b\n")
+    command = [*("score", folder, "--prompts", "p.csv", "--reward", "jpeg"), "--out", "scores.csv"]
+    (folder / "\u732b.png").write_text("no image")
+    for attempt in range(2):
+        run = subprocess.run(
+            [sys.executable, "-c", "from rwguidance.app.cli import main; main()", *command],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+        )
+        assert run.returncode == 2, run.stderr
+        assert b"skipped: \\u732b.png, row 6, prompt '\\u4e00\\u53ea\\u732b': not an" in run.stderr
+        assert (b"Nothing was left to score" in run.stdout) == (attempt == 1)

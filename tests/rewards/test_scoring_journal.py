@@ -48,7 +48,7 @@ def test_a_run_killed_at_any_byte_of_the_journal_ends_with_the_same_file(
     out = Path(f"scores{suffix}")
     journal = journal_path(out)
     with monkeypatch.context() as patch:  # die with the last batch in the journal
-        patch.setattr(rewards.scoring.run, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(rewards.scoring.run, "write_table", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             score_(job, *names, out=out, batch_size=2)
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -161,7 +161,9 @@ def test_the_journal_of_another_job_is_refused(folder, monkeypatch, change, name
 
 def test_a_result_is_not_replaced_unasked(folder):
     write("scores.csv", "precious")
-    with pytest.raises(FileExistsError, match=r"scores\.csv exists: .* --restart"):
+    with pytest.raises(
+        FileExistsError, match=r"scores\.csv exists, and it is not known.* --restart"
+    ):
         score_(plan(folder), "brightness")
     assert Path("scores.csv").read_text() == "precious"
     assert score_(plan(folder), "brightness", restart=True).rows == 5
@@ -171,7 +173,7 @@ def test_a_result_is_not_replaced_unasked(folder):
 def test_a_journal_that_is_damaged_in_the_middle_is_refused(folder, monkeypatch, damage):
     job = plan(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(rewards.scoring.run, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(rewards.scoring.run, "write_table", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             score_(job, "brightness", batch_size=2)
     journal = journal_path("scores.csv")

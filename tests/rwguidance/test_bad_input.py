@@ -92,10 +92,10 @@ CASES = {
     "rising times": (run(times=(0.0, 1.0)), ValueError, r"decrease strictly, .*got \[0.0, 1.0\]"),
     "repeated times": (run(times=(1.0, 0.5, 0.5)), ValueError, "decrease strictly, from noise"),
     "one time": (run(times=(1.0,)), ValueError, r"times must hold at least two times, got .*\(1,"),
-    "a time beyond 1": (run(times=(1.2, 0.0)), ValueError, r"t must lie in \[0, 1\].* got 1.2"),
-    "NaN among the times": (run(times=(1.0, math.nan)), ValueError, r"t must lie in .* got nan"),
+    "a time beyond 1": (run(times=(1.2, 0.0)), ValueError, r"times must lie in \[0, 1\].*\[1.2, 0"),
+    "NaN among the times": (run(times=(1.0, math.nan)), ValueError, r"times must lie .* nan\]"),
     "integer states": (run(x_1=X.long()), TypeError, "x_1 must be a floating-point .*torch.int64"),
-    "one state": (run(x_1=X[0]), TypeError, r"x_1 must be .*of shape \(B, \*event\), .*\(2,\)"),
+    "one state": (run(x_1=X[0]), ValueError, r"x_1 must be .*of shape \(B, \*event\).*\(2,\)"),
     "a list of states": (run(x_1=X.tolist()), TypeError, "x_1 must be a floating-point .*got list"),
     "a bare network": (run(torch.nn.Identity()), TypeError, "model must be a Model, got Identity"),
     "a sampler class": (
@@ -116,7 +116,7 @@ CASES = {
     "a window of timesteps": (guide(window=(0, 999)), ValueError, r"window must .* got \(0, 999\)"),
     "half a window": (guide(window=0.5), TypeError, r"window must be two times .*got 0.5"),
     "an infinite scale": (guide(scale=math.inf), ValueError, "scale must be finite, got inf"),
-    "a scale in words": (guide(scale="strong"), TypeError, "scale must be a number or .* got str"),
+    "a scale in words": (guide(scale="strong"), TypeError, "scale must be a number, got str"),
     "a scale that diverges": (
         guide(0.0, scale=lambda t: 1 / t),
         ValueError,
@@ -153,7 +153,11 @@ CASES = {
         ValueError,
         r"shape \(3,\), got \(3, 2\); red",
     ),
-    "integer rewards": (lambda: returning(X[:, 0].long())(X), TypeError, "got torch.int64"),
+    "integer rewards": (
+        lambda: returning(X[:, 0].long())(X),
+        TypeError,
+        "got Tensor of torch.int64",
+    ),
     "a list of rewards": (lambda: returning([0.0] * 3)(X), TypeError, "floating-point .* got list"),
     "a NaN reward": (
         lambda: returning(with_nan(X)[:, 0])(X, PROMPTS),
@@ -171,11 +175,11 @@ CASES = {
         r"nats must lie in the range that this bank reaches, \(0, 0.693147\), got 50.0",
     ),
     # banks
-    "an empty bank": (lambda: Bank(X[:0]), ValueError, r"x_0 must .* N >= 1, got \(0, 2\)"),
-    "a flat bank": (lambda: Bank(X[0]), ValueError, r"shape \(N, \*event\) .* got \(2,\)"),
-    "8-bit draws": (lambda: Bank(X.byte()), TypeError, "x_0 must be .*got torch.uint8"),
+    "an empty bank": (lambda: Bank(X[:0]), ValueError, r"x_0 must .* N >= 1 .*got shape \(0, 2\)"),
+    "a flat bank": (lambda: Bank(X[0]), ValueError, r"shape \(B, \*event\) .* got shape \(2,\)"),
+    "8-bit draws": (lambda: Bank(X.byte()), TypeError, "x_0 must be .*got Tensor of torch.uint8"),
     "a list of draws": (lambda: Bank(X.tolist()), TypeError, "x_0 must be .*got list"),
-    "NaN draws": (lambda: Bank(with_nan(X)), ValueError, r"x_0 must be finite, .* draws \[1\]"),
+    "NaN draws": (lambda: Bank(with_nan(X)), ValueError, r"x_0 must be finite, .* in item 1$"),
     "too few conditions": (lambda: Bank(X, ["cat"]), ValueError, "condition must .*, 3, got 1"),
     "one prompt for all": (lambda: Bank(X, "cat"), TypeError, r"got str; write \[prompt\] \* n"),
     "conditions that are lists": (
@@ -226,9 +230,9 @@ CASES = {
         r"x_t must hold states of shape \(2,\), as the bank does, got \(5,\)",
     ),
     "states on another device": (
-        estimate(X.to("meta")),
+        estimate(estimator=ImportanceSampling(BANK, FIRST).to("meta")),
         ValueError,
-        r"x_t is on meta, but the bank is on cpu; move the estimator with .to\(device\)",
+        r"x_t is on cpu, but the bank is on meta; move the estimator with .to\(device\)",
     ),
     "draws for a bank": (
         lambda: ImportanceSampling(X, FIRST),
@@ -257,12 +261,12 @@ CASES = {
     "negative damping": (
         lambda: PlugIn(FIRST, damping=-1.0),
         ValueError,
-        "damping must be None or at least 0, got -1.0",
+        "damping must be at least 0, got -1.0",
     ),
     "a prior without variance": (
         lambda: PlugIn(FIRST, prior_variance=0.0),
         ValueError,
-        "prior_variance must be positive, got 0.0",
+        "prior_variance must be positive and finite, got 0.0",
     ),
     "a black box plugged in": (
         lambda: PlugIn(Tilt(lambda x, c: x.detach()[:, 0], 1.0))(LAW.model(PATH), X, 0.5),
@@ -275,9 +279,21 @@ CASES = {
         r"does not determine the shift where alpha_t = 0 .*use PlugIn\(..., jacobian=False\)",
     ),
     # schedules, models, predictions
-    "a VP path of no rate": (lambda: VPSchedule(0.0), ValueError, "0 < beta_min .* beta_min=0.0"),
-    "a VE path downwards": (lambda: VESchedule(2.0, 1.0), ValueError, "got sigma_min=2.0, sigma_m"),
-    "a rising table": (lambda: DiscreteSchedule([0.1, 0.9]), ValueError, "must decrease strictly"),
+    "a VP path of no rate": (
+        lambda: VPSchedule(0.0),
+        ValueError,
+        "beta_min must be positive .*got 0",
+    ),
+    "a VE path downwards": (
+        lambda: VESchedule(2.0, 1.0),
+        ValueError,
+        "sigma_max must be .*above 2.0, got 1",
+    ),
+    "a rising table": (
+        lambda: DiscreteSchedule([0.9, 0.1, 0.2]),
+        ValueError,
+        "must decrease strictly .* got 0.2 after 0.1 in entry 2; of betas it is",
+    ),
     "an empty table": (lambda: DiscreteSchedule([]), ValueError, r"shape \(K,\) with K >= 1, got "),
     "a schedule in words": (lambda: Uncalled("vp"), TypeError, "schedule must be a Sch.* got str"),
     "noise of another shape": (
@@ -309,12 +325,12 @@ CASES = {
     "weights and means that differ": (
         lambda: toy.GaussianMixture([0.0], [[0.0], [1.0]], [[[1.0]]]),
         ValueError,
-        r"log_weights and means must have shapes \(K,\) and \(K, D\), got \(1,\) and \(2, 1\)",
+        r"log_weights and means must have shapes \(K,\) and \(K, D\) .*, got \(1,\) and \(2, 1\)",
     ),
     "points without an axis": (
         lambda: toy.Empirical(X[:, 0]),
         ValueError,
-        r"points must have shape \(N, \*event\) with N >= 1, got \(3,\)",
+        r"points must be .* of shape \(B, \*event\) .*got shape \(3,\)",
     ),
     "a negative bandwidth": (lambda: toy.Empirical(X, -1.0), ValueError, "bandwidth must .*got -1"),
     "a matrix for a slope": (lambda: toy.Linear(IDENTITY), ValueError, "b must have 1 axes, got "),

@@ -78,7 +78,8 @@ def test_a_model_asks_its_network_once_and_passes_the_condition_on(convention):
     model(x_t, t, condition)
     ((seen, time, passed),) = model.calls
     assert seen is x_t
-    assert time is t
+    assert time.dtype == torch.float64  # as the states are
+    torch.testing.assert_close(time, t.double(), rtol=0, atol=0)
     assert passed is condition
 
 

@@ -470,7 +470,10 @@ def test_wrong_input_is_refused(generator):
     refuse(ValueError, "outputs must be at least 1, got 0", outputs=0)
     refuse(ValueError, "batch_size must be at least 1, got 0", batch_size=0)
     refuse(TypeError, "tilt must be a Tilt, got function", tilt=lambda x: x)
-    refuse(ValueError, "generator must hold one item per output, 3, got 2", generator=[None] * 2)
+    refuse(
+        ValueError, "generator must hold one item per output, 3, got 2", generator=[generator] * 2
+    )
+    refuse(TypeError, "generator must be a torch.Generator.*got list", generator=[None] * 3)
     refuse(ValueError, "condition must hold one item per output, 3, got 4", condition=list("abcd"))
     refuse(TypeError, "got str", condition="abc")
     wrong = "draw must return noise of floating point with shape"

@@ -34,7 +34,7 @@ from rwguidance import (
     sample,
     toy,
 )
-from rwguidance.samplers import AncestralSampler
+from rwguidance.samplers import AncestralSampler, doubts_of
 
 EPS = torch.finfo(torch.float64).eps
 LAW = toy.Gaussian([1.0, -0.5], [[0.8, 0.2], [0.2, 0.5]])
@@ -271,6 +271,19 @@ def test_states_keep_their_dtype_and_predictions_are_wide(dtype, sampler, genera
     assert set(seen) == {torch.float64 if dtype == torch.float64 else torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_in_half_precision_is_that_of_float32_rounded_once(dtype):
+    model = LAW.model(RectifiedSchedule())
+    x_t = randn(0, 64, 2).to(dtype)
+    t, s = tensor(0.6), tensor(0.4)
+    draws = [torch.Generator().manual_seed(1) for _ in range(2)]
+    half, _ = DDIM(1.0).step(model, x_t, t, s, generator=draws[0])
+    wide, _ = DDIM(1.0).step(model, x_t.float(), t, s, generator=draws[1])
+    # The predictions of both are the same: they are computed in float32 from the same numbers.
+    assert half.dtype == dtype
+    assert bool((half == wide.to(dtype)).all())
+
+
 @pytest.mark.parametrize("sampler", list(SAMPLERS.values()), ids=list(SAMPLERS))
 def test_inference_mode_changes_nothing(schedule, sampler):
     guided = GuidedModel(LAW.model(schedule), toy.Oracle(LAW, TILTS["linear"]))
@@ -499,6 +512,15 @@ def test_a_hopeless_bank_is_reported_once_per_run_with_advice():
     with pytest.warns(UnreliableEstimate) as again:
         sample(model, DDIM(), x_1, (1, 0.5, 0))
     assert len(again) == 1
+
+
+def test_the_effective_draws_of_a_warning_are_their_median():
+    # One lucky sample of five, with 100 effective draws, must not make the others look better.
+    scales = RectifiedSchedule().at(0.5, like=torch.zeros(5, 1))
+    ess = torch.tensor([1.5, 100.0, 1.0, 2.0, 3.0])
+    diagnostics = {"ess_tilted": ess, "reliable": ess >= 5}
+    prediction = Prediction(torch.zeros(5, 1), torch.zeros(5, 1), scales, diagnostics)
+    assert doubts_of(0.5, prediction) == [(0.5, 2.0)]
 
 
 def test_many_hopeless_steps_are_summarized():

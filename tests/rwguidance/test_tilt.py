@@ -84,8 +84,61 @@ def test_an_unusable_reward_is_named_with_its_item_and_prompt(bad):
 
 
 def test_a_tilt_moves_its_modules():
-    module = nn.Linear(3, 1, device="meta")
-    reward, decode = nn.Sequential(module, nn.Flatten(0)), nn.Identity()
+    reward, decode = nn.Bilinear(3, 3, 1, device="meta"), nn.Identity()
     tilt = Tilt([reward, first], [1.0, 1.0], decode)
     assert set(tilt.modules()) >= {reward, decode}
-    assert tilt.to(torch.float64).get_submodule("reward_0.0").weight.dtype == torch.float64
+    assert tilt.to(torch.float64).get_submodule("reward_0").weight.dtype == torch.float64
+
+
+class OfOne(torch.nn.Module):
+    def forward(self, x):
+        return x[:, 0]
+
+
+class Method:
+    def score(self, x):
+        return x[:, 0]
+
+    def __call__(self, x, condition):
+        return x[:, 0]
+
+
+@pytest.mark.parametrize("reward", [lambda x: x[:, 0], OfOne(), Method().score])
+def test_a_reward_of_one_argument_says_what_to_write(reward):
+    with pytest.raises(TypeError, match=r"\(x, condition\), .*lambda x, condition: reward\(x\)"):
+        Tilt(reward, 1.0)
+    wrapped = lambda x, condition: reward(x)
+    assert Tilt(wrapped, 2.0)(torch.tensor([[3.0]])).tolist() == [1.5]
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda x, condition=None: x[:, 0],
+        lambda *arguments: arguments[0][:, 0],
+        lambda images, prompts, scale=2: images[:, 0],
+        Method(),
+        torch.dot,  # what is written in C does not tell
+        torch.nn.Bilinear(1, 1, 1),
+    ],
+)
+def test_a_reward_of_two_arguments_passes(reward):
+    Tilt(reward, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda x: x[:, 0].numpy(), "ndarray"),
+        (lambda x: x[:, 0].tolist(), "list"),
+        (lambda x: x[:, 0].long(), "torch.int64"),
+        (lambda x: x[:, 0] > 0, "torch.bool"),
+    ],
+)
+def test_a_reward_of_other_numbers_says_what_to_write(returned, got):
+    x, reward = torch.tensor([[3.0], [1.0]]), lambda x, condition: returned(x)
+    with pytest.raises(TypeError, match=f"floating-point tensor, got .*{got}.*; wrap it") as caught:
+        Tilt(reward, 1.0)(x)
+    code = str(caught.value).partition("wrap it: ")[2]
+    advised = eval(code, {"torch": torch, "reward": reward})  # what it says does work
+    assert Tilt(advised, 2.0)(x).tolist() == [float(value) / 2 for value in returned(x)]

@@ -5,31 +5,42 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...generation import Store
-from ...generation import generate as make_pairs
-from ...generation.console import run_generate
+from ...generation import Generated, Store
+from ...generation.console import Terminal, run_generate
+from ...generation.job import Job
 from ...generation.methods import METHODS
+from ...generation.pairs import make
 from ...generation.settings import build, method_options
 from .options import (
     Device,
     DtypeName,
     Seed,
-    check_device,
     dtype_named,
     parse_options,
     parse_paths,
     takes_settings,
 )
+from .sources import Sources
 
 if TYPE_CHECKING:
-    from rwguidance import backbones, rewards
-
     Method = str
 else:  # a type checker cannot know the names
     Method = Literal[tuple(METHODS)]
 
-BackboneName = Annotated[str, typer.Option(help="A name that `rwguidance backbones` lists.")]
-RewardName = Annotated[str, typer.Option(help="A name that `rwguidance rewards` lists.")]
+BackboneName = Annotated[
+    str,
+    typer.Option(
+        help="A name that `rwguidance backbones` lists, or FILE.py:NAME, a backbone of your own or "
+        "what returns one: the file is run.",
+    ),
+]
+RewardName = Annotated[
+    str,
+    typer.Option(
+        help="A name that `rwguidance rewards` lists, or FILE.py:NAME, a reward of your own, such "
+        "as a function of images and prompts: the file is run.",
+    ),
+]
 Prompts = Annotated[
     list[str] | None, typer.Option(help="A prompt; may repeat.", show_default=False)
 ]
@@ -102,30 +113,35 @@ def generate(
 
     Writes pictures with their settings and rewards in the metadata, a table results.csv, and sheets
     of base beside aligned. A picture depends on the seed, its prompt and its number, not on the
-    batch size or on other prompts. An interrupted run goes on when the same command is given again.
+    batch size or on other prompts. The same command goes on after an interruption, and makes again
+    what failed.
 
-    Exit code: 0, or 2 if a prompt or a reward failed, 130 if interrupted, 1 for all other errors.
+    Exit code: 0, or 2 if a prompt, a picture or a reward failed, 130 if interrupted, 1 for all
+    other errors.
     """
 
-    texts = _texts(prompt, prompts)
-    aligned = build(METHODS[method], settings)
-    model, judge = _load(backbone, reward, path, option, device, dtype)
-    work = lambda report: make_pairs(
-        model,
-        judge,
-        texts,
-        out,
-        aligned,
+    job = Job(
+        prompts=_texts(prompt, prompts),
+        out=out,
+        method=build(METHODS[method], settings),
         images=images,
         seed=seed,
         steps=steps,
         batch_size=batch_size,
         negative_prompt=negative_prompt,
-        store=Store.default() if cache is None else Store(cache),
         restart=restart,
         names={"backbone name": backbone, "reward name": reward},
-        report=report,
     )
+    sources = Sources(parse_paths(path), parse_options(option), device, dtype_named(dtype))
+    sources.check(backbone, reward)
+    store = Store.default() if cache is None else Store(cache)
+
+    def work(terminal: Terminal) -> Generated:
+        with job.claimed():  # before anything is loaded
+            judge, model = sources.reward(reward), sources.backbone(backbone)
+            with terminal.bars() as report:
+                return make(job, model, judge, store, report, terminal.say)
+
     raise typer.Exit(run_generate(work, restart))
 
 
@@ -137,32 +153,3 @@ def _texts(prompts: list[str] | None, file: Path | None) -> list[str]:
     if (prompts is None) == (file is None):
         raise ValueError("give --prompt or --prompts, one of them")
     return prompts or list(dict.fromkeys(line.text for line in read_prompts(file or "")))
-
-
-def _load(
-    backbone: str,
-    reward: str,
-    path: list[str] | None,
-    option: list[str] | None,
-    device: str | None,
-    dtype: DtypeName | None,
-) -> tuple["backbones.Backbone", "rewards.Reward"]:
-    """Returns the backbone and the reward of these names, from the entries of the command line."""
-
-    from rwguidance import backbones, rewards
-
-    paths, options = parse_paths(path), parse_options(option)
-    for what, names in (("path", paths), ("option", options)):
-        stray = [name for name in names if name not in (backbone, reward)]
-        if stray:
-            raise ValueError(f"{what} names {stray[0]!r}, which is neither {backbone} nor {reward}")
-    check_device(device)
-    judge = rewards.load(reward, paths.get(reward), device, **options.get(reward, {}))
-    model = backbones.load(
-        backbone,
-        paths.get(backbone),
-        device,
-        dtype_named(dtype),
-        **options.get(backbone, {}),
-    )
-    return model, judge

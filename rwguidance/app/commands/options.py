@@ -79,15 +79,11 @@ def dtype_named(name: DtypeName | None) -> "torch.dtype | None":
 
 
 def check_device(device: str | None) -> None:
-    """Raises ValueError if there is no such device, where torch raises this or that."""
+    """Raises ValueError if there is no such device."""
 
-    import torch
+    from ...support import checks
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
+    checks.device("device", device)
 
 
 def parse_paths(entries: list[str] | None) -> dict[str, str]:
@@ -116,7 +112,7 @@ def parse_options(entries: list[str] | None) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {}
     for entry in entries or ():
         left, equals, value = entry.partition("=")
-        name, colon, key = left.partition(":")
+        name, colon, key = left.rpartition(":")  # FILE.py:NAME has a colon of its own
         if not (name and colon and key and equals):
             raise ValueError(f"option must be NAME:KEY=VALUE, got {entry!r}")
         options.setdefault(name, {})[key] = _json_or_word(value)

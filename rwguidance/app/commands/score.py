@@ -6,10 +6,16 @@ from typing import Annotated
 import typer
 
 from .options import Device, DtypeName, dtype_named, parse_options, parse_paths
+from .sources import is_own, own_reward
 
 Folder = Annotated[Path, typer.Argument(help="The images, and those in folders below.")]
 RewardNames = Annotated[
-    str, typer.Option(help="Names that `rwguidance rewards` lists.", metavar="NAME[,NAME...]")
+    str,
+    typer.Option(
+        help="Names that `rwguidance rewards` lists, or FILE.py:NAME, a reward class of your own: "
+        "the file is run, and the class goes by the name in its spec.",
+        metavar="NAME[,NAME...]",
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -66,17 +72,18 @@ def score(
 
     What fails is reported, left empty in the table with the reason in its column error, and
     skipped. An interrupted run goes on when the same command is given again, and ends with the
-    same table.
+    same table. A finished one is left as it is, but for the images at which a reward has failed.
 
     Exit code: 0, or 2 if something was skipped, 130 if interrupted, 1 for all other errors.
     """
 
     from rwguidance.rewards.console import ScoreRequest, run_score
 
+    names = [name.strip() for name in reward.split(",")]
     code = run_score(
         ScoreRequest(
             folder=folder,
-            names=[name.strip() for name in reward.split(",")],
+            names=[own_reward(name) if is_own(name) else name for name in names],
             out=out,
             prompts=prompts,
             pairs=pairs,

@@ -5,6 +5,7 @@ law of a prompt ("zero", ..., "nine") is the empirical law of its pictures, each
 Gaussian, so the denoiser is known exactly and every deviation below is guidance's own.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from ...networks import ExpectationMLP, ShiftMLP
 from ...prediction import Prediction
 from ...samplers import DDIM, UnreliableEstimate, sample
 from ...schedules import RectifiedSchedule, Schedule, VPSchedule
+from ...statistics import mean_and_error, ratio_and_error
 from ...tilt import Tilt
 from ...toy import Empirical
 from ...training import ExpectationObjective, Objective, ShiftObjective, train
@@ -229,8 +231,7 @@ class _Result:
             method,
             self.steps,
             self.calls,
-            float(rewards.mean()),
-            float(rewards.var(0).sum().sqrt() / rewards.shape[1] / rewards.shape[0] ** 0.5),
+            *_over_prompts([mean_and_error(values) for values in rewards.T]),
             _distance(self.draws, self.target.draws),
             self.ess,
             self.seconds,
@@ -250,25 +251,22 @@ class _Run:
         self.noise = torch.randn(len(self.prompts), 8, 8, generator=generator)
 
     def target(self, name: str, tilt: Tilt, draws: int = 20_000) -> _Target:
-        """The tilted law by self-normalized weights; standard error by the delta method."""
+        """The tilted law by self-normalized weights."""
 
         shape = (len(self.noise) // len(PROMPTS), 8, 8)
-        means, variances, resampled = [], [], []
+        means, resampled = [], []
         for law in self.digits.laws.values():
             x = law.sample(draws, self.generator).float()
             rewards = tilt.score(x).double()
             weights = tilt.weigh(rewards).softmax(0)
-            mean = (weights * rewards).sum()
-            means.append(mean)
-            variances.append((weights**2 * (rewards - mean) ** 2).sum())
+            means.append(ratio_and_error(weights * rewards, weights))
             picks = torch.multinomial(weights, 2 * shape[0], generator=self.generator)
             resampled.append(x[picks])
         first, second = torch.stack(resampled, dim=1).chunk(2)
         return _Target(
             name,
             tilt,
-            float(torch.stack(means).mean()),
-            float(torch.stack(variances).sum().sqrt() / len(PROMPTS)),
+            *_over_prompts(means),
             first,
             _distance(second, first),
         )
@@ -300,6 +298,13 @@ class _Run:
         ess = (effective[0], effective[-1]) if effective else None
         shape = (-1, len(PROMPTS), 8, 8)
         return _Result(target, steps, len(times), x.reshape(shape), ess, seconds)
+
+
+def _over_prompts(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean over a fixed set of prompts, with the error that follows from those of its parts."""
+
+    means, errors = zip(*parts, strict=True)
+    return math.fsum(means) / len(parts), math.hypot(*errors) / len(parts)
 
 
 def _distance(x: Tensor, y: Tensor) -> float:

@@ -22,6 +22,7 @@ from ...guidance import GuidedModel
 from ...noise_space import best_of_n, flow_map
 from ...prediction import Prediction
 from ...samplers import UnreliableEstimate, sample
+from ...statistics import mean_and_error
 from ...support.randomness import generator_for
 from ...tilt import RewardFunction, Tilt
 
@@ -77,8 +78,8 @@ class Mean:
     def of(cls, values: Tensor) -> "Mean":
         """That of one number per prompt, with shape (P,)."""
 
-        spread = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return cls(float(values.mean()), spread)
+        mean, error = mean_and_error(values)
+        return cls(mean, error if len(values) > 1 else 0.0)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rwguidance.bank import Bank
 from rwguidance.estimators import ImportanceSampling, LearnedShift
 from rwguidance.guidance import GuidedModel
 from rwguidance.samplers import sample
+from rwguidance.statistics import mean_and_error
 from rwguidance.support.conditions import take
 from rwguidance.support.randomness import generator_for
 from rwguidance.tilt import Tilt
@@ -109,10 +110,10 @@ def gain(
         gains.append((scores[1] - scores[0]).double().mean())
         rewards = bank.rewards[rows].double()
         targets.append((tilt.weigh(rewards).softmax(0) * rewards).sum() - rewards.mean())
-    change = torch.stack(gains)
+    gain, error = mean_and_error(torch.stack(gains))
     return {
-        "gain": float(change.mean()),
-        "gain_standard_error": float(change.std() / len(change) ** 0.5),
+        "gain": gain,
+        "gain_standard_error": error,
         "gain_of_the_tilted_law": float(torch.stack(targets).mean()),
     }
 

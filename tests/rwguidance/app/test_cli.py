@@ -1,12 +1,15 @@
 """The command line as a user meets it: output, files, errors and exit codes."""
 
 import csv
+import io
 import re
+import subprocess
 import sys
 
 import pytest
 
 from rwguidance import __version__
+from rwguidance.app import cli
 from rwguidance.app.cli import main
 
 
@@ -28,6 +31,11 @@ def run(monkeypatch, capsys):
 
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"{__version__}\n", "")
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "rwguidance", "--version"]
+    assert subprocess.check_output(command, text=True) == f"{__version__}\n"
 
 
 def test_help_lists_the_commands(run):
@@ -61,6 +69,21 @@ def test_toy_without_training_leaves_the_networks_out(run):
     code, out, _ = run("toy", "--training-steps", "0", "--batch", "8", "--bank", "64")
     assert code == 0
     assert "network" not in out
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_letters_that_the_terminal_lacks_are_escaped(monkeypatch, encoding, name):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", newline="")
+    monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(sys, "argv", ["rwguidance", "toy"])
+    text = "\u732b \u00e9 \udcff"  # a letter, one of Western Europe, and half a surrogate pair
+    monkeypatch.setattr(cli, "app", lambda: print(text, file=getattr(sys, name)))
+    main()
+    stream.flush()
+    shown = stream.buffer.getvalue().decode(encoding)
+    assert shown == text.encode(encoding, "backslashreplace").decode(encoding) + "\n"
+    assert "\\udcff" in shown
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(run):

@@ -1,6 +1,7 @@
 """`rwguidance generate`: backbones and methods by name, exit codes, and messages."""
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import typer
 import backbones
 import rewards
 from pixel_law import QUIET, table
-from rwguidance import RectifiedSchedule
+from rwguidance import RectifiedSchedule, networks
 from rwguidance.app.cli import app, main
 from rwguidance.generation.methods import METHODS
 from rwguidance.generation.pictures import read_facts
 from rwguidance.generation.settings import Setting, build, flag, method_options, method_settings
 from rwguidance.networks import LatentShift
 from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support.locks import locked
 
 pytestmark = QUIET
 
@@ -190,11 +192,14 @@ def test_an_interruption_says_how_to_go_on(command, monkeypatch):
     assert "the same command goes on where this one stopped" in err
 
 
-def test_unreliable_steps_are_noted_once(command):
+def test_unreliable_steps_are_noted_once_in_the_words_of_the_command(command):
     code, _, err = command(
         "--prompt", "a cat", "--prompt", "a dog", "--bank", "4", "--beta", "0.001"
     )
     assert code == 0
+    assert "--window t 1; flatten the kernel, --ess 0.05" in err
+    assert "window=" not in err
+    assert "TargetESS" not in err
     assert err.count("meaningless at") == 1
     assert "for 2 of the runs" in err
 
@@ -224,6 +229,53 @@ def test_mistakes_are_one_line_and_exit_code_1(command, arguments, message):
     assert message in err.replace("\n", " ")
     assert "Traceback" not in err
     assert not out
+
+
+def test_work_is_forecast_before_it_begins(command):
+    code, _, err = command("--prompt", "a cat", "--images", "3", "--batch-size", "2", "--bank", "4",
+                           "--steps", "2")  # fmt: skip
+    assert code == 0
+    assert (
+        "to make 3 pairs: at most 12 calls of the network, 10 pictures drawn, 10 decoded, "
+        "10 scored" in " ".join(err.split())
+    )
+    assert "minutes, by the first batch" in err
+
+
+def test_what_can_be_refused_is_refused_before_weights_are_loaded(command, monkeypatch, tmp_path):
+    options = ("--prompt", "a cat", "--method", "best-of-n", "--bank", "2")
+    assert command(*options)[0] == 0
+    loaded = []
+    monkeypatch.setattr(backbones, "load", lambda *names, **options: loaded.append(names))
+    monkeypatch.setattr(rewards, "load", lambda *names, **options: loaded.append(names))
+    (tmp_path / "prompts.docx").touch()
+    for arguments, message in {
+        (*options, "--seed", "1"): "holds pictures of other settings: seed differ",
+        (*options, "--beta", "1"): "other settings: method differ",
+        (*options, "--prompt", "a cat"): "distinct, got 'a cat' twice",
+        ("--prompts", str(tmp_path / "prompts.docx")): "prompts must be in a file .csv",
+    }.items():
+        code, _, err = command(*arguments)
+        assert (code, loaded) == (1, [])
+        assert message in err.replace("\n", " ")
+    with locked(tmp_path / "out"):
+        code, _, err = command(*options)
+    assert (code, loaded) == (1, [])
+    assert f"in use by process {os.getpid()}" in err
+
+
+def test_a_network_may_be_named(command, monkeypatch, tmp_path):
+    network = LatentShift(16, RectifiedSchedule(), widths=(8, 8))
+    network.save(tmp_path / "network.safetensors")
+    published = networks.registry.PublishedNetwork(
+        name="to-red", backbone="sd3.5-large-turbo", reward="shade", beta=1.0, source=str(tmp_path)
+    )
+    monkeypatch.setattr(networks.registry._registry, "_values", {"to-red": published})
+    code, _, err = command("--prompt", "a cat", "--method", "network", "--network", "to-red")
+    assert code == 0, err
+    code, _, err = command("--prompt", "a cat", "--method", "network", "--network", "to-blue")
+    assert code == 1
+    assert "to-blue" in err
 
 
 @pytest.mark.parametrize("names", [{"backbone": "sdx"}, {"reward": "shad"}])

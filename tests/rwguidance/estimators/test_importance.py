@@ -21,6 +21,7 @@ from rwguidance import (
     VESchedule,
 )
 from rwguidance.estimators import importance
+from rwguidance.estimators.importance import Kernel
 from rwguidance.toy import Empirical
 from rwguidance.weights import pareto_k
 
@@ -480,6 +481,31 @@ def test_target_ess_holds_its_target_and_is_tight(seed, d, n, schedule, t, fract
     assert torch.equal(~flattened[clear], (exact.diagnostics["ess"] >= target)[clear])
     torch.testing.assert_close(estimate.shift[~flattened], exact.shift[~flattened])
     torch.testing.assert_close(estimate.log_h[~flattened], exact.log_h[~flattened])
+
+
+class Steep(Kernel):
+    """A kernel whose factor depends smoothly on the log-kernel, as that of no constant does."""
+
+    def temper(self, log_kernel):
+        return log_kernel.mean(1, keepdim=True).exp() / 2 + 0.1
+
+
+@pytest.mark.parametrize("kernel", [Steep(), TargetESS(0.5)], ids=["smooth", "target"])
+def test_the_factor_of_a_kernel_is_a_constant_to_the_gradient(kernel):
+    bank, tilt = scored(randn(0, 40, 3), randn(1, 40))
+    model = Zero(RectifiedSchedule())
+
+    def estimated(kernel):
+        x_t = randn(2, 1, 3).requires_grad_()
+        estimate = ImportanceSampling(bank, tilt, kernel)(model, x_t, 0.3)
+        (gradient,) = torch.autograd.grad(estimate.log_h.sum(), x_t)
+        return gradient, estimate.diagnostics["temper"]
+
+    gradient, factor = estimated(kernel)
+    assert 0.01 < float(factor) < 0.99
+    assert not factor.requires_grad
+    expected, _ = estimated(Tempered(float(factor)))
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
 
 def test_target_ess_leaves_the_data_end_exact():

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -117,7 +118,7 @@ def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
         (lambda: Importance(beta=-1.0), "beta must be positive"),
         (lambda: Importance(bank=1, beta=1.0), "bank must be at least 2"),
         (lambda: Importance(bank=8, kl=3.0), r"less than log\(bank\) = 2.08"),
-        (lambda: Importance(beta=1.0, ess=1.5), "fraction must lie in"),
+        (lambda: Importance(beta=1.0, ess=1.5), r"ess must lie in \(0, 1\)"),
         (lambda: PlugInMean(0.0), "beta must be positive"),
         (lambda: PlugInMean(1.0, prior_variance=math.nan), "prior_variance must be positive"),
         (lambda: Importance(beta=1.0, window=(0.9, 0.1)), "window must be times"),
@@ -130,6 +131,32 @@ def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
 def test_methods_check_their_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Importance(bank=4.5, kl=1.0), "bank must be an integer, got float 4.5"),
+        (lambda: Importance(kl="1"), "kl must be a number, got str '1'"),
+        (lambda: Importance(beta=True), "beta must be a number, got bool True"),
+        (lambda: Importance(kl=1.0, ess="0.1"), "ess must be a number"),
+        (lambda: Importance(kl=1.0, scale=None), "scale must be a number, got None"),
+        (lambda: PlugInMean("1"), "beta must be a number"),
+        (lambda: BestOfN(4.0), "n must be an integer, got float 4.0"),
+        (lambda: Network("x"), "network must be a guidance network, an nn.Module, got str 'x'"),
+        (lambda: Network(nn.Identity(), log_h=1), "log_h must be True or False"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_name(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_numbers_of_other_libraries_become_those_that_json_can_hold():
+    method = Importance(bank=numpy.int64(8), beta=numpy.float32(0.5), scale=torch.tensor(2))
+    assert json.loads(json.dumps(method.settings())) == {
+        "bank": 8, "beta": 0.5, "kl": None, "ess": None, "scale": 2.0, "window": [0.0, 1.0],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [LatentExpectation, LatentShift])

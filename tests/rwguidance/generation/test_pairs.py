@@ -9,7 +9,7 @@ from torch import nn
 from common import assert_within
 from pixel_law import QUIET, Brightness, Law, assert_same_pictures, mean_of, run, spread, table
 from rwguidance import DDIM
-from rwguidance.generation import BestOfN, Importance, PlugInMean, Store
+from rwguidance.generation import BestOfN, Importance, PlugInMean, Store, generate
 
 pytestmark = QUIET
 
@@ -118,6 +118,19 @@ def test_draws_that_are_not_finite_are_reported(tmp_path):
         ({"prompts": ["a", "b", "a"]}, ValueError, "distinct, got 'a' twice"),
         ({"prompts": []}, ValueError, "at least one prompt"),
         ({"prompts": "a cat"}, TypeError, "a list of strings"),
+        ({"prompts": {"a cat", "a dog"}}, TypeError, "a list of strings, got set"),
+        ({"prompts": ["a cat", None]}, TypeError, "a list of strings, got None in it"),
+        ({"images": "2"}, TypeError, "images must be an integer, got str '2'"),
+        ({"seed": "x"}, TypeError, "seed must be an integer, got str 'x'"),
+        ({"steps": 2.5}, TypeError, "steps must be an integer, got float 2.5"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"method": "importance"}, TypeError, "method must be a Method such as .*'importance'"),
+        ({"method": Importance}, TypeError, "method must be a Method .*the class Importance"),
+        ({"negative_prompt": 3}, TypeError, "negative_prompt must be a string or None, got int 3"),
+        ({"restart": "no"}, TypeError, "restart must be True or False"),
+        ({"names": "sdxl"}, TypeError, "names must be a mapping"),
+        ({"store": "cache"}, TypeError, "store must be a Store or None, got str 'cache'"),
+        ({"reward": "jpeg"}, TypeError, "reward must be callable, got str 'jpeg'"),
         ({"images": 0}, ValueError, "images must be at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"prompts": ["a\ud800"]}, ValueError, r"half of a surrogate pair in 'a\\ud800'"),
@@ -132,6 +145,19 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, change, error, mess
         run(tmp_path, backbone=law, **change)
     assert law.calls == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["backbone", "method", "out"])
+@pytest.mark.parametrize("value", [None, "emoji-flow", 3])
+def test_what_is_no_backbone_no_method_or_no_path_is_refused_by_name(tmp_path, name, value):
+    arguments = {
+        "backbone": Law(), "reward": Brightness(), "prompts": ["a"], "out": tmp_path,
+        "method": BestOfN(2), name: value,
+    }  # fmt: skip
+    if (name, value) == ("out", "emoji-flow"):
+        return  # a path like another
+    with pytest.raises(TypeError, match=f"^{name} must be a"):
+        generate(**arguments)
 
 
 def test_a_reward_on_another_device_is_refused(tmp_path):

@@ -68,7 +68,7 @@ def test_a_reward_that_fails_on_one_picture_leaves_the_others(tmp_path):
         assert row.gain is None
         assert all(path.exists() for path in row.files)
     again = run(tmp_path, method, images=12, reward=Brightness(bad))
-    assert again.made == 0
+    assert again.made == len(lost), "what failed is made again"
     assert again.rows == made.rows
 
 
@@ -83,3 +83,29 @@ def test_numbers_are_whole_on_a_narrow_terminal(tmp_path, monkeypatch, capsys):
         assert out.count(number) == 3
     assert "in a very narrow" not in " ".join(out.split())
     assert out.endswith("look at a to c\n")
+
+
+def test_errors_are_over_pictures_of_a_prompt_and_over_prompts_of_all(
+    tmp_path, monkeypatch, capsys
+):
+    # Gains of 1 and 3 in one prompt, of 9 and 11 in the other: pictures of a prompt are alike.
+    monkeypatch.setenv("COLUMNS", "120")
+    files = (tmp_path, tmp_path)
+    gains = {"ab": (1.0, 3.0), "cd": (9.0, 11.0, 10.0)}
+    rows = tuple(
+        Row(prompt, i, files, (1.0, 1.0 + gain))
+        for prompt, some in gains.items()
+        for i, gain in enumerate(some)
+    )
+    print_generated(Generated(rows, {}, tmp_path, (), 5))
+    out = capsys.readouterr().out
+    cells = {line.split()[0]: line.split() for line in out.splitlines() if line.split()}
+    assert cells["ab"] == ["ab", "2", "1", "3", "2", "1"]
+    assert cells["cd"] == ["cd", "3", "1", "11", "10", "0.5774"]
+    # means 2 and 10 of two prompts; over pairs it would be 6.8 and 2.04
+    assert cells["all"] == ["all", "2", "prompts", "5", "1", "7", "6", "4"]
+    assert "SE, the standard error of the gain, is over pictures of the prompt; that of all" in out
+    print_generated(Generated(rows[:2], {}, tmp_path, (), 2))
+    out = capsys.readouterr().out
+    assert "all" not in out.partition("SE, the")[0]
+    assert "over pictures of the prompt\n" in out

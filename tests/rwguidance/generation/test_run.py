@@ -26,6 +26,40 @@ def test_the_draws_of_a_long_bank_begin_with_those_of_a_short_one(tmp_path):
         short.check_origin(prompt="cd")
 
 
+def test_batches_of_draws_begin_at_multiples_of_their_size(tmp_path):
+    class Watched(Law):
+        def forward(self, x_t, t, condition=None):
+            sizes.append(len(x_t))
+            return super().forward(x_t, t, condition)
+
+    make = lambda: Run(Watched(), Brightness(), Law().times(2), 0, 4, None, Store(tmp_path))
+    for n, expected in ((7, [4, 3]), (13, [4, 4, 1]), (16, [4]), (16, [])):
+        sizes = []
+        draws = make().draws("ab", n, "bank")
+        assert sizes[::2] == expected, f"{n} draws"
+        assert len({float(x) for x in draws.flatten()}) == 3 * n
+
+
+class Trained(Law):
+    """A backbone with a weight, as networks have them, on which its predictions depend."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x_t, t, condition=None):
+        return super().forward(self.weight * x_t, t, condition)
+
+
+def test_samples_keep_no_graph_of_the_backbone():
+    backbone = Trained()
+    state = backbone.draw_noise(1, torch.Generator().manual_seed(0))
+    assert backbone(state, 0.5, ["ab"]).mean.requires_grad
+    run = Run(backbone, Brightness(), backbone.times(2))
+    assert not run.sample(backbone, "ab", [("picture", 0)]).requires_grad
+    assert torch.is_grad_enabled()
+
+
 def test_a_bank_keeps_its_origin_on_disk(tmp_path):
     bank = Bank(torch.ones(2, 1), ["a", "a"], torch.zeros(2), {"backbone": "x", "seed": 1})
     bank.save(tmp_path / "bank.safetensors")

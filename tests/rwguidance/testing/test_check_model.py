@@ -185,7 +185,7 @@ def test_a_condition_of_a_foreign_type_needs_a_selector():
         (Timesteps(PATH), "does not denoise at t = 0.[59]"),
         (BatchMean(), "a sample must not depend on the others of its batch; mean differs"),
         (FirstTime(), "every sample must be treated at its own time"),
-        (ScalarTime(), r"states \(16, 2\) and times \(16,\) fails with"),
+        (ScalarTime(), r"states \(16, 2\) and times a number fails with"),
         (Dropout(), "two equal calls must agree; call .eval()"),
         (GlobalNoise().eval(), "must not use the global random state"),
         (Scaled(), "must not change its argument x_t"),

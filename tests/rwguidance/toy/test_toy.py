@@ -587,7 +587,7 @@ def test_laws_refuse_what_is_not_a_law():
         GaussianMixture([0.0], torch.zeros(1, 2), eye[0])
     with pytest.raises(ValueError, match="at least 0"):
         Empirical(torch.zeros(3, 2), bandwidth=-0.1)
-    with pytest.raises(ValueError, match=r"shape \(N, \*event\)"):
+    with pytest.raises(ValueError, match=r"shape \(B, \*event\)"):
         Empirical(torch.zeros(3))
     with pytest.raises(ValueError, match="log_weights must have shape"):
         Empirical(torch.zeros(3, 2), log_weights=torch.zeros(2))

@@ -216,10 +216,13 @@ def test_progress_is_shown_on_request(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps and save_every must be at least 1, got 0 and 500"),
-        ({"steps": 1, "save_every": 0}, "must be at least 1, got 1 and 0"),
-        ({"steps": 1, "learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"steps": 1, "learning_rate": math.nan}, "learning_rate must be positive, got nan"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 1, "save_every": 0}, "save_every must be at least 1, got 0"),
+        ({"steps": 1, "learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
+        (
+            {"steps": 1, "learning_rate": math.nan},
+            "learning_rate must be positive and finite, got nan",
+        ),
     ],
 )
 def test_train_refuses(options, message):

@@ -311,7 +311,7 @@ def test_float32_networks_train_on_float64_rewards():
         ({"cycle_weight": 1.0}, "cycle_weight and classifier must be given together"),
         ({"classifier": nn.Identity()}, "cycle_weight and classifier must be given together"),
         ({"group_size": 3, "batch_size": 8}, "group_size must divide batch_size=8, got group_size"),
-        ({"group_size": 0}, "group_size must divide"),
+        ({"group_size": 0}, "group_size must be at least 1"),
     ],
 )
 def test_objectives_refuse(options, message):

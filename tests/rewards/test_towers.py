@@ -1,0 +1,29 @@
+"""Embeddings: normalized in float32 or wider, whatever the dtype of the towers."""
+
+import pytest
+import torch
+
+from common import randn
+from rewards.towers import unit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_embeddings_are_normalized_in_float32_or_wider(dtype):
+    embedding = (7 * randn(0, 8, 768)).to(dtype)
+    exact = embedding.double() / embedding.double().norm(dim=-1, keepdim=True)
+    found = unit(embedding)
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    assert found.dtype == working
+    # A norm of 768 squares, its root and one division: rounding alone, 2e-3 in bfloat16.
+    bound = 8 * torch.finfo(working).eps
+    assert float(((found.double() - exact) / exact).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cosines_of_half_precision_embeddings_keep_the_spread_of_rewards(dtype):
+    # Towers of one model point one way: cosines differ in the third digit, as rewards do.
+    mean = randn(1, 1, 768)
+    pictures, prompts = ((mean + 0.1 * randn(seed, 32, 768)).to(dtype) for seed in (2, 3))
+    exact = torch.cosine_similarity(pictures.double(), prompts.double(), dim=-1)
+    error = (unit(pictures) * unit(prompts)).sum(-1).double() - exact
+    assert float(error.abs().max()) <= 1e-3 * float(exact.std())

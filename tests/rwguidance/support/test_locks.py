@@ -1,0 +1,69 @@
+"""A lock on a folder: one holder at a time, and none after the holder's death."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rwguidance.support import locks
+from rwguidance.support.locks import locked
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from rwguidance.support.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+    os._exit(9)
+"""
+
+
+def test_a_second_holder_is_refused_at_once_and_told_who_is_the_first(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with locked(folder):
+        message = f"folder is in use by process {os.getpid()}: wait"
+        with pytest.raises(ValueError, match=message), locked(folder):
+            pass
+        with locked(tmp_path / "other"):
+            pass
+    assert not list(folder.iterdir())
+    with locked(folder):
+        pass
+
+
+def test_a_holder_that_died_holds_nothing(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"in use by process {holder.pid}"), locked(tmp_path):
+            pass
+        holder.communicate("\n")
+    assert holder.returncode == 9
+    assert (tmp_path / ".lock").exists()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_block_that_fails_releases_the_lock(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    with locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "_seize", refuse)
+    with (
+        pytest.warns(RuntimeWarning, match=r"without locks \(No locks available\)"),
+        locked(tmp_path),
+    ):
+        pass
