@@ -20,7 +20,7 @@ _MARKED = re.compile(r"(<!-- figures: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DO
 
 
 def put(page: str, tables: Mapping[str, str]) -> str:
-    """A page with new tables between its marks; tables that are not given stay as they are."""
+    """Returns a page with new tables between its marks; tables that are not given stay."""
 
     def new(found: re.Match[str]) -> str:
         table = tables.get(found[2])
@@ -30,13 +30,13 @@ def put(page: str, tables: Mapping[str, str]) -> str:
 
 
 def names_in(page: str) -> list[str]:
-    """Names of the tables that a page has."""
+    """Returns the names of the tables that a page has."""
 
     return [found[2] for found in _MARKED.finditer(page)]
 
 
 def demo_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """The demo's table of markdown, from the rows of its file."""
+    """Returns the demo's table of markdown, from the rows of its file."""
 
     lines = ["| | proxy | gold | match, % | network calls |", "| --- " * 5 + "|"]
     for row in rows:
@@ -54,6 +54,8 @@ def demo_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a file of comma-separated values."""
+
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from rwguidance.support.outside import require
-
+from . import commands
 from .data import Drawings, load_names
 from .scenes import render, scenes_with_caption
-from .vae import encode
+from .vae import encode, read
 
 __all__ = ["effective_dimension", "measure"]
 
@@ -64,9 +63,8 @@ def measure(
         By kind of prompt: drawings that fit, effective dimension, and that within one drawing.
     """
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
     torch.set_num_threads(1)
-    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval()
+    autoencoder = read(vae)
     learned = load_names()["train"]
     own = Drawings.load(data).where("generator", learned)
     generator = Generator().manual_seed(seed)
@@ -89,4 +87,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    require("typer", "the command needs", "testbed").run(measure)
+    commands.run(measure)

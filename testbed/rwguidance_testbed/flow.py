@@ -42,15 +42,22 @@ from torch import Generator, Tensor, nn
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
+from . import commands
 from .data import Drawings, load_names
 from .tokenizer import text_config, tokenize, tokenizer_corpus, train_tokenizer
-from .training.attention import CountedAttention
+from .training.attention import CountedAttention, unfuse_attention
 from .training.buffer import LatentBuffer
-from .training.loop import Run, learning_rate, move_averages
+from .training.cards import write_figures
+from .training.ema import ExponentialMovingAverage
+from .training.loop import Run, learning_rate
 from .training.muon import Muon, groups
+from .training.options import BufferedOptions
 from .training.sheets import check_prompts, write_sheet
+from .vae import read as read_vae
 
 __all__ = [
+    "CAPTION_DROPOUT",
+    "OPTIONS",
     "drop_captions",
     "export",
     "flow_matching_loss",
@@ -59,25 +66,31 @@ __all__ = [
     "predict_velocity",
     "read",
     "train",
+    "write_teacher",
 ]
 
+OPTIONS = BufferedOptions(steps=40_000, batch=64, peak=2e-3, kept=12_288)
+"""Default options of the training."""
+
+CAPTION_DROPOUT = 0.1
+"""Share of captions left out in training, for guidance needs a model without them, too."""
+
 _PARTS = ("transformer", "text_encoder", "text_encoder_2")
-_DROPPED = 0.1
-_MOST_ZEROS = 256
+_MOST_ZEROS = 256  # what the pipeline appends unless told otherwise
 
 
 def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
-    """A StableDiffusion3Pipeline with random weights; `smoke` makes a tiny one.
+    """Returns a StableDiffusion3Pipeline with random weights.
 
     Arguments:
-        vae: Its autoencoder.
-        tokenizer: Of both text encoders.
-        smoke: A tiny model, for tests.
-        seed: Of the weights.
+        vae: The autoencoder.
+        tokenizer: Tokenizer of both text encoders.
+        smoke: Whether the model is tiny, for tests.
+        seed: Seed of the weights.
     """
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
-    transformers = require("transformers", "the test bed needs", "testbed")
+    diffusers = require("diffusers", "the test bed needs", "backbones")
+    transformers = require("transformers", "the test bed needs", "backbones")
     width, heads, layers = (32, 1, 2) if smoke else (160, 5, 5)
     text = 32 if smoke else 96
     config = transformers.CLIPTextConfig(**text_config(tokenizer, text, text))
@@ -109,9 +122,9 @@ def new(vae: Any, tokenizer: Any, smoke: bool = False, seed: int = 0) -> Any:
 
 
 def read(folder: Path, vae: Any) -> Any:
-    """The pipeline that :func:`export` wrote, in single precision, around an autoencoder."""
+    """Returns the pipeline that :func:`export` wrote, in single precision, with an autoencoder."""
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
+    diffusers = require("diffusers", "the test bed needs", "backbones")
     with seeded(0):  # what is read replaces random weights
         pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
             folder, vae=vae, text_encoder_3=None, tokenizer_3=None
@@ -128,14 +141,14 @@ def flow_matching_loss(
     generator: Generator,
     velocity: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """The loss of a rectified flow, see the module.
+    """Returns the loss of a rectified flow, see the module.
 
     Arguments:
         parts: Transformer and the two text encoders; the transformer with `CountedAttention`.
-        latents: Scaled, with shape (B, C, H, W).
-        tokens: Of the captions, those left out already empty, with shape (B, L).
-        generator: Draws times, noise, and how many zeros follow the tokens.
-        velocity: :func:`predict_velocity`, or that compiled.
+        latents: Scaled latents, with shape (B, C, H, W).
+        tokens: Tokens of the captions, those left out already empty, with shape (B, L).
+        generator: Source of times, noise, and how many zeros follow the tokens.
+        velocity: The function :func:`predict_velocity`, or that compiled.
     """
 
     t = torch.randn(len(latents), generator=generator).sigmoid()
@@ -147,11 +160,11 @@ def flow_matching_loss(
 
 
 def log_counts(count: int, generator: Generator) -> Tensor:
-    """Logarithms of how many zeros follow the tokens of captions, uniform from those of 1 to 256.
+    """Returns logarithms of how many zeros follow the tokens of captions, uniform up to log 256.
 
     Arguments:
-        count: How many captions.
-        generator: Chooses.
+        count: Number of captions.
+        generator: Source of the random numbers.
     """
 
     return torch.rand(count, generator=generator) * math.log(_MOST_ZEROS)
@@ -160,13 +173,13 @@ def log_counts(count: int, generator: Generator) -> Tensor:
 def predict_velocity(
     parts: Sequence[nn.Module], x_t: Tensor, t: Tensor, tokens: Tensor, log_count: Tensor
 ) -> Tensor:
-    """The velocity at noisy latents.
+    """Returns the velocity at noisy latents.
 
     Arguments:
-        parts: As those of :func:`flow_matching_loss`.
+        parts: Networks as those of :func:`flow_matching_loss`.
         x_t: Noisy latents, with shape (B, C, H, W).
         t: Times in [0, 1], with shape (B,).
-        tokens: Of the captions, with shape (B, L).
+        tokens: Tokens of the captions, with shape (B, L).
         log_count: Logarithm of how many zeros follow the tokens, with shape (B,).
     """
 
@@ -188,15 +201,15 @@ def predict_velocity(
 
 
 def drop_captions(tokens: Tensor, empty: Tensor, generator: Generator) -> Tensor:
-    """Tokens in which one caption in ten, at random, is replaced by `empty`.
+    """Returns tokens in which one caption in ten, at random, is replaced by the empty one.
 
     Arguments:
-        tokens: Of the captions, with shape (B, L).
-        empty: Of the empty caption, with shape (1, L).
-        generator: Chooses.
+        tokens: Tokens of the captions, with shape (B, L).
+        empty: Tokens of the empty caption, with shape (1, L).
+        generator: Source of the random numbers.
     """
 
-    dropped = torch.rand(len(tokens), 1, generator=generator) < _DROPPED
+    dropped = torch.rand(len(tokens), 1, generator=generator) < CAPTION_DROPOUT
     return torch.where(dropped, empty, tokens)
 
 
@@ -206,7 +219,7 @@ def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
     Arguments:
         pipe: The pipeline; not changed.
         tokenizer: Folder of its tokenizer.
-        folder: To write to.
+        folder: Folder to write to.
     """
 
     pipe.save_config(folder)
@@ -236,21 +249,31 @@ def _named_for_all(encoder: nn.Module) -> dict[str, Tensor]:
     return {named(name): value for name, value in encoder.state_dict().items()}
 
 
+def write_teacher(pipe: Any, tokenizer: Path, out: Path, run: Run, smoke: bool) -> None:
+    """Writes a teacher, of this class or that of `turbo`, with a contact sheet beside it.
+
+    Arguments:
+        pipe: The pipeline.
+        tokenizer: Folder of its tokenizer.
+        out: Folder to write to.
+        run: Run that trained it.
+        smoke: Whether the sheet is of few prompts.
+    """
+
+    export(pipe, tokenizer, out)
+    write_figures(out, run.figures())
+    prompts = check_prompts()[: 4 if smoke else None]
+    write_sheet(pipe, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
+
+
 def train(
     data: Path = Path("out/testbed"),
     vae: Path = Path("out/testbed/emoji-vae"),
     out: Path = Path("out/testbed/emoji-flow-teacher"),
-    steps: int = 40_000,
-    batch: int = 64,
-    peak: float = 2e-3,
-    kept: int = 12_288,
     seed: int = 0,
-    threads: int = 1,
     every: int = 1000,
     start: Path | None = None,
-    compiled: bool = False,
-    resume: bool = True,
-    smoke: bool = False,
+    options: BufferedOptions = OPTIONS,
 ) -> None:
     """Trains the flow teacher and writes it to `out`, with contact sheets beside it.
 
@@ -258,79 +281,83 @@ def train(
         data: Folder of the drawings.
         vae: Folder of the autoencoder.
         out: Folder to write to; the state of the run lies beside it.
-        steps: In all. With no more than an earlier run took, writes what it reached.
-        batch: Pictures of a step.
-        peak: The largest learning rate.
-        kept: Encoded pictures kept at a time.
-        seed: Of weights, pictures and noise.
-        threads: Of PyTorch.
+        seed: Seed of weights, pictures and noise.
         every: Steps between two exports with a contact sheet.
         start: Folder of an exported model to start from, with a new optimizer.
-        compiled: Whether to compile the network first: needs a compiler of C++ and two minutes,
-            and makes a step a third faster.
-        resume: Whether to go on where an earlier run was.
-        smoke: A tiny model, for tests.
+        options: Options of the training.
     """
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
-    torch.set_num_threads(threads)
-    drawings = Drawings.load(data)
-    own = drawings.where("generator", load_names()["train"])
-    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
+    torch.set_num_threads(options.threads)
+    drawings, autoencoder = Drawings.load(data), read_vae(vae)
+    words = (start or out) / "tokenizer"
     if start is None:
-        words = out / "tokenizer"
-        pipe = new(autoencoder, train_tokenizer(tokenizer_corpus(drawings), words), smoke, seed)
+        tokenizer = train_tokenizer(tokenizer_corpus(drawings), words)
+        pipe = new(autoencoder, tokenizer, options.smoke, seed)
     else:
-        words = start / "tokenizer"
         pipe = read(start, autoencoder)
-    parts = [getattr(pipe, name).train() for name in _PARTS]
-    averages = [copy.deepcopy(part).eval().requires_grad_(False) for part in parts]
-    pipe.transformer.set_attn_processor(CountedAttention())
-    for encoder in parts[1:]:  # the fused kernel is slow on the way back here, too
-        encoder.config._attn_implementation = "eager"
-    weights = [p for part in parts for p in part.parameters()]
-    means = [p for part in averages for p in part.parameters()]
-    optimizer = Muon(groups(parts), lr=peak)
-    generator = Generator().manual_seed(seed)
+    average = ExponentialMovingAverage(_parts_of(pipe))
+    run = _run(pipe, average, out.with_suffix(".state"), start, seed, options)
+    own = drawings.where("generator", load_names()["train"])
+    # Pictures are drawn anew after an interruption: others than those of the steps before.
+    pictures = Generator().manual_seed(seed + 1 + run.step)
+    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, options.kept, pictures)
+    components = {**pipe.components, **dict(zip(_PARTS, average.modules, strict=True))}
+    averaged = type(pipe)(**components)
+    run.train(
+        options.steps,
+        options.batch,
+        lambda step: learning_rate(step, options.steps, options.peak),
+        _batch_loss(pipe, buffer, run.generator, options),
+        lambda: write_teacher(averaged, words, out, run, options.smoke),
+        every,
+    )
+
+
+def _parts_of(pipe: Any) -> list[Any]:
+    return [getattr(pipe, name) for name in _PARTS]
+
+
+def _run(
+    pipe: Any,
+    average: ExponentialMovingAverage,
+    state: Path,
+    start: Path | None,
+    seed: int,
+    options: BufferedOptions,
+) -> Run:
+    """Returns a run that trains the network and the text encoders of a pipeline."""
+
+    parts = [part.train() for part in _parts_of(pipe)]
+    parts[0].set_attn_processor(CountedAttention())
+    for encoder in parts[1:]:
+        unfuse_attention(encoder)
     names = [*_PARTS, *(f"average_{name}" for name in _PARTS)]
-    modules = dict(zip(names, [*parts, *averages], strict=True))
-    run = Run(out.with_suffix(".state"), modules, optimizer, generator)
+    modules = dict(zip(names, [*parts, *average.modules], strict=True))
+    optimizer = Muon(groups(parts), lr=options.peak)
+    run = Run(state, modules, optimizer, Generator().manual_seed(seed), average)
     if start is not None:
         before = json.loads((start / "figures.json").read_text(encoding="utf-8"))
         run.seen, run.seconds = before["pictures_seen"], 60 * before["minutes"]
-    if resume and run.restore():
-        print(f"going on at step {run.step}")
-    # Pictures are drawn anew after an interruption: others than those of the steps before.
-    pictures = Generator().manual_seed(seed + 1 + run.step)
-    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, kept, pictures)
-    empty = tokenize(pipe.tokenizer, [""])
+    if options.resume:
+        run.restore()
+    return run
 
-    velocity = torch.compile(predict_velocity, dynamic=False) if compiled else predict_velocity
+
+def _batch_loss(
+    pipe: Any, buffer: LatentBuffer, generator: Generator, options: BufferedOptions
+) -> Callable[[], Tensor]:
+    parts, empty = _parts_of(pipe), tokenize(pipe.tokenizer, [""])
+    velocity = options.compile(predict_velocity)
 
     def loss() -> Tensor:
-        buffer.renew(max(1, batch // 8))
-        latents, tokens = buffer.batch(batch, generator)
+        buffer.renew(max(1, options.batch // 8))
+        latents, tokens = buffer.batch(options.batch, generator)
         tokens = drop_captions(tokens, empty, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return flow_matching_loss(parts, latents, tokens, generator, velocity)
 
-    def after(step: int) -> None:
-        move_averages(means, weights, step)
-        if step % every == 0 and step < steps:
-            write()
-
-    def write() -> None:
-        averaged = type(pipe)(**{**pipe.components, **dict(zip(_PARTS, averages, strict=True))})
-        export(averaged, words, out)
-        figures: dict[str, float] = {"steps": run.step, "pictures_seen": run.seen}
-        figures["minutes"] = round(run.seconds / 60, 1)
-        (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-        prompts = check_prompts()[: 4 if smoke else None]
-        write_sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
-
-    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
-    write()
+    return loss
 
 
 if __name__ == "__main__":
-    require("typer", "the command needs", "testbed").run(train)
+    commands.run(train)

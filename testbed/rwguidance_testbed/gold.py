@@ -242,7 +242,7 @@ def _luminance(pictures: Tensor) -> Tensor:
 
 
 def _encode(picture: Tensor) -> bytes:
-    image = require("PIL.Image", "writing preferences needs", "testbed")
+    image = require("PIL.Image", "writing preferences needs", "rewards")
     file = io.BytesIO()
     image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
     return file.getvalue()

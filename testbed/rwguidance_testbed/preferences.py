@@ -19,31 +19,30 @@ import torch
 from torch import Generator, Tensor
 
 from rwguidance.support.files import replacing
-from rwguidance.support.outside import require
 
-from . import flow, turbo
+from . import commands, flow, turbo
 from .data import Drawings, load_names
 from .encoders import read
 from .gold import WEIGHTS, Gold, prefer, temperature_for, write_pairs
 from .scenes import sample_scenes
+from .vae import read as read_vae
 
 __all__ = ["Generators", "all_pairs", "sample_captions", "train"]
 
-_PART = 32
+_PART = 32  # captions whose pictures are drawn at once and kept in one file
 
 
 class Generators:
     """The generators, each run as it is meant to be: four steps and one, without guidance.
 
     Arguments:
-        flow_folder: Of the flow of four steps.
-        turbo_folder: Of the model of one step; None to go without.
+        flow_folder: Folder of the flow of four steps.
+        turbo_folder: Folder of the model of one step; None to go without.
         vae: Folder of the autoencoder.
     """
 
     def __init__(self, flow_folder: Path, turbo_folder: Path | None, vae: Path) -> None:
-        diffusers = require("diffusers", "the test bed needs", "testbed")
-        self.vae = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
+        self.vae = read_vae(vae)
         self.runs: list[tuple[Any, dict[str, Any]]] = [
             (
                 flow.read(flow_folder, self.vae),
@@ -58,15 +57,16 @@ class Generators:
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], each: int, generator: Generator) -> Tensor:
-        """Pictures of type uint8, of each caption `each` by each generator.
+        """Draws pictures of captions, of each caption `each` by each generator.
 
         Arguments:
-            captions: What to draw.
-            each: Pictures of one caption by one generator.
+            captions: Captions to draw.
+            each: Number of pictures of one caption by one generator.
             generator: Source of all noise.
 
         Returns:
-            Pictures with shape (captions, generators * each, 3, 64, 64), those of the flow first.
+            Pictures of type uint8, with shape (captions, generators * each, 3, 64, 64), those of
+            the flow first.
         """
 
         prompts = [caption for caption in captions for _ in range(each)]
@@ -84,12 +84,12 @@ class Generators:
 
 
 def sample_captions(drawings: Drawings, count: int, generator: Generator) -> list[str]:
-    """Different captions of scenes that the generators learned to draw.
+    """Returns different captions of scenes that the generators learned to draw.
 
     Arguments:
-        drawings: All of them.
-        count: How many captions.
-        generator: Chooses.
+        drawings: All drawings.
+        count: Number of captions.
+        generator: Source of the random numbers.
     """
 
     own = drawings.where("generator", load_names()["train"])
@@ -100,11 +100,11 @@ def sample_captions(drawings: Drawings, count: int, generator: Generator) -> lis
 
 
 def all_pairs(captions: int, pictures: int) -> Tensor:
-    """All pairs of pictures of the same caption, in an order that says nothing.
+    """Returns all pairs of pictures of the same caption, in an order that says nothing.
 
     Arguments:
-        captions: How many.
-        pictures: Of each.
+        captions: Number of captions.
+        pictures: Number of pictures of each caption.
 
     Returns:
         Indices into captions * pictures pictures, with shape (N, 2).
@@ -137,61 +137,75 @@ def train(
         flow: Folder of the flow of four steps.
         turbo: Folder of the model of one step; without, the flow draws alone.
         judge: Folder of the judge.
-        out: The file to write.
-        captions: How many captions.
-        each: Pictures of each caption by each generator.
+        out: File to write.
+        captions: Number of captions.
+        each: Number of pictures of each caption by each generator.
         agreement: Share of noisy preferences that are those of the utility.
-        seed: Of captions, pictures and preferences.
-        threads: Of PyTorch.
+        seed: Seed of captions, pictures and preferences.
+        threads: Threads of PyTorch.
     """
-
-    from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(threads)
     texts = sample_captions(Drawings.load(data), captions, Generator().manual_seed(seed))
     generators, gold = Generators(flow, turbo, vae), Gold(read("judge", judge))
+    drawn = _draw(generators, gold, texts, each, seed, out.with_suffix(".parts"))
     count = each * len(generators.runs)
-    folder = out.with_suffix(".parts")
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for start in range(0, captions, _PART):
-        path, some = folder / f"{start:06d}.safetensors", texts[start : start + _PART]
-        if not path.exists():
-            noise = Generator().manual_seed(1_000_003 * (seed + 1) + start)
-            pictures = generators.draw(some, each, noise)
-            prompts = [text for text in some for _ in range(count)]
-            terms = gold.terms(pictures.flatten(0, 1).float() / 255, prompts)
-            with replacing(path) as partial:
-                save_file({"pictures": pictures, **terms}, partial)
-        parts.append(load_file(path))
-        print(json.dumps({"captions": start + len(some), "of": captions}), flush=True)
-    pictures = torch.cat([part["pictures"] for part in parts]).flatten(0, 1)
-    terms = {name: torch.cat([part[name] for part in parts]) for name in WEIGHTS}
-    utilities = torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(0)
     index = all_pairs(captions, count)
-    both = utilities[index]
-    temperature = temperature_for(both, agreement)
-    labels = prefer(both, temperature, Generator().manual_seed(seed + 1))
+    terms = [weight * drawn[name] for name, weight in WEIGHTS.items()]
+    utilities = torch.stack(terms).sum(0)[index]
+    temperature = temperature_for(utilities, agreement)
+    labels = prefer(utilities, temperature, Generator().manual_seed(seed + 1))
     of_pairs = [texts[i] for i in (index[:, 0] // count).tolist()]
-    write_pairs(out, pictures, index, of_pairs, labels, both)
-    within = lambda values: float(values.unflatten(0, (captions, -1)).std(1).mean())
-    figures: dict[str, float] = {
-        "pairs": len(index),
-        "pictures": len(pictures),
-        "captions": captions,
-        "temperature": round(temperature, 4),
-        "agreement_with_clean": round(float((labels == prefer(both)).float().mean()), 4),
-    }
+    write_pairs(out, drawn["pictures"], index, of_pairs, labels, utilities)
+    figures: dict[str, float] = {"pairs": len(index), "pictures": captions * count}
+    figures |= {"captions": captions, "temperature": temperature}
+    figures["agreement_with_clean"] = float((labels == prefer(utilities)).float().mean())
     if turbo is not None:
-        figures["flow_preferred"] = round(_preferred(labels, index, count, each), 4)
-    for name, weight in WEIGHTS.items():
-        figures[f"spread_within_captions_of_{name}"] = round(weight * within(terms[name]), 4)
+        figures["flow_preferred"] = _preferred(labels, index, count, each)
+    figures |= _spreads(terms, captions)
+    figures = {name: round(value, 4) for name, value in figures.items()}
     out.with_suffix(".json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
 
+def _draw(
+    generators: Generators, gold: Gold, captions: Sequence[str], each: int, seed: int, folder: Path
+) -> dict[str, Tensor]:
+    """Returns all pictures, (M, 3, 64, 64), and the terms of their utilities, each (M,).
+
+    They are drawn in parts that are kept in a folder; those which are there are taken from it.
+    """
+
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(captions), _PART):
+        path, some = folder / f"{start:06d}.safetensors", captions[start : start + _PART]
+        if not path.exists():
+            noise = Generator().manual_seed(1_000_003 * (seed + 1) + start)
+            pictures = generators.draw(some, each, noise)
+            prompts = [caption for caption in some for _ in range(pictures.shape[1])]
+            pictures = pictures.flatten(0, 1)
+            terms = gold.terms(pictures.float() / 255, prompts)
+            with replacing(path) as partial:
+                save_file({"pictures": pictures, **terms}, partial)
+        parts.append(load_file(path))
+        print(json.dumps({"captions": start + len(some), "of": len(captions)}), flush=True)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _spreads(terms: Sequence[Tensor], captions: int) -> dict[str, float]:
+    """Returns the standard deviation of each term of the utility, mean over captions."""
+
+    return {
+        f"spread_within_captions_of_{name}": float(x.unflatten(0, (captions, -1)).std(1).mean())
+        for name, x in zip(WEIGHTS, terms, strict=True)
+    }
+
+
 def _preferred(labels: Tensor, index: Tensor, pictures: int, each: int) -> float:
-    """How often the flow's picture is preferred to the other generator's."""
+    """Returns how often the flow's picture is preferred to the other generator's."""
 
     first, second = (index % pictures < each).T
     mixed = first != second
@@ -199,4 +213,4 @@ def _preferred(labels: Tensor, index: Tensor, pictures: int, each: int) -> float
 
 
 if __name__ == "__main__":
-    require("typer", "the command needs", "testbed").run(train)
+    commands.run(train)

@@ -50,8 +50,8 @@ def train_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> An
         size: Of the vocabulary, at most.
     """
 
-    tokenizers = require("tokenizers", "the test bed needs", "testbed")
-    transformers = require("transformers", "the test bed needs", "testbed")
+    tokenizers = require("tokenizers", "the test bed needs", "backbones")
+    transformers = require("transformers", "the test bed needs", "backbones")
     pre, norm = tokenizers.pre_tokenizers, tokenizers.normalizers
     alphabet = sorted(pre.ByteLevel.alphabet())
     learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))

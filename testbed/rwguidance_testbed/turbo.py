@@ -13,7 +13,7 @@ The network predicts the noise. Its error is weighted as one of the velocity, by
 hardly count. Captions are left out as the pipeline leaves them out, by zeros.
 
 The network starts out by giving back its input. It has to: at the largest noise, an error in the
-noise is one 15 times as large in the clean sample. And it cannot learn to easily, because group
+noise is one 15 times as large in the clean sample. And that is hard to learn, because group
 normalization divides by a standard deviation which, over 8 x 8 positions, differs from sample to
 sample. So a copy of the input is kept in groups whose deviation two large constants set.
 
@@ -23,7 +23,6 @@ References:
 """
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,20 @@ from torch import Generator, Tensor, nn
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
+from . import commands
 from .data import Drawings, load_names
-from .flow import export
+from .flow import CAPTION_DROPOUT, write_teacher
 from .flow import read as read_flow
+from .training.attention import unfused_processor
 from .training.buffer import LatentBuffer
-from .training.loop import Run, learning_rate, move_averages
+from .training.ema import ExponentialMovingAverage
+from .training.loop import Run, learning_rate
 from .training.muon import Muon, groups
-from .training.sheets import check_prompts, write_sheet
+from .training.options import BufferedOptions
+from .vae import read as read_vae
 
 __all__ = [
+    "OPTIONS",
     "SCHEDULE",
     "SIZES",
     "denoising_loss",
@@ -63,24 +67,26 @@ SCHEDULE = {
 """The noise schedule of SDXL and of SDXL-Turbo."""
 
 SIZES = (64.0, 64.0, 0.0, 0.0, 64.0, 64.0)
-"""What the pipeline tells the network of the sizes of pictures: original, cropped, wanted."""
+"""Sizes of pictures, of which the pipeline tells the network: original, cropped, wanted."""
+
+OPTIONS = BufferedOptions(steps=10_000, batch=256, peak=2e-3, kept=12_288)
+"""Default options of the training."""
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2")
-_DROPPED = 0.1
-_LARGE = 20.0
+_LARGE = 20.0  # beside it the input, of variance 1, hardly changes the deviation of its group
 
 
 def new(words: Any, smoke: bool = False, seed: int = 0) -> Any:
-    """A StableDiffusionXLPipeline with a random network; `smoke` makes a tiny one.
+    """Returns a StableDiffusionXLPipeline with a random network.
 
     Arguments:
-        words: A pipeline of the flow, whose autoencoder, tokenizers and text encoders it takes.
-        smoke: A tiny network, for tests.
-        seed: Of the weights.
+        words: Pipeline of the flow, whose autoencoder, tokenizers and text encoders are taken.
+        smoke: Whether the network is tiny, for tests.
+        seed: Seed of the weights.
     """
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
-    transformers = require("transformers", "the test bed needs", "testbed")
+    diffusers = require("diffusers", "the test bed needs", "backbones")
+    transformers = require("transformers", "the test bed needs", "backbones")
     widths, heads, groups = ((32, 32), (1, 1), 4) if smoke else ((64, 144), (2, 4), 8)
     text = words.text_encoder.config
     with seeded(seed):
@@ -118,14 +124,17 @@ def new(words: Any, smoke: bool = False, seed: int = 0) -> Any:
 
 @torch.no_grad()
 def initialize_to_identity(unet: Any) -> None:
-    r"""Sets weights so that a UNet gives back its input, see the module.
+    r"""Sets weights of a UNet so that it gives back its input, see the module.
 
     The input travels by the outermost skip connection, each channel with both signs, for
     :math:`\mathrm{silu}(x) - \mathrm{silu}(-x) = x`. Everything else is as it was drawn, but that
     the last layer does not read it.
 
     Arguments:
-        unet: A UNet2DConditionModel whose last resolution is wide enough.
+        unet: UNet2DConditionModel whose last resolution is wide enough.
+
+    Raises:
+        ValueError: If it is not.
     """
 
     groups, size = unet.conv_norm_out.num_groups, unet.conv_norm_out.num_channels
@@ -160,9 +169,17 @@ def initialize_to_identity(unet: Any) -> None:
 
 
 def read(folder: Path, vae: Any) -> Any:
-    """What :func:`rwguidance_testbed.flow.export` wrote, in single precision, around a `vae`."""
+    """Returns the pipeline that :func:`rwguidance_testbed.flow.export` wrote, with an autoencoder.
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
+    Arguments:
+        folder: Folder of the pipeline.
+        vae: The autoencoder.
+
+    Returns:
+        The pipeline, in single precision.
+    """
+
+    diffusers = require("diffusers", "the test bed needs", "backbones")
     with seeded(0):  # what is read replaces random weights
         pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
             folder, vae=vae, add_watermarker=False
@@ -174,11 +191,11 @@ def read(folder: Path, vae: Any) -> Any:
 
 @torch.no_grad()
 def embed_captions(encoders: tuple[nn.Module, nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network is told of captions: states of their tokens, and one vector for all.
+    """Returns the embeddings of captions that the network sees, of each token and pooled.
 
     Arguments:
         encoders: Both text encoders.
-        tokens: With shape (B, L).
+        tokens: Tokens of the captions, with shape (B, L).
 
     Returns:
         Embeddings with shapes (B, L, D) and (B, E).
@@ -191,14 +208,14 @@ def embed_captions(encoders: tuple[nn.Module, nn.Module], tokens: Tensor) -> tup
 def predict_noise(
     unet: nn.Module, x_t: Tensor, step: Tensor, text: Tensor, pooled: Tensor
 ) -> Tensor:
-    """The noise that the network sees in noisy latents of 64 x 64 pictures.
+    """Returns the noise that the network predicts at noisy latents of 64 x 64 pictures.
 
     Arguments:
         unet: The network.
         x_t: Noisy latents of a variance-preserving path, with shape (B, C, H, W).
-        step: Of 1,000, with shape (B,).
-        text: Of the tokens, with shape (B, L, D).
-        pooled: Of the captions, with shape (B, E).
+        step: Steps, from 0 to 999, with shape (B,).
+        text: Embeddings of the tokens, with shape (B, L, D).
+        pooled: Embeddings of the captions, with shape (B, E).
     """
 
     sizes = x_t.new_tensor(SIZES).expand(len(x_t), -1)
@@ -216,21 +233,21 @@ def denoising_loss(
     generator: Generator,
     predict: Callable[..., Tensor] = predict_noise,
 ) -> Tensor:
-    """The squared error of the noise, weighted as the module says.
+    """Returns the squared error of the noise, weighted as the module says.
 
     Arguments:
         unet: The network.
-        latents: Scaled, with shape (B, C, H, W).
-        text: Of the tokens, with shape (B, L, D).
-        pooled: Of the captions, with shape (B, E).
+        latents: Scaled latents, with shape (B, C, H, W).
+        text: Embeddings of the tokens, with shape (B, L, D).
+        pooled: Embeddings of the captions, with shape (B, E).
         alphas: Squares of the scales of the signal, by step, with shape (1000,).
-        generator: Draws steps, noise, and which captions are left out.
-        predict: :func:`predict_noise`, or that compiled.
+        generator: Source of steps, noise, and which captions are left out.
+        predict: The function :func:`predict_noise`, or that compiled.
     """
 
     step = torch.randint(len(alphas), (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    kept = (torch.rand(len(latents), generator=generator) >= _DROPPED).float()
+    kept = (torch.rand(len(latents), generator=generator) >= CAPTION_DROPOUT).float()
     square = alphas[step][:, None, None, None]
     x_t = square.sqrt() * latents + (1 - square).sqrt() * noise
     predicted = predict(unet, x_t, step, text * kept[:, None, None], pooled * kept[:, None])
@@ -242,16 +259,9 @@ def train(
     vae: Path = Path("out/testbed/emoji-vae"),
     words: Path = Path("out/testbed/emoji-flow-teacher"),
     out: Path = Path("out/testbed/emoji-turbo-teacher"),
-    steps: int = 10_000,
-    batch: int = 256,
-    peak: float = 2e-3,
-    kept: int = 12_288,
     seed: int = 0,
-    threads: int = 1,
     every: int = 500,
-    compiled: bool = False,
-    resume: bool = True,
-    smoke: bool = False,
+    options: BufferedOptions = OPTIONS,
 ) -> None:
     """Trains the teacher and writes it to `out`, with contact sheets beside it.
 
@@ -260,65 +270,56 @@ def train(
         vae: Folder of the autoencoder.
         words: Folder of the flow teacher, whose text encoders are taken at the start.
         out: Folder to write to; the state of the run lies beside it.
-        steps: In all. With no more than an earlier run took, writes what it reached.
-        batch: Pictures of a step.
-        peak: The largest learning rate.
-        kept: Encoded pictures kept at a time.
-        seed: Of weights, pictures and noise.
-        threads: Of PyTorch.
+        seed: Seed of weights, pictures and noise.
         every: Steps between two exports with a contact sheet.
-        compiled: Whether to compile the network first: needs a compiler of C++ and two minutes.
-        resume: Whether to go on where an earlier run was.
-        smoke: A tiny model, for tests.
+        options: Options of the training.
     """
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     own = Drawings.load(data).where("generator", load_names()["train"])
-    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
-    pipe = new(read_flow(words, autoencoder), smoke, seed)
+    autoencoder = read_vae(vae)
+    pipe = new(read_flow(words, autoencoder), options.smoke, seed)
+    average = ExponentialMovingAverage([pipe.unet])
+    pipe.unet.train().set_attn_processor(unfused_processor())
     parts = {name: getattr(pipe, name) for name in _PARTS}
-    average = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
-    unet = pipe.unet.train()
-    unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
-    encoders = (pipe.text_encoder.eval(), pipe.text_encoder_2.eval())
-    optimizer = Muon(groups([unet]), lr=peak)
+    modules = {**parts, "average": average.modules[0]}
+    optimizer = Muon(groups([pipe.unet]), lr=options.peak)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_suffix(".state"), {**parts, "average": average}, optimizer, generator)
-    if resume and run.restore():
-        print(f"going on at step {run.step}")
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator, average)
+    if options.resume:
+        run.restore()
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
-    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, kept, pictures)
-    shift = autoencoder.config.shift_factor * autoencoder.config.scaling_factor
+    buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, options.kept, pictures)
+    components = {**pipe.components, "unet": average.modules[0]}
+    averaged = type(pipe)(**components, add_watermarker=False)
+    run.train(
+        options.steps,
+        options.batch,
+        lambda step: learning_rate(step, options.steps, options.peak),
+        _batch_loss(pipe, buffer, generator, options),
+        lambda: write_teacher(averaged, words / "tokenizer", out, run, options.smoke),
+        every,
+    )
+
+
+def _batch_loss(
+    pipe: Any, buffer: LatentBuffer, generator: Generator, options: BufferedOptions
+) -> Callable[[], Tensor]:
+    encoders = (pipe.text_encoder.eval(), pipe.text_encoder_2.eval())
+    shift = pipe.vae.config.shift_factor * pipe.vae.config.scaling_factor
     alphas = pipe.scheduler.alphas_cumprod
-    means, weights = list(average.parameters()), list(unet.parameters())
-    predict = torch.compile(predict_noise, dynamic=False) if compiled else predict_noise
+    predict = options.compile(predict_noise)
 
     def loss() -> Tensor:
-        buffer.renew(max(1, batch // 8))
-        latents, tokens = buffer.batch(batch, generator)
+        buffer.renew(max(1, options.batch // 8))
+        latents, tokens = buffer.batch(options.batch, generator)
         latents = latents + shift  # which pipelines of this class leave out
         with torch.autocast("cpu", dtype=torch.bfloat16):
             text, pooled = embed_captions(encoders, tokens)
-            return denoising_loss(unet, latents, text, pooled, alphas, generator, predict)
+            return denoising_loss(pipe.unet, latents, text, pooled, alphas, generator, predict)
 
-    def after(step: int) -> None:
-        move_averages(means, weights, step)
-        if step % every == 0 and step < steps:
-            write()
-
-    def write() -> None:
-        averaged = type(pipe)(**{**pipe.components, "unet": average}, add_watermarker=False)
-        export(averaged, words / "tokenizer", out)
-        figures: dict[str, float] = {"steps": run.step, "pictures_seen": run.seen}
-        figures["minutes"] = round(run.seconds / 60, 1)
-        (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-        prompts = check_prompts()[: 4 if smoke else None]
-        write_sheet(averaged, prompts, out.with_name("sheets") / f"{out.name}-{run.seen:08d}.png")
-
-    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, after)
-    write()
+    return loss
 
 
 def _copy_weights(projected: nn.Module, plain: nn.Module) -> None:
@@ -330,4 +331,4 @@ def _copy_weights(projected: nn.Module, plain: nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    require("typer", "the command needs", "testbed").run(train)
+    commands.run(train)

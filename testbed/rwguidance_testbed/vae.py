@@ -2,7 +2,7 @@
 
     python -m rwguidance_testbed.vae --data FOLDER --out FOLDER
 
-trains it on half of the drawings of all names but the held out, and writes a folder that
+trains it on half of the drawings of all names but the held-out ones, and writes a folder that
 ``diffusers.AutoencoderKL.from_pretrained`` reads. An interrupted run goes on where it was.
 """
 
@@ -17,20 +17,26 @@ from torch import Generator, Tensor
 from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
+from . import commands
 from .data import Drawings, load_names
 from .scenes import sample_pictures
+from .training.cards import write_figures
 from .training.loop import Run, learning_rate
+from .training.options import Options
 
-__all__ = ["encode", "export", "new", "psnr", "train", "vae_loss"]
+__all__ = ["OPTIONS", "encode", "export", "new", "psnr", "read", "train", "vae_loss"]
+
+OPTIONS = Options(steps=2500, batch=32, peak=1e-3)
+"""Default options of the training."""
 
 _WIDTHS = (24, 48, 96, 96)
 _CHANNELS = 8
 
 
 def new(smoke: bool = False, seed: int = 0) -> Any:
-    """An AutoencoderKL of diffusers with random weights; `smoke` makes a tiny one."""
+    """Returns an AutoencoderKL of diffusers with random weights; `smoke` makes a tiny one."""
 
-    diffusers = require("diffusers", "the test bed needs", "testbed")
+    diffusers = require("diffusers", "the test bed needs", "backbones")
     with seeded(seed):
         return diffusers.AutoencoderKL(
             block_out_channels=(8, 8, 8, 8) if smoke else _WIDTHS,
@@ -46,14 +52,21 @@ def new(smoke: bool = False, seed: int = 0) -> Any:
         )
 
 
+def read(folder: Path) -> Any:
+    """Returns the AutoencoderKL in a folder, frozen, in single precision."""
+
+    diffusers = require("diffusers", "the test bed needs", "backbones")
+    return diffusers.AutoencoderKL.from_pretrained(folder).eval().requires_grad_(False)
+
+
 def vae_loss(vae: Any, pictures: Tensor, generator: Generator, kl_weight: float = 1e-3) -> Tensor:
-    r"""Absolute and squared error, error of the differences of neighbors, and a little KL.
+    r"""Returns absolute and squared error, error of differences of neighbors, and a little KL.
 
     Arguments:
         vae: The autoencoder.
-        pictures: In [0, 1], with shape (B, 3, 64, 64).
-        generator: Draws the latents.
-        kl_weight: Of the divergence from a standard normal law, per latent number.
+        pictures: Pictures in [0, 1], with shape (B, 3, 64, 64).
+        generator: Source of the noise of the latents.
+        kl_weight: Weight of the divergence from a standard normal law, per latent number.
     """
 
     x = 2 * pictures - 1
@@ -68,11 +81,11 @@ def vae_loss(vae: Any, pictures: Tensor, generator: Generator, kl_weight: float 
 
 @torch.no_grad()
 def encode(vae: Any, pictures: Tensor) -> Tensor:
-    """Scaled latents of pictures in [0, 1]: the mean of their law, with mean 0 and variance 1.
+    """Returns scaled latents of pictures: the means of their laws, with mean 0 and variance 1.
 
     Arguments:
         vae: The autoencoder.
-        pictures: With shape (B, 3, 64, 64).
+        pictures: Pictures in [0, 1], with shape (B, 3, 64, 64).
 
     Returns:
         Latents with shape (B, 8, 8, 8).
@@ -84,7 +97,7 @@ def encode(vae: Any, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def psnr(vae: Any, pictures: Tensor) -> float:
-    """Mean over pictures in [0, 1] of the peak signal-to-noise ratio, in decibels."""
+    """Returns the peak signal-to-noise ratio in decibels, mean over pictures in [0, 1]."""
 
     errors = []
     for part in pictures.split(32):
@@ -94,12 +107,12 @@ def psnr(vae: Any, pictures: Tensor) -> float:
 
 
 def export(vae: Any, pictures: Tensor, folder: Path) -> None:
-    """Writes half precision, with scaling and shift that give latents mean 0 and variance 1.
+    """Writes an autoencoder in half precision, with the scaling and shift that standardize latents.
 
     Arguments:
         vae: The autoencoder; not changed.
-        pictures: From whose latents mean and variance are taken.
-        folder: To write ``config.json`` and the weights to.
+        pictures: Pictures from whose latents mean and variance are taken.
+        folder: Folder of ``config.json`` and the weights.
     """
 
     with torch.no_grad():
@@ -117,63 +130,51 @@ def export(vae: Any, pictures: Tensor, folder: Path) -> None:
 def train(
     data: Path = Path("out/testbed"),
     out: Path = Path("out/testbed/emoji-vae"),
-    steps: int = 2500,
-    batch: int = 32,
-    peak: float = 1e-3,
     seed: int = 0,
-    threads: int = 1,
-    resume: bool = True,
-    smoke: bool = False,
+    options: Options = OPTIONS,
 ) -> None:
     """Trains the autoencoder and writes it to `out`.
 
     Arguments:
         data: Folder of the drawings.
         out: Folder to write to; the state of the run lies beside it.
-        steps: In all.
-        batch: Pictures of a step.
-        peak: The largest learning rate.
-        seed: Of weights, pictures and noise.
-        threads: Of PyTorch.
-        resume: Whether to go on where an earlier run was.
-        smoke: A tiny model, for tests.
+        seed: Seed of weights, pictures and noise.
+        options: Options of the training.
     """
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     drawings, names = Drawings.load(data), load_names()
-    held_out = names["held_out"]
-    others = {entry.name for entry in drawings.entries} - set(held_out)
+    others = {entry.name for entry in drawings.entries} - set(names["held_out"])
     own = drawings.where(names=others, encoded=True)
-    vae = new(smoke, seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    vae = new(options.smoke, seed)
+    settings: Any = {"lr": options.peak, "betas": (0.9, 0.99), "weight_decay": 1e-4}
+    optimizer = torch.optim.AdamW(vae.parameters(), **settings)
     generator = Generator().manual_seed(seed)
     run = Run(out.with_suffix(".state"), {"vae": vae}, optimizer, generator)
-    if resume and run.restore():
-        print(f"going on at step {run.step}")
+    if options.resume:
+        run.restore()
 
     def loss() -> Tensor:
-        pictures, _ = sample_pictures(own, batch, generator)
+        pictures, _ = sample_pictures(own, options.batch, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return vae_loss(vae, pictures, generator)
 
-    run.train(steps, batch, lambda step: learning_rate(step, steps, peak), loss, printed=50)
-    vae.eval()
+    rate = lambda step: learning_rate(step, options.steps, options.peak)
+    run.train(options.steps, options.batch, rate, loss, printed=50)
     check = Generator().manual_seed(seed + 1)
     pictures = lambda part, count: sample_pictures(part, count, check)[0]
-    count = 16 if smoke else 512
-    export(vae, pictures(own.where(names=names["train"]), 2 * count), out)
-    unseen = drawings.where("judge", others, encoded=False)
-    figures = {
-        "psnr_training_drawings": psnr(vae, pictures(own, count)),
-        "psnr_other_drawings": psnr(vae, pictures(unseen, count)),
-        "psnr_held_out_names": psnr(vae, pictures(drawings.where(names=held_out), count)),
-        "steps": steps,
-        "pictures_seen": run.seen,
-        "minutes": round(run.seconds / 60, 1),
+    count = 16 if options.smoke else 512
+    export(vae.eval(), pictures(own.where(names=names["train"]), 2 * count), out)
+    parts = {
+        "psnr_training_drawings": own,
+        "psnr_other_drawings": drawings.where("judge", others, encoded=False),
+        "psnr_held_out_names": drawings.where(names=names["held_out"]),
     }
-    (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    figures = {name: psnr(vae, pictures(part, count)) for name, part in parts.items()}
+    figures |= run.figures()
+    write_figures(out, figures)
     print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
-    require("typer", "the command needs", "testbed").run(train)
+    commands.run(train)

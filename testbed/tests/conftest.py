@@ -1,4 +1,9 @@
-"""Fixtures of every test, those of the library; helpers are in ../../tests/common.py."""
+"""Fixtures of every test, those of the library among them; helpers are in ../../tests/common.py."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from emoji_packages import write_packages
@@ -92,3 +97,16 @@ def square_tokenizer(squares, tmp_path_factory):
     path = tmp_path_factory.mktemp("square_tokenizer")
     train_tokenizer(tokenizer_corpus(squares), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def bench():
+    """The modules of ../benchmarks."""
+
+    folder = Path(__file__).parents[1] / "benchmarks"
+    names = [path.stem for path in folder.glob("*.py")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    for name in names:
+        sys.modules.pop(name, None)

@@ -174,7 +174,7 @@ class TestTurboStudent:
                 asked.append((x, step, text, pooled))
                 return answers[level]
 
-            turbo_student.noise_of = spy
+            turbo_student.predict = spy
             rows = torch.full((3,), level)
             end = cleaned[level] + 0.2
             batch = Examples(states[level], end, rows, tokens)

@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from interruption import Interrupted
 
 from rwguidance_testbed import distill, flow, turbo
 from rwguidance_testbed.distill import command
@@ -13,25 +15,15 @@ pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-SETTINGS = {"batch": 4, "fresh": 4, "uses": 1, "kept": 16, "smoke": True}
+OPTIONS = replace(distill.OPTIONS, batch=4, fresh=4, uses=1, kept=16, smoke=True)
 
 
-def run(kind, folder, out, **settings):
-    # The students of turbo start from the flow's teacher, without --start.
-    distill.train(kind, folder / "flow", folder / "vae", out, folder, **SETTINGS | settings)
+def run(kind, folder, out, steps, teacher="flow", start=None):
+    """Trains a student; that of turbo starts from the flow's teacher unless told otherwise."""
 
-
-class Interrupted(command.Run):
-    """A run that ends after two steps."""
-
-    def train(self, steps, batch, rate, loss, after, printed):
-        def end(step):
-            after(step)
-            if step == 2:
-                self.save()
-                raise KeyboardInterrupt
-
-        super().train(steps, batch, rate, loss, end, printed)
+    options = replace(OPTIONS, steps=steps)
+    folders = (folder / teacher, folder / "vae", out, folder)
+    distill.train(kind, *folders, start=start, options=options)
 
 
 class TestTraining:
@@ -102,10 +94,8 @@ class TestTraining:
     def test_either_teacher_serves_turbo(self, distill_folder, tmp_path, monkeypatch):
         monkeypatch.setattr(command, "measure", lambda *_: {"distance": 0.0})
         monkeypatch.setattr(command, "write_sheet", lambda *_, **__: None)
-        folders = (distill_folder / "unet", distill_folder / "vae", tmp_path / "a", distill_folder)
-        distill.train("turbo", *folders, steps=1, **SETTINGS)
-        folders = (distill_folder / "flow", distill_folder / "vae", tmp_path / "b", distill_folder)
-        distill.train("turbo", *folders, steps=1, start=distill_folder / "unet", **SETTINGS)
+        run("turbo", distill_folder, tmp_path / "a", 1, teacher="unet")
+        run("turbo", distill_folder, tmp_path / "b", 1, start=distill_folder / "unet")
         first, second = (
             torch.load(tmp_path / f"{name}.state", weights_only=True)["modules"] for name in "ab"
         )

@@ -161,7 +161,7 @@ class TestNames:
         for row in [*sources()["styles"], sources()["words"]]:
             assert row["credit"] in notice
             assert f"{row['package']} {row['version']}" in notice
-            assert row["licence"] in notice
+            assert row["license"] in notice
 
 
 class TestRendering:

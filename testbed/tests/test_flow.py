@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,15 @@ def trained(emoji_folder, tmp_path_factory):
     """Smoke runs of everything, one after the other."""
 
     out = tmp_path_factory.mktemp("trained")
-    vae.train(emoji_folder, out / "vae", steps=2, batch=4, smoke=True)
-    settings = {"batch": 4, "kept": 8, "every": 2, "smoke": True}
-    flow.train(emoji_folder, out / "vae", out / "flow", steps=2, **settings)
+    options = replace(vae.OPTIONS, steps=2, batch=4, smoke=True)
+    vae.train(emoji_folder, out / "vae", options=options)
+    train(emoji_folder, out, "flow", 2)
     return out
+
+
+def train(data, out, name, steps, **changes):
+    options = replace(flow.OPTIONS, steps=steps, batch=4, kept=8, smoke=True)
+    flow.train(data, out / "vae", out / name, every=2, options=options, **changes)
 
 
 class TestTraining:
@@ -170,8 +176,7 @@ class TestTraining:
         assert images[0].size == (64, 64)
 
     def test_averages_follow_the_weights(self, trained, emoji_folder):
-        settings = {"batch": 4, "kept": 8, "every": 2, "smoke": True}
-        flow.train(emoji_folder, trained / "vae", trained / "first", steps=1, **settings)
+        train(emoji_folder, trained, "first", 1)
         state = torch.load(trained / "first.state", weights_only=True)["modules"]
         with seeded(0):
             autoencoder = vae.new(smoke=True)
@@ -184,16 +189,14 @@ class TestTraining:
             assert not torch.allclose(first[name], now)
 
     def test_a_run_goes_on_and_starts_from_what_was_written(self, trained, emoji_folder, capsys):
-        settings = {"batch": 4, "kept": 8, "every": 3, "smoke": True}
-        folders = (emoji_folder, trained / "vae")
-        flow.train(*folders, trained / "flow", steps=3, **settings)
+        train(emoji_folder, trained, "flow", 3)
         assert "going on at step 2" in capsys.readouterr().out
         (trained / "flow" / "figures.json").unlink()
-        flow.train(*folders, trained / "flow", steps=1, **settings)
+        train(emoji_folder, trained, "flow", 1)
         first = json.loads((trained / "flow" / "figures.json").read_text())
         assert (first["steps"], first["pictures_seen"]) == (3, 12)
         capsys.readouterr()
-        flow.train(*folders, trained / "second", steps=1, start=trained / "flow", **settings)
+        train(emoji_folder, trained, "second", 1, start=trained / "flow")
         assert "going on" not in capsys.readouterr().out
         second = json.loads((trained / "second" / "figures.json").read_text())
         assert (second["steps"], second["pictures_seen"]) == (1, 16)

@@ -9,22 +9,31 @@ from squares import scene
 from common import assert_within
 from rwguidance_testbed.data import Drawing
 from rwguidance_testbed.towers import augmentation
-from rwguidance_testbed.towers.augmentation import blur, cutout, deform, jitter_colors, jitter_hue
+from rwguidance_testbed.towers.augmentation import (
+    add_outlines,
+    blur,
+    cutout,
+    deform,
+    jitter_brightness,
+    jitter_colors,
+    jitter_hue,
+)
+
+
+def square(count, left=(0.9, 0.3, 0.0), right=(0.2, 0.5, 0.6)):
+    """Two halves, the last row half transparent."""
+
+    pixels = torch.zeros(count, 4, 40, 40)
+    pixels[:, :3, 10:30, 10:20] = torch.tensor(left)[:, None, None]
+    pixels[:, :3, 10:30, 20:30] = torch.tensor(right)[:, None, None]
+    pixels[:, 3, 10:30, 10:30] = 1.0
+    pixels[:, :, 30] = 0.5 * pixels[:, :, 29]
+    return pixels
 
 
 class TestJitterColors:
-    def square(self, count, left=(0.9, 0.3, 0.0), right=(0.2, 0.5, 0.6)):
-        """Two halves, the last row half transparent."""
-
-        pixels = torch.zeros(count, 4, 40, 40)
-        pixels[:, :3, 10:30, 10:20] = torch.tensor(left)[:, None, None]
-        pixels[:, :3, 10:30, 20:30] = torch.tensor(right)[:, None, None]
-        pixels[:, 3, 10:30, 10:30] = 1.0
-        pixels[:, :, 30] = 0.5 * pixels[:, :, 29]
-        return pixels
-
     def test_drawings_stay_drawings(self, generator):
-        found = jitter_colors(self.square(500), generator)
+        found = jitter_colors(square(500), generator)
         color, alpha = found[:, :3], found[:, 3:]
         assert (color >= 0).all()
         assert (color <= alpha).all()
@@ -32,25 +41,16 @@ class TestJitterColors:
         assert torch.allclose(color[:, :, 30], 0.5 * color[:, :, 29], atol=1e-6)
         assert (color[:, :, :10] == 0).all()
 
-    def test_one_in_five_has_a_black_outline(self, generator):
-        pixels = self.square(4000)
-        found = jitter_colors(pixels, generator)
-        wider = found[:, 3, 8, 20] == 1
-        assert_within(wider.float().mean(), 0.2, math.sqrt(0.16 / 4000))
-        assert (found[wider][:, :3, 8:10] == 0).all()
-        assert (found[:, 3, 7] == 0).all()
-        assert torch.equal(found[~wider][:, 3], pixels[~wider][:, 3])
-
     def test_one_in_ten_is_gray_and_colors_vary_about_what_they_were(self, generator):
         color = (0.5, 0.4, 0.3)
-        found = jitter_colors(self.square(4000, color, color), generator)[:, :3, 20, 15]
+        found = jitter_colors(square(4000, color, color), generator)[:, :3, 20, 15]
         red = (found[:, 0] - found[:, 2]) / 0.2
         assert_within((red.abs() < 1e-5).float().mean(), 0.1, math.sqrt(0.09 / 4000))
         assert_within(red.mean(), 0.9, red.std() / math.sqrt(4000))
         assert 1.9 < float(red.max()) < 2.1  # saturation up to 1.5, contrast up to 1.4
 
     def test_light_and_contrast_vary_about_what_they_were(self, generator):
-        pixels = self.square(4000, 3 * (0.3,), 3 * (0.5,))
+        pixels = square(4000, 3 * (0.3,), 3 * (0.5,))
         found = jitter_colors(pixels, generator)[:, 0, 20]
         light, contrast = (found[:, 15] + found[:, 25]) / 0.8, (found[:, 25] - found[:, 15]) / 0.2
         for values, low, high in ((light, 0.8, 1.2), (contrast, 0.6, 1.4)):
@@ -58,6 +58,18 @@ class TestJitterColors:
             assert_within(values.mean(), 1.0, error)
             assert low - 1e-5 < float(values.min()) < low + 0.01
             assert high - 0.01 < float(values.max()) < high + 1e-5
+
+
+class TestAddOutlines:
+    def test_one_in_five_has_a_black_outline(self, generator):
+        pixels = square(4000)
+        found = add_outlines(pixels, generator)
+        wider = found[:, 3, 8, 20] == 1
+        assert_within(wider.float().mean(), 0.2, math.sqrt(0.16 / 4000))
+        assert (found[wider][:, :3, 8:10] == 0).all()
+        assert (found[:, 3, 7] == 0).all()
+        assert torch.equal(found[~wider], pixels[~wider])
+        assert torch.equal(found[:, :3], pixels[:, :3])
 
 
 class TestBlur:
@@ -88,14 +100,6 @@ class TestHue:
 
 
 class TestDeform:
-    def test_light_varies_about_what_it_was(self, generator):
-        pictures = torch.full((2000, 3, 8, 8), 0.4)
-        ratio = deform(pictures, generator) / 0.4
-        ratio = ratio.flatten(1)
-        assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), atol=1e-5)
-        assert_within(ratio[:, 0].mean(), 1.0, 0.15 / math.sqrt(3 * 2000))
-        assert 0.145 < float((ratio - 1).abs().max()) < 0.151
-
     def test_shapes_vary_and_areas_do_not(self, generator):
         row = torch.linspace(-1, 1, 64)
         disk = (row[:, None].square() + row.square() < 0.3).float()
@@ -125,6 +129,21 @@ class TestDeform:
         pictures = torch.rand(50, 3, 64, 64, generator=generator)
         found = deform(pictures, generator)
         assert found.shape == pictures.shape
+        assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+class TestJitterBrightness:
+    def test_light_varies_about_what_it_was(self, generator):
+        pictures = torch.full((2000, 3, 8, 8), 0.4)
+        ratio = jitter_brightness(pictures, generator) / 0.4
+        ratio = ratio.flatten(1)
+        assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), atol=1e-5)
+        assert_within(ratio[:, 0].mean(), 1.0, 0.15 / math.sqrt(3 * 2000))
+        assert 0.145 < float((ratio - 1).abs().max()) < 0.151
+
+    def test_a_picture_stays_one(self, generator):
+        pictures = torch.rand(50, 3, 8, 8, generator=generator)
+        found = jitter_brightness(pictures, generator)
         assert 0 <= float(found.min()) <= float(found.max()) <= 1
 
 

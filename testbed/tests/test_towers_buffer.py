@@ -24,7 +24,7 @@ def unaugmented(monkeypatch):
     """Pictures as their scenes say, but for mirroring."""
 
     module = "rwguidance_testbed.towers.buffer"
-    for name in ("jitter_colors", "blur"):
+    for name in ("jitter_colors", "add_outlines", "blur"):
         monkeypatch.setattr(f"{module}.{name}", lambda x, generator: x)
     monkeypatch.setattr(f"{module}.jitter_hue", lambda scene, entry, uniform: scene.hue)
 
@@ -34,9 +34,8 @@ class TestPictureBuffer:
         return PictureBuffer(training_drawings(squares, "judge"), 40, 4, seed, step)
 
     def same(self, one, other):
-        return torch.equal(one.pictures, other.pictures) and (
-            (one.captions, one.others, one.names) == (other.captions, other.others, other.names)
-        )
+        texts = lambda batch: (batch.captions, batch.negatives, batch.names)
+        return torch.equal(one.pictures, other.pictures) and texts(one) == texts(other)
 
     def test_what_it_holds_depends_on_the_step_alone(self, squares):
         one = self.new(squares)
@@ -63,7 +62,7 @@ class TestPictureBuffer:
             (captions, other, pictures.numpy().tobytes())
             for chunk in buffer.chunks
             for captions, other, pictures in zip(
-                chunk.captions, chunk.others, chunk.pictures, strict=True
+                chunk.captions, chunk.negatives, chunk.pictures, strict=True
             )
         ]
         for _ in range(20):
@@ -71,7 +70,7 @@ class TestPictureBuffer:
             assert batch.pictures.shape == (4, 2, 3, 64, 64)
             assert len(set(batch.names)) == 4
             for i, name in enumerate(batch.names):
-                captions, other = batch.captions[i], batch.others[i]
+                captions, other = batch.captions[i], batch.negatives[i]
                 assert all(name in caption or "fruit" in caption for caption in captions)
                 assert (captions, other, batch.pictures[i].numpy().tobytes()) in rows
                 assert other != captions[0]

@@ -4,15 +4,18 @@ import json
 import math
 import re
 import types
+from dataclasses import replace
 
 import pytest
 import torch
+from interruption import Interrupted
 from test_preference_pairs import write_pairs
 
 from rwguidance_testbed import encoders, towers, vae
 from rwguidance_testbed.data import Drawings
 from rwguidance_testbed.encoders import KINDS
-from rwguidance_testbed.towers import Pairs, command, losses
+from rwguidance_testbed.towers import Pairs, command, losses, objectives
+from rwguidance_testbed.towers.objectives import visible_patches
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +27,9 @@ def folders(square_folder, tmp_path_factory):
     return {"data": square_folder, "vae": path}
 
 
-def settings(**changes):
-    return {"batch": 8, "kept": 32, "smoke": True} | changes
+def train(kind, out, folders, steps, peak=1e-3, kept=32, **changes):
+    options = replace(towers.OPTIONS, steps=steps, peak=peak, batch=8, kept=kept, smoke=True)
+    towers.train(kind, out=out, options=options, **folders, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def trained(folders, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("trained")
     for kind in KINDS:
-        towers.train(kind, out=out / kind, steps=4, **folders, **settings())
+        train(kind, out / kind, folders, 4)
     return out
 
 
@@ -56,15 +60,15 @@ class TestTraining:
     def test_a_false_caption_is_held_against_its_own_picture_alone(
         self, folders, tmp_path, monkeypatch
     ):
-        counts, whole = [], command.contrastive_loss
+        counts, whole = [], losses.contrastive_loss
 
         def spy(pictures, captions, others, *rest):
             counts.append((len(pictures), len(captions), len(others)))
             return whole(pictures, captions, others, *rest)
 
-        for module in (command, losses):
+        for module in (objectives, losses):
             monkeypatch.setattr(module, "contrastive_loss", spy)
-        towers.train("judge", out=tmp_path / "judge", steps=1, **folders, **settings())
+        train("judge", tmp_path / "judge", folders, 1)
         # First pictures, second ones, of whose names the false captions may be true, and the head.
         assert counts == [(4, 4, 4), (4, 4, 0), (4, 4, 0)]
 
@@ -73,12 +77,11 @@ class TestTraining:
         self, trained, folders, kind, capsys, monkeypatch
     ):
         out = trained / f"{kind}-parts"
-        rate, patches = command.learning_rate, command._patches
-        # As those of four steps.
-        monkeypatch.setattr(command, "learning_rate", lambda step, _, *rest: rate(step, 4, *rest))
-        monkeypatch.setattr(command, "_patches", lambda count, run, _: patches(count, run, 4))
-        towers.train(kind, out=out, steps=2, **folders, **settings())
-        towers.train(kind, out=out, steps=4, **folders, **settings())
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "Run", Interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(kind, out, folders, 4)
+        train(kind, out, folders, 4)
         assert "going on at step 2" in capsys.readouterr().out
         whole, parts = (
             torch.load(trained / f"{name}.state", weights_only=True)
@@ -92,7 +95,7 @@ class TestTraining:
     @pytest.mark.slow
     def test_the_judge_learns(self, folders, tmp_path, capsys):
         out = tmp_path / "judge"
-        towers.train("judge", out=out, steps=600, peak=3e-3, **folders, **settings(kept=64))
+        train("judge", out, folders, 600, peak=3e-3, kept=64)
         lines = re.findall('{"step.*}', capsys.readouterr().out)
         losses = [json.loads(line)["loss"] for line in lines]
         assert losses[-1] < losses[0] - 0.15, losses
@@ -115,8 +118,7 @@ class TestTraining:
                 towers.train(data=square_folder, vision=tmp_path, **options)
 
     def test_an_hps_learns_on_from_the_image_tower_of_a_pick(self, trained, folders, tmp_path):
-        start = {"vision": trained / "pick", "peak": 0.0}
-        towers.train("hps", out=tmp_path / "hps", steps=1, **start, **folders, **settings())
+        train("hps", tmp_path / "hps", folders, 1, peak=0.0, vision=trained / "pick")
         hps, pick = (
             encoders.read(kind, path).eval()
             for kind, path in (("hps", tmp_path / "hps"), ("pick", trained / "pick"))
@@ -129,16 +131,16 @@ class TestTraining:
 
     def test_what_is_written_is_a_mean_over_steps(self, folders, tmp_path, monkeypatch):
         seen = []
-        save = command.Run.train
+        whole = command.Run._step
 
-        def spy(run, steps, batch, rate, loss, after):
-            weight = run.modules["towers"].scale
-            note = lambda step: (seen.append(float(weight.detach())), after(step))
-            save(run, steps, batch, rate, loss, note)
+        def spy(run, *arguments):
+            loss = whole(run, *arguments)
+            seen.append(float(run.modules["towers"].scale.detach()))
+            return loss
 
-        monkeypatch.setattr(command.Run, "train", spy)
+        monkeypatch.setattr(command.Run, "_step", spy)
         start = math.log(1 / 0.07)
-        towers.train("judge", out=tmp_path / "judge", steps=3, **folders, **settings())
+        train("judge", tmp_path / "judge", folders, 3)
         for step, value in enumerate(seen, 1):
             start += (1 - (1 + step) / (10 + step)) * (value - start)
         found = torch.load(tmp_path / "judge.state", weights_only=True)["modules"]["average"]
@@ -147,28 +149,20 @@ class TestTraining:
 
     def test_half_of_the_patches_are_seen_until_the_last_fifth(self):
         run = types.SimpleNamespace(step=0, generator=torch.Generator().manual_seed(0))
-        first = command._patches(50, run, 100)
+        first = visible_patches(50, run, 100)
         assert first.shape == (50, 32)
         assert all(len(set(row)) == 32 for row in first.tolist())
         assert set(first.flatten().tolist()) == set(range(64))
         run.step = 79
-        assert command._patches(50, run, 100) is not None
+        assert visible_patches(50, run, 100) is not None
         run.step = 80
-        assert command._patches(50, run, 100) is None
+        assert visible_patches(50, run, 100) is None
 
     @pytest.mark.parametrize("kind", ["pick", "hps"])
     def test_preferences_are_learned(self, trained, folders, tmp_path, kind):
         write_pairs(tmp_path / "pairs.parquet")
-        towers.train(
-            kind,
-            out=tmp_path / kind,
-            steps=40,
-            peak=3e-3,
-            start=trained / kind,
-            pairs=tmp_path / "pairs.parquet",
-            **folders,
-            **settings(),
-        )
+        start = {"start": trained / kind, "pairs": tmp_path / "pairs.parquet"}
+        train(kind, tmp_path / kind, folders, 40, peak=3e-3, **start)
         figures = json.loads((tmp_path / kind / "figures.json").read_text())
         assert figures["agreement_on_pairs_learned"] > 0.9
         card = (tmp_path / kind / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import torch
 
 from rwguidance.support.randomness import seeded
 from rwguidance_testbed.training import loop
+from rwguidance_testbed.training.ema import ExponentialMovingAverage
 
 
 class TestRun:
@@ -36,23 +37,55 @@ class TestRun:
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
         run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
         losses = iter([1.0, 2.0, 6.0, 5.0])
-        steps: list[int] = []
         loss = lambda: next(losses) + 0.0 * layer.weight.sum()
-        run.train(4, 2, lambda step: 0.0, loss, steps.append, printed=3)
+        run.train(4, 2, lambda step: 0.0, loss, printed=3)
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         found = [(line["step"], line["loss"], line["seen"]) for line in lines]
         assert found == [(3, 3.0, 6), (4, 5.0, 8)]
-        assert steps == [1, 2, 3, 4]
 
+    @pytest.mark.parametrize(("every", "steps"), [(None, [4]), (2, [2, 4]), (3, [3, 4])])
+    def test_what_is_learned_is_written_now_and_then_and_at_the_end(self, tmp_path, every, steps):
+        with seeded(0):
+            layer = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
+        written = []
+        write = lambda: written.append(run.figures())
+        run.train(4, 2, lambda step: 0.0, lambda: layer.weight.sum(), write, every)
+        found = [(row["steps"], row["pictures_seen"]) for row in written]
+        assert found == [(step, 2 * step) for step in steps]
+
+    def test_averages_follow_the_weights_from_the_first_step(self, tmp_path):
+        with seeded(0):
+            layer = torch.nn.Linear(1, 1)
+        average = ExponentialMovingAverage([layer], decay=0.9)
+        start = expected = float(layer.weight.detach())
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        run = loop.Run(tmp_path / "run", {}, optimizer, torch.Generator(), average)
+        run.train(3, 2, lambda step: 0.5, lambda: -layer.weight.sum())
+        for step in (1, 2, 3):  # the gradient is of length one, so that the weight rises by a half
+            expected += (1 - (1 + step) / (10 + step)) * (start + 0.5 * step - expected)
+        assert float(average.modules[0].weight) == pytest.approx(expected, rel=1e-5)
+        assert float(average.modules[0].weight) < float(layer.weight.detach())
+
+
+class TestExponentialMovingAverage:
     def test_averages_move_towards_weights_slower_and_slower(self):
-        average, weight = torch.tensor([2.0]), torch.tensor([4.0])
-        loop.move_averages([average], [weight], 0)  # a tenth remains
-        assert float(average) == pytest.approx(0.1 * 2 + 0.9 * 4)
-        average = torch.tensor([2.0])
-        loop.move_averages([average], [weight], 100_000, 0.9)
-        assert float(average) == pytest.approx(0.9 * 2 + 0.1 * 4)
-        assert float(weight) == 4.0
+        with seeded(0):
+            layer = torch.nn.Linear(1, 1, bias=False)
+        average = ExponentialMovingAverage([layer], decay=0.9)
+        (copy,) = average.modules
+        assert not copy.weight.requires_grad
+        for step, share in ((0, 0.9), (100_000, 0.1)):
+            with torch.no_grad():
+                copy.weight.fill_(2.0)
+                layer.weight.fill_(4.0)
+            average.update(step)
+            assert float(copy.weight) == pytest.approx((1 - share) * 2 + share * 4)
+            assert float(layer.weight.detach()) == 4.0
 
+
+class TestLearningRate:
     def test_the_learning_rate(self):
         rates = [loop.learning_rate(step, 100, 2.0, 10) for step in range(101)]
         assert rates[0] == pytest.approx(0.2)

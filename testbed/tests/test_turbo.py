@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,9 +167,8 @@ def trained(flow_pipe, tmp_path_factory):
 
 
 def train(out, steps, name="turbo"):
-    turbo.train(
-        out, out / "vae", out / "flow", out / name, steps, batch=4, kept=8, every=2, smoke=True
-    )
+    options = replace(turbo.OPTIONS, steps=steps, batch=4, kept=8, smoke=True)
+    turbo.train(out, out / "vae", out / "flow", out / name, every=2, options=options)
 
 
 class TestTraining:
@@ -235,7 +235,7 @@ class TestTraining:
         assert float(distance.amin(1).max()) < 1e-6
         assert abs(config.shift_factor * config.scaling_factor) > 1e-3
 
-    def test_the_rate_is_that_of_runs(self, trained, monkeypatch):
+    def test_the_rate_is_that_of_the_loop(self, trained, monkeypatch):
         rates = []
         run = loop.Run.train
 

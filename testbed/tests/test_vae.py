@@ -1,6 +1,7 @@
 """The autoencoder: how its latents and its quality are measured, and a smoke run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from rwguidance_testbed.scenes import sample_pictures
 def test_what_a_smoke_run_writes_is_read_by_its_class(emoji_folder, tmp_path):
     import diffusers
 
-    vae.train(emoji_folder, tmp_path / "vae", steps=2, batch=4, smoke=True)
+    options = replace(vae.OPTIONS, steps=2, batch=4, smoke=True)
+    vae.train(emoji_folder, tmp_path / "vae", options=options)
     with seeded(0):
         autoencoder = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     state = torch.load(tmp_path / "vae.state", weights_only=True)

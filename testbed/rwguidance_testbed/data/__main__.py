@@ -1,5 +1,4 @@
-from rwguidance.support.outside import require
-
+from ..commands import run
 from .command import build
 
-require("typer", "the command needs", "testbed").run(build)
+run(build)

@@ -22,7 +22,7 @@ __all__ = ["build"]
 
 
 def build(data: Path = Path("out/testbed"), packages: Path | None = None) -> Drawings:
-    """Fetches the packages, renders all drawings and writes them.
+    """Fetches the packages, rasterizes all drawings and writes them.
 
     Arguments:
         data: Folder to write to.
@@ -40,7 +40,7 @@ def build(data: Path = Path("out/testbed"), packages: Path | None = None) -> Dra
     archive = lambda row: fetch(row["package"], row["version"], row["integrity"], packages)
     styles = {row["name"]: archive(row) for row in table["styles"]}
     drawings, documents = read_drawings(styles, archive(table["words"]))
-    pixels = torch.stack([rasterize(d) for d in track(documents, description="rendering")])
+    pixels = torch.stack([rasterize(d) for d in track(documents, description="rasterizing")])
     result = Drawings(drawings, pixels)
     result.save(data)
     found = fingerprint(result)

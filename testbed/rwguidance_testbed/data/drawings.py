@@ -13,23 +13,23 @@ from rwguidance.support.files import replacing
 
 from .roles import ROLES
 
-__all__ = ["SIZE", "Drawing", "Drawings", "default_folder", "fingerprint"]
+__all__ = ["SIZE", "Drawing", "Drawings", "fingerprint"]
 
 SIZE = 80
-"""Pixels along a side of a rendered drawing, the drawing touching two opposite sides."""
+"""Pixels along a side of a rasterized drawing, which touches two opposite sides."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing and what is known of it.
+    """The name, style, classes and role of a drawing.
 
     Arguments:
-        name: What it shows, as the Unicode standard calls it: "red apple".
-        style: One of eight, as named in ``sources.json``.
-        group: The larger of the standard's two classes: "food-drink".
-        kind: The smaller one: "food-fruit".
+        name: Name of the thing that it shows, as in the Unicode standard: "red apple".
+        style: Style, one of eight, as named in ``sources.json``.
+        group: Larger one of the standard's two classes: "food-drink".
+        kind: Smaller one: "food-fruit".
         tags: Words that go with the name.
-        role: Who may see it, one of `ROLES`.
+        role: Part of the test bed that may see it, one of `ROLES`.
         encoded: Whether the autoencoder learns from it, too.
     """
 
@@ -46,8 +46,12 @@ class Drawings:
     """Drawings with their pixels.
 
     Arguments:
-        entries: What the drawings are.
-        pixels: Red, green, blue and alpha, colours premultiplied by alpha, (N, 4, 80, 80), uint8.
+        entries: The drawings without pixels.
+        pixels: Red, green, blue and alpha, colors premultiplied by alpha, of type uint8 and with
+            shape (N, 4, 80, 80).
+
+    Raises:
+        ValueError: If the pixels have another type or shape.
     """
 
     def __init__(self, entries: Sequence[Drawing], pixels: Tensor) -> None:
@@ -68,10 +72,15 @@ class Drawings:
         names: Iterable[str] | None = None,
         encoded: bool | None = None,
     ) -> "Drawings":
-        """Those of a role, of some names, that the autoencoder learns from or not, or all of it.
+        """Returns the drawings that meet all conditions.
+
+        Arguments:
+            role: Role that they have; None for any.
+            names: Names of which they have one; None for any.
+            encoded: Whether the autoencoder learns from them; None for both.
 
         Raises:
-            ValueError: If the role is unknown, or nothing is left.
+            ValueError: If the role is unknown, or no drawing is left.
         """
 
         if role not in (None, *ROLES):
@@ -89,16 +98,15 @@ class Drawings:
         return Drawings([self.entries[i] for i in index], self.pixels[index])
 
     @classmethod
-    def load(cls, folder: Path | None = None) -> "Drawings":
-        """What :func:`build` wrote.
+    def load(cls, folder: Path) -> "Drawings":
+        """Returns the drawings that :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: If nothing was built there; says how to.
+            FileNotFoundError: If there are none; says how to build them.
         """
 
         from safetensors.torch import load_file
 
-        folder = folder or default_folder()
         if not (folder / "drawings.json").exists():
             raise FileNotFoundError(
                 f"{folder} has no drawings.json; "
@@ -120,14 +128,8 @@ class Drawings:
             path.write_text(json.dumps([vars(e) for e in self.entries]), encoding="utf-8")
 
 
-def default_folder() -> Path:
-    """Where drawings are built and looked for, unless told otherwise: ``out/testbed``."""
-
-    return Path("out") / "testbed"
-
-
 def fingerprint(drawings: Drawings) -> str:
-    """The SHA-256 of all pixels and of what the drawings are."""
+    """Returns the SHA-256 of drawings and of their pixels."""
 
     digest = hashlib.sha256(json.dumps([vars(e) for e in drawings.entries]).encode())
     digest.update(drawings.pixels.numpy().tobytes())

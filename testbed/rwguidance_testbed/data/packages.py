@@ -18,17 +18,17 @@ __all__ = ["fetch", "read_drawings"]
 
 
 def fetch(package: str, version: str, integrity: str, folder: Path) -> Path:
-    """The archive of a package: from `folder` if it lies there, else through ``npm pack``.
+    """Returns the archive of a package, from a folder or fetched to it through ``npm pack``.
 
     Arguments:
-        package: Its name.
-        version: Exactly.
-        integrity: The expected hash, "sha512-" and base64.
-        folder: Where archives are kept.
+        package: Name of the package.
+        version: Exact version.
+        integrity: Expected hash, "sha512-" and base64.
+        folder: Folder of archives.
 
     Raises:
-        ValueError: If the content is not the expected one.
-        FileNotFoundError: If it does not lie there and ``npm`` is missing.
+        ValueError: If the archive has another hash.
+        FileNotFoundError: If the archive is not there and ``npm`` is missing.
     """
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,21 +53,58 @@ def fetch(package: str, version: str, integrity: str, folder: Path) -> Path:
 
 
 def read_drawings(styles: Mapping[str, Path], words: Path) -> tuple[list[Drawing], list[str]]:
-    """Reads which drawings there are, without skin tones, in order of name and style.
+    """Reads the drawings that there are, without skin tones, in order of name and style.
 
     A drawing belongs to a name if its own name, or an alias of it, is one that any style uses for
-    the same character. Of a name that a style draws twice, the first is taken.
+    the same character. Of drawings of the same name and style the first is taken.
 
     Arguments:
-        styles: The archive of each style.
-        words: The archive of ``emojibase-data``.
+        styles: Archive of each style.
+        words: Archive of ``emojibase-data``.
 
     Returns:
-        The drawings and, for each, its svg document.
+        The drawings and, for each, its SVG document.
     """
 
     known = {_code(row["hexcode"]): row for row in _member(words, "en/data.json")}
     classes = _member(words, "meta/groups.json")
+    documents = _documents(styles, known)
+    styles_of: dict[str, list[str]] = {}
+    for code, style in documents:
+        styles_of.setdefault(code, []).append(style)
+    names = load_names()
+    asked = {*names["train"], *names["held_out"]}
+    drawings = []
+    for (code, style), document in documents.items():
+        row = known[code]
+        if "group" not in row:
+            continue
+        name = row["label"].lower()
+        first = assign_roles(name, styles_of[code])[style]
+        drawing = Drawing(
+            name=name,
+            style=style,
+            group=classes["groups"][str(row["group"])],
+            kind=classes["subgroups"][str(row["subgroup"])],
+            tags=tuple(row.get("tags", ())),
+            role=assign_roles(name, styles_of[code], name in asked)[style],
+            encoded=first == "generator" and name not in names["held_out"],
+        )
+        drawings.append((drawing, document))
+    drawings.sort(key=lambda pair: (pair[0].name, pair[0].style))
+    return [drawing for drawing, _ in drawings], [document for _, document in drawings]
+
+
+def _documents(
+    styles: Mapping[str, Path], known: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, str], str]:
+    """Returns the SVG documents by character and style.
+
+    Arguments:
+        styles: Archive of each style.
+        known: Rows of ``emojibase-data`` by character.
+    """
+
     icons = {style: _member(path, "icons.json") for style, path in styles.items()}
     codes = {_key(row["label"]): code for code, row in known.items()}
     for style, path in styles.items():
@@ -79,37 +116,13 @@ def read_drawings(styles: Mapping[str, Path], words: Path) -> tuple[list[Drawing
             for one, other in (pair, pair[::-1]):
                 if one in codes and len(target) == 1:
                     codes.setdefault(other, codes[one])
-
     found: dict[tuple[str, str], str] = {}
     for style, table in icons.items():
         for slug, icon in table["icons"].items():
-            code = codes.get(_key(slug))
-            if code is not None and not icon.get("hidden"):
-                found.setdefault((code, style), _document(icon, table))
-    hands: dict[str, list[str]] = {}
-    for code, style in found:
-        hands.setdefault(code, []).append(style)
-    names = load_names()
-    asked = {*names["train"], *names["held_out"]}
-    drawings = []
-    for (code, style), document in found.items():
-        row = known[code]
-        if "group" not in row:
-            continue
-        name = row["label"].lower()
-        drawing = Drawing(
-            name=name,
-            style=style,
-            group=classes["groups"][str(row["group"])],
-            kind=classes["subgroups"][str(row["subgroup"])],
-            tags=tuple(row.get("tags", ())),
-            role=assign_roles(name, hands[code], name in asked)[style],
-            encoded=assign_roles(name, hands[code])[style] == "generator"
-            and name not in names["held_out"],
-        )
-        drawings.append((drawing, document))
-    drawings.sort(key=lambda pair: (pair[0].name, pair[0].style))
-    return [drawing for drawing, _ in drawings], [document for _, document in drawings]
+            character = codes.get(_key(slug))
+            if character is not None and not icon.get("hidden"):
+                found.setdefault((character, style), _document(icon, table))
+    return found
 
 
 def _member(archive: Path, name: str) -> Any:

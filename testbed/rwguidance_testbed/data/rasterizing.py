@@ -1,6 +1,8 @@
-"""Drawings from SVG documents to pixels."""
+"""Rasterizing of drawings, from SVG documents to pixels."""
 
+import importlib
 import io
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,25 +15,25 @@ __all__ = ["rasterize"]
 
 
 def rasterize(document: str, size: int = SIZE) -> Tensor:
-    """Renders a drawing, cut to the square around what is not transparent.
+    """Returns the pixels of a drawing, cut to the square around what is not transparent.
 
     Arguments:
-        document: An svg document.
+        document: SVG document.
         size: Pixels along a side.
 
     Returns:
-        Red, green, blue and alpha, colours premultiplied, with shape (4, size, size) and type
-        uint8.
+        Red, green, blue and alpha, colors premultiplied, of type uint8 and with shape
+        (4, size, size).
 
     Raises:
+        ImportError: If resvg_py is missing; says how to install it.
         ValueError: If nothing is drawn.
     """
 
     import numpy
 
-    resvg = require("resvg_py", "rendering needs", "testbed")
-    image = require("PIL.Image", "rendering needs", "testbed")
-    encoded = bytes(resvg.svg_to_bytes(svg_string=document, width=2 * size, height=2 * size))
+    image = require("PIL.Image", "rasterizing needs", "rewards")
+    encoded = bytes(_resvg().svg_to_bytes(svg_string=document, width=2 * size, height=2 * size))
     picture = image.open(io.BytesIO(encoded)).convert("RGBa")
     box = picture.getchannel("a").point(lambda a: 255 * (a > 12)).getbbox()
     if box is None:
@@ -43,3 +45,12 @@ def rasterize(document: str, size: int = SIZE) -> Tensor:
     small = canvas.resize((size, size), image.Resampling.LANCZOS)
     pixels = torch.from_numpy(numpy.array(small)).permute(2, 0, 1).contiguous()
     return torch.cat((pixels[:3].minimum(pixels[3:]), pixels[3:]))
+
+
+def _resvg() -> Any:
+    try:
+        return importlib.import_module("resvg_py")
+    except ModuleNotFoundError:
+        raise ImportError(
+            "rasterizing needs resvg_py: pip install 'rwguidance-testbed[train]'"
+        ) from None

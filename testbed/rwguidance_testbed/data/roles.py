@@ -1,4 +1,4 @@
-"""Which part of the test bed may see a drawing.
+"""Roles: the part of the test bed that may see a drawing.
 
 Every drawing has one of three roles, which no two parts of the test bed share: what a generator
 learned to draw, neither a proxy reward nor the judge has seen. The roles of a name's drawings are
@@ -15,19 +15,19 @@ from collections.abc import Iterable
 __all__ = ["ROLES", "assign_roles"]
 
 ROLES = ("generator", "proxy", "judge")
-"""Who may see a drawing."""
+"""The parts of the test bed that see drawings."""
 
-_SAME_HAND = {"fluent-flat": "fluent"}
+_SAME_SHAPES = {"fluent-flat": "fluent"}
 _DEAL = ("generator", "judge", "generator", "proxy", "generator", "judge", "proxy")
 
 
 def assign_roles(name: str, styles: Iterable[str], asked: bool = True) -> dict[str, str]:
-    """The role of each drawing of a name.
+    """Returns the role of each drawing of a name.
 
     Arguments:
-        name: Of what is drawn.
-        styles: Those that draw it.
-        asked: Whether prompts have the name. If not, the generators get nothing: a hand that would
+        name: Name of the thing that is drawn.
+        styles: Styles that draw it.
+        asked: Whether prompts have the name. If not, the generators get nothing: a style that would
             be theirs goes to the judge or to the proxies, as its hash says.
 
     Returns:
@@ -35,11 +35,11 @@ def assign_roles(name: str, styles: Iterable[str], asked: bool = True) -> dict[s
     """
 
     styles = tuple(styles)
-    digest = lambda hand: hashlib.sha256(f"{name}/{hand}".encode()).digest()
-    order = sorted({_SAME_HAND.get(style, style) for style in styles}, key=digest)
+    digest = lambda style: hashlib.sha256(f"{name}/{style}".encode()).digest()
+    order = sorted({_SAME_SHAPES.get(style, style) for style in styles}, key=digest)
     roles = dict(zip(order, _DEAL, strict=False))
     if not asked:
-        for hand in order:
-            if roles[hand] == "generator":
-                roles[hand] = ("judge", "proxy")[digest(hand)[-1] % 2]
-    return {style: roles[_SAME_HAND.get(style, style)] for style in styles}
+        for style in order:
+            if roles[style] == "generator":
+                roles[style] = ("judge", "proxy")[digest(style)[-1] % 2]
+    return {style: roles[_SAME_SHAPES.get(style, style)] for style in styles}

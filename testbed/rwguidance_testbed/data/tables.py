@@ -1,4 +1,4 @@
-"""The two tables that come with the package: where drawings are from, and which names are asked."""
+"""The two tables that come with the package: the sources of the drawings, and the names."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ __all__ = ["load_names", "sources"]
 
 
 def sources() -> dict[str, Any]:
-    """The packages, their hashes, licences and credits: the content of ``sources.json``."""
+    """Returns the packages with their hashes, licenses and credits, from ``sources.json``."""
 
     path = Path(__file__).with_name("sources.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load_names() -> dict[str, list[str]]:
-    """The names that the generators learn to draw, "train", and those kept from them, "held_out".
+    """Returns the names that generators learn to draw, "train", and those held out, "held_out".
 
-    Every word of a name that is kept occurs in a name that is learned.
+    Every word of a name that is held out occurs in a name that is learned.
     """
 
     path = Path(__file__).with_name("names.json")

@@ -24,25 +24,47 @@ followed at once, since a small batch costs a CPU hardly less than a large one.
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
-
-from rwguidance.support.outside import require
+from torch import Generator, Tensor, nn
 
 from .. import flow, turbo
 from ..data import Drawings, load_names
 from ..training.cards import write_card
-from ..training.loop import Run, learning_rate, move_averages
+from ..training.loop import Run, learning_rate
 from ..training.muon import Muon, groups
+from ..training.options import BufferedOptions
 from ..training.sheets import check_prompts, write_sheet
+from ..vae import read as read_vae
 from .buffer import ReplayBuffer
 from .fidelity import measure
 from .students import FlowStudent, Student, TurboStudent
 from .teachers import FlowTeacher, Teacher, read_teacher
 
-__all__ = ["train"]
+__all__ = ["OPTIONS", "DistillationOptions", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions(BufferedOptions):
+    """Options of distillation; beside those of :class:`BufferedOptions`:
+
+    Arguments:
+        fresh: Paths of the teacher that are followed at a time.
+        uses: How often an example is used, on average, before there must be new ones.
+        guidance: Scale of the teacher's classifier-free guidance.
+        own: Share of the states in which windows of the flow begin that the student led to.
+    """
+
+    fresh: int = 128
+    uses: int = 4
+    guidance: float = 3.0
+    own: float = 0.5
+
+
+OPTIONS = DistillationOptions(steps=2000, batch=256, peak=5e-4, kept=8192)
+"""Default options of the training."""
 
 
 def train(
@@ -51,47 +73,25 @@ def train(
     vae: Path = Path("out/testbed/emoji-vae"),
     out: Path | None = None,
     data: Path = Path("out/testbed"),
-    steps: int = 2000,
-    batch: int = 256,
-    fresh: int = 128,
-    uses: int = 4,
-    peak: float = 5e-4,
-    guidance: float = 3.0,
-    own: float = 0.5,
-    kept: int = 8192,
     seed: int = 0,
-    threads: int = 1,
     every: int = 500,
     start: Path | None = None,
-    compiled: bool = False,
-    resume: bool = True,
-    smoke: bool = False,
+    options: DistillationOptions = OPTIONS,
 ) -> None:
     """Trains a student and writes it to `out`, with figures, a card and contact sheets beside it.
 
     Arguments:
-        kind: "flow" or "turbo".
+        kind: Kind of the student, "flow" or "turbo".
         teacher: Folder of the teacher: of the flow for the flow, of either for turbo.
         vae: Folder of the autoencoder.
         out: Folder to write to, the state of the run beside it. Default: "emoji-" and the kind, in
             `data`.
         data: Folder of the drawings.
-        steps: In all. With no more than an earlier run took, writes what it reached.
-        batch: Examples of a step.
-        fresh: Paths of the teacher that are followed at a time.
-        uses: How often an example is used, on average, before there must be new ones.
-        peak: The largest learning rate.
-        guidance: Scale of the teacher's classifier-free guidance.
-        own: Share of the states in which windows of the flow begin that the student led to.
-        kept: Examples kept at a time.
-        seed: Of captions and noise.
-        threads: Of PyTorch.
+        seed: Seed of captions and noise.
         every: Steps between two exports with a contact sheet.
         start: Folder of a pipeline as `turbo` writes it from which that student starts. Default:
             the teacher, or new weights if that is a flow.
-        compiled: Whether to compile the networks first: needs a compiler of C++ and minutes.
-        resume: Whether to go on where an earlier run was.
-        smoke: Tiny new weights, and few pictures to measure with, for tests.
+        options: Options of the training.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -99,73 +99,96 @@ def train(
 
     if kind not in ("flow", "turbo"):
         raise ValueError(f"kind must be flow or turbo, got {kind!r}")
-    diffusers = require("diffusers", "the test bed needs", "testbed")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     out = data / f"emoji-{kind}" if out is None else out
+    autoencoder = read_vae(vae)
+    guide = read_teacher(teacher, autoencoder, options.guidance, options.compile)
     drawings = Drawings.load(data).where("generator", load_names()["train"])
-    autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
-    guide = read_teacher(teacher, autoencoder, guidance, compiled)
-    student: Student
-    if kind == "flow":
-        student = FlowStudent(guide, drawings, fresh, seed, own, compiled)
-    else:
-        pipe = guide.pipe if start is None else turbo.read(start, autoencoder)
-        if hasattr(pipe, "transformer"):
-            pipe = turbo.new(pipe, smoke, seed)
-        student = TurboStudent(pipe, guide, drawings, fresh, seed, compiled)
+    student = _student(kind, guide, start, drawings, seed, options)
     before = copy.deepcopy(student.average)
-    optimizer = Muon(groups([student.network]), lr=peak)
+    buffer = ReplayBuffer(student, options.kept)
+    run = _train(student, buffer, teacher, out, seed, every, options)
+    student.teacher = read_teacher(teacher, autoencoder, options.guidance)  # for any batch size
+    figures = _figures(student, before, options)
+    figures |= {"steps": run.step, "batch": options.batch, "pictures_seen": run.seen}
+    figures |= {"paths": options.fresh * int(buffer.made), "minutes": run.figures()["minutes"]}
+    _write_card(out, kind, student, guide, figures, _settings(kind, start, seed, options))
+    print(json.dumps(figures, indent=2))
+
+
+def _student(
+    kind: str,
+    teacher: Teacher,
+    start: Path | None,
+    drawings: Drawings,
+    seed: int,
+    options: DistillationOptions,
+) -> Student:
+    fresh = options.fresh
+    if kind == "flow":
+        velocity = options.compile(flow.predict_velocity)
+        return FlowStudent(teacher, drawings, fresh, seed, options.own, velocity)
+    pipe = teacher.pipe if start is None else turbo.read(start, teacher.pipe.vae)
+    if hasattr(pipe, "transformer"):
+        pipe = turbo.new(pipe, options.smoke, seed)
+    predict = options.compile(turbo.predict_noise)
+    return TurboStudent(pipe, teacher, drawings, fresh, seed, predict)
+
+
+def _train(
+    student: Student,
+    buffer: ReplayBuffer,
+    teacher: Path,
+    out: Path,
+    seed: int,
+    every: int,
+    options: DistillationOptions,
+) -> Run:
+    optimizer = Muon(groups([student.network]), lr=options.peak)
     generator = Generator().manual_seed(seed)
-    buffer = ReplayBuffer(student, kept)
     modules = {"network": student.network, "average": student.average, "buffer": buffer}
-    run = Run(out.with_suffix(".state"), modules, optimizer, generator)
-    if resume and run.restore():
-        print(f"going on at step {run.step}")
-    means: list[Tensor] = list(student.average.parameters())
-    weights = list(student.network.parameters())
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator, student.ema)
+    if options.resume:
+        run.restore()
 
     def loss() -> Tensor:
-        if buffer.seen * uses < (run.step + 1) * batch:
+        if buffer.seen * options.uses < (run.step + 1) * options.batch:
             buffer.renew()
-        return student.loss(buffer.batch(batch, generator), generator)
-
-    def after(step: int) -> None:
-        move_averages(means, weights, step)
-        if step % every == 0 and step < steps:
-            write()
+        return student.loss(buffer.batch(options.batch, generator), generator)
 
     def write() -> None:
         pipe = student.pipe(student.average)
         flow.export(pipe, teacher / "tokenizer", out)
-        prompts = check_prompts()[: 4 if smoke else None]
+        prompts = check_prompts()[: 4 if options.smoke else None]
         for count in student.counts:
             path = out.with_name("sheets") / f"{out.name}-{count}-{run.seen:08d}.png"
             write_sheet(pipe, prompts, path, guidance=0.0, steps=count)
 
-    rate = lambda step: learning_rate(step, steps, peak, warmup=min(200, 1 + steps // 10))
-    run.train(steps, batch, rate, loss, after, printed=50)
-    write()
-    student.teacher = read_teacher(teacher, autoencoder, guidance)  # for batches of any size
-    first = student.counts[0]
-    figures = measure(student, student.average, first, 4 if smoke else 48)
-    figures["distance_at_the_start"] = measure(student, before, first, 4 if smoke else 48)[
-        "distance"
-    ]
-    figures |= {
-        "steps": run.step,
-        "batch": batch,
-        "pictures_seen": run.seen,
-        "paths": fresh * int(buffer.made),
-    }
-    figures["minutes"] = round(run.seconds / 60, 1)
-    settings = f"--steps {steps} --batch {batch} --uses {uses} --peak {peak} --guidance {guidance}"
+    warmup = min(200, 1 + options.steps // 10)
+    rate = lambda step: learning_rate(step, options.steps, options.peak, warmup)
+    run.train(options.steps, options.batch, rate, loss, write, every, printed=50)
+    return run
+
+
+def _figures(student: Student, before: nn.Module, options: DistillationOptions) -> dict[str, float]:
+    steps, draws = student.counts[0], 4 if options.smoke else 48
+    figures = measure(student, student.average, steps, draws)
+    start = measure(student, before, steps, draws)
+    return {**figures, "distance_at_the_start": start["distance"]}
+
+
+def _settings(kind: str, start: Path | None, seed: int, options: DistillationOptions) -> str:
+    """Returns the options of the command that made a student, but that of the teacher."""
+
+    settings = (
+        f"--steps {options.steps} --batch {options.batch} --uses {options.uses} "
+        f"--peak {options.peak} --guidance {options.guidance}"
+    )
     if kind == "flow":
-        settings += f" --own {own}"
+        settings += f" --own {options.own}"
     elif start is not None:
         settings += f" --start .../{start.name}"
-    settings += f" --kept {kept} --seed {seed}"
-    _write_card(out, kind, student, guide, figures, settings)
-    print(json.dumps(figures, indent=2))
+    return f"{settings} --kept {options.kept} --seed {seed}"
 
 
 def _write_card(

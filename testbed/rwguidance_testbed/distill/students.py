@@ -10,7 +10,7 @@ References:
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -24,23 +24,25 @@ from .. import flow, turbo
 from ..data import Drawings
 from ..scenes import sample_scenes
 from ..tokenizer import tokenize
-from .teachers import FlowTeacher, Teacher, compile_if, frozen_parts, plain_attention
+from ..training.attention import unfused_processor
+from ..training.ema import ExponentialMovingAverage
+from .teachers import FlowTeacher, Teacher, frozen_parts
 
 __all__ = ["Examples", "FlowStudent", "Student", "TurboStudent"]
 
 _WINDOW_STEPS = (2, 3, 5, 1)
-"""Of the teacher in each window, the wide ones more."""
+"""Steps of the teacher in each window, more in the wide ones."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Where a student jumps from and where to.
+    """Examples of jumps along the paths of a teacher.
 
     Arguments:
-        start: States, with shape (B, C, H, W).
-        end: Where the teacher comes from there.
-        level: Which of the student's noise levels the states have, with shape (B,).
-        tokens: Of the captions, with shape (B, L).
+        start: States to jump from, with shape (B, C, H, W).
+        end: States where the teacher comes from there.
+        level: Indices of the student's noise levels that the states have, with shape (B,).
+        tokens: Tokens of the captions, with shape (B, L).
     """
 
     start: Tensor
@@ -50,7 +52,7 @@ class Examples:
 
     @classmethod
     def join(cls, parts: Sequence["Examples"]) -> "Examples":
-        """All of them in one."""
+        """Returns all of them in one."""
 
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
@@ -60,31 +62,37 @@ class Student(ABC):
 
     Arguments:
         network: The network, of which a copy is trained.
-        teacher: Whose paths it learns.
-        drawings: From whose captions paths start.
-        fresh: Paths followed at a time.
-        seed: Of captions and noise.
+        teacher: Teacher whose paths it learns.
+        drawings: Drawings from whose captions paths start.
+        fresh: Number of paths followed at a time.
+        seed: Seed of captions and noise.
     """
 
     counts: ClassVar[tuple[int, ...]]
-    """Steps in which its pipeline is run, the first those that matter most."""
+    """Numbers of steps in which its pipeline is run, the one that matters most first."""
 
     options: ClassVar[Mapping[str, Any]] = {}
-    """What its pipeline is called with."""
+    """Arguments of its pipeline."""
 
     def __init__(
         self, network: nn.Module, teacher: Teacher, drawings: Drawings, fresh: int, seed: int
     ) -> None:
         self.network: Any = copy.deepcopy(network).train().requires_grad_(True)
-        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.ema = ExponentialMovingAverage([self.network])
         self.teacher: Any = teacher
         self.drawings, self.fresh, self.seed = drawings, fresh, seed
 
+    @property
+    def average(self) -> nn.Module:
+        """Moving average of the network."""
+
+        return self.ema.modules[0]
+
     def examples(self, number: int) -> Examples:
-        """Jumps along some new paths, as many of each level in every call.
+        """Returns jumps along some new paths, as many of each level in every call.
 
         Arguments:
-            number: Of the call: captions and noise depend on it.
+            number: Number of the call, on which captions and noise depend.
         """
 
         generator = generator_for(self.seed, "paths", number)
@@ -94,7 +102,7 @@ class Student(ABC):
         return self.along(noise, tokens, number, generator)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
-        """What pipelines start from, with shape (count, C, H, W)."""
+        """Returns the noise that pipelines start from, with shape (count, C, H, W)."""
 
         config: Any = self.network.config
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
@@ -102,41 +110,41 @@ class Student(ABC):
 
     @abstractmethod
     def target(self, noise: Tensor, tokens: Tensor) -> Tensor:
-        """Where the teacher comes from noise, in latents of the student's pipeline."""
+        """Returns where the teacher's path from noise ends, in latents of the student's class."""
 
     @abstractmethod
     def along(self, noise: Tensor, tokens: Tensor, number: int, generator: Generator) -> Examples:
-        """Jumps along paths that start from noise.
+        """Returns jumps along paths that start from noise.
 
         Arguments:
-            noise: Standard normal, with shape (B, C, H, W).
-            tokens: Of the captions, with shape (B, L).
-            number: Of the call of :meth:`examples`.
+            noise: Standard normal noise, with shape (B, C, H, W).
+            tokens: Tokens of the captions, with shape (B, L).
+            number: Number of the call of :meth:`examples`.
             generator: Source of other random numbers.
         """
 
     @abstractmethod
     def loss(self, batch: Examples, generator: Generator) -> Tensor:
-        """The mean squared error of the network on some examples."""
+        """Returns the mean squared error of the network on some examples."""
 
     @abstractmethod
     def pipe(self, network: nn.Module) -> Any:
-        """The pipeline of the class to be written, with a network."""
+        """Returns the pipeline of the student's class with a network."""
 
 
 class FlowStudent(Student):
-    """The student of four windows, see the module.
+    """The student of four windows, see :mod:`rwguidance_testbed.distill.command`.
 
     Arguments:
-        teacher: Which it starts from, too.
-        drawings: From whose captions paths start.
-        fresh: Paths followed at a time.
-        seed: Of captions and noise.
+        teacher: Teacher, which it starts from, too.
+        drawings: Drawings from whose captions paths start.
+        fresh: Number of paths followed at a time.
+        seed: Seed of captions and noise.
         own: Share of upper ends that the student's own steps led to.
-        compiled: Whether to compile the network.
+        velocity: The function :func:`rwguidance_testbed.flow.predict_velocity`, or that compiled.
 
     Raises:
-        ValueError: If the teacher is none of flows.
+        ValueError: If the teacher is not a flow.
     """
 
     counts = (4,)
@@ -149,16 +157,16 @@ class FlowStudent(Student):
         fresh: int,
         seed: int = 0,
         own: float = 0.5,
-        compiled: bool = False,
+        velocity: Callable[..., Tensor] = flow.predict_velocity,
     ) -> None:
         if not isinstance(teacher, FlowTeacher):
             raise ValueError("the teacher of a flow must be a StableDiffusion3Pipeline")
         super().__init__(teacher.pipe.transformer, teacher, drawings, fresh, seed)
-        diffusers = require("diffusers", "the test bed needs", "testbed")
+        diffusers = require("diffusers", "the test bed needs", "backbones")
         self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         self.scheduler.set_timesteps(len(_WINDOW_STEPS))
         self.sigmas = self.scheduler.sigmas.tolist()
-        self.own, self.velocity = own, compile_if(flow.predict_velocity, compiled)
+        self.own, self.velocity = own, velocity
         self.encoders = teacher.parts[1:]
 
     def target(self, noise: Tensor, tokens: Tensor) -> Tensor:
@@ -198,15 +206,15 @@ class FlowStudent(Student):
 
 
 class TurboStudent(Student):
-    """The student of one step and up to four, see the module.
+    """The student of one step and up to four, see :mod:`rwguidance_testbed.distill.command`.
 
     Arguments:
-        pipe: A StableDiffusionXLPipeline to start from, whose text encoders stay as they are.
-        teacher: Whose paths it learns, of either class, with the same tokenizer.
-        drawings: From whose captions paths start.
-        fresh: Paths followed at a time.
-        seed: Of captions and noise.
-        compiled: Whether to compile the network.
+        pipe: StableDiffusionXLPipeline to start from, whose text encoders stay as they are.
+        teacher: Teacher of either class, with the same tokenizer.
+        drawings: Drawings from whose captions paths start.
+        fresh: Number of paths followed at a time.
+        seed: Seed of captions and noise.
+        predict: The function :func:`rwguidance_testbed.turbo.predict_noise`, or that compiled.
 
     Raises:
         ValueError: If the tokenizers differ.
@@ -221,21 +229,21 @@ class TurboStudent(Student):
         drawings: Drawings,
         fresh: int,
         seed: int = 0,
-        compiled: bool = False,
+        predict: Callable[..., Tensor] = turbo.predict_noise,
     ) -> None:
         if pipe.tokenizer.get_vocab() != teacher.pipe.tokenizer.get_vocab():
             raise ValueError("the student must have the tokenizer of its teacher, has another")
         super().__init__(pipe.unet, teacher, drawings, fresh, seed)
-        diffusers = require("diffusers", "the test bed needs", "testbed")
+        diffusers = require("diffusers", "the test bed needs", "backbones")
         self.encoders = frozen_parts(pipe, "unet")[1:]
-        self.network.set_attn_processor(plain_attention())
+        self.network.set_attn_processor(unfused_processor())
         self.scheduler = diffusers.EulerAncestralDiscreteScheduler(
             **turbo.SCHEDULE, timestep_spacing="trailing"
         )
         self.scheduler.set_timesteps(4)
         self.sigmas = self.scheduler.sigmas.tolist()
         self.steps = self.scheduler.timesteps.long().tolist()
-        self.start, self.noise_of = pipe, compile_if(turbo.predict_noise, compiled)
+        self.start, self.predict = pipe, predict
 
     def target(self, noise: Tensor, tokens: Tensor) -> Tensor:
         x = self.sigmas[0] * noise
@@ -258,7 +266,7 @@ class TurboStudent(Student):
         scaled = batch.start / (sigma**2 + 1) ** 0.5
         with torch.autocast("cpu", dtype=torch.bfloat16):
             text, pooled = turbo.embed_captions(self.encoders, batch.tokens)
-            noise = self.noise_of(self.network, scaled, step, text, pooled)
+            noise = self.predict(self.network, scaled, step, text, pooled)
         return (batch.start - sigma * noise.float() - batch.end).square().mean()
 
     def pipe(self, network: nn.Module) -> Any:

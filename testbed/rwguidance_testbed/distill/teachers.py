@@ -13,37 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwguidance.support.outside import require
-
 from .. import flow, turbo
 from ..tokenizer import tokenize
-from ..training.attention import CountedAttention
+from ..training.attention import CountedAttention, unfused_processor
 
-__all__ = [
-    "FlowTeacher",
-    "NoiseTeacher",
-    "Teacher",
-    "compile_if",
-    "euler",
-    "frozen_parts",
-    "plain_attention",
-    "read_teacher",
-]
+__all__ = ["FlowTeacher", "NoiseTeacher", "Teacher", "euler", "frozen_parts", "read_teacher"]
 
 _PATH_STEPS = 8
-"""Of the teacher from noise to data, fewer from less noise."""
+"""Steps of the teacher from noise to data; it takes fewer from less noise."""
 
 
 def euler(slope: Callable[[Tensor, int], Tensor], x: Tensor, sigmas: Sequence[float]) -> Tensor:
-    r"""Follows :math:`dx / d\sigma` by steps of Euler.
+    r"""Follows :math:`dx / d\sigma` by Euler steps.
 
     Arguments:
-        slope: The derivative at a state and the i-th noise level.
+        slope: Function that gives the derivative at a state and the i-th noise level.
         x: States at the first noise level.
-        sigmas: Noise levels, the last where to end.
+        sigmas: Noise levels.
 
     Returns:
-        The states there.
+        The states at the last noise level.
     """
 
     for i in range(len(sigmas) - 1):
@@ -55,9 +44,9 @@ class FlowTeacher:
     r"""The ordinary differential equation of a flow, with guidance.
 
     Arguments:
-        pipe: A StableDiffusion3Pipeline.
+        pipe: The StableDiffusion3Pipeline.
         guidance: Scale of classifier-free guidance.
-        velocity: :func:`rwguidance_testbed.flow.predict_velocity`, or that compiled.
+        velocity: The function :func:`rwguidance_testbed.flow.predict_velocity`, or that compiled.
     """
 
     def __init__(
@@ -76,7 +65,7 @@ class FlowTeacher:
         Arguments:
             x: States at the first noise level, with shape (B, C, H, W).
             sigmas: Noise levels in [0, 1], falling.
-            tokens: Of the captions, with shape (B, L).
+            tokens: Tokens of the captions, with shape (B, L).
         """
 
         both = torch.cat((tokens, self.empty.expand(len(tokens), -1)))
@@ -93,13 +82,13 @@ class FlowTeacher:
     def clean(self, x: Tensor, step: int, sigma: float, tokens: Tensor) -> Tensor:
         r"""Takes states of a pipeline of the SDXL class, :math:`x_0 + \sigma \epsilon`, to the end.
 
-        That class has another shift of latents: none. What it starts from is taken as pure noise.
+        Latents of that class have no shift. The states it starts from are taken as pure noise.
 
         Arguments:
             x: States, with shape (B, C, H, W).
-            step: Of 1,000, to which the noise level belongs.
+            step: Step of that noise level, from 0 to 999.
             sigma: The noise level.
-            tokens: Of the captions, with shape (B, L).
+            tokens: Tokens of the captions, with shape (B, L).
         """
 
         pure = step == 999
@@ -114,9 +103,9 @@ class NoiseTeacher:
     r"""The ordinary differential equation of a model that predicts noise, with guidance.
 
     Arguments:
-        pipe: A StableDiffusionXLPipeline.
+        pipe: The StableDiffusionXLPipeline.
         guidance: Scale of classifier-free guidance.
-        noise: :func:`rwguidance_testbed.turbo.predict_noise`, or that compiled.
+        noise: The function :func:`rwguidance_testbed.turbo.predict_noise`, or that compiled.
     """
 
     def __init__(
@@ -125,7 +114,7 @@ class NoiseTeacher:
         self.pipe, self.guidance, self.noise = pipe, guidance, noise
         self.unet, *encoders = frozen_parts(pipe, "unet")
         self.encoders = (encoders[0], encoders[1])
-        self.unet.set_attn_processor(plain_attention())
+        self.unet.set_attn_processor(unfused_processor())
         alphas = pipe.scheduler.alphas_cumprod
         self.sigmas = ((1 - alphas) / alphas).sqrt().tolist()
 
@@ -155,28 +144,29 @@ class NoiseTeacher:
 Teacher = FlowTeacher | NoiseTeacher
 
 
-def read_teacher(folder: Path, vae: Any, guidance: float, compiled: bool = False) -> Teacher:
-    """The teacher in a folder, of either class.
+def read_teacher(
+    folder: Path,
+    vae: Any,
+    guidance: float,
+    compile: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda function: function,
+) -> Teacher:
+    """Returns the teacher in a folder, of either class.
 
     Arguments:
-        folder: What :func:`rwguidance_testbed.flow.export` wrote.
+        folder: Folder that :func:`rwguidance_testbed.flow.export` wrote.
         vae: The autoencoder.
         guidance: Scale of classifier-free guidance.
-        compiled: Whether to compile the network.
+        compile: Function that compiles the function of the network, if that is wanted.
 
     Raises:
-        ValueError: If it holds a pipeline of another class.
+        ValueError: If the folder holds a pipeline of another class.
     """
 
     name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     if name == "StableDiffusion3Pipeline":
-        return FlowTeacher(
-            flow.read(folder, vae), guidance, compile_if(flow.predict_velocity, compiled)
-        )
+        return FlowTeacher(flow.read(folder, vae), guidance, compile(flow.predict_velocity))
     if name == "StableDiffusionXLPipeline":
-        return NoiseTeacher(
-            turbo.read(folder, vae), guidance, compile_if(turbo.predict_noise, compiled)
-        )
+        return NoiseTeacher(turbo.read(folder, vae), guidance, compile(turbo.predict_noise))
     raise ValueError(
         "teacher must hold a StableDiffusion3Pipeline or a StableDiffusionXLPipeline, "
         f"got a {name} in {folder}"
@@ -187,21 +177,9 @@ def _path_steps(step: int) -> int:
     return math.ceil(_PATH_STEPS * (step + 1) / 1000)
 
 
-def compile_if(function: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=False) if compiled else function
-
-
 def frozen_parts(pipe: Any, network: str) -> tuple[Any, Any, Any]:
-    """The network and both text encoders of a pipeline, as they are."""
+    """Returns the network and both text encoders of a pipeline, frozen."""
 
     parts = [getattr(pipe, name) for name in (network, "text_encoder", "text_encoder_2")]
     first, second, third = (part.eval().requires_grad_(False) for part in parts)
     return first, second, third
-
-
-def plain_attention() -> Any:
-    """The fused kernel is slow on the CPU's way back."""
-
-    return require(
-        "diffusers.models.attention_processor", "the test bed needs", "testbed"
-    ).AttnProcessor()

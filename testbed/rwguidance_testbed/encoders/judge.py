@@ -38,7 +38,7 @@ class Judge(Towers):
         dimension: int = 128,
     ) -> None:
         super().__init__(tokenizer)
-        transformers = require("transformers", "the test bed needs", "testbed")
+        transformers = require("transformers", "the test bed needs", "backbones")
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer)
         self.settings: dict[str, Any] = {
             "widths": list(widths),

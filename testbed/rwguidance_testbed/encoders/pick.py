@@ -26,7 +26,7 @@ class Pick(Towers):
 
     def __init__(self, tokenizer: Path, model: Any) -> None:
         super().__init__(tokenizer)
-        transformers = require("transformers", "the test bed needs", "testbed")
+        transformers = require("transformers", "the test bed needs", "backbones")
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer)
         self.model = model
         self.selection = PatchSelection()
@@ -75,7 +75,7 @@ class Pick(Towers):
 
     @classmethod
     def read(cls, folder: Path) -> "Pick":
-        transformers = require("transformers", "the test bed needs", "testbed")
+        transformers = require("transformers", "the test bed needs", "backbones")
         return cls(folder, transformers.CLIPModel.from_pretrained(folder).float())
 
     @classmethod
@@ -85,7 +85,7 @@ class Pick(Towers):
 
 
 def _new_clip(folder: Path, width: int, layers: int, text_width: int) -> Any:
-    transformers = require("transformers", "the test bed needs", "testbed")
+    transformers = require("transformers", "the test bed needs", "backbones")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     text = text_config(tokenizer, text_width, 128)
     vision = {

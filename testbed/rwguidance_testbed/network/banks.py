@@ -1,4 +1,4 @@
-"""Prompts and their banks."""
+"""Prompts to learn from or to compare on, and their banks."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,17 @@ __all__ = ["draw_bank", "prompts_of"]
 
 
 def prompts_of(names: Sequence[str], count: int, seed: int = 0) -> list[str]:
-    """Prompts of all names in turn, in random order, every other with a random background.
+    """Returns prompts of all names in turn, in random order, every other with a random background.
 
     The first ones of a longer list are those of a shorter one.
 
+    Arguments:
+        names: Names, each of which has thirteen prompts: itself, and with twelve backgrounds.
+        count: Number of prompts.
+        seed: Seed of the order.
+
     Raises:
-        ValueError: If there are not so many: each name has itself and twelve backgrounds.
+        ValueError: If there are not so many prompts.
     """
 
     most = len(names) * (1 + len(COLORS))
@@ -39,13 +44,13 @@ def prompts_of(names: Sequence[str], count: int, seed: int = 0) -> list[str]:
 
 
 def draw_bank(run: Run, prompts: Sequence[str], draws: int, *stream: str) -> Bank:
-    """One bank of all prompts, scored, from the store of a run as far as it is there.
+    """Returns one bank of all prompts, scored, from the store of a run as far as it is there.
 
     Arguments:
-        run: Of the model and the reward.
-        prompts: Distinct ones.
-        draws: Of each.
-        stream: Names the random numbers.
+        run: Run of the model and the reward.
+        prompts: Distinct prompts.
+        draws: Number of draws of each prompt.
+        stream: Names of the stream of random numbers.
     """
 
     banks = []

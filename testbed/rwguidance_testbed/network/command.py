@@ -23,24 +23,21 @@ from ..training.cards import write_card
 from .fitting import Settings, make
 from .storage import FILE
 
-__all__ = ["train"]
+__all__ = ["SETTINGS", "train"]
+
+
+SETTINGS = Settings()
+"""Default settings."""
 
 
 def train(
     backbone: str = "emoji-turbo",
     reward: str = "emoji-pick",
     out: Path = Path("out/testbed/emoji-turbo-guide"),
-    prompts: int = 200,
-    draws: int = 48,
-    nats: float = 1.0,
-    steps: int = 1000,
-    batch: int = 64,
-    peak: float = 2e-3,
-    checked: int = 8,
     decoder: str = "float32",
-    seed: int = 0,
     threads: int = 1,
     smoke: bool = False,
+    settings: Settings = SETTINGS,
 ) -> None:
     """Trains the guidance network and writes it to `out`, with figures and a card.
 
@@ -48,29 +45,21 @@ def train(
     where it was, and with fewer or more prompts it takes the draws that are there.
 
     Arguments:
-        backbone: A model by name, or a folder with one of the class of emoji-turbo.
-        reward: A reward by name, or a folder with one of the format of emoji-pick.
+        backbone: Model by name, or a folder with one of the class of emoji-turbo.
+        reward: Reward by name, or a folder with one of the format of emoji-pick.
         out: Folder to write to.
-        prompts: To learn from.
-        draws: Of each.
-        nats: The divergence from the model, mean over prompts; decides beta.
-        steps: Of training.
-        batch: Draws of a step, a multiple of 8.
-        peak: The learning rate at the start.
-        checked: Prompts of learned names, and of names held out, to measure with.
         decoder: Precision in which draws are decoded; bfloat16 is faster where the CPU has it.
-        seed: Of everything.
-        threads: Of PyTorch.
-        smoke: A tiny network, few prompts, draws and steps, for tests.
+        threads: Threads of PyTorch.
+        smoke: Whether the network is tiny, of few prompts, draws and steps, for tests.
+        settings: Settings of the draws and of the training.
     """
 
     import backbones
     import rewards
 
     torch.set_num_threads(threads)
-    settings = Settings(prompts, draws, nats, steps, batch, peak, checked=checked, seed=seed)
     if smoke:
-        settings = Settings(4, 4, 0.3, 3, 16, widths=(8,), checked=2, seed=seed)
+        settings = Settings(4, 4, 0.3, 3, 16, widths=(8,), checked=2, seed=settings.seed)
     model: Any = _load(backbones.load, backbone, "emoji-turbo").requires_grad_(False).eval()
     model.pipe.vae.to(dtype=getattr(torch, decoder))
     model.to(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ __all__ = ["agreement", "gain"]
 def agreement(
     network: nn.Module, bank: Bank, tilt: Tilt, backbone: Any, states: int = 8, seed: int = 0
 ) -> dict[str, float]:
-    r"""How close a network is to importance sampling on a bank that it has not seen.
+    r"""Compares a network with importance sampling on a bank that it has not seen.
 
     Half of the bank estimates the shift s, and so does the other half, with errors that are
     independent of the network's and of each other. So :math:`\langle s_1, s_2 \rangle` estimates
@@ -33,12 +33,12 @@ def agreement(
     noise that the model starts from. Products are summed over states and prompts.
 
     Arguments:
-        network: For the shift.
+        network: Network for the shift.
         bank: Draws of the prompts to compare on, scored.
         tilt: The tilt.
         backbone: The model, at whose first time they are compared.
-        states: Of each prompt.
-        seed: Of the states.
+        states: Number of states of each prompt.
+        seed: Seed of the states.
 
     Returns:
         The cosine between the network's shift and the exact one, its relative error and the ratio
@@ -81,15 +81,15 @@ def gain(
     samples: int = 8,
     seed: int = 0,
 ) -> dict[str, float]:
-    """What guidance by the network in one step gains, and what the tilted law would.
+    """Measures the gain of guidance by the network in one step, and that of the tilted law.
 
     Arguments:
-        network: For the shift.
+        network: Network for the shift.
         bank: Draws of the prompts to compare on, scored.
         tilt: The tilt.
         backbone: The model.
-        samples: Of each prompt, with and without guidance from the same noise.
-        seed: Of the noise.
+        samples: Number of samples of each prompt, with and without guidance from the same noise.
+        seed: Seed of the noise.
 
     Returns:
         Means over prompts of the gain, its standard error over prompts, and the gain of the tilted
@@ -119,7 +119,7 @@ def gain(
 
 
 def _halves(bank: Bank) -> tuple[Bank, Bank]:
-    """Two banks, each with every other draw of every prompt."""
+    """Returns two banks, each with every other draw of every prompt."""
 
     def half(k: int) -> Bank:
         assert bank.rewards is not None

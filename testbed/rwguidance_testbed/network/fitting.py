@@ -1,8 +1,12 @@
 """Everything from prompts to a trained network and its figures."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from rwguidance.bank import Bank
 from rwguidance.generation.run import Report, Run
 from rwguidance.generation.store import Store
 from rwguidance.networks import LatentShift
@@ -20,19 +24,19 @@ __all__ = ["Settings", "make"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is drawn and learned.
+    """Settings of the draws and of the training.
 
     Arguments:
-        prompts: To learn from.
-        draws: Of each.
-        nats: The divergence from the model, mean over prompts; decides beta.
-        steps: Of training.
+        prompts: Number of prompts to learn from.
+        draws: Number of draws of each prompt.
+        nats: Divergence of the target from the model, mean over prompts; decides beta.
+        steps: Steps of training.
         batch: Draws of a step, a multiple of 8.
-        peak: The learning rate at the start.
-        widths: Of the network.
-        checked: Prompts of learned names, and of names held out, to compare on; as many draws as
-            are learned from go into each half of their banks.
-        seed: Of everything.
+        peak: Learning rate at the start.
+        widths: Channels of the network at each resolution.
+        checked: Number of prompts of learned names, and of names held out, to compare on; as many
+            draws as are learned from go into each half of their banks.
+        seed: Seed of everything.
     """
 
     prompts: int = 200
@@ -41,7 +45,7 @@ class Settings:
     steps: int = 1000
     batch: int = 64
     peak: float = 2e-3
-    widths: tuple[int, ...] = (32, 64)
+    widths: tuple[int, ...] = field(default=(32, 64), metadata={"option": False})
     checked: int = 8
     seed: int = 0
 
@@ -59,40 +63,23 @@ def make(
     With a store it goes on where it was interrupted, and ends where it would have ended.
 
     Arguments:
-        backbone: The model of one step, frozen.
-        reward: (images, prompts) to rewards, with shape (B,).
-        settings: What is drawn and learned.
-        store: Where draws, rewards and the state of the training are kept; None for nowhere.
-        report: Is told about progress of drawing.
+        backbone: Model of one step, frozen.
+        reward: Function of (images, prompts) that gives rewards, with shape (B,).
+        settings: Settings of the draws and of the training.
+        store: Store of draws, rewards and the state of the training; None keeps nothing.
+        report: Function that is told about progress of drawing.
         progress: Whether to show a progress bar of training.
 
     Returns:
         The network, in single precision, and its figures.
     """
 
-    names = load_names()
-    seed = settings.seed
-    texts = prompts_of(names["train"], settings.prompts, seed)
+    seed, names = settings.seed, load_names()
     run = Run(backbone, reward, backbone.times(1), seed, settings.draws, store=store, report=report)
-    bank = draw_bank(run, texts, settings.draws, "bank")
+    prompts = prompts_of(names["train"], settings.prompts, seed)
+    bank = draw_bank(run, prompts, settings.draws, "bank")
     tilt = Tilt.for_kl(reward, bank, settings.nats, backbone.decode)
-    condition = backbone.condition(texts)
-    pooled = condition.embeddings["pooled"].shape[1]
-    network = LatentShift(
-        bank.x_0.shape[1], backbone.schedule, pooled, settings.widths, depth=1, seed=seed
-    )
-    start = float(backbone.times(1)[0])
-    objective = BankShift(
-        bank, tilt, backbone.schedule, start, settings.batch, encode=lookup(condition)
-    )
-    checkpoint = None
-    if store is not None and run.reward_key is not None:
-        key = {**run.origin, "reward": run.reward_key, "settings": repr(settings)}
-        checkpoint = store.of(key).folder / "training.pt"
-    losses = fit(
-        network, objective, settings.steps, settings.peak, seed, 1.0, checkpoint, 50, progress
-    )
-    network.requires_grad_(False).eval()
+    network, losses = _fit(run, prompts, bank, tilt, settings, store, progress)
     figures = {
         "parameters": float(sum(p.numel() for p in network.parameters())),
         "nats": settings.nats,
@@ -108,3 +95,30 @@ def make(
         found |= gain(network, check, tilt, backbone, seed=seed)
         figures |= {f"{name}_{label}": value for name, value in found.items()}
     return network, figures
+
+
+def _fit(
+    run: Run,
+    prompts: Sequence[str],
+    bank: Bank,
+    tilt: Tilt,
+    settings: Settings,
+    store: Store | None,
+    progress: bool,
+) -> tuple[LatentShift, Tensor]:
+    """Returns a network that learned the shift of a bank, frozen, and the loss of every step."""
+
+    backbone: Any = run.backbone
+    condition = backbone.condition(prompts)
+    pooled = condition.embeddings["pooled"].shape[1]
+    channels, schedule = bank.x_0.shape[1], backbone.schedule
+    network = LatentShift(channels, schedule, pooled, settings.widths, depth=1, seed=settings.seed)
+    start = float(backbone.times(1)[0])
+    objective = BankShift(bank, tilt, schedule, start, settings.batch, encode=lookup(condition))
+    checkpoint = None
+    if store is not None and run.reward_key is not None:
+        key = {**run.origin, "reward": run.reward_key, "settings": repr(settings)}
+        checkpoint = store.of(key).folder / "training.pt"
+    steps, peak, seed = settings.steps, settings.peak, settings.seed
+    losses = fit(network, objective, steps, peak, seed, 1.0, checkpoint, 50, progress)
+    return network.requires_grad_(False).eval(), losses

@@ -45,14 +45,14 @@ from rwguidance.training import Encoder, Objective
 
 __all__ = ["BankMean", "BankShift"]
 
-_GROUP = 8
+_GROUP = 8  # draws of a step that share a prompt, for the bank of every prompt is gone through
 
 
 class BankMean(DenoiserModel):
-    r"""What the mean of the clean state is where a state says nothing: that of the bank.
+    r"""A model that predicts the mean of the bank, as a state at the largest noise says nothing.
 
     Arguments:
-        schedule: The path.
+        schedule: Schedule of the path.
         bank: Draws of every prompt.
     """
 
@@ -66,7 +66,7 @@ class BankMean(DenoiserModel):
 
 
 class BankShift(Objective):
-    r"""Squared distance to the shift that the bank gives at noised draws of its own.
+    r"""The squared distance to the shift that the bank gives at noised draws of its own.
 
     The shift of :class:`~rwguidance.ImportanceSampling` on the bank is the exact one of the law
     that has just these draws. So the minimizer is that of
@@ -76,10 +76,13 @@ class BankShift(Objective):
     Arguments:
         bank: Draws of every prompt, scored.
         tilt: The tilt.
-        schedule: The path.
-        t: The time at which the network will be used.
+        schedule: Schedule of the path.
+        t: Time at which the network will be used.
         batch_size: Draws of a step, a multiple of 8: so many at a time share a prompt.
-        encode: Makes what the network is conditioned on from prompts.
+        encode: Function that makes the network's condition of prompts.
+
+    Raises:
+        ValueError: If `batch_size` is no multiple of 8.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where a trained network lies."""
+"""The file of a trained network, read with its figures."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ from rwguidance.networks import LatentShift, load
 __all__ = ["FILE", "read"]
 
 FILE = "network.safetensors"
-"""Of the network, in its folder."""
+"""Name of the file of the network, in its folder."""
 
 
 def read(folder: Path) -> tuple[LatentShift, dict[str, float]]:
-    """The network in a folder, in single precision, and its figures, beta among them.
+    """Returns the network in a folder, in single precision, and its figures, beta among them.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no network.
     """
 
     network: Any = load(folder / FILE)

@@ -1,4 +1,13 @@
-"""Augmentation: drawings and pictures changed in what their captions do not say."""
+"""Augmentation: drawings and pictures changed in what their captions do not say.
+
+Few drawings of a name are known. Others have other colors, outlines and proportions.
+
+References:
+    | Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis
+      (Simard et al., 2003) (elastic deformation)
+    | Improved Regularization of Convolutional Neural Networks with Cutout
+      (DeVries and Taylor, 2017), arXiv:1708.04552
+"""
 
 import math
 import re
@@ -10,17 +19,26 @@ from torch import Generator, Tensor
 from ..data import Drawing
 from ..scenes import COLORS, Scene
 
-__all__ = ["blur", "cutout", "deform", "jitter_colors", "jitter_hue"]
+__all__ = [
+    "add_outlines",
+    "blur",
+    "cutout",
+    "deform",
+    "jitter_brightness",
+    "jitter_colors",
+    "jitter_hue",
+]
 
 _BEND = 0.12
+"""Largest elastic displacement, in half sides: 4 of 64 pixels, less than a tenth of a drawing."""
 
 
 def jitter_colors(pixels: Tensor, generator: Generator) -> Tensor:
-    """Drawings as other hands might draw them: other colors, other contrast, some with an outline.
+    """Returns drawings with other saturation, brightness and contrast, one in ten of them gray.
 
     Arguments:
         pixels: Red, green, blue and alpha in [0, 1], premultiplied, with shape (B, 4, H, W).
-        generator: Says how.
+        generator: Source of the random numbers.
     """
 
     count = len(pixels)
@@ -32,19 +50,33 @@ def jitter_colors(pixels: Tensor, generator: Generator) -> Tensor:
     middle = color.sum((1, 2, 3)) / (3 * alpha.sum((1, 2, 3))).clamp(min=1.0)
     middle = middle[:, None, None, None] * alpha
     color = middle * (0.8 + 0.4 * light) + (color - middle) * (0.6 + 0.8 * contrast)
-    color = color.clamp(min=0).minimum(alpha)
-    outlined = torch.rand(count, 1, 1, 1, generator=generator) < 0.2
+    return torch.cat((color.clamp(min=0).minimum(alpha), alpha), dim=1)
+
+
+def add_outlines(pixels: Tensor, generator: Generator) -> Tensor:
+    """Returns drawings of which one in five has a black outline of two pixels.
+
+    Arguments:
+        pixels: Red, green, blue and alpha in [0, 1], premultiplied, with shape (B, 4, H, W).
+        generator: Source of the random numbers.
+    """
+
+    color, alpha = pixels[:, :3], pixels[:, 3:]
+    outlined = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.2
     alpha = torch.where(outlined, F.max_pool2d(alpha, 5, stride=1, padding=2), alpha)
     return torch.cat((color, alpha), dim=1)
 
 
 def jitter_hue(scene: Scene, entry: Drawing, uniform: float) -> float:
-    """The hue of a scene; of one in five turned by up to 90 degrees, if the name has no color.
+    """Returns the hue of a scene, in one of five turned by up to 90 degrees if no name has a color.
 
     Arguments:
         scene: The scene.
-        entry: What it shows.
+        entry: The drawing that it shows.
         uniform: A random number in [0, 1].
+
+    Returns:
+        The hue, in degrees.
     """
 
     if uniform > 0.2 or set(COLORS) & set(re.findall("[a-z]+", entry.name)):
@@ -53,11 +85,11 @@ def jitter_hue(scene: Scene, entry: Drawing, uniform: float) -> float:
 
 
 def blur(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pictures more or less blurred, as generators do, up to means over 5 x 5 pixels.
+    """Returns pictures more or less blurred, as generators do, up to means over 5 x 5 pixels.
 
     Arguments:
-        pictures: With shape (B, C, H, W).
-        generator: Says by how much.
+        pictures: Pictures with shape (B, C, H, W).
+        generator: Source of the random numbers.
     """
 
     mix = 3 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
@@ -68,15 +100,14 @@ def blur(pictures: Tensor, generator: Generator) -> Tensor:
 
 
 def deform(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pictures sheared, stretched and bent, lighter or darker.
+    """Returns pictures after a random affine map and an elastic deformation.
 
-    Few drawings of a name are known, and those of other styles have other proportions. Areas stay
-    as they are on average, for captions speak of sizes. What comes in from outside has the color of
-    the border.
+    Areas stay as they are on average, for captions speak of sizes. Pixels from outside have the
+    color of the border.
 
     Arguments:
-        pictures: In [0, 1], with shape (B, 3, H, W).
-        generator: Says by how much.
+        pictures: Pictures with shape (B, C, H, W).
+        generator: Source of the random numbers.
     """
 
     count, _, height, width = pictures.shape
@@ -91,17 +122,27 @@ def deform(pictures: Tensor, generator: Generator) -> Tensor:
     bend = _BEND * (2 * torch.rand(count, 2, 4, 4, generator=generator) - 1)
     bend = F.interpolate(bend, (height, width), mode="bilinear", align_corners=True)
     grid += bend.permute(0, 2, 3, 1)
-    pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-    light = torch.rand(count, 1, 1, 1, generator=generator)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def jitter_brightness(pictures: Tensor, generator: Generator) -> Tensor:
+    """Returns pictures up to 15 % lighter or darker.
+
+    Arguments:
+        pictures: Pictures in [0, 1], with shape (B, C, H, W).
+        generator: Source of the random numbers.
+    """
+
+    light = torch.rand(len(pictures), 1, 1, 1, generator=generator)
     return (pictures * (0.85 + 0.3 * light)).clamp(0, 1)
 
 
 def cutout(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pictures with a square hole of their mean color, of at most 0.3 of the side, anywhere.
+    """Returns pictures with a square hole of their mean color anywhere, at most 0.3 of the side.
 
     Arguments:
-        pictures: With shape (B, C, H, W).
-        generator: Says where, and how large.
+        pictures: Pictures with shape (B, C, H, W).
+        generator: Source of the random numbers.
     """
 
     count, _, height, width = pictures.shape

@@ -8,16 +8,21 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..data import Drawings, load_names
-from ..scenes import render, sample_scenes
-from .augmentation import blur, jitter_colors, jitter_hue
+from ..data import Drawing, Drawings, load_names
+from ..scenes import Scene, render, sample_scenes
+from .augmentation import add_outlines, blur, jitter_colors, jitter_hue
 from .negatives import hard_negative
 
 __all__ = ["ROLES", "Batch", "PictureBuffer", "partners", "training_drawings"]
 
 ROLES = {"judge": "judge", "pick": "proxy", "hps": "proxy"}
+"""Role of the drawings that each kind of towers learns from."""
+
 _ENCODED = 8
-_SIDED = re.compile("left|right|clock")
+"""One picture in so many goes through the autoencoder, for generated pictures come out of it:
+enough for towers to get used to, at an eighth of the cost."""
+
+_SIDED = re.compile("left|right|clock")  # names that are not true of a mirrored picture
 _GROUPS = (
     "activities",
     "animals-nature",
@@ -30,18 +35,18 @@ _GROUPS = (
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs of pictures that show the same name in different hands, captions and false captions.
+    """Pairs of pictures that show the same name in different styles, with captions.
 
     Arguments:
-        pictures: Of type uint8, with shape (B, 2, 3, 64, 64).
-        captions: Two for each pair.
-        others: One that is false of the first picture, for each pair.
-        names: What each pair shows.
+        pictures: Pictures of type uint8, with shape (B, 2, 3, 64, 64).
+        captions: Two captions for each pair.
+        negatives: A caption for each pair that is false of the first picture.
+        names: The name that each pair shows.
     """
 
     pictures: Tensor
     captions: list[tuple[str, str]]
-    others: list[str]
+    negatives: list[str]
     names: list[str]
 
 
@@ -53,12 +58,11 @@ class PictureBuffer:
 
     Arguments:
         parts: Drawings to paint, as many pairs from each part.
-        size: Pairs kept.
-        fresh: Pairs replaced in a step.
-        seed: Of the pictures.
-        step: Where the run is.
-        vae: An autoencoder through which an eighth of the pictures go, for generated pictures come
-            out of it; None for none.
+        size: Number of pairs kept.
+        fresh: Number of pairs replaced in a step.
+        seed: Seed of the pictures.
+        step: Number of steps that the run has taken.
+        vae: Autoencoder through which an eighth of the pictures go; None for none.
     """
 
     def __init__(
@@ -81,12 +85,12 @@ class PictureBuffer:
         self.chunks = [painted[slot] for slot in range(self.count)]
 
     def advance(self, step: int) -> None:
-        """Goes from `step` to the next: replaces the oldest pictures."""
+        """Replaces the oldest pictures, after a number of steps."""
 
         self.chunks[step % self.count] = self._paint(step + self.count)
 
     def batch(self, count: int, generator: Generator) -> Batch:
-        """Pairs with different names, at random.
+        """Returns random pairs with different names.
 
         Raises:
             ValueError: If there are fewer names than pairs wanted.
@@ -107,51 +111,71 @@ class PictureBuffer:
         return Batch(
             torch.stack([chunk.pictures[row] for chunk, row in chosen]),
             [chunk.captions[row] for chunk, row in chosen],
-            [chunk.others[row] for chunk, row in chosen],
+            [chunk.negatives[row] for chunk, row in chosen],
             list(where),
         )
 
     def _paint(self, number: int) -> Batch:
+        """Returns new pairs; the same for the same number."""
+
         generator = Generator().manual_seed(1_000_003 * self.seed + number)
         which = number % len(self.parts)
         part = self.parts[which]
-        uniform = lambda: float(torch.rand((), generator=generator))
-        pick = lambda options: options[int(uniform() * len(options))]
+        scenes = self._scenes(which, generator)
+        entries = [part.entries[scene.drawing] for scene in scenes]
+        negatives = [
+            hard_negative(scene, entry, self.relatives, generator)
+            for scene, entry in zip(scenes[: self.fresh], entries[: self.fresh], strict=True)
+        ]
+        pixels = part.pixels[[scene.drawing for scene in scenes]].float() / 255
+        pictures = self._render(scenes, entries, pixels, generator)
+        captions = [scene.caption for scene in scenes]
+        return Batch(
+            torch.stack((255 * pictures).round().byte().chunk(2), dim=1),
+            list(zip(captions[: self.fresh], captions[self.fresh :], strict=True)),
+            negatives,
+            [entry.name for entry in entries[: self.fresh]],
+        )
+
+    def _scenes(self, which: int, generator: Generator) -> list[Scene]:
+        """Returns scenes of a part, and then one of a partner for each of them."""
+
+        part = self.parts[which]
         first = sample_scenes(part, self.fresh, generator)
         second = []
         for scene in first:
-            index = pick(self.partners[which][scene.drawing])
+            others = self.partners[which][scene.drawing]
+            index = others[int(_uniform(generator) * len(others))]
             one = Drawings([part.entries[index]], part.pixels[index : index + 1])
             second.append(replace(sample_scenes(one, 1, generator)[0], drawing=index))
-        scenes = [*first, *second]
-        entries = [part.entries[scene.drawing] for scene in scenes]
-        false = [
-            hard_negative(scene, part.entries[scene.drawing], self.relatives, generator)
-            for scene in first
-        ]
-        captions = [scene.caption for scene in scenes]
-        pixels = part.pixels[[scene.drawing for scene in scenes]].float() / 255
-        other = (255 * jitter_colors(pixels, generator)).round().byte()
-        seen = [
-            replace(scene, drawing=i, hue=jitter_hue(scene, entry, uniform()))
+        return [*first, *second]
+
+    def _render(
+        self,
+        scenes: Sequence[Scene],
+        entries: Sequence[Drawing],
+        pixels: Tensor,
+        generator: Generator,
+    ) -> Tensor:
+        """Returns the pictures of scenes, augmented."""
+
+        pixels = add_outlines(jitter_colors(pixels, generator), generator)
+        drawings = Drawings(entries, (255 * pixels).round().byte())
+        scenes = [
+            replace(scene, drawing=i, hue=jitter_hue(scene, entry, _uniform(generator)))
             for i, (scene, entry) in enumerate(zip(scenes, entries, strict=True))
         ]
-        pictures = blur(render(Drawings(entries, other), seen), generator)
+        pictures = blur(render(drawings, scenes), generator)
         mirrored = torch.rand(len(scenes), generator=generator) < 0.5
         mirrored &= torch.tensor([not _SIDED.search(entry.name) for entry in entries])
         pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
         if self.vae is not None:
-            pictures[::_ENCODED] = _encoded(self.vae, pictures[::_ENCODED])
-        return Batch(
-            torch.stack((255 * pictures).round().byte().chunk(2), dim=1),
-            list(zip(captions[: self.fresh], captions[self.fresh :], strict=True)),
-            false,
-            [entry.name for entry in entries[: self.fresh]],
-        )
+            pictures[::_ENCODED] = _reconstruct(self.vae, pictures[::_ENCODED])
+        return pictures
 
 
 def partners(part: Drawings) -> list[list[int]]:
-    """For each drawing those of its name in other styles, or itself if there are none."""
+    """Returns for each drawing those of its name in other styles, itself if there are none."""
 
     same: dict[str, list[int]] = {}
     for i, entry in enumerate(part.entries):
@@ -160,8 +184,8 @@ def partners(part: Drawings) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _encoded(vae: Any, pictures: Tensor) -> Tensor:
-    """Pictures as the autoencoder gives them back."""
+def _reconstruct(vae: Any, pictures: Tensor) -> Tensor:
+    """Returns pictures as the autoencoder gives them back."""
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         latents = vae.encode(2 * pictures - 1).latent_dist.mode()
@@ -170,9 +194,16 @@ def _encoded(vae: Any, pictures: Tensor) -> Tensor:
 
 
 def training_drawings(drawings: Drawings, kind: str) -> tuple[Drawings, ...]:
-    """The drawings of a kind's role: of names that prompts have, and of these and more things."""
+    """Returns the drawings of a kind's role in two parts, which overlap.
+
+    The first part is of names that prompts have, the second of these and more things.
+    """
 
     names, role = load_names(), ROLES[kind]
     asked = [*names["train"], *names["held_out"]]
     things = [*asked, *(entry.name for entry in drawings.entries if entry.group in _GROUPS)]
     return drawings.where(role, asked), drawings.where(role, things)
+
+
+def _uniform(generator: Generator) -> float:
+    return float(torch.rand((), generator=generator))

@@ -18,98 +18,114 @@ name twice; else a caption would often be true of another picture than its own. 
   style or size, or a name of the same kind;
 - which second picture shows the same as which first one, by a linear function of the embeddings:
   few hands draw a name, and what is common to them is learned from the other names, too.
-
-References:
-    | Scaling Language-Image Pre-training via Masking (Li et al., 2022), arXiv:2212.00794
 """
 
-import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rwguidance.support.outside import require
 from rwguidance.support.randomness import seeded
 
+from .. import shipped
 from ..data import Drawings
 from ..encoders import HPS, KINDS, Pick, Towers, copy_image_tower, new, read
 from ..tokenizer import tokenizer_corpus, train_tokenizer
+from ..training.attention import unfuse_attention
 from ..training.cards import write_card
-from ..training.loop import Run, learning_rate, move_averages
+from ..training.ema import ExponentialMovingAverage
+from ..training.loop import Run, learning_rate
 from ..training.muon import Muon, groups
+from ..training.options import BufferedOptions
+from ..vae import read as read_vae
 from .accuracy import measure
-from .augmentation import cutout, deform
 from .buffer import ROLES, PictureBuffer, training_drawings
-from .losses import AlignmentHead, contrastive_loss
+from .losses import AlignmentHead
+from .objectives import captions_loss, preferences_loss
 from .preference_pairs import Pairs
 
-__all__ = ["train"]
+__all__ = ["OPTIONS", "train"]
+
+OPTIONS = BufferedOptions(steps=10_000, batch=64, peak=1e-3, kept=2048)
+"""Default options of the training; a batch is of so many pictures, or pairs with preferences."""
 
 _USES = 4
-_SMOOTHING = 0.1
+"""How often a painted picture is used, on average. Painting is slower than learning, but at eight
+uses the judge's loss on fresh pictures was well above that on those in use."""
 
 
 def train(
     kind: str,
     data: Path = Path("out/testbed"),
     out: Path | None = None,
-    steps: int = 10_000,
-    batch: int = 64,
-    peak: float = 1e-3,
-    kept: int = 2048,
     seed: int | None = None,
-    threads: int = 1,
     vae: Path | None = None,
     vision: Path | None = None,
     start: Path | None = None,
     pairs: Path | None = None,
-    compiled: bool = False,
-    resume: bool = True,
-    smoke: bool = False,
+    options: BufferedOptions = OPTIONS,
 ) -> None:
     """Trains towers and writes them to `out`, with figures and a card.
 
     Arguments:
-        kind: "judge", "pick" or "hps".
+        kind: Kind of the towers, "judge", "pick" or "hps".
         data: Folder of the drawings.
         out: Folder to write to, the state of the run beside it. Default: "emoji-" and the kind, in
             `data`; "-contrastive" is added to both rewards as long as they saw no preferences.
-        steps: In all.
-        batch: Pictures of a step, or pairs.
-        peak: The largest learning rate.
-        kept: Painted pictures kept at a time.
-        seed: Of weights, pictures and batches. Default: another for every kind.
-        threads: Of PyTorch.
+        seed: Seed of weights, pictures and batches. Default: another for every kind.
         vae: Folder of the autoencoder. Default: the shipped one.
         vision: Folder of a "pick", with whose image tower "hps" starts.
         start: Folder of towers to start from, with a new optimizer; `pairs` needs it.
-        pairs: Preferences to learn instead of captions, a parquet file, see `Pairs`.
-        compiled: Whether to compile the networks first: needs a compiler of C++ and two minutes.
-        resume: Whether to go on where an earlier run was.
-        smoke: Tiny towers, for tests.
+        pairs: Parquet file of preferences to learn instead of captions, see `Pairs`.
+        options: Options of the training.
 
     Raises:
         ValueError: If the kind is unknown, `pairs` is given without `start`, or `vision` with
             another kind than "hps" or with `start`.
     """
 
+    _check(kind, vision, start, pairs)
+    torch.set_num_threads(options.threads)
+    seed = 1 + list(KINDS).index(kind) if seed is None else seed
+    suffix = "" if kind == "judge" or pairs is not None else "-contrastive"
+    out = data / f"emoji-{kind}{suffix}" if out is None else out
+    drawings = Drawings.load(data)
+    towers = _towers(kind, drawings, out, vision, start, seed, options.smoke)
+    if pairs is None:
+        run, figures = _learn_captions(towers, kind, drawings, vae, out, seed, options)
+    else:
+        run, figures = _learn_preferences(towers, Pairs(pairs), out, seed, options)
+    _average(run).write(out)
+    figures |= {"steps": options.steps, "batch": options.batch, "peak": options.peak, "seed": seed}
+    figures["minutes"] = run.figures()["minutes"]
+    command = f"towers {kind} {_settings(seed, vision, start, pairs, options)}"
+    _write_card(out, kind, towers, figures, pairs is not None, command)
+    print(json.dumps(figures, indent=2))
+
+
+def _check(kind: str, vision: Path | None, start: Path | None, pairs: Path | None) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if pairs is not None and start is None:
         raise ValueError("start must be a folder of towers trained on captions if pairs are given")
     if vision is not None and (kind != "hps" or start is not None):
         raise ValueError('vision must be given with kind "hps" and without start alone')
-    torch.set_num_threads(threads)
-    seed = 1 + list(KINDS).index(kind) if seed is None else seed
-    suffix = "" if kind == "judge" or pairs is not None else "-contrastive"
-    out = data / f"emoji-{kind}{suffix}" if out is None else out
-    drawings = Drawings.load(data)
+
+
+def _towers(
+    kind: str,
+    drawings: Drawings,
+    out: Path,
+    vision: Path | None,
+    start: Path | None,
+    seed: int,
+    smoke: bool,
+) -> Towers:
+    """Returns the towers to train."""
+
     words = out.with_name(f"{out.name}-words")
     if start is not None:
         towers = read(kind, start)
@@ -119,115 +135,58 @@ def train(
         towers = new(kind, words, smoke, seed)
     if vision is not None:
         copy_image_tower(cast(HPS, towers), cast(Pick, read("pick", vision)))
-    for module in towers.modules():  # the fused kernel is slow on a CPU's way back
+    for module in towers.modules():
         if hasattr(module, "config"):
-            cast(Any, module).config._attn_implementation = "eager"
-    average = copy.deepcopy(towers).eval().requires_grad_(False)
+            unfuse_attention(module)
+    return towers
+
+
+def _learn_captions(
+    towers: Towers,
+    kind: str,
+    drawings: Drawings,
+    vae: Path | None,
+    out: Path,
+    seed: int,
+    options: BufferedOptions,
+) -> tuple[Run, dict[str, float]]:
     with seeded(seed):
         head = AlignmentHead(towers.dimension)
-    modules = {"towers": towers, "head": head, "average": average}
-    parts = [towers] if pairs is not None else [towers, head]
-    optimizer = Muon(groups(parts), lr=peak, weight_decay=0.05)
-    generator = Generator().manual_seed(seed)
-    run = Run(out.with_name(f"{out.name}.state"), modules, optimizer, generator)
-    if resume and run.restore():
-        print(f"going on at step {run.step}")
-    if pairs is None:
-        diffusers = require("diffusers", "the test bed needs", "testbed")
-        vae = vae or Path(__file__).parents[1] / "weights" / "emoji-vae"
-        autoencoder = diffusers.AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
-        fresh = max(1, batch // 2 // _USES)
-        buffer = PictureBuffer(
-            training_drawings(drawings, kind), kept // 2, fresh, seed, run.step, autoencoder
-        )
-        loss = _captions_loss(towers, head, buffer, batch, run, steps, compiled)
-        final: Callable[[], dict[str, float]] = lambda: measure(
-            average, drawings, ROLES[kind], 8 if smoke else 1000
-        )
-    else:
-        known = Pairs(pairs)
-        loss = _pairs_loss(towers, known, batch, run, steps)
-        final = lambda: _agreements(average, known)
-    rate = lambda step: learning_rate(step, steps, peak, max(1, min(100, steps // 10)), 0.5)
-    weights: list[Tensor] = list(towers.parameters())
-    means: list[Tensor] = list(average.parameters())
-
-    run.train(steps, batch, rate, loss, lambda step: move_averages(means, weights, step, 0.998))
-    average.write(out)
-    figures = {**final(), "steps": steps, "batch": batch, "peak": peak, "seed": seed}
-    figures["minutes"] = round(run.seconds / 60, 1)
-    settings = f"--steps {steps} --batch {batch} --peak {peak} --kept {kept} --seed {seed}"
-    if start is not None:
-        settings += f" --start .../{start.name}"
-    if vision is not None:
-        settings += f" --vision .../{vision.name}"
-    if pairs is not None:
-        settings += f" --pairs {pairs.name}"
-    learned = "painted scenes and their captions"
-    if pairs is not None:
-        learned += ", then pairs of pictures with preferences"
-    _write_card(out, kind, towers, figures, learned, settings)
-    print(json.dumps(figures, indent=2))
+    run = _run({"towers": towers, "head": head}, out, seed, options)
+    autoencoder = read_vae(vae or shipped.folder("emoji-vae"))
+    parts, fresh = training_drawings(drawings, kind), max(1, options.batch // 2 // _USES)
+    buffer = PictureBuffer(parts, options.kept // 2, fresh, seed, run.step, autoencoder)
+    _train(run, captions_loss(towers, head, buffer, run, options), options)
+    return run, measure(_average(run), drawings, ROLES[kind], 8 if options.smoke else 1000)
 
 
-def _captions_loss(
-    towers: Towers,
-    head: AlignmentHead,
-    buffer: PictureBuffer,
-    batch: int,
-    run: Run,
-    steps: int,
-    compiled: bool,
-) -> Callable[[], Tensor]:
-    embed = torch.compile(_embed_both, dynamic=False) if compiled else _embed_both
-
-    def loss() -> Tensor:
-        drawn = buffer.batch(batch // 2, run.generator)
-        buffer.advance(run.step)
-        pictures = drawn.pictures.transpose(0, 1).flatten(0, 1).float() / 255
-        pictures = cutout(deform(pictures, run.generator), run.generator)
-        patches = _patches(len(pictures), run, steps)
-        first, second = zip(*drawn.captions, strict=True)
-        with _quick():
-            tokens = towers.tokens([*first, *second, *drawn.others])
-            x, y = embed(towers, pictures, patches, tokens)
-        pairs, (*captions, others) = x.float().chunk(2), y.float().chunk(3)
-        # What is false of a first picture may be true of the second one.
-        own = [
-            contrastive_loss(pairs[i], captions[i], false, towers.log_scale, _SMOOTHING)
-            for i, false in enumerate((others, others[:0]))
-        ]
-        return (own[0] + own[1]) / 2 + head(*pairs)
-
-    return loss
+def _learn_preferences(
+    towers: Towers, pairs: Pairs, out: Path, seed: int, options: BufferedOptions
+) -> tuple[Run, dict[str, float]]:
+    run = _run({"towers": towers}, out, seed, options)
+    _train(run, preferences_loss(towers, pairs, run, options), options)
+    return run, _agreements(_average(run), pairs)
 
 
-def _embed_both(
-    towers: Towers, pictures: Tensor, patches: Tensor | None, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
-    return towers.embed_pictures(pictures, patches), towers.embed_tokens(tokens)
+def _run(learned: Mapping[str, nn.Module], out: Path, seed: int, options: BufferedOptions) -> Run:
+    average = ExponentialMovingAverage([learned["towers"]], decay=0.998)
+    optimizer = Muon(groups(learned.values()), lr=options.peak, weight_decay=0.05)
+    modules = {**learned, "average": average.modules[0]}
+    state, generator = out.with_name(f"{out.name}.state"), Generator().manual_seed(seed)
+    run = Run(state, modules, optimizer, generator, average)
+    if options.resume:
+        run.restore()
+    return run
 
 
-def _patches(count: int, run: Run, steps: int) -> Tensor | None:
-    """Half of the 64 patches of each picture, in the last fifth of the steps all."""
-
-    if run.step >= 0.8 * steps:
-        return None
-    return torch.rand(count, 64, generator=run.generator).argsort(1)[:, :32]
+def _train(run: Run, loss: Callable[[], Tensor], options: BufferedOptions) -> None:
+    warmup = max(1, min(100, options.steps // 10))
+    rate = lambda step: learning_rate(step, options.steps, options.peak, warmup, tail=0.5)
+    run.train(options.steps, options.batch, rate, loss)
 
 
-def _pairs_loss(
-    towers: Towers, pairs: Pairs, batch: int, run: Run, steps: int
-) -> Callable[[], Tensor]:
-    learned, _ = pairs.split()
-
-    def loss() -> Tensor:
-        index = learned[torch.randint(len(learned), (batch,), generator=run.generator)]
-        patches = _patches(2 * batch, run, steps)
-        with _quick():
-            return pairs.loss(towers, index, patches)
-
-    return loss
+def _average(run: Run) -> Towers:
+    return cast(Towers, run.modules["average"])
 
 
 def _agreements(towers: Towers, pairs: Pairs) -> dict[str, float]:
@@ -242,12 +201,26 @@ def _agreements(towers: Towers, pairs: Pairs) -> dict[str, float]:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-@contextmanager
-def _quick() -> Iterator[None]:
-    """Half precision, and attention without the fused kernel, slow on a CPU's way back."""
+def _settings(
+    seed: int,
+    vision: Path | None,
+    start: Path | None,
+    pairs: Path | None,
+    options: BufferedOptions,
+) -> str:
+    """Returns the options of the command that made towers."""
 
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
+    settings = (
+        f"--steps {options.steps} --batch {options.batch} --peak {options.peak} "
+        f"--kept {options.kept} --seed {seed}"
+    )
+    if start is not None:
+        settings += f" --start .../{start.name}"
+    if vision is not None:
+        settings += f" --vision .../{vision.name}"
+    if pairs is not None:
+        settings += f" --pairs {pairs.name}"
+    return settings
 
 
 def _write_card(
@@ -255,9 +228,12 @@ def _write_card(
     kind: str,
     towers: nn.Module,
     figures: Mapping[str, float],
-    learned: str,
-    settings: str,
+    preferences: bool,
+    command: str,
 ) -> None:
+    learned = "painted scenes and their captions"
+    if preferences:
+        learned += ", then pairs of pictures with preferences"
     count = sum(p.numel() for p in towers.parameters()) / 1e6
     write_card(
         folder,
@@ -266,7 +242,7 @@ def _write_card(
         f'Drawings of eight emoji styles of the role "{ROLES[kind]}", of all names that are no '
         "flags, symbols or people.",
         f"On {learned}. See `rwguidance_testbed.towers`.",
-        f"towers {kind} {settings}",
+        command,
         "See `rwguidance_testbed.towers.measure` and `Pairs.agreement`.",
         figures,
     )

@@ -113,7 +113,7 @@ class Pairs:
 def _decode(raw: bytes, size: int) -> Tensor:
     import numpy
 
-    image = require("PIL.Image", "reading preferences needs", "testbed")
+    image = require("PIL.Image", "reading preferences needs", "rewards")
     picture = image.open(io.BytesIO(raw)).convert("RGB")
     if picture.size != (size, size):
         raise ValueError(f"pictures must have {size} x {size} pixels, got {picture.size}")

@@ -1,4 +1,4 @@
-r"""Joint attention for training, much faster on a CPU, and as if a token were there many times.
+r"""Attention for training: without the fused kernel, whose backward pass is slow on a CPU.
 
 StableDiffusion3Pipeline without a third text encoder appends `max_sequence_length` zeros to the
 tokens of the prompt. They stay equal to each other in every block, and n equal keys weigh as much
@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CountedAttention"]
+from rwguidance.support.outside import require
+
+__all__ = ["CountedAttention", "unfuse_attention", "unfused_processor"]
 
 
 class CountedAttention:
     """Joint attention of SD3 in which the last token of the prompt counts several times.
 
-    The same as ``JointAttnProcessor2_0`` of diffusers if the count is one. It forms the matrix of
-    weights, which for few tokens costs less than the fused kernel, and that only on the way back.
+    It equals ``JointAttnProcessor2_0`` of diffusers if the count is one. It forms the matrix of
+    weights.
 
     Arguments:
         log_count: Logarithm of how often the last token of the prompt stands there, with shape
@@ -57,3 +59,16 @@ class CountedAttention:
         if not attn.context_pre_only:
             text = attn.to_add_out(text)
         return attn.to_out[1](attn.to_out[0](image)), text
+
+
+def unfuse_attention(model: Any) -> None:
+    """Lets a model of transformers form its matrices of attention weights."""
+
+    model.config._attn_implementation = "eager"
+
+
+def unfused_processor() -> Any:
+    """Returns a processor of attention of diffusers that forms the matrix of weights."""
+
+    module = "diffusers.models.attention_processor"
+    return require(module, "the test bed needs", "backbones").AttnProcessor()

@@ -1,4 +1,4 @@
-"""Cards of trained models: what they are, what they learned from, by what command, how well."""
+"""Cards and figures of trained models."""
 
 import json
 import textwrap
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rwguidance.support.files import replacing
 
-__all__ = ["write_card"]
+__all__ = ["write_card", "write_figures"]
 
 _CREDITS = "Credits and licenses are in `rwguidance_testbed/NOTICE`."
 
@@ -21,16 +21,16 @@ def write_card(
     quality: str,
     figures: Mapping[str, float],
 ) -> None:
-    """Writes ``README.md`` and ``figures.json``.
+    """Writes the card of a model, ``README.md``, and its figures, ``figures.json``.
 
     Arguments:
-        folder: Of the model, whose name is that of the model.
-        about: What it is; paragraphs, and code if indented.
-        data: What it learned from.
-        training: How.
-        command: What made it, after ``python -m rwguidance_testbed.``.
-        quality: What the figures are.
-        figures: By name.
+        folder: Folder of the model, whose name is that of the model.
+        about: Description of the model; paragraphs, and code if indented.
+        data: Description of the data that it learned from.
+        training: Description of the training.
+        command: Command that made it, after ``python -m rwguidance_testbed.``.
+        quality: Description of the figures.
+        figures: Figures by name.
     """
 
     shown = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:g}"
@@ -45,13 +45,17 @@ def write_card(
         _filled(f"**Quality.** {quality}"),
         "\n".join(["| figure | value |", "|---|---|", *rows]),
     ]
+    write_figures(folder, figures)
+    with replacing(folder / "README.md") as partial:
+        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
+    """Writes the figures of a model, ``figures.json``, and makes its folder if it is not there."""
+
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("figures.json", json.dumps(dict(figures), indent=2)),
-        ("README.md", "\n\n".join(parts) + "\n"),
-    ):
-        with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+    with replacing(folder / "figures.json") as partial:
+        partial.write_text(json.dumps(dict(figures), indent=2), encoding="utf-8")
 
 
 def _filled(paragraph: str) -> str:
@@ -61,7 +65,7 @@ def _filled(paragraph: str) -> str:
 
 
 def _command(line: str) -> str:
-    """An indented command, its lines broken between options."""
+    """Returns a command, indented, its lines broken between options."""
 
     words = line.replace(" --", "\n--").split("\n")
     lines = [words[0]]

@@ -1,8 +1,8 @@
-"""Long training runs that may be interrupted: what they save, and how a rate of learning falls."""
+"""Long training runs that may be interrupted: the loop, what it saves, and the learning rate."""
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,18 +10,22 @@ from torch import Generator, Tensor, nn
 
 from rwguidance.support.files import replacing
 
-__all__ = ["Run", "learning_rate", "move_averages"]
+from .ema import ExponentialMovingAverage
+
+__all__ = ["Run", "learning_rate"]
 
 
 class Run:
-    """The state of a run, in one file: modules, optimizer, generator and the step reached.
+    """A training run whose state is in one file: modules, optimizer, generator and step.
 
     Arguments:
         path: The file.
-        modules: By name; their weights are saved and restored.
-        optimizer: Likewise.
-        generator: Likewise: a run that was interrupted continues as if it had not been.
-        every: Seconds between two files.
+        modules: Modules by name, averages among them; their weights are saved and restored.
+        optimizer: Optimizer of the weights, saved and restored.
+        generator: Source of random numbers, saved and restored: a run that was interrupted goes on
+            as if it had not been.
+        average: Averages of the weights, which follow every step.
+        interval: Seconds between two files.
     """
 
     def __init__(
@@ -30,15 +34,16 @@ class Run:
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         generator: Generator,
-        every: float = 120.0,
+        average: ExponentialMovingAverage | None = None,
+        interval: float = 120.0,
     ) -> None:
         self.path, self.modules, self.optimizer = path, dict(modules), optimizer
-        self.generator, self.every = generator, every
+        self.generator, self.average, self.interval = generator, average, interval
         self.step = self.seen = 0
         self.seconds = 0.0
 
     def restore(self) -> bool:
-        """Continues from the file, if there is one; says whether there was."""
+        """Goes on from the file if there is one; prints and returns whether there was."""
 
         if not self.path.exists():
             return False
@@ -48,6 +53,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
+        print(f"going on at step {self.step}")
         return True
 
     def save(self) -> None:
@@ -71,72 +77,75 @@ class Run:
         batch: int,
         rate: Callable[[int], float],
         loss: Callable[[], Tensor],
-        after: Callable[[int], None] = lambda step: None,
+        write: Callable[[], None] = lambda: None,
+        every: int | None = None,
         printed: int = 100,
     ) -> None:
-        """Takes steps until `steps` were taken in all, and prints the mean of the losses.
+        """Takes steps until `steps` were taken in all, and prints means of the recent losses.
 
         Arguments:
-            steps: Their number, those before the run was restored counted in.
+            steps: Number of steps, those before the run was restored counted in.
             batch: Pictures of a step.
-            rate: The learning rate at a step.
-            loss: Draws a batch and returns its loss.
-            after: Called after every step with the number of steps.
+            rate: Function that gives the learning rate at a step.
+            loss: Function that draws a batch and returns its loss.
+            write: Function that writes what is learned; called at the end, too.
+            every: Steps between two calls of `write`; None calls it at the end alone.
             printed: Steps between two lines.
         """
 
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        saved = started = time.monotonic()
-        before = self.seconds
+        started, before = time.monotonic(), self.seconds
+        saved = started
         recent: list[float] = []
         while self.step < steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate(self.step)
-            value = loss()
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            self.optimizer.step()
-            self.step += 1
+            recent.append(self._step(rate(self.step), loss))
             self.seen += batch
             self.seconds = before + time.monotonic() - started
-            recent.append(float(value.detach()))
             if self.step % printed == 0 or self.step == steps:
-                mean = round(sum(recent) / len(recent), 4)
-                line = {"step": self.step, "loss": mean, "seen": self.seen}
-                print(json.dumps({**line, "minutes": round(self.seconds / 60, 1)}), flush=True)
+                self._print(sum(recent) / len(recent))
                 recent.clear()
-            after(self.step)
-            if time.monotonic() - saved > self.every or self.step == steps:
+            if every is not None and self.step % every == 0 and self.step < steps:
+                write()
+            if time.monotonic() - saved > self.interval or self.step == steps:
                 self.save()
                 saved = time.monotonic()
+        write()
 
+    def figures(self) -> dict[str, float]:
+        """Returns the steps taken, the pictures seen and the minutes spent."""
 
-def move_averages(
-    averages: Sequence[Tensor], weights: Sequence[Tensor], step: int, decay: float = 0.999
-) -> None:
-    """Moves averages of weights towards these, in place.
+        minutes = round(self.seconds / 60, 1)
+        return {"steps": self.step, "pictures_seen": self.seen, "minutes": minutes}
 
-    Arguments:
-        averages: At the start equal to the weights.
-        weights: After a step.
-        step: Number of steps; in the first ones averages reach less far back.
-        decay: What remains of an average after one step.
-    """
+    def _step(self, rate: float, loss: Callable[[], Tensor]) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        value = loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        return float(value.detach())
 
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averages), [w.detach() for w in weights], share)
+    def _print(self, loss: float) -> None:
+        line = {"step": self.step, "loss": round(loss, 4), "seen": self.seen}
+        print(json.dumps({**line, "minutes": round(self.seconds / 60, 1)}), flush=True)
 
 
 def learning_rate(
     step: int, steps: int, peak: float, warmup: int = 200, tail: float = 0.3
 ) -> float:
-    """Linear rise, plateau, linear fall to a hundredth: a run can go on from the plateau.
+    """Returns a rate that rises linearly, stays, and falls linearly to a hundredth.
+
+    A run can go on from the plateau.
 
     Arguments:
-        step: Where the run is.
-        steps: Where it ends.
-        peak: The rate on the plateau.
+        step: Number of steps taken.
+        steps: Number of steps in all.
+        peak: Rate on the plateau.
         warmup: Length of the rise, in steps.
         tail: Length of the fall, as a fraction of `steps`.
     """

@@ -34,8 +34,8 @@ def write_sheet(
 ) -> None:
     """Writes a picture of one sample of each prompt, ten in a row."""
 
-    image = require("PIL.Image", "contact sheets need", "testbed")
-    drawing = require("PIL.ImageDraw", "contact sheets need", "testbed")
+    image = require("PIL.Image", "contact sheets need", "rewards")
+    drawing = require("PIL.ImageDraw", "contact sheets need", "rewards")
     pipe.set_progress_bar_config(disable=True)
     pictures = pipe(
         list(prompts),

@@ -1,0 +1,144 @@
+"""What the benchmarks compute beside the library: a pooled kernel, means and errors, tables."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from still_backbone import Still, red
+
+import rwguidance as rw
+from common import assert_within
+from rwguidance import toy
+from rwguidance.statistics import ratio_and_error
+from rwguidance.support.randomness import normal
+from rwguidance.testing import check_estimator
+
+ROOT = Path(__file__).parents[2]
+
+
+class TestPooled:
+    law = toy.Gaussian(torch.zeros(48), torch.eye(48))
+
+    def ingredients(self, generator):
+        x_0 = self.law.sample(40, generator).float().reshape(40, 3, 4, 4)
+        keys = ["a"] * 20 + ["b"] * 20
+        bank = rw.Bank(x_0, keys, normal((40,), generator))
+        states = normal((4, 3, 4, 4), generator)
+        return Still(), bank, rw.Tilt(red, 1.0), states, ["a", "b", "b", "a"]
+
+    def test_of_single_positions_it_is_plain_importance_sampling(self, bench, generator):
+        model, bank, tilt, x_t, keys = self.ingredients(generator)
+        for t in (1.0, 0.9, 0.6):
+            found = bench.catalog.Pooled(bank, tilt, 1)(model, x_t, t, keys)
+            exact = rw.ImportanceSampling(bank, tilt)(model, x_t, t, keys)
+            assert torch.allclose(found.shift, exact.shift, atol=1e-5)
+            assert torch.allclose(found.log_h, exact.log_h, atol=1e-4)
+            for name in ("ess", "ess_tilted", "pareto_k"):
+                expected = exact.diagnostics[name]
+                assert torch.allclose(found.diagnostics[name], expected, rtol=1e-3, equal_nan=True)
+
+    def test_its_weights_are_those_of_pooled_states_and_draws(self, bench, generator):
+        model, bank, tilt, x_t, keys = self.ingredients(generator)
+        pool = lambda x: 2 * torch.nn.functional.avg_pool2d(x, 2)
+        small = rw.Bank(pool(bank.x_0), bank.condition, bank.rewards)
+        for t in (0.9, 0.5):
+            found = bench.catalog.Pooled(bank, tilt, 2)(model, x_t, t, keys)
+            exact = rw.ImportanceSampling(small, tilt)(model, pool(x_t), t, keys)
+            assert torch.allclose(found.log_h, exact.log_h, atol=1e-4)
+            assert torch.allclose(pool(found.shift), exact.shift, atol=1e-5)
+            full = rw.ImportanceSampling(bank, tilt)(model, x_t, t, keys)
+            assert bool((found.diagnostics["ess"] > full.diagnostics["ess"]).all())
+
+    def test_it_is_an_estimator(self, bench, generator):
+        model, bank, tilt, x_t, keys = self.ingredients(generator)
+        check_estimator(bench.catalog.Pooled(bank, tilt, 2), model, x_t=x_t, condition=keys)
+
+
+class TestArithmetic:
+    def test_paired_differences(self, bench, generator):
+        before = torch.tensor([1.0, 2.0, 4.0])
+        after = torch.tensor([2.0, 2.0, 7.0])
+        # Differences 1, 0 and 3: mean 4/3, variance (1/9 + 16/9 + 25/9) / 2.
+        assert bench.tables.paired(after, before) == pytest.approx((4 / 3, math.sqrt(21 / 9 / 3)))
+
+    def test_a_share_has_the_error_that_it_shows(self, bench, generator):
+        shares, errors = [], []
+        for _ in range(800):
+            target = 2 + normal((50,), generator, dtype=torch.float64)
+            gain = 0.7 * target + 0.4 * normal((50,), generator, dtype=torch.float64)
+            share, error = ratio_and_error(gain, target)
+            shares.append(share)
+            errors.append(error)
+        shares = torch.tensor(shares, dtype=torch.float64)
+        assert_within(shares.mean(), 0.7, shares.std() / math.sqrt(800))
+        # A standard deviation of 800 numbers is known to 1 / sqrt(1600).
+        assert_within(sum(errors) / 800, shares.std(), shares.std() / 40)
+
+    def test_the_tilted_mean_is_self_normalized(self, bench, generator):
+        values = normal((30,), generator, dtype=torch.float64)
+        weights = [math.exp(2 * v) for v in values.tolist()]
+        expected = sum(w * v for w, v in zip(weights, values.tolist(), strict=True)) / sum(weights)
+        assert bench.block.tilted_mean(2 * values, values)[0] == pytest.approx(expected, rel=1e-12)
+        flat = bench.block.tilted_mean(torch.zeros(30), values)
+        error = float(values.std()) / math.sqrt(30)
+        assert flat == pytest.approx((float(values.mean()), error))
+
+    def test_the_tilted_mean_has_the_error_that_it_shows(self, bench, generator):
+        rows = []
+        for _ in range(800):
+            values = normal((200,), generator, dtype=torch.float64)
+            rows.append(bench.block.tilted_mean(0.6 * values, values))
+        means, errors = torch.tensor(rows, dtype=torch.float64).T
+        assert float(errors.mean()) == pytest.approx(float(means.std()), rel=0.15)
+        assert float(means.mean()) == pytest.approx(0.6, abs=0.02)
+
+
+class TestFigures:
+    PAGE = (
+        "before\n<!-- figures: one -->\nold\n<!-- end -->\n"
+        "after\n<!-- figures: two -->\n<!-- end -->\n"
+    )
+
+    def test_tables_are_put_between_their_marks(self, bench):
+        assert bench.figures.names_in(self.PAGE) == ["one", "two"]
+        page = bench.figures.put(self.PAGE, {"one": "| a |\n"})
+        assert page == self.PAGE.replace("\nold\n", "\n\n| a |\n\n")
+        assert bench.figures.put(page, {"one": "| a |", "three": "| b |"}) == page
+        assert "| c |" in bench.figures.put(page, {"two": "| c |"})
+
+    def test_all_marks_are_of_tables_that_are_made(self, bench):
+        found = [
+            name
+            for page in bench.figures.PAGES
+            for name in bench.figures.names_in((ROOT / page).read_text(encoding="utf-8"))
+        ]
+        fixed = {"demo", "generators", "proxies"}
+        assert fixed <= set(found)
+        assert all(name.startswith("results of emoji ") for name in set(found) - fixed)
+
+    def test_the_table_of_the_demo(self, bench):
+        row = {
+            "model": "emoji-flow",
+            "method": "base",
+            "proxy": "2.961",
+            "proxy_error": "0.37",
+            "gold": "10.1",
+            "gold_error": "0.26",
+            "match": "0.631",
+            "match_error": "0.11",
+            "calls": "4",
+            "setup_calls": "0",
+        }
+        guided = {
+            **row,
+            "method": "importance",
+            "proxy": "0.5",
+            "match": "-0.02",
+            "setup_calls": "8",
+        }
+        lines = bench.figures.demo_table([row, guided]).splitlines()
+        assert lines[2] == "| emoji-flow, base | 2.96 ± 0.37 | 10.10 ± 0.26 | 63.1 ± 11.0 | 4 |"
+        expected = "| emoji-flow, importance | +0.50 ± 0.37 | +10.10 ± 0.26 | -2.0 ± 11.0 | "
+        assert lines[3] == expected + "4, and 8 once per prompt |"
+        assert len({line.count("|") for line in lines}) == 1
