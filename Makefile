@@ -1,5 +1,5 @@
 # One virtual environment, made on first use and reused. PYTHON chooses the interpreter, WITH adds
-# requirements, such as WITH="torch==2.4.*": give it when the environment is made.
+# requirements, such as WITH="torch==2.5.*": give it when the environment is made.
 PYTHON ?= python3
 VENV ?= .venv
 WITH ?=

@@ -96,11 +96,11 @@ def test_relative_links_resolve(path):
 
 
 def public_modules():
-    """Modules of the packages that state their public names; the demo is not a library."""
+    """Modules of the packages that state their public names; commands are not a library."""
 
     for package in (rwguidance, rewards, backbones, rwguidance_testbed):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if module.ispkg or "demo" in module.name or "._" in module.name:
+            if module.ispkg or ".app." in module.name or "._" in module.name:
                 continue
             found = importlib.import_module(module.name)
             # rwguidance/rewards.py and backbones.py stand for the packages beside it.

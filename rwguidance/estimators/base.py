@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..models import Model, check_is_model
 from ..prediction import Prediction
-from ..schedules import as_times
+from ..schedules import as_times, shared_time
 from ..support import checks
 
 __all__ = ["ConditionalExpectation", "Estimate"]
@@ -67,7 +67,7 @@ class ConditionalExpectation(nn.Module, ABC):
 
         check_is_model("model", model)
         checks.states("x_t", x_t, finite=True)
-        t = as_times(t, batch=len(x_t)).expand(len(x_t))
+        t = shared_time(as_times(t, batch=len(x_t)))
         estimate = super().__call__(model, x_t, t, condition)
         if not isinstance(estimate, Estimate):
             raise TypeError(
@@ -83,8 +83,7 @@ class ConditionalExpectation(nn.Module, ABC):
         Arguments:
             model: The base model, unguided.
             x_t: Noisy states, with shape (B, \*event).
-            t: Times in [0, 1], float64, with shape (B,). To be read only: one time may stand for
-                all.
+            t: Times in [0, 1], float64, with shape () if one time is that of all, or (B,).
             condition: What the model and the reward are conditioned on.
         """
 

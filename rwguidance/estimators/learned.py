@@ -33,7 +33,7 @@ def batched_times(t: Tensor, x_t: Tensor) -> Tensor:
     pass, which it refuses for the caller's own tensor under inference_mode.
     """
 
-    return t.to(x_t.device).clone(memory_format=torch.contiguous_format)
+    return t.to(x_t.device).expand(len(x_t)).clone(memory_format=torch.contiguous_format)
 
 
 class LearnedExpectation(ConditionalExpectation):

@@ -136,7 +136,7 @@ def modes(
         nearest = (metrics.embed(judge, some) @ centers[name].T).argmax(1)
         shares = torch.bincount(nearest, minlength=len(centers[name])).double() / len(nearest)
         found.append(perplexity(shares))
-    return mean_and_error(found)
+    return mean_and_error(torch.tensor(found))
 
 
 def measure_generators(

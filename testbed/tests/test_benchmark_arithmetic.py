@@ -8,7 +8,9 @@ import torch
 from still_backbone import Still, red
 
 import rwguidance as rw
+from common import assert_within
 from rwguidance import toy
+from rwguidance.statistics import ratio_and_error
 from rwguidance.support.randomness import normal
 from rwguidance.testing import check_estimator
 
@@ -59,6 +61,19 @@ class TestArithmetic:
         after = torch.tensor([2.0, 2.0, 7.0])
         # Differences 1, 0 and 3: mean 4/3, variance (1/9 + 16/9 + 25/9) / 2.
         assert bench.tables.paired(after, before) == pytest.approx((4 / 3, math.sqrt(21 / 9 / 3)))
+
+    def test_a_share_has_the_error_that_it_shows(self, bench, generator):
+        shares, errors = [], []
+        for _ in range(800):
+            target = 2 + normal((50,), generator, dtype=torch.float64)
+            gain = 0.7 * target + 0.4 * normal((50,), generator, dtype=torch.float64)
+            share, error = ratio_and_error(gain, target)
+            shares.append(share)
+            errors.append(error)
+        shares = torch.tensor(shares, dtype=torch.float64)
+        assert_within(shares.mean(), 0.7, shares.std() / math.sqrt(800))
+        # A standard deviation of 800 numbers is known to 1 / sqrt(1600).
+        assert_within(sum(errors) / 800, shares.std(), shares.std() / 40)
 
     def test_the_tilted_mean_is_self_normalized(self, bench, generator):
         values = normal((30,), generator, dtype=torch.float64)

@@ -182,8 +182,8 @@ def test_the_model_and_the_network_see_the_condition(build):
         return x.sum(1) if build is LearnedExpectation else x
 
     model = LAW.model(schedule)
-    denoise = model.denoise
-    model.denoise = lambda x, t, condition=None: (seen.append(condition), denoise(x, t))[1]
+    predict = model.forward
+    model.forward = lambda x, t, condition=None: (seen.append(condition), predict(x, t))[1]
     build(Function(formula))(model, randn(0, 2, 3), 0.5, ["cat", "dog"])
     assert seen == [["cat", "dog"]] * 2  # one call of the model, one of the network
 
