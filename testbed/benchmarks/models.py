@@ -1,4 +1,4 @@
-"""What the trained models of the test bed are worth, by the judge and the gold utility.
+"""The worth of the trained models of the test bed, by the judge and the gold utility.
 
 Run `python testbed/benchmarks/models.py`. Generators are asked for every name, with and without a
 background; the judge says whether it finds the name among 100, and how far pictures are from real

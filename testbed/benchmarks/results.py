@@ -1,4 +1,4 @@
-"""What `methods.py` found, block by block, put together."""
+"""The results of `methods.py`, put together from its blocks."""
 
 import json
 from collections.abc import Sequence

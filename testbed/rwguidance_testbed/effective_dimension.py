@@ -1,11 +1,12 @@
-r"""How rich the law of the data is, given a prompt: its modes and its effective dimension.
+r"""The effective dimension of the data given a prompt, and its modes.
 
     python -m rwguidance_testbed.effective_dimension --data FOLDER --vae FOLDER
 
 An estimator that weighs draws by their reward does well on a law of a few points whatever its
-faults. So this says what a prompt leaves open: how many drawings fit it, and in how many directions
-of the space of latents the draws vary, :math:`(\operatorname{tr} C)^2 / \operatorname{tr} C^2` of
-their covariance :math:`C`, all drawings together and within one.
+faults. So this measures what a prompt leaves open: how many drawings fit it, and in how many
+directions of the space of latents the draws vary,
+:math:`(\operatorname{tr} C)^2 / \operatorname{tr} C^2` of their covariance :math:`C`, all drawings
+together and within one.
 """
 
 from pathlib import Path
@@ -22,7 +23,9 @@ __all__ = ["effective_dimension", "measure"]
 
 
 def effective_dimension(x: Tensor) -> float:
-    """Participation ratio of the eigenvalues of the covariance, corrected for the sample's size.
+    """Returns the participation ratio of the eigenvalues of the covariance.
+
+    It is corrected for the size of the sample.
 
     Arguments:
         x: Draws with shape (N, ...), N at least 3.
@@ -55,12 +58,12 @@ def measure(
     Arguments:
         data: Folder of the drawings.
         vae: Folder of the autoencoder, in whose latents dimensions are measured.
-        names: How many names of those learned.
-        count: Draws for each prompt.
-        seed: Of the draws.
+        names: Number of learned names.
+        count: Number of draws for each prompt.
+        seed: Seed of the draws.
 
     Returns:
-        By kind of prompt: drawings that fit, effective dimension, and that within one drawing.
+        Drawings that fit, effective dimension, and that within one drawing, by kind of prompt.
     """
 
     torch.set_num_threads(1)

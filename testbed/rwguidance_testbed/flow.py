@@ -239,7 +239,7 @@ def export(pipe: Any, tokenizer: Path, folder: Path) -> None:
 
 
 def _named_for_all(encoder: nn.Module) -> dict[str, Tensor]:
-    """Weights of a text encoder under names that every version of transformers reads.
+    """Returns the weights of a text encoder under names that every version of transformers reads.
 
     In its version 5 a text encoder without projection lost the prefix of its names, and version 4
     takes names without it for those of another model.

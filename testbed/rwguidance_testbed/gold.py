@@ -1,4 +1,4 @@
-r"""The gold utility, by which the test bed says how good a picture is, and preferences by it.
+r"""The gold utility of pictures, known and deterministic, and preferences by it.
 
 The utility of a picture x for a prompt y is
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 WEIGHTS = {"match": 5.0, "sharpness": 12.0, "contrast": 8.0, "colorfulness": 4.0}
-"""Of the terms of the utility."""
+"""Weights of the terms of the utility."""
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -51,7 +51,7 @@ class Gold(nn.Module):
     """The gold utility.
 
     Arguments:
-        judge: Says how well pictures match prompts.
+        judge: Judge of how well pictures match prompts.
     """
 
     def __init__(self, judge: Towers) -> None:
@@ -60,12 +60,12 @@ class Gold(nn.Module):
 
     @torch.no_grad()
     def terms(self, pictures: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The terms without their weights, named as in `WEIGHTS`, each with shape (B,).
+        """Returns the terms without their weights, named as in `WEIGHTS`, each with shape (B,).
 
         Arguments:
-            pictures: In [0, 1], with shape (B, 3, 64, 64); values outside are clamped, as saving a
-                picture does.
-            prompts: One for each.
+            pictures: Pictures in [0, 1], with shape (B, 3, 64, 64); values outside are clamped, as
+                saving a picture does.
+            prompts: One prompt for each picture.
 
         Raises:
             ValueError: If there is not one prompt for each picture.
@@ -84,21 +84,21 @@ class Gold(nn.Module):
         }
 
     def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Utilities with shape (B,); arguments and errors are those of :meth:`terms`."""
+        """Returns utilities, with shape (B,); arguments and errors are those of :meth:`terms`."""
 
         terms = self.terms(pictures, prompts)
         return torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(0)
 
 
 def sharpness(pictures: Tensor) -> Tensor:
-    r"""Share of detail in what varies, :math:`a / (a + b)`; 0 for a picture of one color.
+    r"""Returns the share of detail in what varies, :math:`a / (a + b)`, 0 where nothing does.
 
     Here a is the mean absolute difference between luminance and its mean over 3 x 3 pixels, and b
     that between the latter and its mean over 5 x 5 pixels. Noise has the largest share, about 0.8,
     what was blurred a small one.
 
     Arguments:
-        pictures: In [0, 1], with shape (B, 3, H, W).
+        pictures: Pictures in [0, 1], with shape (B, 3, H, W).
 
     Returns:
         Numbers in [0, 1], with shape (B,).
@@ -114,16 +114,16 @@ def sharpness(pictures: Tensor) -> Tensor:
 
 
 def contrast(pictures: Tensor) -> Tensor:
-    """Standard deviation of the luminance over pixels, between 0 and 0.5, with shape (B,)."""
+    """Returns the standard deviation of the luminance over pixels, from 0 to 0.5, of shape (B,)."""
 
     return _luminance(pictures).flatten(1).std(1, correction=0)
 
 
 def colorfulness(pictures: Tensor) -> Tensor:
-    r"""Hasler's and Suesstrunk's :math:`\sigma + 0.3 \mu`, fitted to what people said.
+    r"""Returns Hasler's and Suesstrunk's :math:`\sigma + 0.3 \mu`, fitted to what people said.
 
     Arguments:
-        pictures: In [0, 1], with shape (B, 3, H, W).
+        pictures: Pictures in [0, 1], with shape (B, 3, H, W).
 
     Returns:
         Numbers from 0 for grays to about 1, with shape (B,): theirs over 255.
@@ -138,12 +138,13 @@ def colorfulness(pictures: Tensor) -> Tensor:
 def prefer(
     utilities: Tensor, temperature: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
-    """Which picture of each pair is preferred.
+    """Returns which picture of each pair is preferred.
 
     Arguments:
-        utilities: Of both pictures, with shape (N, 2).
-        temperature: How noisy preferences are; the larger, the noisier.
-        generator: Draws them; None gives clean ones, by the larger utility, 0.5 where both equal.
+        utilities: Utilities of both pictures of each pair, with shape (N, 2).
+        temperature: Temperature of the preferences; the larger, the noisier they are.
+        generator: Source of noisy preferences; None gives clean ones, by the larger utility, 0.5
+            where both are equal.
 
     Returns:
         1 for the first picture, 0 for the second, with shape (N,).
@@ -162,13 +163,13 @@ def prefer(
 
 
 def temperature_for(utilities: Tensor, agreement: float) -> float:
-    r"""The temperature at which noisy preferences agree with clean ones as often as wanted.
+    r"""Returns the temperature at which noisy preferences agree with clean ones as often as wanted.
 
     It solves :math:`E[\sigma(|u_0 - u_1| / T)] = a` by bisection.
 
     Arguments:
-        utilities: Of both pictures of pairs, with shape (N, 2).
-        agreement: The share a, between 0.5 and 1.
+        utilities: Utilities of both pictures of each pair, with shape (N, 2).
+        agreement: Share a of equal preferences, between 0.5 and 1.
 
     Raises:
         ValueError: If the share is not between 0.5 and 1, or the pairs cannot reach it because too
@@ -203,12 +204,12 @@ def write_pairs(
     pictures as small as these. As in Pick-a-Pic, a picture may be in several pairs.
 
     Arguments:
-        path: A parquet file.
-        pictures: Of type uint8, with shape (M, 3, H, W).
-        index: Of the first and of the second picture of each pair, with shape (N, 2).
-        captions: One for each pair.
+        path: Parquet file to write.
+        pictures: Pictures of type uint8, with shape (M, 3, H, W).
+        index: Indices of the first and of the second picture of each pair, with shape (N, 2).
+        captions: One caption for each pair.
         labels: 1 if the first picture is preferred, 0 if the second is, 0.5 for a tie, shape (N,).
-        utilities: Of both pictures of each pair, with shape (N, 2).
+        utilities: Utilities of both pictures of each pair, with shape (N, 2).
     """
 
     arrow = require("pyarrow", "writing preferences needs", "rewards")

@@ -1,4 +1,4 @@
-r"""How far a set of pictures is from real ones, and how often pictures show what was asked for.
+r"""Distances of a set of pictures from real ones, and the share that shows what was asked for.
 
 All of it rests on the embeddings of the judge. :func:`frechet` and :func:`kernel` compare the laws
 of two sets; :func:`precision_recall` tells whether single pictures look real, and whether all that
@@ -46,16 +46,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Quality:
-    """What is known of a set of pictures.
+    """Figures of a set of pictures.
 
     Arguments:
-        frechet: See :func:`frechet`.
-        kernel: See :func:`kernel`.
-        kernel_error: Its standard error.
-        precision: See :func:`precision_recall`.
-        recall: Likewise.
+        frechet: Distance by :func:`frechet`.
+        kernel: Distance by :func:`kernel`.
+        kernel_error: Standard error of the latter.
+        precision: Precision by :func:`precision_recall`.
+        recall: Recall by :func:`precision_recall`.
         right: Mean of :func:`right`.
-        right_error: Its standard error, over pictures.
+        right_error: Standard error of that mean, over pictures.
     """
 
     frechet: float
@@ -68,7 +68,7 @@ class Quality:
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
-    r"""Squared Frechet distance of the normal laws with the moments of two sets.
+    r"""Returns the squared Frechet distance of the normal laws with the moments of two sets.
 
     .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr} \big( \Sigma_x + \Sigma_y
         - 2 (\Sigma_x \Sigma_y)^{1/2} \big)
@@ -79,7 +79,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
     Arguments:
         x: Embeddings with shape (N, D), N at least 2.
-        y: With shape (M, D), M at least 2.
+        y: Embeddings with shape (M, D), M at least 2.
 
     Raises:
         ValueError: If the sets are too small, not finite, or of different dimensions.
@@ -96,7 +96,9 @@ def frechet(x: Tensor, y: Tensor) -> float:
 def kernel(
     x: Tensor, y: Tensor, units: tuple[Sequence[int], Sequence[int]] | None = None
 ) -> tuple[float, float]:
-    r"""Squared maximum mean discrepancy for :math:`k(a, b) = (a \cdot b / D + 1)^3`, unbiased.
+    r"""Returns the squared maximum mean discrepancy for a cubic kernel, unbiased.
+
+    The kernel is :math:`k(a, b) = (a \cdot b / D + 1)^3`.
 
     It is zero on average if both sets are of one law, and may be negative. Of three means of k,
     within both sets and between them, only pairs of different units count: two pictures of one
@@ -104,9 +106,9 @@ def kernel(
 
     Arguments:
         x: Embeddings with shape (N, D).
-        y: With shape (M, D).
-        units: The number of the unit, such as the caption, that each embedding of both sets belongs
-            to. Units are independent. None if all embeddings are.
+        y: Embeddings with shape (M, D).
+        units: Number of the unit, such as the caption, that each embedding of both sets belongs to.
+            Units are independent. None if all embeddings are.
 
     Returns:
         The distance and its standard error, the root of the sum over units u of
@@ -143,7 +145,7 @@ def kernel(
 
 
 def precision_recall(pictures: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
-    """The share of pictures that lie among real ones, and of real ones that lie among pictures.
+    """Returns the share of pictures among real ones, and that of real ones among pictures.
 
     An embedding lies among a set if it is at most as far from one of its members as that member is
     from its k-th nearest neighbor in the set. The denser the set, the smaller these balls: sets
@@ -151,8 +153,8 @@ def precision_recall(pictures: Tensor, real: Tensor, k: int = 3) -> tuple[float,
 
     Arguments:
         pictures: Embeddings with shape (N, D).
-        real: Those of real pictures, with shape (M, D).
-        k: Which neighbor; less than N and M.
+        real: Embeddings of real pictures, with shape (M, D).
+        k: Number of the neighbor, less than N and M.
 
     Raises:
         ValueError: If k is out of range, or the sets are not finite or of different dimensions.
@@ -174,16 +176,16 @@ def right(
     candidates: Sequence[str],
     count: int = 100,
 ) -> Tensor:
-    """The probability that the judge finds a picture's caption among others chosen at random.
+    """Returns the probability that the judge finds a picture's caption among random others.
 
     The mean over pictures is what :func:`rwguidance_testbed.towers.top_one_accuracy` is on average.
 
     Arguments:
         judge: The judge.
-        embeddings: Of the pictures, with shape (N, D).
-        captions: The right one of each picture.
+        embeddings: Embeddings of the pictures, with shape (N, D).
+        captions: Right caption of each picture.
         candidates: Distinct captions, the right ones among them.
-        count: Captions that are compared, the right one counted in.
+        count: Number of captions that are compared, the right one counted in.
 
     Returns:
         Probabilities in [0, 1], float64, with shape (N,). If `count` is the number of candidates,
@@ -219,15 +221,15 @@ def right(
 
 
 def compare(pictures: Tensor, real: Tensor, found: Tensor, k: int = 3) -> Quality:
-    """All figures of a set of pictures.
+    """Returns all figures of a set of pictures.
 
     Arguments:
         pictures: Embeddings with shape (N, D).
-        real: Those of real pictures, with shape (M, D): one of each picture's caption, in their
-            order, then another one of each, and so on, as :func:`real_pictures` makes them. For
-            precision and recall the first N are taken.
-        found: What :func:`right` returned for the pictures, with shape (N,).
-        k: See :func:`precision_recall`.
+        real: Embeddings of real pictures, with shape (M, D): one of each picture's caption, in
+            their order, then another one of each, and so on, as :func:`real_pictures` makes them.
+            For precision and recall the first N are taken.
+        found: Probabilities that :func:`right` returned for the pictures, with shape (N,).
+        k: Number of the neighbor, see :func:`precision_recall`.
 
     Raises:
         ValueError: If M is not a multiple of N, or as the parts raise it.
@@ -248,12 +250,12 @@ def compare(pictures: Tensor, real: Tensor, found: Tensor, k: int = 3) -> Qualit
 
 @torch.no_grad()
 def embed(judge: Towers, pictures: Tensor, batch: int = 64) -> Tensor:
-    """The judge's embeddings, float64, with shape (N, D).
+    """Returns the judge's embeddings of pictures, float64, with shape (N, D).
 
     Arguments:
         judge: The judge.
-        pictures: In [0, 1], with shape (N, 3, 64, 64).
-        batch: Pictures embedded at once.
+        pictures: Pictures in [0, 1], with shape (N, 3, 64, 64).
+        batch: Number of pictures embedded at once.
     """
 
     return torch.cat([judge.embed_pictures(part).double() for part in pictures.split(batch)])
@@ -262,14 +264,14 @@ def embed(judge: Towers, pictures: Tensor, batch: int = 64) -> Tensor:
 def real_pictures(
     drawings: Drawings, captions: Sequence[str], copies: int, generator: Generator
 ) -> Tensor:
-    """Real pictures of captions, in [0, 1], with shape (copies N, 3, 64, 64).
+    """Returns real pictures of captions, in [0, 1], with shape (copies N, 3, 64, 64).
 
     First one picture of every caption, in their order, then another one of each, and so on.
 
     Arguments:
         drawings: Drawings of one role that the pictures show.
-        captions: N of them; may repeat.
-        copies: Pictures of every caption.
+        captions: N captions, which may repeat.
+        copies: Number of pictures of every caption.
         generator: Source of all random numbers, on the CPU.
 
     Raises:
@@ -297,18 +299,18 @@ def table(
     copies: int = 4,
     count: int = 100,
 ) -> dict[str, Quality]:
-    """All figures of sets of pictures, against real ones, beside those of other real ones.
+    """Returns the figures of sets of pictures, against real ones, beside those of real ones.
 
     Arguments:
         judge: The judge.
         sets: Pictures by name of the set, one for each caption, each (N, 3, 64, 64) in [0, 1].
-        drawings: What is real, such as drawings that the generators have not seen.
-        captions: Of the real pictures, one for each picture of a set.
-        things: What the judge has to find for each picture, such as the names.
-        candidates: Among which it is.
-        generator: Of the real pictures.
-        copies: Real pictures of every caption that sets are held against.
-        count: See :func:`right`.
+        drawings: Drawings of the real pictures, such as those that no generator has seen.
+        captions: Captions of the real pictures, one for each picture of a set.
+        things: Captions that the judge has to find, one for each picture, such as the names.
+        candidates: Captions among which they are.
+        generator: Source of the real pictures.
+        copies: Number of real pictures of every caption that sets are held against.
+        count: Number of captions that are compared, see :func:`right`.
 
     Returns:
         The figures of every set, after those of a set of as many real pictures, named "real".
@@ -334,7 +336,7 @@ def table(
 
 
 def _means(k: Tensor, rows: Tensor, columns: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """Mean of a matrix over pairs of different units, and the same without each unit in turn."""
+    """Returns the mean of a matrix over pairs of different units, with and without each unit."""
 
     totals = []
     for values in (k, torch.ones_like(k)):
@@ -348,7 +350,7 @@ def _means(k: Tensor, rows: Tensor, columns: Tensor, units: int) -> tuple[Tensor
 
 
 def _share_among(x: Tensor, y: Tensor, k: int) -> float:
-    """The share of `x` within a ball around a member of `y` that holds k others of `y`."""
+    """Returns the share of `x` in a ball around a member of `y` that holds k others of `y`."""
 
     # Not by products: a distance of zero must be zero.
     mode = "donot_use_mm_for_euclid_dist"

@@ -77,23 +77,23 @@ KIND_WORDS = {
 """Words for whole kinds of things, used now and then instead of a name."""
 
 _SIZES = {"": (0.7, 0.95), "small": (0.5, 0.65), "large": (0.88, 0.97)}
-_DEGREES = 12.0
-_RARE = 32
-_HUE = 15.0
+_DEGREES = 12.0  # the most that a drawing is turned either way
+_HUE = 15.0  # the most, in degrees, that colors are turned: a name with a color stays true
+_RARE = 32  # as many thousand scenes are tried at least: a caption may come up once in 2,300
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in one picture.
+    """The drawing, the background and the caption of one picture.
 
     Arguments:
         drawing: Index of the drawing.
         background: Red, green and blue in [0, 1].
         scale: Side of the drawing over the side of the picture.
-        angle: By which the drawing is turned clockwise, in degrees.
-        place: Of the drawing, right and down, in [-1, 1]; at 1 it touches the border.
-        hue: By which colors are turned about the gray axis, in degrees.
-        caption: What the picture shows.
+        angle: Angle by which the drawing is turned clockwise, in degrees.
+        place: Place of the drawing, right and down, in [-1, 1]; at 1 it touches the border.
+        hue: Angle by which colors are turned about the gray axis, in degrees.
+        caption: Caption of the picture.
     """
 
     drawing: int
@@ -109,8 +109,8 @@ def sample_scenes(drawings: Drawings, count: int, generator: Generator) -> list[
     """Draws scenes: drawings uniformly, everything else as the module says.
 
     Arguments:
-        drawings: Those to choose from.
-        count: How many.
+        drawings: Drawings to choose from.
+        count: Number of scenes.
         generator: Source of all random numbers, on the CPU.
     """
 
@@ -156,7 +156,7 @@ def sample_scenes(drawings: Drawings, count: int, generator: Generator) -> list[
 
 
 def on_background(color: str) -> str:
-    """What captions say of a background: "on an orange background"."""
+    """Returns the words of captions for a background: "on an orange background"."""
 
     return f"on {_article(color)} {color} background"
 
@@ -167,9 +167,9 @@ def scenes_with_caption(
     """Draws scenes of one caption, exactly: those of :func:`sample_scenes` that have it.
 
     Arguments:
-        drawings: Those to choose from.
-        caption: Of every scene; a leading article does not matter.
-        count: How many.
+        drawings: Drawings to choose from.
+        caption: Caption of every scene; a leading article does not matter.
+        count: Number of scenes.
         generator: Source of all random numbers, on the CPU.
 
     Raises:
@@ -198,11 +198,11 @@ def scenes_with_caption(
 
 
 def render(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tensor:
-    """The pictures of scenes, in [0, 1], with shape (B, 3, size, size).
+    """Returns the pictures of scenes, in [0, 1], with shape (B, 3, size, size).
 
     Arguments:
-        drawings: Those that the scenes refer to.
-        scenes: What to paint.
+        drawings: Drawings that the scenes refer to.
+        scenes: Scenes to render.
         size: Pixels along a side.
     """
 
@@ -228,14 +228,14 @@ def render(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tenso
 def sample_pictures(
     drawings: Drawings, count: int, generator: Generator, size: int = 64
 ) -> tuple[Tensor, list[str]]:
-    """Pictures in [0, 1], with shape (count, 3, size, size), and their captions."""
+    """Draws pictures in [0, 1], with shape (count, 3, size, size), and their captions."""
 
     scenes = sample_scenes(drawings, count, generator)
     return render(drawings, scenes, size), [scene.caption for scene in scenes]
 
 
 def straight_quotes(text: str) -> str:
-    """Without curly quotes."""
+    """Returns a text with straight quotes in the place of curly ones, as captions have it."""
 
     return re.sub("[\u2018-\u201d]", "'", text)
 
@@ -245,7 +245,7 @@ def _article(word: str) -> str:
 
 
 def _hue_rotation(degrees: Sequence[float]) -> Tensor:
-    """Rotations of the colors about the gray axis, with shape (B, 3, 3); grays stay as they are."""
+    """Returns rotations of the colors about the gray axis, (B, 3, 3); grays stay as they are."""
 
     theta = torch.tensor([math.radians(d) for d in degrees])
     cos, sin = theta.cos(), theta.sin()

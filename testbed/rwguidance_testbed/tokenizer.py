@@ -15,7 +15,7 @@ from .scenes import COLORS, KIND_WORDS
 __all__ = ["CONTEXT_LENGTH", "text_config", "tokenize", "tokenizer_corpus", "train_tokenizer"]
 
 CONTEXT_LENGTH = 16
-"""Tokens of a prompt, start and end counted in; what is longer is cut."""
+"""Tokens of a prompt, start and end counted in; longer ones are truncated."""
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = (
@@ -24,7 +24,7 @@ _WORDS = (
 
 
 def tokenizer_corpus(drawings: Drawings) -> list[str]:
-    """What the tokenizer is learned from, the words of the captions many times over."""
+    """Returns the texts to learn from: words of captions a hundred times, names and tags once."""
 
     own = load_names()
     often = [
@@ -45,9 +45,9 @@ def train_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> An
     Every byte is a token, within a word and at its end, so that every text has tokens.
 
     Arguments:
-        corpus: Texts.
-        folder: To write ``vocab.json``, ``merges.txt`` and the configuration to.
-        size: Of the vocabulary, at most.
+        corpus: Texts to learn from.
+        folder: Folder of ``vocab.json``, ``merges.txt`` and the configuration.
+        size: Largest size of the vocabulary.
     """
 
     tokenizers = require("tokenizers", "the test bed needs", "backbones")
@@ -87,13 +87,13 @@ def train_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> An
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Tokens of captions, those that are too long cut, with shape (B, 16).
+    """Returns tokens of captions, truncated to the context length, with shape (B, 16).
 
-    There is no mask: text towers as CLIP's do not look ahead, and what they give is read at the end
-    of the caption.
+    There is no mask: text towers as CLIP's do not look ahead, and their embedding is read at the
+    end of the caption.
 
     Arguments:
-        tokenizer: As :func:`train_tokenizer` returns it.
+        tokenizer: Tokenizer that :func:`train_tokenizer` returned.
         captions: The captions.
     """
 

@@ -45,12 +45,12 @@ class ReplayBuffer(nn.Module):
 
     @property
     def seen(self) -> int:
-        """Examples made so far, those counted in that made room for others."""
+        """Number of examples made so far, those counted in that made room for others."""
 
         return int(self.made) * self.level.shape[1]
 
     def batch(self, count: int, generator: Generator) -> Examples:
-        """Some of the examples, chosen uniformly."""
+        """Returns some of the examples, chosen uniformly."""
 
         filled = min(int(self.made), self.count) * self.level.shape[1]
         index = torch.randint(filled, (count,), generator=generator)

@@ -52,7 +52,7 @@ class DistillationOptions(BufferedOptions):
 
     Arguments:
         fresh: Paths of the teacher that are followed at a time.
-        uses: How often an example is used, on average, before there must be new ones.
+        uses: Number of times that an example is used, on average, before new ones must come.
         guidance: Scale of the teacher's classifier-free guidance.
         own: Share of the states in which windows of the flow begin that the student led to.
     """

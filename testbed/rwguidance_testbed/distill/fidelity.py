@@ -1,4 +1,4 @@
-"""How near a student is to its teacher, and how wide the laws of both are."""
+"""The fidelity of a student: its distance from its teacher, and the widths of both laws."""
 
 import torch
 from torch import Generator, nn
@@ -16,19 +16,19 @@ __all__ = ["measure"]
 def measure(
     student: Student, network: nn.Module, steps: int, draws: int = 48, seed: int = 0
 ) -> dict[str, float]:
-    """How near a student comes to its teacher from the same noise, and how wide its law is.
+    """Measures the distance of a student from its teacher, and the width of its law.
 
     Arguments:
-        student: The student, whose pipeline is run.
-        network: Which to run it with.
-        steps: Of the pipeline.
-        draws: Of each of six prompts.
-        seed: Of noise and pictures.
+        student: Student whose pipeline is run.
+        network: Network to run it with.
+        steps: Steps of the pipeline.
+        draws: Number of draws of each of six prompts.
+        seed: Seed of noise and pictures.
 
     Returns:
-        The mean squared difference of clean latents from those of the teacher; and of student,
-        teacher and true pictures the variance of latents given a prompt and its effective
-        dimension; means over prompts.
+        The mean squared difference of clean latents from those of the teacher from the same noise;
+        and the variance and the effective dimension of latents given a prompt, of student, teacher
+        and true pictures; all of them means over prompts.
     """
 
     pipe, teacher = student.pipe(network), student.teacher

@@ -1,4 +1,4 @@
-"""How close a network is to importance sampling on banks that it has not seen."""
+"""The evaluation of a network against importance sampling on banks that it has not seen."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""How often towers find what a picture shows among other candidates."""
+"""The accuracy of towers: shares of pictures whose caption they find among others."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ __all__ = ["measure", "top_one_accuracy"]
 
 
 def top_one_accuracy(scores: Tensor, right: Tensor, count: int, generator: Generator) -> float:
-    """How often the right candidate scores highest among itself and others chosen at random.
+    """Returns how often the right candidate scores highest, among others chosen at random.
 
     Arguments:
-        scores: Of all candidates, with shape (N, M).
-        right: Index of the right one, with shape (N,).
-        count: Candidates that are compared, the right one counted in, at most M.
-        generator: Chooses the others.
+        scores: Scores of all candidates, with shape (N, M).
+        right: Index of the right candidate, with shape (N,).
+        count: Number of candidates that are compared, the right one counted in, at most M.
+        generator: Source of the random choice.
     """
 
     own = scores.gather(1, right[:, None])
@@ -34,14 +34,14 @@ def top_one_accuracy(scores: Tensor, right: Tensor, count: int, generator: Gener
 def measure(
     towers: Towers, drawings: Drawings, role: str, count: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """How often towers find the right name among 100, and the right background and style.
+    """Measures how often towers find the right name among 100, and the right background and style.
 
     Arguments:
         towers: The towers.
-        drawings: All of them.
-        role: Whose drawings the towers learned from.
-        count: Pictures of each kind.
-        seed: Of pictures and candidates.
+        drawings: All drawings.
+        role: Role of the drawings that the towers learned from.
+        count: Number of pictures of each kind.
+        seed: Seed of pictures and candidates.
 
     Returns:
         The share of right names on drawings of the generators, of names that these learn and of
@@ -88,7 +88,7 @@ def _endings(
     endings: Sequence[str],
     right: Sequence[int],
 ) -> float:
-    """How often the right ending of a name scores highest."""
+    """Returns how often the right ending of a name scores highest."""
 
     if not scenes:
         return float("nan")

@@ -53,8 +53,8 @@ OPTIONS = BufferedOptions(steps=10_000, batch=64, peak=1e-3, kept=2048)
 """Default options of the training; a batch is of so many pictures, or pairs with preferences."""
 
 _USES = 4
-"""How often a painted picture is used, on average. Painting is slower than learning, but at eight
-uses the judge's loss on fresh pictures was well above that on those in use."""
+"""Number of times that a painted picture is used, on average. Painting is slower than learning, but
+at eight uses the judge's loss on fresh pictures was well above that on those in use."""
 
 
 def train(

@@ -1,4 +1,4 @@
-r"""What towers minimize: contrastive losses, and that of Bradley and Terry on preferences.
+r"""The losses of towers: contrastive ones, and that of Bradley and Terry on preferences.
 
 References:
     | Learning Transferable Visual Models From Natural Language Supervision
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 __all__ = ["AlignmentHead", "contrastive_loss", "preference_loss"]
 
-_LARGEST_SCALE = 100.0
+_LARGEST_SCALE = 100.0  # CLIP's bound, against instability
 
 
 def contrastive_loss(
@@ -26,14 +26,14 @@ def contrastive_loss(
     log_scale: Tensor,
     smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Cross-entropy of each picture's own caption, and of each caption's own picture.
+    r"""Returns the cross-entropy of pictures' own captions, and of captions' own pictures.
 
     The logits are :math:`e^s \cos(x_i, y_j)`, the factor at most 100.
 
     Arguments:
         pictures: Embeddings with shape (B, D).
-        captions: Of the captions of these pictures, in the same order.
-        others: Of captions that are true of none of the pictures, with shape (M, D).
+        captions: Embeddings of the captions of these pictures, in the same order.
+        others: Embeddings of captions that are true of none of the pictures, with shape (M, D).
         log_scale: The scalar s.
         smoothing: Share of the target that all candidates get alike.
 
@@ -51,12 +51,14 @@ def contrastive_loss(
 def preference_loss(
     first: Tensor, second: Tensor, captions: Tensor, label: Tensor, log_scale: Tensor
 ) -> Tensor:
-    r"""The loss of Bradley and Terry, :math:`-\log \sigma(e^s (\cos(x_0, y) - \cos(x_1, y)))`.
+    r"""Returns the loss :math:`-\log \sigma(e^s (\cos(x_0, y) - \cos(x_1, y)))`.
+
+    It is that of Bradley and Terry.
 
     Arguments:
         first: Embeddings of the first picture of each pair, with shape (B, D).
-        second: Of the second one.
-        captions: Of what both were drawn for.
+        second: Embeddings of the second picture.
+        captions: Embeddings of the caption that both were drawn for.
         label: 1 if the first is preferred, 0 if the second is, 0.5 for a tie, with shape (B,).
         log_scale: The scalar s.
 
@@ -70,10 +72,10 @@ def preference_loss(
 
 
 class AlignmentHead(nn.Module):
-    """What is compared of two pictures of the same name: a linear function of their embeddings.
+    """A linear head in whose projection two pictures of the same name are aligned.
 
     Arguments:
-        dimension: Of the embeddings.
+        dimension: Length of the embeddings.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -82,7 +84,7 @@ class AlignmentHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of :func:`contrastive_loss` between both pictures of each pair."""
+        """Returns the contrastive loss between both pictures of each pair."""
 
         first, second = self.project(first.float()), self.project(second.float())
         return contrastive_loss(first, second, second[:0], self.log_scale)

@@ -22,13 +22,13 @@ _SIZE_WORDS = {"small": "large", "large": "small"}
 def hard_negative(
     scene: Scene, drawing: Drawing, relatives: Mapping[str, Sequence[str]], generator: Generator
 ) -> str:
-    """A caption that is false of a scene in one respect that its own caption names.
+    """Returns a caption that is false of a scene in one respect that its own caption names.
 
     Arguments:
         scene: The scene.
-        drawing: What it shows.
+        drawing: The drawing that it shows.
         relatives: Names of each kind of things.
-        generator: Chooses the respect and the other word.
+        generator: Source of the respect and of the other word.
     """
 
     pick = lambda options: options[int(torch.randint(len(options), (), generator=generator))]

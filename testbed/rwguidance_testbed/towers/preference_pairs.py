@@ -24,7 +24,7 @@ class Pairs:
     known utility, `utility_0` and `utility_1`.
 
     Arguments:
-        path: A parquet file.
+        path: Parquet file to read.
         size: Pixels along a side that the pictures must have.
 
     Raises:
@@ -46,7 +46,7 @@ class Pairs:
         self.captions: list[str] = table["caption"]
         self.labels = labels[0]
         self.clean: Tensor | None = None
-        """What would be preferred without noise, 0.5 for ties, if utilities are known."""
+        """Preferences without noise, 0.5 for ties, if utilities are known."""
         if len(known) == 2:
             self.clean = prefer(torch.tensor([table[name] for name in known]).T)
         self.pictures = torch.empty(len(self.captions), 2, 3, size, size, dtype=torch.uint8)
@@ -59,19 +59,20 @@ class Pairs:
         return len(self.captions)
 
     def split(self, share: int = 16) -> tuple[Tensor, Tensor]:
-        """Indices of pairs to learn from and, one caption in `share`, of pairs to check with."""
+        """Returns indices of pairs to learn from and, one caption in `share`, to check with."""
 
         order = {caption: i for i, caption in enumerate(sorted(set(self.captions)))}
         kept = torch.tensor([order[caption] % share == share - 1 for caption in self.captions])
         return (~kept).nonzero()[:, 0], kept.nonzero()[:, 0]
 
     def loss(self, towers: Towers, index: Tensor, patches: Tensor | None = None) -> Tensor:
-        """The loss of :func:`preference_loss` on some of the pairs.
+        """Returns the preference loss on some of the pairs.
 
         Arguments:
             towers: The towers.
-            index: Which pairs, with shape (B,).
-            patches: What is seen of the pictures, see `Towers.embed_pictures`, with shape (2 B, K).
+            index: Indices of the pairs, with shape (B,).
+            patches: Patches of the pictures that are seen, see `Towers.embed_pictures`, with shape
+                (2 B, K).
         """
 
         first, second, captions = self._embed(towers, index, patches)
@@ -79,11 +80,11 @@ class Pairs:
 
     @torch.no_grad()
     def agreement(self, towers: Towers, index: Tensor, clean: bool = False) -> float:
-        """How often the towers prefer what is preferred, among pairs without ties.
+        """Returns how often the towers prefer what is preferred, among pairs without ties.
 
         Arguments:
             towers: The towers.
-            index: Which pairs, with shape (N,).
+            index: Indices of the pairs, with shape (N,).
             clean: Whether preferences are those that utilities have without noise.
 
         Raises:

@@ -1,1 +1,1 @@
-"""How models of the test bed are trained: the loop, the optimizer, attention, and the card."""
+"""The training of models: the loop, its options, averages, optimizer, buffer and cards."""

@@ -20,11 +20,11 @@ class LatentBuffer:
     times, each time with other noise, before another takes its place.
 
     Arguments:
-        drawings: What the pictures show.
+        drawings: Drawings that the pictures show.
         vae: The autoencoder.
-        tokenizer: Of the captions.
-        size: Pictures kept.
-        generator: Of the pictures.
+        tokenizer: Tokenizer of the captions.
+        size: Number of pictures kept.
+        generator: Source of the pictures.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class LatentBuffer:
         self.latents, self.tokens = (torch.cat(rows) for rows in zip(*parts, strict=True))
 
     def renew(self, count: int) -> None:
-        """Replaces the oldest."""
+        """Replaces the oldest pictures, so many of them."""
 
         where = (self.oldest + torch.arange(count)) % len(self.latents)
         self.latents[where], self.tokens[where] = self._fresh(count)
         self.oldest = (self.oldest + count) % len(self.latents)
 
     def batch(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Latents, (count, 8, 8, 8), and tokens, (count, 16), chosen uniformly."""
+        """Returns latents, (count, 8, 8, 8), and tokens, (count, 16), chosen uniformly."""
 
         index = torch.randint(len(self.latents), (count,), generator=generator)
         return self.latents[index], self.tokens[index]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 __all__ = ["Muon", "groups", "orthogonal"]
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's, of the quintic iteration
 
 
 class Muon(torch.optim.Optimizer):
@@ -20,10 +20,10 @@ class Muon(torch.optim.Optimizer):
 
     Arguments:
         parameters: Groups as :func:`groups` makes them, each with a flag "matrices".
-        lr: Learning rate of both.
-        momentum: Of the matrices.
-        betas: Of Adam.
-        weight_decay: Decoupled, of both.
+        lr: Learning rate of both kinds.
+        momentum: Momentum of the matrices.
+        betas: Decay rates of Adam's moments.
+        weight_decay: Decoupled weight decay of both kinds.
 
     References:
         | Muon: an optimizer for hidden layers in neural networks (Jordan et al., 2024)
@@ -82,11 +82,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the orthogonal factor of each matrix, singular values between 0.6 and 1.3.
+    """Returns nearly the orthogonal factor of each matrix, singular values from 0.6 to 1.3.
 
     Arguments:
-        matrices: With shape (B, m, n).
-        steps: Of the Newton-Schulz iteration.
+        matrices: Matrices with shape (B, m, n).
+        steps: Steps of the Newton-Schulz iteration.
 
     Returns:
         Matrices of the same shape, in bfloat16.
@@ -104,12 +104,12 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Parameters in two groups: the matrices inside blocks, and the others.
+    """Returns parameters in two groups: the matrices inside blocks, and the others.
 
     A convolution counts as a matrix with a row for each of its output channels.
 
     Arguments:
-        modules: Whose parameters they are; their blocks are in lists of modules.
+        modules: Modules of the parameters; their blocks are in lists of modules.
     """
 
     matrices: dict[Tensor, None] = {}

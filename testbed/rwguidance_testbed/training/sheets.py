@@ -15,7 +15,7 @@ __all__ = ["check_prompts", "write_sheet"]
 
 
 def check_prompts() -> list[str]:
-    """Sixty prompts of names that are learned, every other with a background."""
+    """Returns sixty prompts of names that are learned, every other with a background."""
 
     colors = list(COLORS)
     return [
