@@ -1,6 +1,7 @@
 """Commands: options and their descriptions come from a function and from dataclasses."""
 
 import inspect
+import re
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,19 @@ import typer
 from typer.testing import CliRunner
 
 from rwguidance_testbed import commands
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = (
+    "data",
+    "distill",
+    "effective_dimension",
+    "flow",
+    "network",
+    "preferences",
+    "towers",
+    "turbo",
+    "vae",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +100,40 @@ def test_help_is_what_the_docstrings_say():
     assert "--more" not in shown
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "data",
-        "distill",
-        "effective_dimension",
-        "flow",
-        "network",
-        "preferences",
-        "towers",
-        "turbo",
-        "vae",
-    ],
-)
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_every_command_describes_all_of_its_options(name, monkeypatch):
+def command_of(module):
+    """The command that a module runs, as typer sees it."""
+
     described = []
-    monkeypatch.setattr(commands, "run", described.append)
-    runpy.run_module(f"rwguidance_testbed.{name}", run_name="__main__")
-    command = commands.as_command(described[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "run", described.append)
+        runpy.run_module(module, run_name="__main__")
+    return commands.as_command(described[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_describes_all_of_its_options(name):
+    command = command_of(f"rwguidance_testbed.{name}")
     for parameter in inspect.signature(command).parameters.values():
         (option,) = parameter.annotation.__metadata__
         assert option.help, f"{name}: {parameter.name}"
         assert option.help[0].isupper()
         assert option.help.endswith(".")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_readme_names_what_is_registered_and_commands_that_exist():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    registered = re.findall(r'^([\w-]+) = "rwguidance_testbed\.plugins:', project, re.MULTILINE)
+    assert len(registered) == 10
+    for name in registered:
+        assert f"| `{name}` |" in page, name
+    lines = page.replace("\\\n", " ").splitlines()
+    called = [line.split("#")[0].split()[2:] for line in lines if "    python -m " in line]
+    training = set(COMMANDS) - {"effective_dimension"}
+    assert {words[0] for words in called} == {f"rwguidance_testbed.{name}" for name in training}
+    for module, *rest in called:
+        options = inspect.signature(command_of(module)).parameters
+        asked = [word.removeprefix("--").replace("-", "_") for word in rest if word[:2] == "--"]
+        assert set(asked) <= set(options), module
