@@ -121,6 +121,23 @@ class TestFlowStudent:
             FlowStudent(NoiseTeacher(teacher_unet, 3.0), distill_drawings, 8)
 
 
+def record_steps(scheduler):
+    """Lists that every step of a scheduler will add its state and the clean state to."""
+
+    step = scheduler.step
+    states, cleaned = [], []
+
+    @functools.wraps(step)
+    def recorded(noise, t, x, **keywords):
+        states.append(x)
+        out = step(noise, t, x, **{**keywords, "return_dict": True})
+        cleaned.append(out.pred_original_sample)
+        return (out.prev_sample,)
+
+    scheduler.step = recorded
+    return states, cleaned
+
+
 class TestTurboStudent:
     def test_the_flow_is_followed_in_steps_that_are_finer_where_paths_bend(
         self, teacher_flow, generator, monkeypatch
@@ -140,24 +157,14 @@ class TestTurboStudent:
     ):
         pipe = turbo_student.pipe(turbo_student.average)
         pipe.set_progress_bar_config(disable=True)
-        seen, answers, cleaned = [], [], []
+        seen, answers = [], []
 
         def hook(module, args, inputs, output):
             seen.append((*args, inputs))
             answers.append(output[0])
 
         pipe.unet.register_forward_hook(hook, with_kwargs=True)
-        step = pipe.scheduler.step
-        states = []
-
-        @functools.wraps(step)
-        def recorded(noise, t, x, **keywords):
-            states.append(x)
-            out = step(noise, t, x, **{**keywords, "return_dict": True})
-            cleaned.append(out.pred_original_sample)
-            return (out.prev_sample,)
-
-        pipe.scheduler.step = recorded
+        states, cleaned = record_steps(pipe.scheduler)
         noise = turbo_student.noise(3, generator)
         prompts = list(NAMES[:3])
         found = pipe(
