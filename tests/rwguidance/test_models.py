@@ -197,5 +197,5 @@ def test_a_model_must_return_a_prediction():
         def forward(self, x_t, t, condition=None):
             return None
 
-    with pytest.raises(TypeError, match="Nothing.forward must return a Prediction, got None"):
+    with pytest.raises(TypeError, match=r"Nothing\.forward must return a Prediction, got None"):
         Nothing(VPSchedule())(randn(0, 3, 2), 0.5)
