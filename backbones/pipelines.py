@@ -11,6 +11,8 @@ With classifier-free guidance of scale g > 1 the model is, by definition, the on
 
 in the convention of its network. Reward guidance then tilts the law that this composed model
 samples.
+
+The contract of an adapter stands here in one place, which makes the file longer than others.
 """
 
 import copy

@@ -241,6 +241,15 @@ class ImportanceSampling(ConditionalExpectation):
         size = max(1, _ROWS_BYTES // (8 * most))
         return [(part, number) for number, rows in members.items() for part in rows.split(size)]
 
+    def _check_range(self, dtype: torch.dtype) -> None:
+        """Raises ValueError if the log-weights leave the range in which states are weighed."""
+
+        if self._largest > torch.finfo(dtype).max:
+            raise ValueError(
+                f"the log-weights of the tilt reach {self._largest:.3g} nats, beyond {dtype}, in "
+                "which states are weighed; use a larger beta"
+            )
+
     def _estimate(
         self, states: Tensor, index: Tensor, group: int, scales: Scales
     ) -> dict[str, Tensor]:
@@ -249,11 +258,7 @@ class ImportanceSampling(ConditionalExpectation):
         rows = list(self.rows.values())[group]
         draws = self.x_0[rows]
         dtype = working_dtype(states.dtype, draws.dtype)
-        if self._largest > torch.finfo(dtype).max:
-            raise ValueError(
-                f"the log-weights of the tilt reach {self._largest:.3g} nats, beyond {dtype}, in "
-                "which states are weighed; use a larger beta"
-            )
+        self._check_range(dtype)
         whole = len(index) == len(states)
         alpha, sigma = (
             value.flatten(1).to(dtype)

@@ -27,6 +27,8 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
     Options are public attributes that are numbers, strings, schedules, frozen dataclasses, or
     collections of these; others, functions among them, belong into `extra_repr`.
 
+    Of schedules, the tables enter entry by entry.
+
     Devices and folders do not enter, and weights do that are offloaded one by one. It takes
     milliseconds, also for billions of weights, and is meant against mistakes, not against malice:
     64 entries of each tensor enter.
@@ -71,10 +73,22 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return _options(value)
+    if isinstance(value, Schedule):
+        return type(value).__qualname__, _options(vars(value)), _tables(value)
     settings = getattr(value, "__dataclass_params__", None)
-    if isinstance(value, Schedule) or (settings is not None and settings.frozen):
+    if settings is not None and settings.frozen:
         return type(value).__qualname__, _options(vars(value))
     return None
+
+
+def _tables(schedule: Schedule) -> dict[str, str]:
+    """The tensors of a schedule, private ones among them, by name: every byte counts."""
+
+    digest = lambda table: hashlib.sha256(
+        table.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
+    tensors = {key: v for key, v in sorted(vars(schedule).items()) if isinstance(v, Tensor)}
+    return {key: f"{v.dtype} {tuple(v.shape)} {digest(v)}" for key, v in tensors.items()}
 
 
 def _tensors(part: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -165,3 +165,37 @@ def test_a_model_without_its_method_is_abstract():
     for base in (Model, DenoiserModel, NoiseModel, ScoreModel, VelocityModel):
         with pytest.raises(TypeError, match="abstract"):
             base(VPSchedule())
+
+
+@pytest.mark.parametrize("t", [0.25, torch.tensor(0.25), torch.tensor([0.25, 0.5, 1.0])])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("convention", FOUR)
+def test_a_hook_gets_one_time_per_state_in_float32_or_wider(convention, dtype, t):
+    model = convention(mixture(0, 2), VPSchedule())
+    model(randn(0, 3, 2).to(dtype), t)
+    ((_, times, _),) = model.calls
+    assert times.shape == (3,)
+    assert times.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(times.double(), torch.as_tensor(t).double().expand(3))
+    times.mul_(999)  # its own copy: nobody else sees this
+
+
+def test_forward_gets_every_digit_of_the_times():
+    seen = []
+
+    class Whole(Denoiser):
+        def forward(self, x_t, t, condition=None):
+            seen.append(t)
+            return super().forward(x_t, t, condition)
+
+    Whole(mixture(0, 2), VPSchedule())(randn(0, 3, 2).float(), 0.1)
+    assert seen[0].tolist() == [0.1] * 3
+
+
+def test_a_model_must_return_a_prediction():
+    class Nothing(Model):
+        def forward(self, x_t, t, condition=None):
+            return None
+
+    with pytest.raises(TypeError, match=r"Nothing\.forward must return a Prediction, got None"):
+        Nothing(VPSchedule())(randn(0, 3, 2), 0.5)

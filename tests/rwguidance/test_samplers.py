@@ -24,6 +24,7 @@ from rwguidance import (
     GuidedModel,
     Heun,
     ImportanceSampling,
+    LearnedShift,
     Model,
     Prediction,
     RectifiedSchedule,
@@ -545,3 +546,66 @@ def test_a_healthy_bank_is_not_reported():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sample(guided, Heun(), randn(1, 4, 2), (1, 0.8, 0.5, 0.2))
+
+
+def test_a_run_keeps_a_graph_only_where_one_is_asked_for():
+    x_1 = randn(0, 3, 2).requires_grad_()
+    model = LAW.model(RectifiedSchedule())
+    assert not sample(model, Heun(), x_1, (1, 0.5, 0)).requires_grad
+    with torch.no_grad():
+        x_0 = sample(model, Heun(), x_1, (1, 0.5, 0), gradient=True)
+    (gradient,) = torch.autograd.grad(x_0.sum(), x_1)
+    assert bool((gradient.abs() > 0).all())
+
+
+class Breaks(Model):
+    """The exact model, until a time, from which on item 1 is NaN."""
+
+    def __init__(self, until):
+        super().__init__(RectifiedSchedule())
+        self.exact = LAW.model(self.schedule)
+        self.until = until
+
+    def forward(self, x_t, t, condition=None):
+        prediction = self.exact(x_t, t)
+        if float(t[0]) < self.until:
+            prediction.mean[1] = math.nan
+        return prediction
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun()])
+def test_what_is_not_finite_is_named_with_step_item_and_source(sampler):
+    run = lambda model: sample(
+        model, sampler, randn(0, 3, 2), (1, 0.8, 0.5, 0), generator=torch.Generator()
+    )
+    with pytest.raises(
+        FloatingPointError, match=r"step 2 of 3: .*in item 1 at t = 0\.8|step 1 of 3"
+    ):
+        run(Breaks(0.9))
+    guided = GuidedModel(Breaks(0.9), toy.Oracle(LAW, TILTS["linear"]))
+    with pytest.raises(
+        FloatingPointError, match=r"the base prediction of Breaks .* in item 1 at t"
+    ):
+        run(guided)
+    nothing = LearnedShift(
+        lambda x_t, t, condition: x_t * torch.tensor([[1.0], [1.0], [torch.inf]])
+    )
+    with pytest.raises(
+        FloatingPointError, match=r"step 1 of 3: the shift of LearnedShift .* item 2"
+    ):
+        run(GuidedModel(LAW.model(RectifiedSchedule()), nothing))
+    with pytest.raises(ValueError, match="x_1 must be finite, got NaN or inf in item 0"):
+        sample(guided, sampler, torch.full((1, 2), math.nan), (1, 0))
+
+
+@pytest.mark.parametrize("rewards", [1.0, 1e39])
+def test_an_overflowing_tilt_is_named(rewards):
+    bank = Bank(randn(0, 40, 2).float(), rewards=rewards * randn(1, 40))
+
+    def run():
+        tilt = Tilt(toy.Linear([1.0, 0.0]), 1.0 if rewards > 1 else 1e-310)
+        guided = GuidedModel(LAW.model(RectifiedSchedule()), ImportanceSampling(bank, tilt))
+        sample(guided, DDIM(), randn(2, 3, 2).float(), (1, 0.5, 0))
+
+    with pytest.raises(ValueError, match=r"log-weights .* use a larger beta"):
+        run()

@@ -56,23 +56,8 @@ def compare(
     x_0 = prior.sample(batch, generator).float()
     noise = torch.randn(x_0.shape, generator=generator)
 
-    importance = ImportanceSampling(bank, tilt)
-    estimators: dict[str, ConditionalExpectation] = {
-        "exact": Oracle(prior, tilt),
-        "importance": importance,
-        "  TargetESS(0.05)": ImportanceSampling(bank, tilt, TargetESS(0.05)),
-        "plug-in": PlugIn(tilt),
-        "  no Jacobian": PlugIn(tilt, jacobian=False),
-    }
-    if training_steps:
-        scalar = ExpectationMLP((dim,), width=128, seed=seed)
-        objective = ExpectationObjective(model, bank, tilt)
-        train(scalar, objective, training_steps, seed=seed, progress=True)
-        vector = ShiftMLP((dim,), schedule, width=128, seed=seed)
-        centered = ShiftObjective(model, bank, tilt, scalar)
-        train(vector, centered, training_steps, seed=seed, progress=True)
-        estimators["network, log h"] = LearnedExpectation(scalar)
-        estimators["network, shift"] = LearnedShift(vector)
+    estimators = _estimators(prior, model, bank, tilt, training_steps, seed)
+    importance = estimators["importance"]
 
     table = Table(
         title=f"Relative error of the shift ({law} in {dim} dimensions, {reward} reward, "
@@ -97,6 +82,31 @@ def compare(
         ]
         table.add_row(name, *(f"{value:.3g}" for value in values))
     Console().print(table)
+
+
+def _estimators(
+    prior: GaussianMixture, model: Model, bank: Bank, tilt: Tilt, training_steps: int, seed: int
+) -> dict[str, ConditionalExpectation]:
+    """The estimators by name, in the order of the table; networks only if they are trained."""
+
+    estimators: dict[str, ConditionalExpectation] = {
+        "exact": Oracle(prior, tilt),
+        "importance": ImportanceSampling(bank, tilt),
+        "  TargetESS(0.05)": ImportanceSampling(bank, tilt, TargetESS(0.05)),
+        "plug-in": PlugIn(tilt),
+        "  no Jacobian": PlugIn(tilt, jacobian=False),
+    }
+    if training_steps:
+        event = tuple(bank.x_0.shape[1:])
+        scalar = ExpectationMLP(event, width=128, seed=seed)
+        objective = ExpectationObjective(model, bank, tilt)
+        train(scalar, objective, training_steps, seed=seed, progress=True)
+        vector = ShiftMLP(event, model.schedule, width=128, seed=seed)
+        centered = ShiftObjective(model, bank, tilt, scalar)
+        train(vector, centered, training_steps, seed=seed, progress=True)
+        estimators["network, log h"] = LearnedExpectation(scalar)
+        estimators["network, shift"] = LearnedShift(vector)
+    return estimators
 
 
 def _relative_error(

@@ -145,27 +145,41 @@ def align_digits(
     generator = torch.Generator().manual_seed(seed)
     digits = Digits()
     run = _Run(digits, samples, generator)
-    rows, pictures = [], []
-
     say("thickness, a black box: training-free, rectified path")
-    bank = digits.sample(bank_size, generator).scored(Tilt(thickness, 1.0))
+    rows, pictures = _thicker(run, digits.sample(bank_size, generator))
+    say("lightness, differentiable: guidance networks, VP path")
+    bank = digits.sample(bank_size, generator)
+    more, others = _lighter(run, bank, training_steps, seed)
+    return rows + more, pictures + others
+
+
+def _thicker(run: "_Run", bank: Bank) -> tuple[list[Row], list[Pictures]]:
+    """Alignment to a black box, by importance sampling."""
+
+    bank = bank.scored(Tilt(thickness, 1.0))
     tilt = Tilt.for_kl(thickness, bank, nats=2.5)
     target = run.target("thickness", tilt)
     started = time.perf_counter()
     estimator = ImportanceSampling(bank, tilt)
     setup = time.perf_counter() - started
-    base = digits.model(RectifiedSchedule())
+    base = run.digits.model(RectifiedSchedule())
+    rows, pictures = [], []
     for steps in (4, 25):
         plain = run.draw(base, None, steps, target)
         guided = run.draw(base, estimator, steps, target, setup)
         rows += [plain.row("base"), guided.row("importance")]
         title = f"thicker: black-box reward, training-free,\nrectified path, {steps} steps"
         pictures.append(Pictures(title, plain.shown(), guided.shown()))
-    rows += [target.row()]
+    return [*rows, target.row()], pictures
 
-    say("lightness, differentiable: guidance networks, VP path")
-    base = digits.model(VPSchedule())
-    bank = digits.sample(bank_size, generator).scored(Tilt(lightness, 1.0))
+
+def _lighter(
+    run: "_Run", bank: Bank, training_steps: int, seed: int
+) -> tuple[list[Row], list[Pictures]]:
+    """Alignment to a differentiable reward, by trained networks."""
+
+    base = run.digits.model(VPSchedule())
+    bank = bank.scored(Tilt(lightness, 1.0))
     tilt = Tilt.for_kl(lightness, bank, nats=1.5)
     target = run.target("lightness", tilt)
     started = time.perf_counter()
@@ -177,6 +191,7 @@ def align_digits(
     objective = ShiftObjective(base, bank, tilt, scalar)
     train(vector, objective, training_steps * 3 // 5, 2e-3, seed, max_norm=1.0, progress=True)
     vector_setup = time.perf_counter() - started
+    rows, pictures = [], []
     for steps in (1, 25):
         plain = run.draw(base, None, steps, target)
         by_scalar = run.draw(base, LearnedExpectation(scalar), steps, target, scalar_setup)
@@ -192,8 +207,7 @@ def align_digits(
             if steps == 1 and result is by_scalar:
                 title += ": errors grow 150-fold"
             pictures.append(Pictures(title, plain.shown(), result.shown()))
-    rows += [target.row()]
-    return rows, pictures
+    return [*rows, target.row()], pictures
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rwguidance import VPSchedule
+from rwguidance import DiscreteSchedule, NoiseModel, VPSchedule
 from rwguidance.support.fingerprint import fingerprint
 
 
@@ -109,3 +109,19 @@ def test_offloaded_weights_enter():
         hooks.cpu_offload(module, torch.device("cpu"))
         assert module[0].weight.is_meta
     assert [fingerprint(one), fingerprint(other)] == before
+
+
+def test_every_entry_of_a_schedules_table_counts():
+    """Else the draws of one model are taken for those of another."""
+
+    class Still(NoiseModel):
+        def noise(self, x_t, t, condition=None):
+            return 0 * x_t
+
+    table = torch.linspace(0.999, 0.01, 100, dtype=torch.float64)
+    first = fingerprint(Still(DiscreteSchedule(table)))
+    assert fingerprint(Still(DiscreteSchedule(table.clone()))) == first
+    other = table.clone()
+    other[37] += 1e-9
+    assert fingerprint(Still(DiscreteSchedule(other))) != first
+    assert fingerprint(Still(DiscreteSchedule(table.float().double()))) != first
