@@ -34,10 +34,6 @@ test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
 test-references: $(VENV)/.dev  ## rewards against their references; see tests/rewards/test_references.py
 	$(BIN)/python -m pytest -m references
 
-# The tests as other machines would run them: threads, processors, alignments of memory.
-test-settings: $(VENV)/.dev
-	$(BIN)/python tests/settings.py
-
 coverage: $(VENV)/.dev  ## the default tests, and which lines they run: a report, not a bound
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage report

@@ -12,6 +12,7 @@ __all__ = [
     "check_classes",
     "check_devices",
     "check_latents",
+    "check_patches",
     "check_sequence_length",
     "check_size",
 ]
@@ -87,26 +88,48 @@ def check_sequence_length(
     return length
 
 
-def check_latents(name: str, latents: Any, channels: int, multiple: int = 1) -> None:
+def check_latents(name: str, latents: Any, channels: int) -> None:
     """Checks that a value is a batch of latents of a model.
 
     Arguments:
         name: Name of the argument, for messages.
         latents: The value.
         channels: Number of channels of the model's latents.
-        multiple: Number that must divide height and width, the patch of a transformer.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
-        ValueError: If its shape is not (B, C, H, W) with these channels and multiples.
+        ValueError: If it is sparse, or its shape is not (B, C, H, W) with these channels.
     """
 
-    checks.states(name, latents)
-    fits = latents.ndim == 4 and latents.shape[1] == channels
-    if not fits or any(side % multiple for side in latents.shape[2:]):
-        sides = f" with H and W multiples of {multiple}" if multiple > 1 else ""
+    if not isinstance(latents, Tensor) or not latents.is_floating_point():
+        raise TypeError(
+            f"{name} must be a floating-point tensor of shape (B, {channels}, H, W), "
+            f"got {checks.described(latents)}"
+        )
+    if latents.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got one of layout {latents.layout}")
+    if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(
-            f"{name} must have shape (B, {channels}, H, W){sides}, got {tuple(latents.shape)}"
+            f"{name} must have shape (B, {channels}, H, W), got {tuple(latents.shape)}"
+        )
+
+
+def check_patches(x_t: Tensor, patch: int, fits: bool) -> None:
+    """Checks that a network can cut latents into its patches.
+
+    Arguments:
+        x_t: The states, with shape (B, C, H, W).
+        patch: Side of a patch.
+        fits: Whether it could.
+
+    Raises:
+        ValueError: If it could not.
+    """
+
+    if not fits:
+        raise ValueError(
+            f"x_t must have shape (B, C, H, W) with H and W multiples of {patch}, as the network "
+            f"cuts it into patches, got {tuple(x_t.shape)}"
         )
 
 

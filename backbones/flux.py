@@ -13,6 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from rwguidance import Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales
 
+from .checks import check_patches
 from .conditioning import Embeddings
 from .pipelines import PipelineBackbone
 from .sd3 import dynamic_shift_mu
@@ -67,6 +68,7 @@ class Flux(PipelineBackbone):
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
         text = embeddings["text"]
+        check_patches(x_t, self.patch_size, not any(size % 2 for size in x_t.shape[-2:]))
         height, width = (size // 2 for size in x_t.shape[-2:])
         rows, columns = torch.arange(height), torch.arange(width)
         places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), rows, columns)

@@ -35,6 +35,7 @@ from .checks import (
     check_classes,
     check_devices,
     check_latents,
+    check_patches,
     check_sequence_length,
     check_size,
 )
@@ -290,7 +291,7 @@ class PipelineBackbone(Backbone, ABC):
                 condition are not where the pipeline computes.
         """
 
-        check_latents("x_t", x_t, self.channels, self.patch_size)
+        check_latents("x_t", x_t, self.channels)
         embeddings = check_condition(condition, len(x_t), self.guided).stacked(self.dtype)
         check_devices(x_t, embeddings, getattr(self.pipe, self.denoiser), self.pipe)
         scales = self.schedule.at(t, like=x_t)
@@ -304,6 +305,7 @@ class PipelineBackbone(Backbone, ABC):
             "dtype=torch.bfloat16, or call pipe.enable_model_cpu_offload()"
         ):
             output = self.network(x, t, embeddings)
+        check_patches(x_t, self.patch_size, output.shape[1:] == x_t.shape[1:])
         output = output.to(torch.promote_types(torch.float32, x_t.dtype))
         if self.guided:
             negative, positive = output.chunk(2)
@@ -381,6 +383,8 @@ class PipelineBackbone(Backbone, ABC):
         """
 
         check_latents("latents", latents, self.channels)
+        if latents.is_meta and self.device.type != "meta":
+            raise ValueError("latents must hold values, got a tensor of the meta device")
         return self._codec.decode(latents)
 
     def encode(self, images: Tensor) -> Tensor:

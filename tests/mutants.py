@@ -118,8 +118,8 @@ MUTANTS = [
     Mutant(
         "tilt: beta multiplies the reward",
         "tilt.py",
-        "return rewards / self.betas[0]",
-        "return rewards * self.betas[0]",
+        "log_w = rewards / self.betas[0]",
+        "log_w = rewards * self.betas[0]",
         "test_tilt",
     ),
     Mutant(
@@ -424,8 +424,8 @@ MUTANTS = [
     Mutant(
         "JPEG: the sign",
         "rewards/jpeg.py",
-        "1.0 if incompressible else -1.0",
-        "-1.0 if incompressible else 1.0",
+        '1.0 if flag("incompressible", incompressible) else -1.0',
+        '-1.0 if flag("incompressible", incompressible) else 1.0',
         "test_zoo",
     ),
     Mutant(

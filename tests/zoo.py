@@ -31,7 +31,7 @@ def can_be_double(name):
     Before version 5, transformers builds no causal mask of CLIP's in float64.
     """
 
-    clip = name in ("pickscore", "clipscore", "emoji-pick")
+    clip = name in ("pickscore", "clipscore", "emoji-pick", "emoji-match")
     return not clip or int(version("transformers").split(".")[0]) >= 5
 
 

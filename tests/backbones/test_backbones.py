@@ -290,12 +290,10 @@ def test_everything_is_on_the_device_of_the_backbone(name):
     away = backbones.TextCondition(
         condition.prompts, {key: value.to("meta") for key, value in condition.embeddings.items()}
     )
-    with pytest.raises(ValueError, match=r"x_t on meta, condition on cpu, the backbone on cpu$"):
+    with pytest.raises(ValueError, match=r"x_t must .* holds values, got one of the meta device"):
         backbone(x_t.to("meta"), 0.5, condition)
     with pytest.raises(ValueError, match=r"x_t on cpu, condition on meta, the backbone on cpu$"):
         backbone(x_t, 0.5, away)
-    with pytest.raises(ValueError, match="x_t on meta, condition on meta, the backbone on cpu"):
-        backbone(x_t.to("meta"), 0.5, away)
     backbone.to("meta")
     with pytest.raises(ValueError, match="must be on the device of the backbone, got x_t on cpu"):
         backbone(x_t, 0.5, condition)

@@ -31,7 +31,7 @@ def latents(backbone, *shape):
         (lambda x: x.long(), TypeError),
         (lambda x: x.tolist(), TypeError),
         (lambda x: x.to_sparse(), ValueError),
-        (lambda x: x.to("meta"), ValueError),
+        pytest.param(lambda x: x.to("meta"), ValueError, id="meta"),
         (lambda x: None, TypeError),
     ],
 )
@@ -40,7 +40,7 @@ def test_what_is_no_batch_of_latents(backbone, what, make, error):
     name = "latents" if what == "decode" else "x_t"
     call = backbone.decode if what == "decode" else lambda x: backbone(x, 0.5, condition)
     condition = backbone.condition(["a cat"])
-    with pytest.raises(error, match=f"^{name} must"):
+    with pytest.raises(error, match=f"^{name} (must|and condition must)"):
         call(x)
 
 
@@ -50,7 +50,9 @@ def test_sides_that_the_network_cannot_cut_into_patches(backbone):
     if backbone.patch_size == 1:
         assert backbone(x, 0.5, condition).mean.shape == x.shape
         return
-    with pytest.raises(ValueError, match=r"^x_t must have shape .*multiples of 2, got \(1, \d+, 7"):
+    with pytest.raises(
+        ValueError, match=r"^x_t must have shape .*multiples of 2,.* got \(1, \d+, 7"
+    ):
         backbone(x, 0.5, condition)
 
 

@@ -90,7 +90,9 @@ def try_all(root, method):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param("importance", marks=pytest.mark.slow), "best-of-n"]
+)
 def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path, method):
     # In a process of its own, whose children are forked before torch has threads.
     command = [sys.executable, __file__, str(tmp_path), method]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
+SLOW = pytest.param("backbones", marks=pytest.mark.slow)  # each is an interpreter of its own
 
 
 def run(code, cwd, path=ROOT):
@@ -30,7 +31,7 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize("package", ["rewards", "backbones"])
+@pytest.mark.parametrize("package", ["rewards", SLOW])
 @pytest.mark.parametrize("how", IMPORTS)
 def test_both_names_are_one_module_with_one_registry(package, how, tmp_path):
     code = (
@@ -56,7 +57,7 @@ def test_a_function_stays_what_it_is_although_a_module_has_its_name(tmp_path):
 class TestShadows:
     """Another package of the same name: beside the user's script, or written over ours."""
 
-    @pytest.mark.parametrize("package", ["rewards", "backbones"])
+    @pytest.mark.parametrize("package", ["rewards", SLOW])
     @pytest.mark.parametrize("kind", ["package", "module", "namespace"])
     def test_a_folder_beside_the_script_is_not_ours(self, package, kind, tmp_path):
         if kind == "module":
