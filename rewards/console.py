@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rwguidance.support import checks
+
 from .base import Reward, RewardSpec
 from .prompt_files import Job, plan
 from .registry import available, load, spec
@@ -197,7 +199,7 @@ def _plan(request: ScoreRequest, specs: Mapping[str, RewardSpec]) -> Job:
     if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
         raise ValueError(f"out must not be the file of prompts, got {out} for both")
     check_output(job, request.names, out, request.batch_size, request.restart, needy)
-    _check_device(request.device)
+    checks.device("device", request.device)
     return job
 
 
@@ -297,14 +299,6 @@ def _numbers(summary: Summary) -> tuple[str, ...]:
     values = (summary.mean, summary.standard_error, summary.low, summary.high)
     shown = ("-" if value != value else f"{value:.4g}" for value in values)
     return (summary.reward, str(summary.rows), str(summary.images), *shown)
-
-
-def _check_device(device: str | None) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion if CUDA was not built in
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
 
 
 def _table(title: str | None = None) -> "Table":

@@ -78,14 +78,6 @@ def dtype_named(name: DtypeName | None) -> "torch.dtype | None":
     return None if name is None else getattr(torch, name.value)
 
 
-def check_device(device: str | None) -> None:
-    """Raises ValueError if there is no such device."""
-
-    from ...support import checks
-
-    checks.device("device", device)
-
-
 def parse_paths(entries: list[str] | None) -> dict[str, str]:
     """Returns the paths of entries NAME=PATH by name.
 

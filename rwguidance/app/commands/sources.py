@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .options import check_device
+from ...support import checks
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class Sources:
                 raise ValueError(
                     f"{what} names {stray[0]!r}, which is neither {backbone} nor {reward}"
                 )
-        check_device(self.device)
+        checks.device("device", self.device)
 
     def reward(self, name: str) -> "RewardFunction":
         """Returns the reward of a name, or of the user's file.
