@@ -34,7 +34,7 @@ from .support.aliases import moved
 from .tilt import Tilt
 
 if TYPE_CHECKING:
-    from . import backbones, generation, networks, rewards, testing, training
+    from . import backbones, generation, networks, rewards, store, testing, training
 
 __version__ = "0.1.0"
 
@@ -80,12 +80,13 @@ __all__ = [
     "rewards",
     "sample",
     "soft_best_of_n",
+    "store",
     "testing",
     "toy",
     "training",
 ]
 
-_LAZY = ("backbones", "generation", "networks", "rewards", "testing", "training")
+_LAZY = ("backbones", "generation", "networks", "rewards", "store", "testing", "training")
 """Subpackages that are imported when they are first asked for."""
 
 moved("rwguidance.cli", "rwguidance.app.cli")

@@ -1,6 +1,7 @@
 """Banks: draws of the pretrained law with their rewards, made once and used for many outputs."""
 
 import json
+import math
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,9 @@ from .support.files import replacing
 from .tilt import Tilt, check_rewards
 
 __all__ = ["Bank"]
+
+_COLUMNS = ("x_0", "rewards", "log_importance")
+"""The tensors of a bank, with a row per draw."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,16 +38,20 @@ class Bank:
         origin: Names and values of what made the draws and the rewards, such as a
             :func:`rwguidance.support.fingerprint.fingerprint` of the model, in values that JSON can
             hold; None if it is not known. See :meth:`check_origin`.
+        log_importance: For draws of another law q, log p(x^i | y) - log q(x^i) up to a constant per
+            condition, in nats, with shape (N,); -inf is a zero weight. None if they are of p.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.
-        ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
+        ValueError: If the bank is empty, holds NaN or inf, the lengths differ, or all draws of a
+            condition have no importance.
     """
 
     x_0: Tensor
     condition: Any = None
     rewards: Tensor | None = None
     origin: Mapping[str, Any] | None = None
+    log_importance: Tensor | None = None
     rows: dict[Hashable, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,22 +63,33 @@ class Bank:
         keys = condition_keys(self.condition, n)
         if self.rewards is not None:
             _check_bank_rewards(self.rewards, n, self.condition)
+        if self.log_importance is not None:
+            check_rewards(self.log_importance, n, self.condition, "log_importance")
 
         if keys is None:
             object.__setattr__(self, "rows", {None: slice(0, n)})
+            self._check_importance()
             return
         names = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         group = torch.tensor([names[key] for key in keys])
         if bool((group.diff() < 0).any()):
             order = group.argsort(stable=True)
             keys = tuple(keys[i] for i in order.tolist())
-            object.__setattr__(self, "x_0", self.x_0[order.to(self.x_0.device)])
-            if self.rewards is not None:
-                object.__setattr__(self, "rewards", self.rewards[order.to(self.rewards.device)])
+            for name in _COLUMNS:
+                values = getattr(self, name)
+                if values is not None:
+                    object.__setattr__(self, name, values[order.to(values.device)])
         ends = group.bincount().cumsum(0).tolist()
         rows = {key: slice(a, b) for key, a, b in zip(names, [0, *ends], ends, strict=False)}
         object.__setattr__(self, "condition", keys)
         object.__setattr__(self, "rows", rows)
+        self._check_importance()
+
+    def _check_importance(self) -> None:
+        for key, rows in self.rows.items() if self.log_importance is not None else ():
+            assert self.log_importance is not None
+            if bool((self.log_importance[rows] == -math.inf).all()):
+                raise ValueError(f"log_importance must not be -inf for all draws of {key!r}")
 
     def __repr__(self) -> str:
         one = "1 condition" if len(self.rows) == 1 else f"{len(self.rows)} conditions"
@@ -136,7 +155,9 @@ class Bank:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
     ) -> "Bank":
-        """Returns the bank with its draws on `device` in `dtype`; rewards keep their precision.
+        """Returns the bank with its draws on `device` in `dtype`.
+
+        Rewards and log-importances keep their precision.
 
         Arguments:
             device: The device, or its name; None leaves the draws where they are.
@@ -149,8 +170,13 @@ class Bank:
 
         device = checks.device("device", device)
         dtype = checks.floating_dtype("dtype", dtype)
-        rewards = None if self.rewards is None else self.rewards.to(device=device)
-        return replace(self, x_0=self.x_0.to(device=device, dtype=dtype), rewards=rewards)
+        moved = lambda values: None if values is None else values.to(device=device)
+        return replace(
+            self,
+            x_0=self.x_0.to(device=device, dtype=dtype),
+            rewards=moved(self.rewards),
+            log_importance=moved(self.log_importance),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the bank as one safetensors file, atomically: a write that fails changes nothing.
@@ -169,9 +195,8 @@ class Bank:
                     "a saved bank's conditions must be strings or integers, "
                     f"got {type(key).__name__}"
                 )
-        tensors = {"x_0": self.x_0.contiguous()}
-        if self.rewards is not None:
-            tensors["rewards"] = self.rewards.contiguous()
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        tensors = {name: v.contiguous() for name, v in columns.items() if v is not None}
         metadata = {"condition": json.dumps(self.condition), "origin": json.dumps(self.origin)}
         path = Path(path)
         if not path.parent.is_dir():
@@ -205,11 +230,11 @@ class Bank:
             metadata = file.metadata() or {}
             if "x_0" not in names or "condition" not in metadata:
                 raise ValueError(f"{path} is a safetensors file but not a bank, it holds {names}")
-            rewards = file.get_tensor("rewards") if "rewards" in names else None
-            condition, origin = (
-                json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
-            )
-            return cls(file.get_tensor("x_0"), condition, rewards, origin)
+            tensors = {name: file.get_tensor(name) for name in _COLUMNS if name in names}
+            facts = {
+                name: json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
+            }
+            return cls(**tensors, **facts)
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:

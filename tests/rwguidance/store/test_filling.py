@@ -1,0 +1,220 @@
+"""Filling: batches are a function of the job, whoever makes them and whatever is there."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from rwguidance.store import Store, Task, fill
+from rwguidance.support.processes import Processes
+from rwguidance.support.randomness import generator_for, normal
+
+
+def draw(rows):
+    return normal((len(rows), 3), [generator_for(0, "draw", i) for i in rows])
+
+
+def rounding(rows):
+    """Draws that depend on their batch, as the rounding of a device does, but visibly."""
+
+    return draw(rows) + 0.1 * len(rows)
+
+
+def test_a_longer_run_begins_with_a_shorter_one_and_batches_at_multiples(tmp_path):
+    column = Store(tmp_path).of({}).column("x_0")
+    for n, expected in [
+        (7, [range(4), range(4, 7)]),
+        (13, [range(4, 8), range(8, 12), range(12, 13)]),
+        (16, [range(12, 16)]),
+        (16, []),
+        (5, []),
+    ]:
+        made = []
+        column.fill(n, lambda rows, made=made: made.append(rows) or draw(rows), 4)
+        assert made == expected, f"{n} draws"
+    assert torch.equal(column.read(), draw(range(16)))
+
+
+@pytest.mark.parametrize("stop", range(0, 8, 3))
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, stop):
+    whole, parts = (Store(tmp_path / name).of({}).column("x_0") for name in ("whole", "parts"))
+    whole.fill(30, rounding, 4)
+    made = []
+
+    def interrupted(rows):
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(rows)
+        return rounding(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.fill(30, interrupted, 4)
+    assert len(parts) == 4 * stop, "what was finished is there"
+    parts.fill(30, lambda rows: made.append(rows) or rounding(rows), 4)
+    assert len(made) == 8, "nothing is made twice"
+    assert torch.equal(parts.read(), whole.read())
+
+
+def test_columns_are_filled_together_and_read_from_each_other(tmp_path):
+    told = []
+    drawers = [Store(tmp_path).of({"prompt": prompt}) for prompt in ("a", "b")]
+    states = [drawer.column("x_0") for drawer in drawers]
+    fill([Task(one, 5 + i, draw, 2) for i, one in enumerate(states)],
+         report=lambda done, total: told.append((done, total)))  # fmt: skip
+    assert told == [(i, 6) for i in range(7)]
+    rewards = [drawer.column("rewards/sum") for drawer in drawers]
+    score = lambda x_0: lambda rows: x_0.read(rows).sum(1)
+    tasks = [Task(one, 5, score(x_0), 3) for one, x_0 in zip(rewards, states, strict=True)]
+    fill(tasks)
+    for drawer, x_0, one in zip(drawers, states, rewards, strict=True):
+        bank = drawer.bank(5, one)
+        assert torch.equal(bank.x_0, draw(range(5)))
+        assert torch.equal(bank.rewards, x_0.read(range(5)).sum(1))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batches(tmp_path, count):
+    whole = Store(tmp_path / "whole").of({}).column("x_0")
+    whole.fill(23, rounding, 4)
+    made = []
+    for index in range(count):  # one after the other: none of them sees all of it
+
+        class Alone(Processes):
+            def meet(self, error=None):
+                assert error is None
+
+        column = Store(tmp_path / "shared", shard_bytes=500).of({}).column("x_0")
+        task = Task(column, 23, lambda rows: made.append(rows) or rounding(rows), 4)
+        fill([task], Alone(index, count))
+    assert sorted(rows.start for rows in made) == [0, 4, 8, 12, 16, 20]
+    assert torch.equal(column.read(), whole.read())
+
+
+FILLS = """
+import os, sys, torch
+from rwguidance.store import Store, Task, fill
+from rwguidance.support.processes import Processes
+from rwguidance.support.randomness import generator_for, normal
+
+def draw(rows):
+    return normal((len(rows), 3), [generator_for(0, "draw", i) for i in rows])
+
+os.fsync = lambda descriptor: None
+drawers = [Store(sys.argv[1], 1000).of({"prompt": prompt}) for prompt in "abc"]
+"""
+
+
+def python(source, root, *launcher):
+    paths = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    file = root / "program.py"
+    file.write_text(FILLS + textwrap.dedent(source))
+    command = [sys.executable, *launcher, str(file), str(root / "store")]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_two_processes_may_fill_one_store_at_a_time(tmp_path):
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            code = 1
+            try:
+                drawers = [Store(tmp_path, 1000).of({"prompt": prompt}) for prompt in "abc"]
+                fill([Task(drawer.column("x_0"), 40, draw, 2) for drawer in drawers])
+                code = 0
+            finally:
+                os._exit(code)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    drawers = list(Store(tmp_path).drawers())
+    assert len(drawers) == 3
+    for drawer in drawers:
+        column = drawer.column("x_0")
+        assert torch.equal(column.read(), draw(range(40)))
+        parts = [shard.rows for shard in column._shards()]
+        assert sum(map(len, parts)) == 40, "no row is there twice"
+
+
+LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
+@pytest.mark.slow
+def test_two_processes_over_gloo_give_the_draws_of_one(tmp_path):
+    pytest.importorskip("accelerate")
+    source = """
+        from accelerate import PartialState
+        PartialState(cpu=True)
+        processes = Processes.launched()
+        assert processes.count == 2
+        made = []
+        tasks = [Task(d.column("x_0"), 9, lambda r: made.append(r) or draw(r), 2) for d in drawers]
+        fill(tasks, processes)
+        assert 6 < len(made) < 9, made
+        for drawer in drawers:
+            assert torch.equal(drawer.column("x_0").read(), draw(range(9)))
+    """
+    process = python(source, tmp_path, *LAUNCH)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+    for drawer in Store(tmp_path / "store").drawers():
+        assert torch.equal(drawer.read("x_0"), draw(range(9)))
+
+
+@pytest.mark.slow
+def test_all_processes_hear_of_the_failure_of_one(tmp_path):
+    pytest.importorskip("accelerate")
+    source = """
+        from accelerate import PartialState
+        PartialState(cpu=True)
+        processes = Processes.launched()
+
+        def fail(rows):
+            if processes.index == 1:
+                raise FloatingPointError("NaN")
+            return draw(rows)
+
+        try:
+            fill([Task(drawers[0].column("x_0"), 9, fail, 2)], processes)
+        except (FloatingPointError, RuntimeError) as error:
+            expected = {1: "NaN", 0: "another process failed, process 1: FloatingPointError: NaN"}
+            assert str(error) == expected[processes.index], error
+        else:
+            raise AssertionError("no error")
+        assert len(drawers[0].column("x_0")) == 2
+    """
+    process = python(source, tmp_path, *LAUNCH)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+
+
+def test_one_process_is_alone_where_nothing_launched_it(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Processes.launched() == Processes(0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Processes.launched() == Processes()
+    assert Processes().share([1, 2, 3]) == [1, 2, 3]
+    assert [Processes(i, 2).share([1, 2, 3]) for i in (0, 1)] == [[1, 3], [2]]
+    with pytest.raises(KeyError):
+        Processes().meet(KeyError())
+
+
+def test_what_is_made_must_have_an_entry_per_draw(tmp_path):
+    column = Store(tmp_path).of({}).column("x_0")
+    for wrong in (torch.zeros(3, 2), torch.zeros(()), [1.0, 2.0]):
+        with pytest.raises(
+            ValueError, match=r"make must return one entry per draw, shape \(2, ..."
+        ):
+            column.fill(4, lambda rows, wrong=wrong: wrong, 2)
+    for arguments, message in [
+        ((column, -1, draw, 2), "n must be at least 0"),
+        ((column, 1, draw, 0), "batch_size must be at least 1"),
+        (("x_0", 1, draw, 2), "column must be a Column of a Drawer, got str"),
+        ((column, 1, 3, 2), "make must be callable"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            Task(*arguments)
+    assert len(column) == 0
