@@ -37,6 +37,8 @@ class GuidedModel(Model):
         ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
     """
 
+    depends_on = ("schedule", "scale", "window")
+
     def __init__(
         self,
         base: Model,

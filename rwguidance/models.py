@@ -4,7 +4,7 @@ Implement one of the four conventions; the prediction then gives the other three
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,9 @@ class Model(nn.Module, ABC):
     Arguments:
         schedule: The path the model was trained on.
     """
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,9 @@ class Transition:
 
 class Sampler(ABC):
     """One step along a path, from time t to a smaller time s."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     @abstractmethod
     def step(
@@ -119,6 +122,8 @@ class DDIM(AncestralSampler):
         | Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502
     """
 
+    depends_on = ("eta",)
+
     def __init__(self, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {eta}")
@@ -149,6 +154,8 @@ class Heun(Sampler):
     References:
         | Elucidating the Design Space of Diffusion Models (Karras et al., 2022), arXiv:2206.00364
     """
+
+    depends_on = ()
 
     def step(
         self,

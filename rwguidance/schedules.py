@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,6 +79,9 @@ class Schedule(ABC):
     Subclasses give :meth:`alpha`, :meth:`sigma` and :meth:`time`, written with differentiable
     torch operations that accept float64 tensors of any shape.
     """
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -162,6 +166,8 @@ class VPSchedule(Schedule):
         | Score-Based Generative Modeling through SDEs (Song et al., 2021), arXiv:2011.13456
     """
 
+    depends_on = ("beta_min", "beta_max")
+
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(
@@ -195,6 +201,8 @@ class CosineSchedule(Schedule):
           offset, arXiv:2102.09672
     """
 
+    depends_on = ()
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sin(0.5 * torch.pi * (1 - t))  # exactly zero at t = 1, which cos is not
 
@@ -214,6 +222,8 @@ class VESchedule(Schedule):
         sigma_min: Noise scale at t = 0, positive, in data units.
         sigma_max: Noise scale at t = 1, larger than `sigma_min`, in data units.
     """
+
+    depends_on = ("sigma_min", "sigma_max")
 
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -242,6 +252,8 @@ class RectifiedSchedule(Schedule):
         | Flow Straight and Fast (Liu et al., 2023), arXiv:2209.03003
     """
 
+    depends_on = ()
+
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
 
@@ -262,6 +274,8 @@ class DiscreteSchedule(Schedule):
         alphas_cumprod: The table, strictly decreasing in (0, 1), with shape (K,). The last entry
             may be 0 (zero terminal signal-to-noise ratio).
     """
+
+    depends_on = ("alphas_cumprod",)
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()

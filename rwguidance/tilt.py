@@ -39,6 +39,8 @@ class Tilt(nn.Module):
         TypeError: If a beta is not a number, or a reward or `decode` is not callable.
     """
 
+    depends_on = ("rewards", "betas", "decode")
+
     def __init__(
         self,
         reward: RewardFunction | Sequence[RewardFunction],

@@ -15,7 +15,7 @@ the sample onto that draw.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ _CAST_BYTES = 2**22
 class Kernel(ABC):
     r"""Trades bias for effective draws by flattening the noising kernel, :math:`\kappa \ell`."""
 
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
+
     @abstractmethod
     def temper(self, log_kernel: Tensor) -> Tensor:
         r"""The factor :math:`\kappa \in (0, 1]` of each row, with shape (B, 1).
@@ -59,6 +62,8 @@ class Tempered(Kernel):
     Arguments:
         factor: :math:`\kappa` in (0, 1]; 1 is exact.
     """
+
+    depends_on = ("factor",)
 
     def __init__(self, factor: float) -> None:
         if not 0 < factor <= 1:
@@ -83,6 +88,8 @@ class TargetESS(Kernel):
     Arguments:
         fraction: Share of the bank to keep, in (0, 1).
     """
+
+    depends_on = ("fraction",)
 
     def __init__(self, fraction: float) -> None:
         if not 0 < fraction < 1:
@@ -132,6 +139,8 @@ class ImportanceSampling(ConditionalExpectation):
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for flow models)
         | On the Guidance of Flow Matching (Feng et al., 2025), arXiv:2502.02150
     """
+
+    depends_on = ("kernel", "rows", "conditional", "event")
 
     def __init__(self, bank: Bank, tilt: Tilt, kernel: Kernel | None = None) -> None:
         super().__init__()

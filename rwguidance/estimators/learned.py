@@ -49,6 +49,8 @@ class LearnedExpectation(ConditionalExpectation):
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for diffusion models)
     """
 
+    depends_on = ()
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -78,6 +80,8 @@ class LearnedShift(ConditionalExpectation):
         network: A network from (x_t, t, condition) to the shift in data units, with the shape of
             x_t.
     """
+
+    depends_on = ()
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

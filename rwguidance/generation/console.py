@@ -9,8 +9,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..samplers import UnreliableEstimate
+from ..support.fingerprint import NotKept
 from .results import Generated, Row
 from .run import Report
+from .store import OldStore
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,12 +38,14 @@ def run_generate(work: Callable[[Report], Generated], restart: bool = False) -> 
 
     console = Console(stderr=True)
     try:
-        with _unreliable() as doubts, _bars(console) as report:
+        with _collected() as (doubts, notes), _bars(console) as report:
             generated = work(report)
     except KeyboardInterrupt:
         without = " without --restart" if restart else ""
         _say(console, f"interrupted: the same command{without} goes on where this one stopped")
         return 130
+    for note in dict.fromkeys(notes):
+        _say(console, f"note: {note}")
     if doubts:
         _say(console, f"note, for {len(doubts)} of the runs: {doubts[0]}")
     print_generated(generated)
@@ -126,22 +130,29 @@ def _bars(console: "Console") -> Iterator[Report]:
 
 
 @contextmanager
-def _unreliable() -> Iterator[list[str]]:
-    """Collects doubts about estimates, one per run of the sampler; other warnings pass."""
+def _collected() -> Iterator[tuple[list[str], list[str]]]:
+    """Collects doubts about estimates, one per run of the sampler, and notes on what is kept.
+
+    Other warnings pass.
+    """
 
     doubts: list[str] = []
+    notes: list[str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UnreliableEstimate)
+        for kind in (UnreliableEstimate, NotKept, OldStore):
+            warnings.simplefilter("always", kind)
         show: Any = warnings.showwarning
 
         def collect(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
             if issubclass(category, UnreliableEstimate):
                 doubts.append(str(message))
+            elif issubclass(category, NotKept | OldStore):
+                notes.append(str(message))
             else:
                 show(message, category, *rest, **keywords)
 
         warnings.showwarning = collect
-        yield doubts
+        yield doubts, notes
 
 
 def _say(console: "Console", text: str) -> None:

@@ -45,7 +45,7 @@ class Folder:
     Arguments:
         path: The folder; made by :meth:`claim`.
         settings: Everything that decides the pictures besides prompt and number, as JSON reads it
-            back. The value of `reward key` is None if rewards cannot be told apart.
+            back. The value of `undescribed` are reasons why pictures cannot be told apart, if any.
     """
 
     path: Path
@@ -88,7 +88,7 @@ class Folder:
             images: Number of pairs that are wanted.
         """
 
-        if self.settings["reward key"] is None:  # it cannot be known which reward it was
+        if self.settings["undescribed"]:  # it cannot be known what made those that are there
             return [], list(range(images))
         done, missing = [], []
         for number in range(images):

@@ -1,6 +1,7 @@
 """From prompts to aligned pictures, beside the pictures of the base model."""
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import rwguidance
 
 from ..backbone import Backbone
 from ..support.conditions import has_half_surrogate
+from ..support.fingerprint import NotKept, Undescribed
 from ..support.outside import require
 from ..tilt import RewardFunction
 from .base import Method
@@ -46,8 +48,9 @@ def generate(
     A picture depends on the seed, its prompt and its number; neither on the other prompts nor on
     the batch size (up to rounding). An interrupted run goes on where it stopped when it is called
     again: finished pairs are recognized by the settings in their metadata, and draws of the model
-    come from the store. With a plain function as the reward, which cannot be told apart from
-    another, pairs are made again.
+    come from the store. What does not say what it depends on
+    (:mod:`rwguidance.support.fingerprint`), such as a function as the reward, cannot be told apart
+    from another: then pairs are made again, and a warning, :class:`NotKept`, says so.
 
     Arguments:
         backbone: The model.
@@ -87,7 +90,11 @@ def generate(
     method.check(times)
     run = Run(backbone, reward, times, seed, batch_size, negative_prompt, store, report)
     _check_device(run)
-    folder = Folder(Path(out), _settings(run, method, names or {}))
+    settings = _settings(run, method, names or {})
+    if settings["undescribed"]:
+        reasons = "; ".join(settings["undescribed"])
+        warnings.warn(f"what it makes is not kept for another run: {reasons}", NotKept, 2)
+    folder = Folder(Path(out), settings)
     folder.claim(restart)
     return _make(run, method, prompts, images, folder)
 
@@ -124,10 +131,17 @@ def _check_device(run: Run) -> None:
 def _settings(run: Run, method: Method, names: Mapping[str, str]) -> dict[str, Any]:
     """Returns everything that decides the pictures besides prompt and number, as JSON has it."""
 
+    undescribed = list(run.undescribed)
+    details: dict[str, Any] = {}
+    try:
+        details = method.settings()
+    except Undescribed as reason:
+        undescribed.append(str(reason))
     settings = {
         "rwguidance": rwguidance.__version__,
         **names,
-        "method": {"name": method.name, **method.settings()},
+        "method": {"name": method.name, **details},
+        "undescribed": undescribed,
         "reward key": run.reward_key,
         **run.origin,
     }

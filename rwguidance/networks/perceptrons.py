@@ -26,6 +26,8 @@ class ExpectationMLP(nn.Module):
         seed: Seed of the initial weights.
     """
 
+    depends_on = ()
+
     def __init__(
         self,
         event: Sequence[int],
@@ -55,6 +57,8 @@ class ShiftMLP(nn.Module):
         seed: Seed of the initial weights.
     """
 
+    depends_on = ("schedule",)
+
     def __init__(
         self,
         event: Sequence[int],
@@ -76,6 +80,8 @@ class ShiftMLP(nn.Module):
 
 class _Trunk(nn.Module):
     """Residual perceptron on [state, time features, label embedding]."""
+
+    depends_on = ("labels",)
 
     def __init__(
         self,

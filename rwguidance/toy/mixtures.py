@@ -1,5 +1,7 @@
 """Gaussians, mixtures of them, and mixtures that are cut in two by a step reward."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ class GaussianMixture(TiltableLaw):
         covariances: Covariances of the components, positive definite, with shape (K, D, D), or
             (1, D, D) if shared.
     """
+
+    depends_on: ClassVar[tuple[str, ...]] = ("log_weights", "means", "covariances")
 
     def __init__(self, log_weights: Numbers, means: Numbers, covariances: Numbers) -> None:
         self.log_weights = torch.as_tensor(log_weights, dtype=torch.float64).log_softmax(-1)
@@ -141,6 +145,8 @@ class Gaussian(GaussianMixture):
         covariance: The covariance, positive definite, with shape (D, D).
     """
 
+    depends_on = ("mean", "covariance")
+
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:
         mean = torch.as_tensor(mean, dtype=torch.float64)
         covariance = torch.as_tensor(covariance, dtype=torch.float64)
@@ -156,6 +162,8 @@ class StepTilted(Law):
         base: The law that is tilted, of dimension 1.
         tilt: A tilt with one :class:`Step` reward.
     """
+
+    depends_on = ("base", "tilt")
 
     def __init__(self, base: GaussianMixture, tilt: Tilt) -> None:
         if step_of(tilt, base.event[0]) is None:

@@ -20,6 +20,8 @@ class Oracle(ConditionalExpectation):
         tilt: A tilt that is closed with it.
     """
 
+    depends_on = ("law",)
+
     def __init__(self, law: TiltableLaw, tilt: Tilt) -> None:
         super().__init__()
         self.law = law

@@ -4,6 +4,7 @@ import pytest
 
 from pixel_law import QUIET, Brightness, Law, assert_same_pictures, pixels, run
 from rwguidance.generation import BestOfN, Importance
+from rwguidance.support.fingerprint import NotKept
 
 pytestmark = QUIET
 
@@ -62,8 +63,10 @@ def test_settings_that_made_no_picture_do_not_bind_the_folder(tmp_path):
 
 def test_pictures_of_another_plain_function_are_made_again(tmp_path):
     options = {"prompts": ["ab"], "method": BestOfN(2)}
-    run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)), **options)
-    again = run(tmp_path, reward=lambda images, prompts: 1 - images.mean((1, 2, 3)), **options)
+    with pytest.warns(NotKept):
+        run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)), **options)
+    with pytest.warns(NotKept):
+        again = run(tmp_path, reward=lambda images, prompts: 1 - images.mean((1, 2, 3)), **options)
     assert again.made == 1
     assert again.rows[0].rewards[0] == pytest.approx(
         1 - pixels(again.rows[0])[0].mean() / 255, abs=0.01
