@@ -32,6 +32,12 @@ class Numbers:
         self.load = load
 
     @property
+    def shape(self) -> str:
+        """Shape and dtype."""
+
+        return f"{tuple(self.values.shape)} {self.values.dtype}"
+
+    @property
     def nbytes(self) -> int:
         """Number of bytes of all entries."""
 
@@ -48,7 +54,7 @@ class Numbers:
         return f"{tuple(values.shape)} {values.dtype}{unknown} {digest.hexdigest()}"
 
 
-def digest_of(description: Any, numbers: Sequence[Numbers]) -> str:
+def digest_of(description: Any, numbers: Sequence[Numbers], values: bool = True) -> str:
     """Returns the SHA-256 of a description that holds tensors and arrays, 64 hexadecimal digits.
 
     If they have at most 64 MiB together, every byte of them counts. If they have more, the entries
@@ -58,10 +64,11 @@ def digest_of(description: Any, numbers: Sequence[Numbers]) -> str:
     Arguments:
         description: Nested tuples of strings, numbers and members of `numbers`.
         numbers: The tensors and arrays in it, once for every place where they occur.
+        values: Whether their entries count, not only shapes and dtypes.
     """
 
     stride = max(1, -(-sum(part.nbytes for part in numbers) // WHOLE))
-    known: dict[int, str] = {}
+    known = {} if values else {id(part.values): part.shape for part in numbers}
 
     def text(part: Any) -> Any:
         if isinstance(part, Numbers):

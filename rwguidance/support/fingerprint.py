@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .digests import Numbers, digest_of
 from .user_code import user_digest
 
-__all__ = ["NotKept", "Undescribed", "fingerprint", "fingerprint_or_reason"]
+__all__ = ["NotKept", "Undescribed", "fingerprint", "fingerprint_or_reason", "structure"]
 
 _OURS = ("rwguidance", "rewards", "backbones", "rwguidance_testbed")
 """Packages whose functions are known by their names."""
@@ -105,6 +105,20 @@ def fingerprint_or_reason(value: Any, ignore: Collection[str] = ()) -> tuple[str
         return fingerprint(value, ignore), ""
     except Undescribed as reason:
         return None, str(reason)
+
+
+def structure(value: Any) -> str:
+    """Returns a key as :func:`fingerprint` does, to which the values of tensors do not matter.
+
+    Names, shapes and dtypes of tensors do, and all options.
+
+    Raises:
+        Undescribed: If something in it says not what it depends on.
+    """
+
+    describer = _Describer(())
+    description = describer.describe(value, "")
+    return digest_of(description, describer.numbers, values=False)
 
 
 class _Describer:
