@@ -226,17 +226,14 @@ class _Describer:
     def _fixed(self, value: Any, where: str) -> Any:
         """A module, a scheduler or a tokenizer of a package whose code is fixed."""
 
-        config = _config(value)
-        options = (
-            {}
-            if config and not isinstance(value, nn.Module)
-            else _options(getattr(value, "__dict__", {}))
-        )
+        words = _vocabulary(value)
+        config = {} if words else _config(value)
+        told = words or (config and not isinstance(value, nn.Module))
+        options = {} if told else _options(getattr(value, "__dict__", {}))
         about = tuple(self._plain_part(part) for part in (config, options))
         if isinstance(value, nn.Module):
             text = value.extra_repr()
             return "module", _name(type(value)), about, text, self._parts(value, where, ())
-        words = _vocabulary(value)
         names = [name for name in _NESTED if name in getattr(value, "__dict__", {})]
         nested = self._attributes(value, names, where)
         return "object", _name(type(value)), about, words, nested
@@ -345,17 +342,20 @@ def _config(value: Any) -> dict[str, Any]:
     return _options(config) if isinstance(config, Mapping) else {}
 
 
-def _vocabulary(tokenizer: Any) -> Any:
+def _vocabulary(tokenizer: Any) -> str:
     """What decides the tokens of a tokenizer, without the state that its calls leave there."""
 
     fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(fast, "to_str"):
         parts = json.loads(fast.to_str())
-        return repr({k: v for k, v in parts.items() if k not in ("truncation", "padding")})
-    if hasattr(tokenizer, "get_vocab"):
-        ranks = getattr(tokenizer, "bpe_ranks", {})
-        return repr(sorted(tokenizer.get_vocab().items())), repr(sorted(ranks.items()))
-    return ""
+        words = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
+    elif hasattr(tokenizer, "get_vocab"):
+        ranks = sorted(getattr(tokenizer, "bpe_ranks", {}).items())
+        words = {"vocabulary": sorted(tokenizer.get_vocab().items()), "ranks": ranks}
+    else:
+        return ""
+    kept = ("model_max_length", "special_tokens_map")
+    return repr((words, [getattr(tokenizer, name, None) for name in kept]))
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Callable[[], Tensor] | None]]:

@@ -145,7 +145,7 @@ class Gaussian(GaussianMixture):
         covariance: The covariance, positive definite, with shape (D, D).
     """
 
-    depends_on = ("mean", "covariance")
+    depends_on = GaussianMixture.depends_on
 
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:
         mean = torch.as_tensor(mean, dtype=torch.float64)
