@@ -629,7 +629,20 @@ def train(
     generator = Generator().manual_seed(seed)
     buffer = ReplayBuffer(student, kept)
     modules = {"network": student.network, "average": student.average, "buffer": buffer}
-    run = Run(out.with_suffix(".state"), modules, optimizer, generator)
+    made_with = {
+        "data": drawings,
+        "weights": student.network,
+        "teacher": [p for p in guide.pipe.components.values() if isinstance(p, nn.Module)],
+        "batch": batch,
+        "fresh": fresh,
+        "uses": uses,
+        "peak": peak,
+        "guidance": guidance,
+        "own": own,
+        "kept": kept,
+        "seed": seed,
+    }
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator, made_with=made_with)
     if resume and run.restore():
         print(f"going on at step {run.step}")
     means: list[Tensor] = list(student.average.parameters())

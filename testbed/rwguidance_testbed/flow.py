@@ -294,7 +294,16 @@ def train(
     generator = Generator().manual_seed(seed)
     names = [*_PARTS, *(f"average_{name}" for name in _PARTS)]
     modules = dict(zip(names, [*parts, *averages], strict=True))
-    run = Run(out.with_suffix(".state"), modules, optimizer, generator)
+    made_with = {
+        "data": own,
+        "weights": parts,
+        "vae": autoencoder,
+        "batch": batch,
+        "peak": peak,
+        "kept": kept,
+        "seed": seed,
+    }
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator, made_with=made_with)
     if start is not None:
         before = json.loads((start / "figures.json").read_text(encoding="utf-8"))
         run.seen, run.seconds = before["pictures_seen"], 60 * before["minutes"]

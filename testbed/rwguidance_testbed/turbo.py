@@ -284,7 +284,22 @@ def train(
     encoders = (pipe.text_encoder.eval(), pipe.text_encoder_2.eval())
     optimizer = Muon(groups([unet]), lr=peak)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_suffix(".state"), {**parts, "average": average}, optimizer, generator)
+    made_with = {
+        "data": own,
+        "weights": parts,
+        "vae": autoencoder,
+        "batch": batch,
+        "peak": peak,
+        "kept": kept,
+        "seed": seed,
+    }
+    run = Run(
+        out.with_suffix(".state"),
+        {**parts, "average": average},
+        optimizer,
+        generator,
+        made_with=made_with,
+    )
     if resume and run.restore():
         print(f"going on at step {run.step}")
     # Pictures are drawn anew after an interruption: others than those of the steps before.

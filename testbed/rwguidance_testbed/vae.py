@@ -147,7 +147,8 @@ def train(
     vae = new(smoke, seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_suffix(".state"), {"vae": vae}, optimizer, generator)
+    made_with = {"data": own, "weights": vae, "batch": batch, "peak": peak, "seed": seed}
+    run = Run(out.with_suffix(".state"), {"vae": vae}, optimizer, generator, made_with=made_with)
     if resume and run.restore():
         print(f"going on at step {run.step}")
 

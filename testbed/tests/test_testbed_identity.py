@@ -1,5 +1,7 @@
 """Every public class of the test bed with state says what its results depend on."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from identity import Case, check, check_entries, classes_with_state
 from rwguidance import Bank, Tilt, VPSchedule, toy
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance_testbed import plugins, shipped
+from rwguidance_testbed.data.drawings import Drawing, Drawings
 from rwguidance_testbed.gold import Gold
 from rwguidance_testbed.network import BankMean, BankShift
 from rwguidance_testbed.towers.losses import AlignmentHead
@@ -16,7 +19,6 @@ WITHIN = {"encoders.hps.HPS", "encoders.judge.Judge", "encoders.pick.Pick"}
 
 NO_RESULT = {
     # They make weights, and no saved result is looked up by them.
-    "data.drawings.Drawings",
     "distill.FlowStudent",
     "distill.FlowTeacher",
     "distill.NoiseTeacher",
@@ -57,7 +59,14 @@ def bank(factor=1.0):
 
 def cases():
     tilt = lambda beta: Tilt(toy.Linear([1.0, 0.0]), beta)
+    drawing = Drawing("dog", "flat", "animals", "mammal", (), "generator")
+    pixels = torch.zeros(1, 4, 80, 80, dtype=torch.uint8)
     return {
+        "Drawings": Case(
+            Drawings,
+            {"entries": [drawing], "pixels": pixels},
+            {"entries": [dataclasses.replace(drawing, tags=("a",))], "pixels": pixels + 1},
+        ),
         "BankMean": Case(
             BankMean,
             {"schedule": VPSchedule(), "bank": bank()},
@@ -85,7 +94,14 @@ def test_arguments_count_and_equals_are_equal(name):
 
 def test_no_public_class_with_state_is_forgotten():
     found = classes_with_state("rwguidance_testbed")
-    tested = {BankMean, BankShift, Gold, AlignmentHead, *(getattr(plugins, n) for n in PLUGINS)}
+    tested = {
+        Drawings,
+        BankMean,
+        BankShift,
+        Gold,
+        AlignmentHead,
+        *(getattr(plugins, n) for n in PLUGINS),
+    }
     known = {f"rwguidance_testbed.{name}" for name in (*NO_RESULT, *WITHIN)}
     assert {name for name, cls in found.items() if cls not in tested} - known == set()
     assert known <= set(found)

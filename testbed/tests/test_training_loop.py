@@ -30,6 +30,25 @@ class TestRun:
         assert (run.step, run.seen) == (8, 32)
         assert run.seconds > 0
 
+    def test_a_file_of_another_run_is_refused(self, tmp_path):
+        def make(optimizer=torch.optim.SGD, **made_with):
+            with seeded(0):
+                layer = torch.nn.Linear(1, 1)
+            chosen = optimizer(layer.parameters(), lr=0.0)
+            generator = torch.Generator()
+            return loop.Run(tmp_path / "run", {"layer": layer}, chosen, generator, 120, made_with)
+
+        make(data=torch.zeros(3), peak=1.0).save()
+        assert make(data=torch.zeros(3), peak=1.0).restore()
+        for changed, names in (
+            ({"data": torch.ones(3), "peak": 1.0}, "data"),
+            ({"data": torch.zeros(3), "peak": 2.0}, "peak"),
+            ({"data": torch.zeros(3)}, "peak"),
+            ({"data": torch.zeros(3), "peak": 1.0, "optimizer": torch.optim.Adam}, "optimizer"),
+        ):
+            with pytest.raises(ValueError, match=f"made with another {names}: "):
+                make(**changed).restore()
+
     def test_lines_give_the_mean_of_the_losses_since_the_last_one(self, tmp_path, capsys):
         with seeded(0):
             layer = torch.nn.Linear(1, 1)

@@ -50,6 +50,8 @@ class Drawings:
         pixels: Red, green, blue and alpha, colours premultiplied by alpha, (N, 4, 80, 80), uint8.
     """
 
+    depends_on = ("entries", "pixels")
+
     def __init__(self, entries: Sequence[Drawing], pixels: Tensor) -> None:
         if pixels.dtype != torch.uint8 or pixels.shape != (len(entries), 4, SIZE, SIZE):
             raise ValueError(

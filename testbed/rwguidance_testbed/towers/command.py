@@ -129,7 +129,18 @@ def train(
     parts = [towers] if pairs is not None else [towers, head]
     optimizer = Muon(groups(parts), lr=peak, weight_decay=0.05)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_name(f"{out.name}.state"), modules, optimizer, generator)
+    made_with = {
+        "data": drawings,
+        "weights": towers,
+        "head": head,
+        "batch": batch,
+        "peak": peak,
+        "kept": kept,
+        "seed": seed,
+    }
+    run = Run(
+        out.with_name(f"{out.name}.state"), modules, optimizer, generator, made_with=made_with
+    )
     if resume and run.restore():
         print(f"going on at step {run.step}")
     if pairs is None:

@@ -4,11 +4,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rwguidance.support.files import replacing
+from rwguidance.support.fingerprint import fingerprint
+from rwguidance.training.origin import check_origin
 
 __all__ = ["Run", "learning_rate", "move_averages"]
 
@@ -22,6 +25,8 @@ class Run:
         optimizer: Likewise.
         generator: Likewise: a run that was interrupted continues as if it had not been.
         every: Seconds between two files.
+        made_with: What decides the result besides the number of steps, which may grow: data,
+            models and options by name. A file of anything else is refused.
     """
 
     def __init__(
@@ -31,18 +36,26 @@ class Run:
         optimizer: torch.optim.Optimizer,
         generator: Generator,
         every: float = 120.0,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.modules, self.optimizer = path, dict(modules), optimizer
         self.generator, self.every = generator, every
+        self.origin = {name: fingerprint(value) for name, value in (made_with or {}).items()}
+        self.origin["optimizer"] = type(optimizer).__name__
         self.step = self.seen = 0
         self.seconds = 0.0
 
     def restore(self) -> bool:
-        """Continues from the file, if there is one; says whether there was."""
+        """Continues from the file, if there is one; says whether there was.
+
+        Raises:
+            ValueError: If the file was made with anything else; names what differs.
+        """
 
         if not self.path.exists():
             return False
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        check_origin(self.path, state.get("origin"), self.origin)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -55,6 +68,7 @@ class Run:
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
+            "origin": self.origin,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
