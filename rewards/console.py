@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rwguidance.support.fingerprint import NotKept
+from rwguidance.support.notes import collected
+
 from .base import Reward, RewardSpec
 from .prompt_files import Job, plan
 from .registry import available, load, spec
@@ -237,7 +240,11 @@ def _score_with_bar(
             rate = (done - first[0]) / elapsed if elapsed else 0.0
             bar.update(task, completed=done, failed=failed, rate=rate)
 
-        return score(job, rewards, request.out, request.batch_size, request.restart, show)
+        with collected(NotKept) as texts:
+            scores = score(job, rewards, request.out, request.batch_size, request.restart, show)
+    for text in texts[NotKept]:
+        _say(console, f"note: {text}")
+    return scores
 
 
 def _print_best(console: "Console", scores: Scores, name: str) -> None:

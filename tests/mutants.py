@@ -29,6 +29,34 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "fingerprint: a subclass that does not say is taken at the word of its base",
+        "support/fingerprint.py",
+        'if "depends_on" in cls.__dict__:',
+        'if hasattr(cls, "depends_on"):',
+        "test_fingerprint",
+    ),
+    Mutant(
+        "fingerprint: the last entry of a large tensor does not count",
+        "support/digests.py",
+        "yield _bytes(flat[-1:])",
+        "yield _bytes(flat[:1])",
+        "test_fingerprint",
+    ),
+    Mutant(
+        "fingerprint: the stride is rounded down",
+        "support/digests.py",
+        "max(1, -(-sum(part.nbytes for part in numbers) // WHOLE))",
+        "max(1, sum(part.nbytes for part in numbers) // WHOLE)",
+        "test_fingerprint",
+    ),
+    Mutant(
+        "training: a checkpoint of another temperature is taken",
+        "training/origin.py",
+        "differ = [name for name in names if found.get(name) != expected.get(name)]",
+        "differ = [name for name in expected if name not in found]",
+        "test_loop",
+    ),
+    Mutant(
         "VP: sign of the exponent of alpha",
         "schedules.py",
         "return torch.exp(-0.5 * self._integral(t))",

@@ -2,14 +2,14 @@
 
 import math
 import statistics
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..samplers import UnreliableEstimate
 from ..support.fingerprint import NotKept
+from ..support.notes import collected
 from .results import Generated, Row
 from .run import Report
 from .store import OldStore
@@ -38,15 +38,18 @@ def run_generate(work: Callable[[Report], Generated], restart: bool = False) -> 
 
     console = Console(stderr=True)
     try:
-        with _collected() as (doubts, notes), _bars(console) as report:
+        with collected(UnreliableEstimate, NotKept, OldStore) as texts, _bars(console) as report:
             generated = work(report)
     except KeyboardInterrupt:
+        if texts[NotKept]:
+            _say(console, f"interrupted: the same command begins again, as {texts[NotKept][0]}")
+            return 130
         without = " without --restart" if restart else ""
         _say(console, f"interrupted: the same command{without} goes on where this one stopped")
         return 130
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys((*texts[OldStore], *texts[NotKept])):
         _say(console, f"note: {note}")
-    if doubts:
+    if doubts := texts[UnreliableEstimate]:
         _say(console, f"note, for {len(doubts)} of the runs: {doubts[0]}")
     print_generated(generated)
     return 2 if generated.failed or any(row.error for row in generated.rows) else 0
@@ -127,32 +130,6 @@ def _bars(console: "Console") -> Iterator[Report]:
             bars.update(task, description=stage, completed=done, total=total)
 
         yield report
-
-
-@contextmanager
-def _collected() -> Iterator[tuple[list[str], list[str]]]:
-    """Collects doubts about estimates, one per run of the sampler, and notes on what is kept.
-
-    Other warnings pass.
-    """
-
-    doubts: list[str] = []
-    notes: list[str] = []
-    with warnings.catch_warnings():
-        for kind in (UnreliableEstimate, NotKept, OldStore):
-            warnings.simplefilter("always", kind)
-        show: Any = warnings.showwarning
-
-        def collect(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
-            if issubclass(category, UnreliableEstimate):
-                doubts.append(str(message))
-            elif issubclass(category, NotKept | OldStore):
-                notes.append(str(message))
-            else:
-                show(message, category, *rest, **keywords)
-
-        warnings.showwarning = collect
-        yield doubts, notes
 
 
 def _say(console: "Console", text: str) -> None:

@@ -28,6 +28,8 @@ TOKEN = "correct-horse-battery-staple"
 class Brightness(Reward):
     """Mean of the 8-bit image, plus the length of the prompt."""
 
+    depends_on = ()
+
     spec = RewardSpec(
         name="brightness",
         title="Brightness",

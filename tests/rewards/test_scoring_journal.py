@@ -18,6 +18,7 @@ import rewards.scoring.run
 from rewards.prompt_files import plan
 from rewards.scoring import journal_path, score
 from rewards.scoring.batches import in_batches
+from rwguidance.support.fingerprint import NotKept
 from scored_folders import (
     IMAGES,
     JOBS,
@@ -230,3 +231,17 @@ def test_a_real_run_survives_sigkill(tmp_path):
     assert score(job, jpeg, "scores.csv", batch_size=1).scored == 80 - kept
     score(job, jpeg, "whole.csv", batch_size=1)
     assert Path("scores.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+def test_a_reward_that_does_not_say_what_it_depends_on_begins_again(job, monkeypatch):
+    class Unsaid(Brightness):
+        pass
+
+    unfinished(job, monkeypatch)
+    journal = journal_path("scores.csv")
+    assert journal.exists()
+    SEEN.clear()
+    with pytest.warns(NotKept, match="begins again: .*Unsaid does not say"):
+        score(job, {"brightness": Unsaid()}, "scores.csv", 2)
+    assert sum(SEEN) == len(job.items)
+    assert len(read()) > 0
