@@ -1,5 +1,6 @@
 """The training loop: what an interrupted run goes on with, averages, and the learning rate."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from rwguidance.support.randomness import seeded
 from rwguidance_testbed.training import loop
 from rwguidance_testbed.training.ema import ExponentialMovingAverage
+from rwguidance_testbed.training.options import BufferedOptions
 
 
 class TestRun:
@@ -49,6 +51,12 @@ class TestRun:
         ):
             with pytest.raises(ValueError, match=f"made with another {names}: "):
                 make(**changed).restore()
+
+    def test_all_options_but_those_of_speed_and_length_decide(self):
+        one = BufferedOptions(steps=1, batch=2, peak=0.1, kept=8)
+        assert one.deciding == {"batch": 2, "peak": 0.1, "smoke": False, "kept": 8}
+        others = {"steps": 2, "threads": 2, "resume": False, "compiled": True}
+        assert dataclasses.replace(one, **others).deciding == one.deciding
 
     def test_lines_give_the_mean_of_the_losses_since_the_last_one(self, tmp_path, capsys):
         with seeded(0):
