@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class Bank:
         ValueError: If the bank is empty, holds NaN or inf, the lengths differ, or all draws of a
             condition have no importance.
     """
+
+    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards")
 
     x_0: Tensor
     condition: Any = None
