@@ -92,6 +92,7 @@ _LAZY = ("backbones", "generation", "networks", "rewards", "store", "testing", "
 moved("rwguidance.cli", "rwguidance.app.cli")
 for _name in ("conditions", "files", "fingerprint", "memory", "outside", "randomness", "registry"):
     moved(f"rwguidance.{_name}", f"rwguidance.support.{_name}")
+moved("rwguidance.generation.store", "rwguidance.store")
 
 
 def __getattr__(name: str) -> Any:

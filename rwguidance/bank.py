@@ -1,7 +1,6 @@
 """Banks: draws of the pretrained law with their rewards, made once and used for many outputs."""
 
 import json
-import math
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,12 +38,11 @@ class Bank:
             :func:`rwguidance.support.fingerprint.fingerprint` of the model, in values that JSON can
             hold; None if it is not known. See :meth:`check_origin`.
         log_importance: For draws of another law q, log p(x^i | y) - log q(x^i) up to a constant per
-            condition, in nats, with shape (N,); -inf is a zero weight. None if they are of p.
+            condition, in nats, with shape (N,). None if they are of p.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.
-        ValueError: If the bank is empty, holds NaN or inf, the lengths differ, or all draws of a
-            condition have no importance.
+        ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
     """
 
     depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards")
@@ -66,11 +64,10 @@ class Bank:
         if self.rewards is not None:
             _check_bank_rewards(self.rewards, n, self.condition)
         if self.log_importance is not None:
-            check_rewards(self.log_importance, n, self.condition, "log_importance")
+            _check_log_importance(self.log_importance, n)
 
         if keys is None:
             object.__setattr__(self, "rows", {None: slice(0, n)})
-            self._check_importance()
             return
         names = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         group = torch.tensor([names[key] for key in keys])
@@ -85,13 +82,6 @@ class Bank:
         rows = {key: slice(a, b) for key, a, b in zip(names, [0, *ends], ends, strict=False)}
         object.__setattr__(self, "condition", keys)
         object.__setattr__(self, "rows", rows)
-        self._check_importance()
-
-    def _check_importance(self) -> None:
-        for key, rows in self.rows.items() if self.log_importance is not None else ():
-            assert self.log_importance is not None
-            if bool((self.log_importance[rows] == -math.inf).all()):
-                raise ValueError(f"log_importance must not be -inf for all draws of {key!r}")
 
     def __repr__(self) -> str:
         one = "1 condition" if len(self.rows) == 1 else f"{len(self.rows)} conditions"
@@ -105,6 +95,19 @@ class Bank:
 
     def __len__(self) -> int:
         return len(self.x_0)
+
+    def check_of_model(self, purpose: str) -> None:
+        """Checks that the draws are of the model itself, for what cannot use their importance.
+
+        Arguments:
+            purpose: What needs it, for the message.
+
+        Raises:
+            ValueError: If the bank has log-importances.
+        """
+
+        if self.log_importance is not None:
+            raise ValueError(f"{purpose} needs draws of the model itself, without log_importance")
 
     def check_origin(self, **expected: Any) -> None:
         """Checks what the bank was made of.
@@ -237,6 +240,12 @@ class Bank:
                 name: json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
             }
             return cls(**tensors, **facts)
+
+
+def _check_log_importance(values: Tensor, n: int) -> None:
+    checks.tensor("log_importance", values, (n,))
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"log_importance must be finite, got {checks.bad_items(values[:, None])}")
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:

@@ -38,8 +38,8 @@ manifests are changed under a lock.
 """
 
 from .columns import Column
-from .drawers import Drawer, Store
+from .drawers import Drawer, OldStore, Store
 from .filling import Task, fill
 from .shards import Damaged
 
-__all__ = ["Column", "Damaged", "Drawer", "Store", "Task", "fill"]
+__all__ = ["Column", "Damaged", "Drawer", "OldStore", "Store", "Task", "fill"]

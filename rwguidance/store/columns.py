@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..support import checks
+from ..support.batches import batches
 from ..support.files import remove_abandoned
 from ..support.locks import locked
 from .manifest import Manifest, missing, overlap
@@ -114,8 +115,7 @@ class Column:
         """
 
         size, rows = checks.integer("size", size, 1), self._chosen(rows)
-        for start in range(rows.start, rows.stop, size):
-            some = range(start, min(start + size, rows.stop))
+        for some in batches(rows.stop, size, rows.start):
             yield some, self.read(some)
 
     def append(self, start: int, values: Tensor) -> None:
@@ -161,7 +161,7 @@ class Column:
             n: Number of entries.
             make: Function from numbers of draws to their entries.
             batch_size: Number of entries that are made at once.
-            report: Is told how many of the batches are done, and out of how many.
+            report: Is told how many of them are done, and out of how many.
         """
 
         from .filling import Task, fill

@@ -19,9 +19,13 @@ from ..support.files import remove_abandoned, replacing
 from .columns import Column
 from .manifest import FORMAT, Manifest
 
-__all__ = ["Drawer", "Store"]
+__all__ = ["Drawer", "OldStore", "Store"]
 
 _LABEL = "origin.json"
+
+
+class OldStore(UserWarning):
+    """A store holds draws of an older format, which are made anew."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,13 @@ class Store:
 
         Warns:
             RuntimeWarning: If the drawer's label was damaged, and is written anew.
+            OldStore: If the store has draws of an older format; once.
         """
 
         text = _text("origin", origin)
         folder = Path(self.root) / _name(text)
         try:
+            _say_if_old(Path(self.root))
             _label(folder / _LABEL, text)
         except OSError:  # whoever adds draws will say so
             if self.required:
@@ -177,6 +183,24 @@ class Store:
         return Drawer(folder, origin, self.shard_bytes, self.required)
 
 
+def _say_if_old(root: Path) -> None:
+    """Warns of draws of an older format, once, after which the store has a note."""
+
+    note, text = root / "format", f"{FORMAT}\n"
+    if note.is_file() and note.read_bytes() == text.encode():
+        return
+    old = any(root.glob(f"*/{_LABEL}"))
+    root.mkdir(parents=True, exist_ok=True)
+    note.write_text(text, encoding="utf-8")  # if half of it is written, it is said again
+    if old:
+        warnings.warn(
+            f"{root} holds draws of an older version: they are made anew, and the old ones may be "
+            "deleted",
+            OldStore,
+            stacklevel=3,
+        )
+
+
 def _label(path: Path, text: str) -> None:
     """Writes the label of a drawer, unless it is there."""
 
@@ -187,7 +211,7 @@ def _label(path: Path, text: str) -> None:
                 return
         warnings.warn(f"{path} is damaged: it is written anew", RuntimeWarning, stacklevel=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, durable=True) as partial:
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..support import checks
+from ..support.batches import batches
 from ..support.processes import Processes
 from .columns import Column
 
@@ -39,12 +40,6 @@ class Task:
         checks.integer("n", self.n, 0)
         checks.function("make", self.make)
         checks.integer("batch_size", self.batch_size, 1)
-
-    def batches(self) -> list[range]:
-        """Returns the numbers of the draws in batches, the same whatever is there."""
-
-        starts = range(0, self.n, self.batch_size)
-        return [range(i, min(i + self.batch_size, self.n)) for i in starts]
 
     def run(self, batch: range) -> bool:
         """Makes a batch, if some of it is missing, and adds that; returns whether it did."""
@@ -80,7 +75,7 @@ def fill(
     Arguments:
         tasks: The tasks.
         processes: The processes that share them; ``Processes.launched()`` for those of a launcher.
-        report: Is told how many of the batches of this process are done, and out of how many.
+        report: Is told how many of the entries of this process are done, and out of how many.
 
     Raises:
         TypeError: If what is made does not have the dtype of its column.
@@ -108,12 +103,15 @@ def fill(
             task.column.repair(range(task.n))
 
     def make() -> None:
-        batches = processes.share([(task, batch) for task in tasks for batch in task.batches()])
-        for done, (task, batch) in enumerate(batches):
-            report(done, len(batches))
+        work = [(task, batch) for task in tasks for batch in batches(task.n, task.batch_size)]
+        work, done = processes.share(work), 0
+        total = sum(len(batch) for _, batch in work)
+        for task, batch in work:
+            report(done, total)
             if task.run(batch):
                 changed[task.column.key] = task.column
-        report(len(batches), len(batches))
+            done += len(batch)
+        report(done, total)
 
     def settle() -> None:
         for column in changed.values():

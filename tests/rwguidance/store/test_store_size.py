@@ -28,7 +28,7 @@ def data():
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmData"))
 
-bound = data() + 3 * 2**22                        # bytes, 1/5 of the draws
+bound = data() + 2**25                            # bytes, 1/4 of the draws
 resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 column.fill(N, make, BATCH)
 total = 0
@@ -48,7 +48,7 @@ except RuntimeError:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
 def test_more_than_fits_in_memory_is_written_scored_and_read(tmp_path):
-    command = [sys.executable, "-c", BOUNDED, str(tmp_path), str(2048)]  # 64 MiB of draws
+    command = [sys.executable, "-c", BOUNDED, str(tmp_path), str(4096)]  # 128 MiB of draws
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -56,8 +56,8 @@ def test_more_than_fits_in_memory_is_written_scored_and_read(tmp_path):
     assert run.stdout == "all at once do not fit\n"
     sizes = [path.stat().st_size for path in tmp_path.rglob("*.safetensors")]
     assert max(sizes) <= 2**20 + 300
-    assert sum(sizes) < 1.02 * 2048 * 2**15
-    assert len(sizes) < 2.1 * 2048 * 2**15 / 2**20
+    assert sum(sizes) < 1.02 * 4096 * 2**15
+    assert len(sizes) < 2.1 * 4096 * 2**15 / 2**20
 
 
 def test_a_million_draws_are_found_without_reading_the_others(tmp_path, monkeypatch):
