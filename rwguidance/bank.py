@@ -45,7 +45,7 @@ class Bank:
         ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
     """
 
-    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards")
+    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards", "log_importance")
 
     x_0: Tensor
     condition: Any = None

@@ -153,7 +153,7 @@ MUTANTS = [
     Mutant(
         "temperature: KL without the log normalizer",
         "temperature.py",
-        "kl = strength * reward - log_w.logsumexp(0) + math.log(len(rewards))",
+        "kl = strength * reward - log_w.logsumexp(0) + log_q.logsumexp(0)",
         "kl = strength * reward",
         "test_temperature",
     ),
@@ -507,10 +507,10 @@ MUTANTS = [
     ),
     Mutant(
         "draws: batches begin where the last ones end",
-        "generation/run.py",
-        "start = done - done % self.batch_size",
-        "start = done",
-        "test_run",
+        "store/filling.py",
+        "values = self.make(batch)",
+        "values = self.make(batch := range(gaps[0].start, batch.stop))",
+        "test_filling",
     ),
     Mutant(
         "pairs: batches of the missing pictures alone",
@@ -568,13 +568,6 @@ MUTANTS = [
         "group[-1].stop == shard.start and fits",
         "fits",
         "test_columns",
-    ),
-    Mutant(
-        "store: batches begin one later than multiples of their size",
-        "store/filling.py",
-        "batches(task.n, task.batch_size)",
-        "batches(task.n, task.batch_size + 1)",
-        "test_filling",
     ),
     Mutant(
         "importance: draws of another law count as those of the model",
