@@ -15,14 +15,8 @@ def run(code, cwd, path=ROOT):
     """What a fresh interpreter prints in a folder, which its scripts see first."""
 
     code = f"import sys; sys.path[:0] = ['', {str(path)!r}]\n{code}"
-    strict = (
-        "-W",
-        "error",
-        "-W",
-        "ignore::DeprecationWarning:typer",
-    )  # an old one meets a new click
     ran = subprocess.run(
-        [sys.executable, *strict, "-c", code], cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True
     )
     return ran.stdout.strip() or ran.stderr.strip().splitlines()[-1]
 
