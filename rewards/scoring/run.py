@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwguidance.support.checks import integer
+from rwguidance.support import checks
 from rwguidance.support.fingerprint import NotKept, fingerprint_or_reason
 from rwguidance.support.outside import require
 
@@ -102,7 +102,7 @@ def score(
             belongs to another job, or another run is writing it.
     """
 
-    out = Path(out)
+    out = checks.path("out", out)
     needy = [name for name, reward in rewards.items() if reward.spec.needs_prompt]
     check_output(job, list(rewards), out, batch_size, restart, needy)
     require("PIL.Image", "images need", "rewards")
@@ -172,8 +172,8 @@ def check_output(
         ValueError: If the arguments do not fit together, or the journal belongs to another job.
     """
 
-    out = Path(out)
-    integer("batch_size", batch_size, 1)
+    out = checks.path("out", out)
+    checks.integer("batch_size", batch_size, 1)
     if not names:
         raise ValueError("rewards must hold at least one reward, got none")
     for name in names:
