@@ -55,6 +55,20 @@ class Method(ABC):
 
         return cls(**settings)
 
+    def at(self, nats: float) -> "Method | None":
+        """Returns the method that moves the law of each prompt by a divergence.
+
+        By default it is None: the method has no strength that could be chosen.
+
+        Arguments:
+            nats: The divergence, in nats.
+
+        Raises:
+            ValueError: If the method cannot go that far.
+        """
+
+        return None
+
     def settings(self) -> dict[str, Any]:
         """Returns everything that changes the result, in values that JSON can hold.
 
