@@ -46,6 +46,9 @@ class Method(ABC):
     name: ClassVar[str]
     """Name of the method on the command line and in metadata."""
 
+    chooses: ClassVar[bool] = False
+    """True if the unguided samples are among those it chooses from, so that their costs are its."""
+
     @classmethod
     def from_options(cls, **settings: Any) -> "Method":
         """Returns the method with the settings that the command line was given.

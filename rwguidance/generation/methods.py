@@ -211,6 +211,7 @@ class BestOfN(Method):
     """
 
     name: ClassVar[str] = "best-of-n"
+    chooses: ClassVar[bool] = True
 
     n: int = field(default=16, metadata={"option": "bank"})
     beta: float | None = None
