@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["print_table", "run_evaluate"]
 
+_WIDE = 400
+"""Width of a table at most, in letters."""
+
 
 def run_evaluate(work: Callable[[Terminal], Results], plan: Plan) -> int:
     """Runs an evaluation on a terminal, writes its table, and prints it.
@@ -58,7 +61,8 @@ def print_table(table: Table) -> None:
     from rich.console import Console
     from rich.table import Table as Grid
 
-    console = Console()
+    # Numbers must not be cut, however narrow the terminal is.
+    console, wide = Console(), Console(width=_WIDE)
     for section in table.sections:
         heads, *lines = table.cells(section.columns)
         grid = Grid(title=section.title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -67,9 +71,7 @@ def print_table(table: Table) -> None:
             grid.add_column(head, justify=side, no_wrap=True)
         for line in lines:
             grid.add_row(*line)
-        # Numbers must not be cut, however narrow the terminal is.
-        width = console.measure(grid, options=console.options.update(width=1000)).maximum
-        console.print(grid, width=max(width, console.width), crop=False, soft_wrap=True)
+        wide.print(grid)
         _say(console, section.sentence)
     for doubt in table.doubts:
         _say(console, f"note: {doubt}")

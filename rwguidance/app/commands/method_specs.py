@@ -63,7 +63,7 @@ def _split(spec: str) -> tuple[str, dict[str, Any]]:
     """Returns the name and the settings of a text."""
 
     own = re.match(r"(.*?\.py:[^:]+)(?::(.*))?$", spec)
-    name, colon, rest = (own[1], ":", own[2] or "") if own else spec.partition(":")
+    name, rest = own.groups("") if own else spec.partition(":")[::2]
     settings: dict[str, Any] = {}
     for entry in re.split(r",(?=\w+=)", rest) if rest else ():
         key, equals, value = entry.partition("=")
