@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from pixel_law import Brightness, Law, spread
 from rwguidance.evaluation import evaluate
@@ -55,12 +56,18 @@ class Broken(Method):
         return Aligned(base)
 
 
-def flat(images):
-    return images.flatten(1)
+class Flat(nn.Module):
+    depends_on = ()
+
+    def forward(self, images):
+        return images.flatten(1)
 
 
-def red(images, prompts):
-    return images[:, 0].mean((1, 2))
+class Red(nn.Module):
+    depends_on = ()
+
+    def forward(self, images, prompts):
+        return images[:, 0].mean((1, 2))
 
 
 METHODS = {"importance": Importance(bank=16, kl=1.0), "best of 3": BestOfN(3)}
@@ -69,7 +76,7 @@ METHODS = {"importance": Importance(bank=16, kl=1.0), "best of 3": BestOfN(3)}
 def run(out, **changes):
     options = {
         "backbone": Law(), "reward": Brightness(), "prompts": PROMPTS, "methods": METHODS,
-        "held_out": {"red": red}, "embeddings": {"pixels": flat}, "strengths": (0.25, 1.0),
+        "held_out": {"red": Red()}, "embeddings": {"pixels": Flat()}, "strengths": (0.25, 1.0),
         "images": 3, "seeds": (0, 1), "steps": STEPS, "target_draws": 20, "shown": 1,
         "batch_size": 8,
     } | changes  # fmt: skip

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from evaluations import METHODS, PROMPTS, STEPS, Broken, Moved, assert_same, flat, red, run
+from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, assert_same, run
 from pixel_law import Brightness, Law
 from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, write_table
 from rwguidance.generation import BestOfN, Importance, Network, PlugInMean, Store
@@ -14,6 +14,7 @@ from rwguidance.generation.run import Run
 from rwguidance.networks import LatentShift
 from rwguidance.prediction import Prediction
 from rwguidance.schedules import RectifiedSchedule
+from rwguidance.support.fingerprint import NotKept
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rwguidance.UnreliableEstimate"),
@@ -23,6 +24,8 @@ pytestmark = [
 
 class Rounding(Law):
     """A law that depends on the batch, as the rounding of a device does, but visibly."""
+
+    depends_on = ("schedule", "std")
 
     def forward(self, x_t, t, condition=None):
         mean = super().forward(x_t, t, condition).mean + 0.02 * len(x_t)
@@ -143,14 +146,16 @@ def test_finished_prompts_are_not_made_again(tmp_path):
 
 def test_a_damaged_record_is_named_and_made_again(tmp_path):
     options = {"methods": {"moved": Moved()}}
-    first = run(tmp_path, **options)
+    expected = run(tmp_path / "whole", **options)
+    run(tmp_path, **options)
     path = tmp_path / "prompts" / "0001.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     for wrong in (bytes(content), b"", content[:100]):
         path.write_bytes(wrong)
         with pytest.warns(RuntimeWarning, match=r"0001.safetensors is damaged .* made again"):
-            assert_same(run(tmp_path, **options), first)
+            again = run(tmp_path, **options)
+        assert_same(again, expected)
 
 
 def test_a_broken_method_marks_its_cell_and_no_other(tmp_path):
@@ -177,14 +182,16 @@ def test_rewards_and_embeddings_may_fail_on_some_pictures(tmp_path):
         raise RuntimeError("no weights")
 
     def held(images, prompts):
-        values = red(images, prompts)
+        values = Red()(images, prompts)
         return torch.where(values > 0.55, math.nan, values)
 
-    embeddings = {"pixels": flat, "absent": fails}
-    results = run(
-        tmp_path, held_out={"held": held}, reward=Brightness(bad), embeddings=embeddings,
-        methods={"moved": Moved(), "importance": Importance(bank=8, kl=1.0)},
-    )  # fmt: skip
+    embeddings = {"pixels": Flat(), "absent": fails}
+    options = {
+        "held_out": {"held": held}, "reward": Brightness(bad), "embeddings": embeddings,
+        "methods": {"moved": Moved(), "importance": Importance(bank=8, kl=1.0)},
+    }  # fmt: skip
+    with pytest.warns(NotKept, match="not kept for another run"):
+        results = run(tmp_path, **options)
     rewards = results.base.rewards
     assert 0 < int(rewards["reward"].isnan().sum()) < 12
     assert 0 < int(rewards["held"].isnan().sum()) < 12
@@ -192,6 +199,20 @@ def test_rewards_and_embeddings_may_fail_on_some_pictures(tmp_path):
     places = {failure.place for failure in results.failures}
     assert {"reward of base", "held of base", "absent of base", "absent of the target"} <= places
     write_table(results, tmp_path)
+
+
+def test_what_cannot_be_told_apart_is_made_again(tmp_path):
+    options = {"held_out": {"held": lambda images, prompts: images[:, 0].mean((1, 2))}}
+    options["methods"] = {"moved": Moved()}
+    backbone = Law()
+    with pytest.warns(NotKept, match="not kept"):
+        first = run(tmp_path, backbone=backbone, **options)
+    calls = backbone.calls
+    options["held_out"]["held"] = lambda images, prompts: 2 * images[:, 0].mean((1, 2))
+    with pytest.warns(NotKept, match="not kept"):
+        second = run(tmp_path, backbone=backbone, **options)
+    assert backbone.calls > calls
+    torch.testing.assert_close(second.base.rewards["held"], 2 * first.base.rewards["held"])
 
 
 def test_what_failed_is_made_again(tmp_path):
@@ -218,6 +239,8 @@ def test_what_failed_is_made_again(tmp_path):
 
 def test_a_prompt_that_the_model_fails_on_is_named(tmp_path):
     class Picky(Law):
+        depends_on = ("schedule", "std")
+
         def condition(self, prompts):
             if prompts[0] == "ab":
                 raise ValueError("no such word")
