@@ -39,7 +39,10 @@ class Extractor(nn.Module):
         preprocess: Function of float32 images that returns what the network takes.
         network: The network.
         read: Function that reads the features in what the network returns.
+        about: Description of these functions, by which embeddings of one network are told apart.
     """
+
+    depends_on = ("about", "network")
 
     def __init__(
         self,
@@ -47,9 +50,11 @@ class Extractor(nn.Module):
         preprocess: Callable[[Tensor], Tensor],
         network: nn.Module,
         read: Callable[[Any], Any] = lambda output: output,
+        about: str = "",
     ) -> None:
         super().__init__()
         self.name = name
+        self.about = about
         self.preprocess = preprocess
         self.network = network
         self.read = read
@@ -104,7 +109,8 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
         raise ValueError(f"torchvision:{model} has no linear layer at its end, so no features")
     parent, _, last = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
-    return Extractor(f"torchvision:{model}", weights.transforms(), network)
+    name = f"torchvision:{model}"
+    return Extractor(name, weights.transforms(), network, about=name)
 
 
 def _timm(model: str, path: PathLike | None = None) -> Extractor:
@@ -118,7 +124,7 @@ def _timm(model: str, path: PathLike | None = None) -> Extractor:
     network.reset_classifier(0)
     config = timm.data.resolve_model_data_config(network)
     preprocess = timm.data.create_transform(**config, is_training=False)
-    return Extractor(f"timm:{model}", preprocess, network)
+    return Extractor(f"timm:{model}", preprocess, network, about=f"timm:{model}")
 
 
 def _transformers(folder: str) -> Extractor:
@@ -142,11 +148,14 @@ def _transformers(folder: str) -> Extractor:
         raise ValueError(f"{name} lacks weights, which would be random: {', '.join(lost[:5])}")
     processor = library.AutoImageProcessor.from_pretrained(place, local_files_only=True)
     prepare = lambda x: processor(images=x, do_rescale=False, return_tensors="pt")["pixel_values"]
-    return Extractor(name, prepare, _ImageFeatures(network, pooled))
+    features = _ImageFeatures(network, pooled)
+    return Extractor(name, prepare, features, about=processor.to_json_string())
 
 
 class _ImageFeatures(nn.Module):
     """What a model of transformers says of images."""
+
+    depends_on = ("model", "pooled")
 
     def __init__(self, model: Any, pooled: bool) -> None:
         super().__init__()
@@ -166,6 +175,8 @@ class _ImageFeatures(nn.Module):
 
 class _Tower(nn.Module):
     """The image tower of a reward."""
+
+    depends_on = ("reward",)
 
     def __init__(self, reward: Any) -> None:
         super().__init__()
