@@ -13,11 +13,13 @@ import torch
 from rwguidance.support import checks
 from rwguidance.support.fingerprint import NotKept
 from rwguidance.support.notes import heard
+from rwguidance.support.processes import Processes, joined
 
 from .base import Reward, RewardSpec
 from .prompt_files import Job, default_prompts, plan
 from .registry import available, load, spec
 from .scoring import Failure, Scores, Summary, check_output, score
+from .scoring.batches import in_batches
 from .table import HEADINGS, cells, column_widths, facts
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ def run_score(request: ScoreRequest) -> int:
     Arguments:
         request: The images, the rewards, and the result.
 
+    Processes that a launcher has started share the work; the first one speaks for all.
+
     Returns:
         The exit code: 0, or 2 if something was skipped, or 130 if the user interrupted.
 
@@ -135,9 +139,14 @@ def run_score(request: ScoreRequest) -> int:
         ValueError: If the job, the paths or the device make no sense; before anything is loaded.
     """
 
+    with joined() as processes:
+        return _run_score(request, processes)
+
+
+def _run_score(request: ScoreRequest, processes: Processes) -> int:
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not processes.first)
     specs = {name: spec(name) for name in request.names}
     job = _plan(request, specs)
     for note in job.notes:
@@ -151,12 +160,14 @@ def run_score(request: ScoreRequest) -> int:
     try:
         rewards = _load(console, request)
         with heard(hear, NotKept):
-            scores = _score_with_bar(console, job, rewards, request)
+            scores = _score_with_bar(console, job, rewards, request, processes)
     except KeyboardInterrupt:
         without = " without --restart" if request.restart else ""
         rest = "begins again" if unkept else "goes on where this one stopped"
         _say(console, f"interrupted: the same command{without} {rest}")
         return 130
+    if not processes.first:
+        return 0
     print_scores(scores, specs)
     return 2 if scores.failures else 0
 
@@ -227,9 +238,16 @@ def _load(console: "Console", request: ScoreRequest) -> dict[str, Reward]:
 
 
 def _score_with_bar(
-    console: "Console", job: Job, rewards: Mapping[str, Reward], request: ScoreRequest
+    console: "Console",
+    job: Job,
+    rewards: Mapping[str, Reward],
+    request: ScoreRequest,
+    processes: Processes,
 ) -> Scores:
     from rich import progress
+
+    batches = in_batches(job, request.batch_size)
+    total = sum(len(batches[i]) for i in processes.deal(len(batches)))
 
     bar = progress.Progress(
         progress.TextColumn("scoring"),
@@ -242,20 +260,21 @@ def _score_with_bar(
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=len(job.items), rate=0.0, failed=0)
+        task = bar.add_task("", total=total, rate=0.0, failed=0)
         first: list[int] = []
 
         def show(done: int, failed: int) -> None:
             if not first:  # what the journal holds took no time
                 first.append(done)
                 if done:
-                    _say(console, f"resuming after {done} of {len(job.items)} images")
+                    _say(console, f"resuming after {done} of {total} images")
                 bar.reset(task, completed=done)
             elapsed = bar.tasks[0].elapsed or 0.0
             rate = (done - first[0]) / elapsed if elapsed else 0.0
             bar.update(task, completed=done, failed=failed, rate=rate)
 
-        return score(job, rewards, request.out, request.batch_size, request.restart, show)
+        size, restart = request.batch_size, request.restart
+        return score(job, rewards, request.out, size, restart, show, processes)
 
 
 def _print_best(console: "Console", scores: Scores, name: str) -> None:

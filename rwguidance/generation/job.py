@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..support.conditions import has_half_surrogate
 from ..support.fingerprint import Undescribed
 from ..support.locks import locked
 from ..support.outside import require
+from ..support.processes import ALONE, Processes
 from .base import Method, set_checked
 from .folder import check_settings
 
@@ -112,18 +113,23 @@ class Job:
             return {}, [str(reason)]
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Holds the folder against other processes, once it is known that it is of these settings.
+    def claimed(self, processes: Processes = ALONE) -> Iterator[None]:
+        """Holds the folder against other runs, once it is known that it is of these settings.
+
+        Arguments:
+            processes: The processes of this run, the first of which holds it.
 
         Raises:
-            ValueError: If another process writes to the folder, or it holds pictures of other
-                settings; says which ones differ.
+            ConnectionError: If another process of this run has ended.
+            ValueError: If another run writes to the folder, or it holds pictures of other settings;
+                says which ones differ.
             OSError: If the folder cannot be made or written to.
         """
 
-        with locked(self.folder):
+        with locked(self.folder) if processes.first else nullcontext():
             if not self.restart:
                 check_settings(self.folder, self.settings)
+            processes.wait()
             yield
 
     def batches(self) -> list[range]:

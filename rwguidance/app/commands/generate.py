@@ -12,6 +12,7 @@ from ...generation.job import Job
 from ...generation.methods import METHODS
 from ...generation.pairs import make
 from ...generation.settings import build, method_options
+from ...support.processes import joined
 from .options import (
     Device,
     DtypeName,
@@ -113,6 +114,9 @@ def generate(
     batch size or on other prompts. The same command goes on after an interruption, and makes again
     what failed.
 
+    Started by `accelerate launch -m rwguidance generate ...` or torchrun, several processes share
+    the prompts, and write the folder of a single one.
+
     Exit code: 0, or 2 if a prompt, a picture or a reward failed, 130 if interrupted, 1 for all
     other errors.
     """
@@ -133,13 +137,15 @@ def generate(
     sources.check(backbone, reward)
     store = Store.default() if cache is None else Store(cache)
 
-    def work(terminal: Terminal) -> Generated:
-        with job.claimed():  # before anything is loaded
-            judge, model = sources.reward(reward), sources.backbone(backbone)
-            with terminal.bars() as report:
-                return make(job, model, judge, store, report, terminal.say)
+    with joined() as processes:
 
-    raise typer.Exit(run_generate(work, restart))
+        def work(terminal: Terminal) -> Generated:
+            with job.claimed(processes):  # before anything is loaded
+                judge, model = sources.reward(reward), sources.backbone(backbone)
+                with terminal.bars() as report:
+                    return make(job, model, judge, store, report, terminal.say, processes)
+
+        raise typer.Exit(run_generate(work, restart, processes))
 
 
 def _texts(prompt: list[str] | None, prompts: str | None, column: str) -> Sequence[str]:

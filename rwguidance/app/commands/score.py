@@ -74,6 +74,9 @@ def score(
     In a folder that `rwguidance generate` wrote, base pictures and aligned ones are scored for
     their prompts, with the kind in a column of the table. Sheets are left out.
 
+    Started by `accelerate launch -m rwguidance score ...` or torchrun, several processes share the
+    images and write one table, that of a single process.
+
     What fails is reported, left empty in the table with the reason in its column error, and
     skipped. An interrupted run goes on when the same command is given again, and ends with the
     same table. A finished one is left as it is, but for the images at which a reward has failed.
