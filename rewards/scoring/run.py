@@ -222,7 +222,7 @@ def _known(
 
 
 class _Findings:
-    """What is found in the rows of a result, in one pass."""
+    """Findings in the rows of a result, made in one pass."""
 
     def __init__(self, job: Job, rewards: Mapping[str, Reward]) -> None:
         self.job = job
