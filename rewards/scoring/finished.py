@@ -76,7 +76,7 @@ def finished_rows(out: Path, labels: int) -> list[Row]:
 
 
 def is_left(row: Row, names: list[str]) -> bool:
-    """Whether a reward failed at a row, so that the same call tries again.
+    """Returns whether a reward failed at a row, so that the same call tries again.
 
     A server may be back, or memory be free. An image that cannot be read stays what it is.
     """

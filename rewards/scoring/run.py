@@ -295,7 +295,7 @@ def _read_back(job: Job, rewards: Mapping[str, Reward], out: Path, scored: int) 
 
 
 class _Findings:
-    """What is found in the rows of a result, in one pass."""
+    """Findings in the rows of a result, made in one pass."""
 
     def __init__(self, job: Job, rewards: Mapping[str, Reward]) -> None:
         self.job = job
