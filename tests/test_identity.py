@@ -389,7 +389,7 @@ def evaluations():
             Extractor,
             {"name": "a", "preprocess": torch.sin, "network": network(1.0)},
             {"network": network(2.0), "about": "sine"},
-            {"name": "b", "preprocess": torch.cos, "read": torch.tanh},  # which `about` describes
+            {"name": "b", "preprocess": torch.cos},  # which `about` describes
         ),
     }
 

@@ -31,6 +31,8 @@ __all__ = ["Extractor", "extractor"]
 
 PathLike = str | os.PathLike[str]
 
+_OFFLINE: Any = {"local_files_only": True, "trust_remote_code": False}
+
 
 class Extractor(nn.Module):
     """A network behind its preprocessing: images (B, 3, H, W) in [0, 1], sRGB, to features (B, D).
@@ -38,9 +40,8 @@ class Extractor(nn.Module):
     Arguments:
         name: Its name, for messages.
         preprocess: Function of float32 images that returns what the network takes.
-        network: The network.
-        read: Function that reads the features in what the network returns.
-        about: Description of these functions, by which embeddings of one network are told apart.
+        network: The network, which returns features.
+        about: Description of the function, by which embeddings of one network are told apart.
     """
 
     depends_on = ("about", "network")
@@ -50,7 +51,6 @@ class Extractor(nn.Module):
         name: str,
         preprocess: Callable[[Tensor], Tensor],
         network: nn.Module,
-        read: Callable[[Any], Any] = lambda output: output,
         about: str = "",
     ) -> None:
         super().__init__()
@@ -58,7 +58,6 @@ class Extractor(nn.Module):
         self.about = about
         self.preprocess = preprocess
         self.network = network
-        self.read = read
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the features in float32 or wider, with shape (B, D).
@@ -73,9 +72,9 @@ class Extractor(nn.Module):
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         like = next(self.network.parameters(), images)
         pixels = self.preprocess(images.float()).to(like)
-        features = self.read(self.network(pixels))
+        features = self.network(pixels)
         if isinstance(features, Tensor):
-            features = features.squeeze((2, 3)) if features.ndim == 4 else features
+            features = features.squeeze((2, 3)) if features.ndim == 4 else features  # pooled maps
         if not isinstance(features, Tensor) or features.ndim != 2:
             raise ValueError(
                 f"{self.name} must give one vector per image, got {checks.described(features)}"
@@ -97,17 +96,14 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
     models = require("torchvision", f"torchvision:{model} needs", "embeddings").models
     if model not in models.list_models():
         raise LookupError(f"torchvision has no model {model!r}; torchvision.models.list_models()")
-    published = models.get_model_weights(model)
-    weights = getattr(published, "DEFAULT", None)
-    file = _file(f"torchvision:{model}", path, getattr(weights, "url", "torchvision"))
-    if weights is None:
-        raise ValueError(f"torchvision:{model} states no preprocessing, so it cannot be used")
+    weights = models.get_model_weights(model).DEFAULT
+    file = _file(f"torchvision:{model}", path, weights.url)
     with forked():
         network = models.get_model(model, weights=None)
-    _fill(network, file)
     layers = [layer for layer, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not layers:
         raise ValueError(f"torchvision:{model} has no linear layer at its end, so no features")
+    _fill(network, file)
     parent, _, last = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
     name = f"torchvision:{model}"
@@ -140,14 +136,14 @@ def _transformers(folder: str) -> Extractor:
     library = require("transformers", f"{name} needs", "embeddings")
     with forked():
         network, found = library.AutoModel.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, output_loading_info=True
+            place, use_safetensors=True, output_loading_info=True, **_OFFLINE
         )
     lost = sorted(found["missing_keys"])
     # A classifier has no pooler of its own; a random one would be no feature.
     pooled = not any(key.startswith("pooler.") for key in lost)
     if any(not key.startswith("pooler.") for key in lost):
         raise ValueError(f"{name} lacks weights, which would be random: {', '.join(lost[:5])}")
-    processor = library.AutoImageProcessor.from_pretrained(place, local_files_only=True)
+    processor = library.AutoImageProcessor.from_pretrained(place, **_OFFLINE)
     prepare = lambda x: processor(images=x, do_rescale=False, return_tensors="pt")["pixel_values"]
     features = _ImageFeatures(network, pooled)
     return Extractor(name, prepare, features, about=processor.to_json_string())
