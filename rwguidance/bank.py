@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -193,7 +192,7 @@ class Bank:
 
         from safetensors.torch import save_file
 
-        checks.instance("path", path, (str, os.PathLike), "a path")
+        path = checks.path("path", path)
         for key in () if self.condition is None else self.rows:
             if not isinstance(key, str | int):
                 raise TypeError(
@@ -203,7 +202,6 @@ class Bank:
         columns = {name: getattr(self, name) for name in _COLUMNS}
         tensors = {name: v.contiguous() for name, v in columns.items() if v is not None}
         metadata = {"condition": json.dumps(self.condition), "origin": json.dumps(self.origin)}
-        path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
         with replacing(path) as partial:
@@ -225,10 +223,9 @@ class Bank:
 
         from safetensors import safe_open
 
-        checks.instance("path", path, (str, os.PathLike), "a path")
+        path = checks.path("path", path)
         place = str(checks.device("device", device) or "cpu")
-
-        if not Path(path).is_file():
+        if not path.is_file():
             raise FileNotFoundError(f"no bank at {path}")
         with safe_open(path, framework="pt", device=place) as file:
             names = set(file.keys())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..support import checks
 from ..support.batches import batches
-from ..support.processes import Processes
+from ..support.processes import ALONE, Processes
 from .columns import Column
 
 __all__ = ["Task", "fill"]
@@ -61,7 +61,7 @@ class Task:
 
 def fill(
     tasks: Sequence[Task],
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = ALONE,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Makes what is missing of some columns, batch by batch; each one is on the disk when it is.
@@ -74,7 +74,7 @@ def fill(
 
     Arguments:
         tasks: The tasks.
-        processes: The processes that share them; ``Processes.launched()`` for those of a launcher.
+        processes: The processes that share them, from :func:`rwguidance.support.processes.joined`.
         report: Is told how many of the entries of this process are done, and out of how many.
 
     Raises:
@@ -82,6 +82,7 @@ def fill(
         ValueError: If what is made does not have one entry per draw, or not the shape of those that
             are there.
         RuntimeError: If another process has failed; says why.
+        ConnectionError: If another process has ended.
         OSError: If a column is required on the disk and it fails.
         Exception: What a task's `make` raises.
 
@@ -95,16 +96,19 @@ def fill(
         try:
             work()
         except Exception as error:
-            processes.meet(error)
-        processes.meet()
+            processes.gather(f"{type(error).__name__}: {error}")
+            raise
+        failed = [text for text in processes.gather(None) if text]
+        if failed:
+            raise RuntimeError(f"another process failed: {'; '.join(failed)}")
 
     def repair() -> None:
-        for task in processes.share(list(tasks)):
-            task.column.repair(range(task.n))
+        for i in processes.deal(len(tasks)):
+            tasks[i].column.repair(range(tasks[i].n))
 
     def make() -> None:
         work = [(task, batch) for task in tasks for batch in batches(task.n, task.batch_size)]
-        work, done = processes.share(work), 0
+        work, done = [work[i] for i in processes.deal(len(work))], 0
         total = sum(len(batch) for _, batch in work)
         for task, batch in work:
             report(done, total)

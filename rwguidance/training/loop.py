@@ -70,7 +70,7 @@ def train(
     learning_rate = checks.number("learning_rate", learning_rate, above=0)
     seed = checks.integer("seed", seed)
     checks.optional(checks.number, "max_norm", max_norm, above=0)
-    checks.optional(checks.instance, "checkpoint", checkpoint, (str, os.PathLike), "a path or None")
+    checks.optional(checks.path, "checkpoint", checkpoint)
     save_every = checks.integer("save_every", save_every, 1)
     checks.flag("progress", progress)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -44,7 +45,9 @@ class Walk(Guided):
     kind: Literal["random", "self-avoiding"] = "random"
     rate: float | None = None
     strict: bool = False
-    map: nn.Module | None = field(default=None, metadata={"read": torch.load})
+    map: nn.Module | None = field(
+        default=None, metadata={"read": partial(torch.load, weights_only=True)}
+    )
 
     def estimator(self, run, prompt):
         raise NotImplementedError
@@ -91,12 +94,11 @@ def test_an_option_of_several_methods_says_what_it_is_to_each():
     options = {option.name: option for option in method_options({**METHODS, "walk": Walk})}
     assert options["bank"].meanings == {
         by_name(Importance)["bank"].meaning: "importance, default 64",
+        by_name(PlugInMean)["bank"].meaning: "plug-in, default 64",
         by_name(BestOfN)["n"].meaning: "best-of-n, default 16",
         by_name(Walk)["length"].meaning: "walk, required",
     }
-    assert options["beta"].meanings["Temperature, in reward units."] == (
-        "importance; plug-in, required"
-    )
+    assert options["beta"].meanings["Temperature, in reward units."] == "importance, plug-in"
     assert options["scale"].help == (
         "Factor of the shift; 1 is exact (importance, network, plug-in, walk, default 1)."
     )

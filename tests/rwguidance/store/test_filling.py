@@ -1,15 +1,15 @@
 """Filling: batches are a function of the job, whoever makes them and whatever is there."""
 
 import os
-import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
 
+from processes_of_a_run import launch
 from rwguidance.store import Store, Task, fill
-from rwguidance.support.processes import Processes
+from rwguidance.support.batches import batches
+from rwguidance.support.processes import Processes, joined
 from rwguidance.support.randomness import generator_for, normal
 
 
@@ -83,37 +83,15 @@ def test_processes_share_the_batches(tmp_path, count):
     for index in range(count):  # one after the other: none of them sees all of it
 
         class Alone(Processes):
-            def meet(self, error=None):
-                assert error is None
+            def gather(self, value):
+                assert value is None
+                return []
 
         column = Store(tmp_path / "shared", shard_bytes=500).of({}).column("x_0")
         task = Task(column, 23, lambda rows: made.append(rows) or rounding(rows), 4)
         fill([task], Alone(index, count))
     assert sorted(rows.start for rows in made) == [0, 4, 8, 12, 16, 20]
     assert torch.equal(column.read(), whole.read())
-
-
-FILLS = """
-import os, sys, torch
-from rwguidance.store import Store, Task, fill
-from rwguidance.support.processes import Processes
-from rwguidance.support.randomness import generator_for, normal
-
-def draw(rows):
-    return normal((len(rows), 3), [generator_for(0, "draw", i) for i in rows])
-
-os.fsync = lambda descriptor: None
-drawers = [Store(sys.argv[1], 1000).of({"prompt": prompt}) for prompt in "abc"]
-"""
-
-
-def python(source, root, *launcher):
-    paths = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    file = root / "program.py"
-    file.write_text(FILLS + textwrap.dedent(source))
-    command = [sys.executable, *launcher, str(file), str(root / "store")]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -139,67 +117,40 @@ def test_two_processes_may_fill_one_store_at_a_time(tmp_path):
         assert sum(map(len, parts)) == 40, "no row is there twice"
 
 
-LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+def shared(root, fails):
+    """What a process of several does: it fills the columns of three prompts with the others."""
+
+    columns = [Store(root, 1000).of({"prompt": prompt}).column("x_0") for prompt in "abc"]
+    made = []
+
+    def make(rows):
+        if fails and processes.rank == 1:
+            raise FloatingPointError("NaN")
+        made.append(rows)
+        return rounding(rows)
+
+    with joined() as processes:
+        try:
+            fill([Task(column, 9, make, 2) for column in columns], processes)
+        except (FloatingPointError, RuntimeError) as error:
+            print(error)
+        else:
+            whole = torch.cat([rounding(batch) for batch in batches(9, 2)])
+            print(len(made), all(torch.equal(column.read(), whole) for column in columns))
 
 
 @pytest.mark.slow
 def test_two_processes_over_gloo_give_the_draws_of_one(tmp_path):
-    pytest.importorskip("accelerate")
-    source = """
-        from accelerate import PartialState
-        PartialState(cpu=True)
-        processes = Processes.launched()
-        assert processes.count == 2
-        made = []
-        tasks = [Task(d.column("x_0"), 9, lambda r: made.append(r) or draw(r), 2) for d in drawers]
-        fill(tasks, processes)
-        assert 6 < len(made) < 9, made
-        for drawer in drawers:
-            assert torch.equal(drawer.column("x_0").read(), draw(range(9)))
-    """
-    process = python(source, tmp_path, *LAUNCH)
-    said = process.communicate(timeout=200)[1]
-    assert process.returncode == 0, said
-    for drawer in Store(tmp_path / "store").drawers():
-        assert torch.equal(drawer.read("x_0"), draw(range(9)))
+    outputs = [out for _, out, _ in launch(2, __file__, tmp_path)]
+    assert outputs == ["8 True\n", "7 True\n"]
 
 
 @pytest.mark.slow
 def test_all_processes_hear_of_the_failure_of_one(tmp_path):
-    pytest.importorskip("accelerate")
-    source = """
-        from accelerate import PartialState
-        PartialState(cpu=True)
-        processes = Processes.launched()
-
-        def fail(rows):
-            if processes.index == 1:
-                raise FloatingPointError("NaN")
-            return draw(rows)
-
-        try:
-            fill([Task(drawers[0].column("x_0"), 9, fail, 2)], processes)
-        except (FloatingPointError, RuntimeError) as error:
-            expected = {1: "NaN", 0: "another process failed, process 1: FloatingPointError: NaN"}
-            assert str(error) == expected[processes.index], error
-        else:
-            raise AssertionError("no error")
-        assert len(drawers[0].column("x_0")) == 2
-    """
-    process = python(source, tmp_path, *LAUNCH)
-    said = process.communicate(timeout=200)[1]
-    assert process.returncode == 0, said
-
-
-def test_one_process_is_alone_where_nothing_launched_it(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert Processes.launched() == Processes(0, 1)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert Processes.launched() == Processes()
-    assert Processes().share([1, 2, 3]) == [1, 2, 3]
-    assert [Processes(i, 2).share([1, 2, 3]) for i in (0, 1)] == [[1, 3], [2]]
-    with pytest.raises(KeyError):
-        Processes().meet(KeyError())
+    first, second = (out for _, out, _ in launch(2, __file__, tmp_path, "fails"))
+    assert first == "another process failed: FloatingPointError: NaN\n"
+    assert second == "NaN\n"
+    assert len(Store(tmp_path).of({"prompt": "a"}).column("x_0")) == 2, "what was made is there"
 
 
 def test_what_is_made_must_have_an_entry_per_draw(tmp_path):
@@ -218,3 +169,7 @@ def test_what_is_made_must_have_an_entry_per_draw(tmp_path):
         with pytest.raises((TypeError, ValueError), match=message):
             Task(*arguments)
     assert len(column) == 0
+
+
+if __name__ == "__main__":
+    shared(sys.argv[1], len(sys.argv) > 2)
