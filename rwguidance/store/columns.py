@@ -182,11 +182,12 @@ class Column:
         """
 
         with self._spared():
-            if not self.folder.exists():
-                return
             remove_abandoned(self.folder)
-            for shard in overlap(self._shards(), rows):
-                shard.problem(self.folder, self.key)  # the first look takes long: without the lock
+            # The first look takes long: without the lock. What is whole is not written to.
+            shards, manifest = self._shards(), self._manifest
+            whole = not any(shard.problem(self.folder, self.key) for shard in overlap(shards, rows))
+            if whole and manifest.complete and not manifest.others(shards):
+                return
             with self._locked():
                 self._set_aside(rows)
 
@@ -238,7 +239,8 @@ class Column:
             if part.start in found:
                 yield found[part.start].read(self.folder, self.key, some)
             else:
-                yield self._unsaved[part.start][some.start - part.start : some.stop - part.start]
+                unsaved = self._unsaved[part.start]
+                yield unsaved[some.start - part.start : some.stop - part.start].clone()
 
     def _check_alike(self, values: Tensor, shards: Sequence[Shard]) -> None:
         """Raises where entries do not have the dtype and shape of those that are there."""

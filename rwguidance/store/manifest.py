@@ -65,9 +65,9 @@ class Manifest:
 
     @property
     def complete(self) -> bool:
-        """Whether it lists all shards that are there."""
+        """Whether it lists all shards that are there, of which there may be none."""
 
-        return self._listed() == self.shards()
+        return not self.damaged and (self._listed() or []) == self.shards()
 
     def shards(self) -> list[Shard]:
         """Returns the shards, in order; no two of them have a row in common.

@@ -261,6 +261,22 @@ def test_wrong_arguments_are_named(tmp_path, call, error, message):
         call(Store(tmp_path))
 
 
+def test_what_is_whole_is_read_from_a_disk_that_takes_nothing(tmp_path, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise PermissionError(13, "Read-only file system")
+
+    store = Store(tmp_path, required=True)
+    store.of({}).column("x_0").fill(10, lambda rows: entries(rows, 2), 4)
+    for name in ("mkdir", "replace", "unlink", "rename"):
+        monkeypatch.setattr("os." + name, refuse)
+    monkeypatch.setattr("rwguidance.store.columns.locked", refuse)
+    column = store.of({}).column("x_0")
+    column.fill(10, lambda rows: pytest.fail("nothing is missing"), 4)
+    assert torch.equal(column.read(), entries(range(10), 2))
+    with pytest.raises(PermissionError):
+        column.fill(11, lambda rows: entries(rows, 2), 4)
+
+
 def test_a_disk_that_fails_is_spared_or_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
