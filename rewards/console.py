@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rwguidance.support import checks
+from rwguidance.support.fingerprint import NotKept
+from rwguidance.support.notes import heard
 from rwguidance.support.processes import Processes, joined
 
 from .base import Reward, RewardSpec
@@ -149,12 +151,20 @@ def _run_score(request: ScoreRequest, processes: Processes) -> int:
     job = _plan(request, specs)
     for note in job.notes:
         _say(console, f"note: {note}")
+    unkept: list[Warning] = []
+
+    def hear(warning: Warning) -> None:
+        unkept.append(warning)
+        _say(console, f"note: {warning}")
+
     try:
         rewards = _load(console, request)
-        scores = _score_with_bar(console, job, rewards, request, processes)
+        with heard(hear, NotKept):
+            scores = _score_with_bar(console, job, rewards, request, processes)
     except KeyboardInterrupt:
         without = " without --restart" if request.restart else ""
-        _say(console, f"interrupted: the same command{without} goes on where this one stopped")
+        rest = "begins again" if unkept else "goes on where this one stopped"
+        _say(console, f"interrupted: the same command{without} {rest}")
         return 130
     if not processes.first:
         return 0

@@ -29,6 +29,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from rwguidance.generation.made import is_generated, is_picture, read_made
+from rwguidance.support import checks
 from rwguidance.support.records import Record, read_records
 
 __all__ = [
@@ -117,12 +118,13 @@ def plan(
         pairs: Whether a file that names no images gives the i-th prompt to the i-th image.
 
     Raises:
+        TypeError: If a path is neither a string nor a path.
         FileNotFoundError: If there is no such folder or file.
         ValueError: If there are no images, or the prompts are malformed or ambiguous; names the
             line.
     """
 
-    root = Path(folder)
+    root = checks.path("folder", folder)
     images = find_images(root)
     if prompts is None:
         if pairs:
@@ -133,7 +135,7 @@ def plan(
     if str(prompts) == _GENERATED:
         return _generated(root, images)
 
-    file = Path(prompts)
+    file = checks.path("prompts", prompts)
     found = read_prompts(file)
     if found[0].image is not None:
         return _named(root, images, file, found)
@@ -174,7 +176,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
         ValueError: If it holds no image, or the name of one is not UTF-8.
     """
 
-    root = Path(folder)
+    root = checks.path("folder", folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of images at {root}")
     images = []
@@ -203,6 +205,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         ValueError: If the file is malformed or has another format; names the line.
     """
 
+    path = checks.path("path", path)
     prompts: list[Prompt] = []
     first = None
     for record in read_records(path, "prompt"):

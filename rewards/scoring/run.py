@@ -8,9 +8,10 @@ r"""Scores of many images: streamed, journaled, and resumed exactly.
 Images are decoded once for all their prompts and rewards, one batch ahead, so that at most two
 batches are in memory. Every finished batch goes to a journal beside the result. A run that was
 killed at any moment loses the batch at hand; the same call goes on after the last one in the
-journal. How images fall into batches is fixed by the job, and no batch depends on what was scored
-before, so the result is the same, byte for byte, as without the interruption. (On one machine, for
-rewards that give the same numbers for the same call.)
+journal, if all rewards say what they depend on (:mod:`rwguidance.support.fingerprint`). How images
+fall into batches is fixed by the job, and no batch depends on what was scored before, so the result
+is the same, byte for byte, as without the interruption. (On one machine, for rewards that give the
+same numbers for the same call.)
 
 Several processes share the batches, each with a journal of its own; the first one merges them. An
 interrupted run may be finished by another number of processes.
@@ -23,6 +24,7 @@ tries again at what rewards have failed.
 
 import itertools
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwguidance.support.checks import integer
-from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support import checks
+from rwguidance.support.fingerprint import NotKept, fingerprint_or_reason
 from rwguidance.support.outside import require
 from rwguidance.support.processes import ALONE, Processes
 
@@ -119,18 +121,20 @@ def score(
             belongs to another job, or another run is writing it.
     """
 
-    out = Path(out)
+    out = checks.path("out", out)
     needy = [name for name, reward in rewards.items() if reward.spec.needs_prompt]
     check_output(job, list(rewards), out, batch_size, restart, needy)
     require("PIL.Image", "images need", "rewards")
     batches = in_batches(job, batch_size)
     sizes = list(map(_rows_of, batches))
     header = make_header(job, list(rewards), batch_size)
-    header["weights and options"] = {  # processes have GPUs of their own
-        name: f"{fingerprint(reward)} on {reward.device.type if reward.device else None}"
-        for name, reward in rewards.items()
-    }
+    header["weights and options"], reasons = _weights_and_options(rewards)
+    if reasons:
+        text = f"a run that is interrupted or repeated begins again: {'; '.join(reasons)}"
+        warnings.warn(text, NotKept, stacklevel=2)
     known = _known(job, out, header, batches, list(rewards), restart)
+    if reasons:  # it cannot be known which rewards they are of
+        known, restart = {}, True
     if len(known) == len(batches) and not journals(out):
         return _read_back(job, rewards, out, 0)
 
@@ -187,8 +191,8 @@ def check_output(
         ValueError: If the arguments do not fit together, or the journal belongs to another job.
     """
 
-    out = Path(out)
-    integer("batch_size", batch_size, 1)
+    out = checks.path("out", out)
+    checks.integer("batch_size", batch_size, 1)
     if not names:
         raise ValueError("rewards must hold at least one reward, got none")
     for name in names:
@@ -212,6 +216,15 @@ def check_output(
             check_header(journal, file.readline(), make_header(job, names, batch_size))
     if not journals(out) and out.exists():
         check_finished(out, make_header(job, names, batch_size))
+
+
+def _weights_and_options(rewards: Mapping[str, Reward]) -> tuple[dict[str, str], list[str]]:
+    """What rewards depend on, by their names, and the reasons why that is not known of some."""
+
+    keys = {name: fingerprint_or_reason(reward) for name, reward in rewards.items()}
+    kinds = {name: reward.device and reward.device.type for name, reward in rewards.items()}
+    known = {name: f"{key} on {kinds[name]}" for name, (key, _) in keys.items()}
+    return known, [reason for _, reason in keys.values() if reason]
 
 
 def _rows_of(batch: Sequence[Item]) -> int:
