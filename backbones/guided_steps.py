@@ -5,7 +5,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from rwguidance import ConditionalExpectation, GuidedModel, Prediction
 from rwguidance.samplers import UnreliableEstimate, doubts_of, explain_doubts
+from rwguidance.support.randomness import seeded
 
 from .conditioning import Embeddings, TextCondition, named_embeddings
 from .coordinates import Coordinates
@@ -260,18 +261,9 @@ def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings
     return (positive, negative) if len(positive["text"]) == n else ({}, None)
 
 
-@contextmanager
-def _own_randomness(x_t: Tensor, t: Tensor) -> Iterator[None]:
-    """Random numbers that are a function of the state, apart from those of the sampler."""
+def _own_randomness(x_t: Tensor, t: Tensor) -> AbstractContextManager[None]:
+    """Context with random numbers that are a function of the state, not those of the sampler."""
 
-    device = x_t.device
     values = [float(t), *x_t.flatten()[:8].tolist()]
     seed = int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big", signed=True)
-    forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked, device_type="cuda"):
-        # Not torch.manual_seed, which would seed the generators of all devices.
-        torch.default_generator.manual_seed(seed)
-        for _ in forked:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+    return seeded(seed, x_t.device)

@@ -1,6 +1,5 @@
 """Backbones by name."""
 
-import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 
 from rwguidance.backbone import Backbone
-from rwguidance.support import checks
 from rwguidance.support.registry import Registry, build
 
 __all__ = ["available", "load", "register"]
@@ -59,15 +57,12 @@ def load(
     Raises:
         LookupError: If there is no such backbone; lists those that exist.
         FileNotFoundError: If there is nothing at `path`.
-        TypeError: If the backbone does not take these options; shows what it takes.
+        TypeError: If the backbone does not take these options; shows what it takes. If an argument
+            is of another kind.
+        ValueError: If there is no such device, or the dtype is not of floating point.
     """
 
-    device, dtype = checks.device("device", device), checks.floating_dtype("dtype", dtype)
-    factory = _registry.load(name)
-    if "dtype" in inspect.signature(factory).parameters:
-        # It reads its weights in this precision, which saves both memory and a second rounding.
-        dtype, options = None, {**options, "dtype": dtype}
-    backbone = build("backbone", name, factory, path, device, dtype, options)
+    backbone = build("backbone", name, _registry.load(name), path, device, dtype, options)
     if not isinstance(backbone, Backbone):
         raise TypeError(
             f"the function registered as backbone {name!r} must return a backbones.Backbone, "

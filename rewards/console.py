@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rwguidance.support import checks
+from rwguidance.support.fingerprint import NotKept
+from rwguidance.support.notes import heard
 
 from .base import Reward, RewardSpec
 from .prompt_files import Job, plan
@@ -139,12 +141,20 @@ def run_score(request: ScoreRequest) -> int:
     job = _plan(request, specs)
     for note in job.notes:
         _say(console, f"note: {note}")
+    unkept: list[Warning] = []
+
+    def hear(warning: Warning) -> None:
+        unkept.append(warning)
+        _say(console, f"note: {warning}")
+
     try:
         rewards = _load(console, request)
-        scores = _score_with_bar(console, job, rewards, request)
+        with heard(hear, NotKept):
+            scores = _score_with_bar(console, job, rewards, request)
     except KeyboardInterrupt:
         without = " without --restart" if request.restart else ""
-        _say(console, f"interrupted: the same command{without} goes on where this one stopped")
+        rest = "begins again" if unkept else "goes on where this one stopped"
+        _say(console, f"interrupted: the same command{without} {rest}")
         return 130
     print_scores(scores, specs)
     return 2 if scores.failures else 0

@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from rwguidance.support import outside
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
+from rwguidance.support.randomness import forked
 
 from .base import RewardFile, RewardSpec
 
@@ -38,8 +38,6 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
-
-_BUILDING = threading.RLock()
 
 
 def require(module: str, reward: str) -> Any:
@@ -129,12 +127,12 @@ def empty_weights() -> Iterator[None]:
     """Context in which modules are built without memory for their parameters.
 
     Whatever random numbers they would be filled with, the global generator stays as it is. Threads
-    take turns, since accelerate changes `nn.Module` itself for the time being.
+    take turns, which accelerate needs, too: it changes `nn.Module` itself for the time being.
     """
 
     from accelerate import init_empty_weights
 
-    with _BUILDING, torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    with forked(), init_empty_weights(include_buffers=False):
         yield
 
 

@@ -24,13 +24,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, SupportsFloat, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from rwguidance.schedules import working_dtype
+from rwguidance.support import checks
 from rwguidance.support.conditions import describe_keys
 from rwguidance.support.files import replacing
 
@@ -59,6 +59,10 @@ class Normalizer(ABC):
 
     source: str = ""
     n: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.instance("source", self.source, str, "a string")
+        checks.optional(checks.integer, "n", self.n, 0)
 
     @abstractmethod
     def __call__(self, values: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
@@ -94,7 +98,7 @@ class Normalizer(ABC):
             FileNotFoundError: If there is no such directory.
         """
 
-        path = Path(path)
+        path = checks.path("path", path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a normalizer in")
         content = {
@@ -115,7 +119,7 @@ class Normalizer(ABC):
             ValueError: If the file holds something else, is damaged, or comes from a newer version.
         """
 
-        path = Path(path)
+        path = checks.path("path", path)
         if not path.is_file():
             raise FileNotFoundError(f"no normalizer at {path}")
         try:
@@ -160,8 +164,9 @@ class Affine(Normalizer):
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", _finite("scale", self.scale))
-        object.__setattr__(self, "shift", _finite("shift", self.shift))
+        super().__post_init__()
+        object.__setattr__(self, "scale", checks.number("scale", self.scale))
+        object.__setattr__(self, "shift", checks.number("shift", self.shift))
         if self.scale == 0:
             raise ValueError("scale must not be 0: it would make all rewards equal")
 
@@ -196,15 +201,16 @@ class ZScore(Normalizer):
     pool_unseen: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", _finite("mean", self.mean))
-        object.__setattr__(self, "std", _positive("std", self.std))
+        super().__post_init__()
+        object.__setattr__(self, "mean", checks.number("mean", self.mean))
+        object.__setattr__(self, "std", checks.number("std", self.std, above=0))
+        checks.flag("pool_unseen", self.pool_unseen)
+        checks.instance("prompts", self.prompts, Mapping, "a mapping of prompts to moments")
         prompts = {}
         for prompt, row in self.prompts.items():
             if not isinstance(prompt, str):
                 raise TypeError(f"prompts must be strings, got {type(prompt).__name__}")
-            moments, where = Moments(*row), f"for prompt {prompt!r}"
-            mean = _finite(f"the mean {where}", moments.mean)
-            prompts[prompt] = Moments(mean, _positive(f"the std {where}", moments.std), moments.n)
+            prompts[prompt] = _checked(row, f"for prompt {prompt!r}")
         object.__setattr__(self, "prompts", prompts)
 
     @classmethod
@@ -307,9 +313,11 @@ class Rank(Normalizer):
     ranks: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("values", "ranks"):
-            numbers = tuple(_finite(name, value) for value in getattr(self, name))
-            if len(numbers) < 2 or any(a >= b for a, b in pairwise(numbers)):
+            given = checks.real_tensor(name, getattr(self, name), "a sequence of numbers")
+            numbers = tuple(checks.number(name, value) for value in given.reshape(-1).tolist())
+            if given.ndim != 1 or len(numbers) < 2 or any(a >= b for a, b in pairwise(numbers)):
                 raise ValueError(f"{name} must be ascending, and at least two")
             object.__setattr__(self, name, numbers)
         if len(self.values) != len(self.ranks):
@@ -361,22 +369,15 @@ class Rank(Normalizer):
         return 0.0, 1.0
 
 
+def _checked(row: Any, where: str) -> Moments:
+    """Moments of one prompt, which may come as a list from a file."""
+
+    checks.instance(f"the moments {where}", row, Sequence, "(mean, std) or (mean, std, n)")
+    moments = Moments(*row)
+    mean = checks.number(f"the mean {where}", moments.mean)
+    return Moments(mean, checks.number(f"the std {where}", moments.std, above=0), moments.n)
+
+
 def _wide(values: Tensor) -> Tensor:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"values must be a floating-point tensor, got {kind}")
+    checks.tensor("values", values)
     return values.to(working_dtype(values.dtype))
-
-
-def _finite(name: str, value: Any) -> float:
-    if not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(float(value)):
-        raise ValueError(f"{name} must be finite, got {float(value)}")
-    return float(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if _finite(name, value) <= 0:
-        raise ValueError(f"{name} must be positive, got {float(value)}")
-    return float(value)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from rwguidance.support import checks
 from rwguidance.support.conditions import has_half_surrogate
 
 __all__ = ["IMAGE_SUFFIXES", "Item", "Job", "Prompt", "find_images", "plan", "read_prompts"]
@@ -99,12 +100,13 @@ def plan(
         pairs: Whether a file that names no images gives the i-th prompt to the i-th image.
 
     Raises:
+        TypeError: If a path is neither a string nor a path.
         FileNotFoundError: If there is no such folder or file.
         ValueError: If there are no images, or the prompts are malformed or ambiguous; names the
             line.
     """
 
-    root = Path(folder)
+    root = checks.path("folder", folder)
     images = find_images(root)
     if prompts is None:
         if pairs:
@@ -113,7 +115,7 @@ def plan(
     if str(prompts) == _SIDECAR:
         return _with_notes(root, _beside(root, images), False)
 
-    file = Path(prompts)
+    file = checks.path("prompts", prompts)
     found = read_prompts(file)
     if found[0].image is not None:
         return _named(root, images, file, found)
@@ -140,7 +142,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
         ValueError: If it holds no image, or the name of one is not UTF-8.
     """
 
-    root = Path(folder)
+    root = checks.path("folder", folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of images at {root}")
     images = []
@@ -167,7 +169,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         ValueError: If the file is malformed or has another format; names the line.
     """
 
-    path = Path(path)
+    path = checks.path("path", path)
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_txt}
     if path.suffix.lower() not in readers:
         raise ValueError(f"prompts must be in a file {', '.join(readers)}, got {path}")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from rwguidance.support import checks
 from rwguidance.support.registry import Registry, build
 
 from .base import Reward, RewardSpec
@@ -63,7 +64,9 @@ def load(
     Raises:
         LookupError: If there is no such reward; lists those that exist.
         FileNotFoundError: If there is nothing at `path`.
-        TypeError: If the reward does not take these options; shows what it takes.
+        TypeError: If the reward does not take these options; shows what it takes. If an argument
+            is of another kind.
+        ValueError: If there is no such device, or the dtype is not of floating point.
     """
 
     return build("reward", name, _registry.load(name), path, device, dtype, options)
@@ -73,6 +76,7 @@ def spec(name: str) -> RewardSpec:
     """The facts about one reward. Imports the package that provides it, and builds nothing.
 
     Raises:
+        TypeError: If the name is not a string.
         LookupError: If there is no such reward; lists those that exist.
     """
 
@@ -97,11 +101,12 @@ def available(
         RuntimeWarning: For every installed package that advertises a reward and cannot deliver it.
 
     Raises:
-        TypeError: If `license` is not a string.
+        TypeError: If `license` is not a string, or one of the others neither a boolean nor None.
     """
 
-    if license is not None and not isinstance(license, str):
-        raise TypeError(f"license must be an SPDX identifier, got {type(license).__name__}")
+    checks.optional(checks.flag, "commercial", commercial)
+    checks.optional(checks.flag, "differentiable", differentiable)
+    checks.optional(checks.instance, "license", license, str, "an SPDX identifier")
 
     def fits(spec: RewardSpec) -> bool:
         return (

@@ -4,8 +4,7 @@ import json
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +38,8 @@ class Bank:
         TypeError: If the draws are not a floating-point tensor.
         ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
     """
+
+    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards")
 
     x_0: Tensor
     condition: Any = None
@@ -162,7 +163,7 @@ class Bank:
 
         from safetensors.torch import save_file
 
-        checks.instance("path", path, (str, os.PathLike), "a path")
+        path = checks.path("path", path)
         for key in () if self.condition is None else self.rows:
             if not isinstance(key, str | int):
                 raise TypeError(
@@ -173,7 +174,6 @@ class Bank:
         if self.rewards is not None:
             tensors["rewards"] = self.rewards.contiguous()
         metadata = {"condition": json.dumps(self.condition), "origin": json.dumps(self.origin)}
-        path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
         with replacing(path) as partial:
@@ -195,10 +195,9 @@ class Bank:
 
         from safetensors import safe_open
 
-        checks.instance("path", path, (str, os.PathLike), "a path")
+        path = checks.path("path", path)
         place = str(checks.device("device", device) or "cpu")
-
-        if not Path(path).is_file():
+        if not path.is_file():
             raise FileNotFoundError(f"no bank at {path}")
         with safe_open(path, framework="pt", device=place) as file:
             names = set(file.keys())

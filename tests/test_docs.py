@@ -16,7 +16,8 @@ import pytest
 import backbones
 import rewards
 import rwguidance
-import rwguidance_testbed
+
+rwguidance_testbed = pytest.importorskip("rwguidance_testbed", reason="pages show the test bed")
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

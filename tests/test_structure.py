@@ -192,3 +192,9 @@ assert not loaded, loaded
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_global_generators_are_borrowed_in_one_place_where_threads_take_turns():
+    names = ("fork_rng", "set_rng_state", "default_generator")
+    borrow = [path for path in FILES if any(name in path.read_text() for name in names)]
+    assert borrow == [ROOT / "rwguidance" / "support" / "randomness.py"]

@@ -8,9 +8,10 @@ r"""Scores of many images: streamed, journaled, and resumed exactly.
 Images are decoded once for all their prompts and rewards, one batch ahead, so that at most two
 batches are in memory. Every finished batch goes to a journal beside the result. A run that was
 killed at any moment loses the batch at hand; the same call goes on after the last one in the
-journal. How images fall into batches is fixed by the job, and no batch depends on what was scored
-before, so the result is the same, byte for byte, as without the interruption. (On one machine, for
-rewards that give the same numbers for the same call.)
+journal, if all rewards say what they depend on (:mod:`rwguidance.support.fingerprint`). How images
+fall into batches is fixed by the job, and no batch depends on what was scored before, so the result
+is the same, byte for byte, as without the interruption. (On one machine, for rewards that give the
+same numbers for the same call.)
 
 An image that cannot be read, one at which a reward fails, or a reward that is not finite, leaves
 the value empty, states the reason in the column ``error``, and stops nothing else. A record beside
@@ -20,14 +21,15 @@ tries again at what rewards have failed.
 
 import itertools
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwguidance.support.checks import integer
-from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support import checks
+from rwguidance.support.fingerprint import NotKept, fingerprint_or_reason
 from rwguidance.support.outside import require
 
 from ..base import Reward
@@ -100,16 +102,23 @@ def score(
             belongs to another job, or another run is writing it.
     """
 
-    out = Path(out)
+    out = checks.path("out", out)
     needy = [name for name, reward in rewards.items() if reward.spec.needs_prompt]
     check_output(job, list(rewards), out, batch_size, restart, needy)
     require("PIL.Image", "images need", "rewards")
     batches = in_batches(job, batch_size)
     header = make_header(job, list(rewards), batch_size)
+    keys = {name: fingerprint_or_reason(reward) for name, reward in rewards.items()}
     header["weights and options"] = {
-        name: f"{fingerprint(reward)} on {reward.device}" for name, reward in rewards.items()
+        name: f"{keys[name][0]} on {reward.device}" for name, reward in rewards.items()
     }
+    reasons = [reason for _, reason in keys.values() if reason]
+    if reasons:
+        text = f"a run that is interrupted or repeated begins again: {'; '.join(reasons)}"
+        warnings.warn(text, NotKept, stacklevel=2)
     known = _known(out, header, batches, list(rewards), restart)
+    if reasons:  # it cannot be known which rewards they are of
+        known, restart = {}, True
     findings = _Findings(job, rewards)
     if len(known) == len(batches) and not journal_path(out).exists():
         deque(findings.watch(itertools.chain.from_iterable(known.values())), 0)
@@ -163,8 +172,8 @@ def check_output(
         ValueError: If the arguments do not fit together, or the journal belongs to another job.
     """
 
-    out = Path(out)
-    integer("batch_size", batch_size, 1)
+    out = checks.path("out", out)
+    checks.integer("batch_size", batch_size, 1)
     if not names:
         raise ValueError("rewards must hold at least one reward, got none")
     for name in names:

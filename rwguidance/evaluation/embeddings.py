@@ -67,7 +67,9 @@ def load(
     Raises:
         LookupError: If there is no such embedding; lists those that exist.
         FileNotFoundError: If there is nothing at `path`.
-        TypeError: If it does not take these options; shows what it takes.
+        TypeError: If it does not take these options; shows what it takes. If an argument
+            is of another kind.
+        ValueError: If there is no such device, or the dtype is not of floating point.
     """
 
     factory = extractor(name) or _registry.load(name)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..support import checks
 from ..support.outside import require
+from ..support.randomness import forked
 
 __all__ = ["Extractor", "extractor"]
 
@@ -38,9 +39,12 @@ class Extractor(nn.Module):
 
     Arguments:
         name: Its name, for messages.
-        preprocess: Function of float32 images that returns what the network takes.
+        preprocess: Function of float32 images that returns what the network takes. For results
+            to be kept, it says what it depends on (:mod:`rwguidance.support.fingerprint`).
         network: The network, which returns features.
     """
+
+    depends_on = ("preprocess",)
 
     def __init__(
         self, name: str, preprocess: Callable[[Tensor], Tensor], network: nn.Module
@@ -89,7 +93,7 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
         raise LookupError(f"torchvision has no model {model!r}; torchvision.models.list_models()")
     weights = models.get_model_weights(model).DEFAULT
     file = _file(f"torchvision:{model}", path, weights.url)
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         network = models.get_model(model, weights=None)
     layers = [layer for layer, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not layers:
@@ -97,7 +101,8 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
     _fill(network, file)
     parent, _, last = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
-    return Extractor(f"torchvision:{model}", weights.transforms(), network)
+    transforms = weights.transforms()
+    return Extractor(f"torchvision:{model}", _Described(transforms, repr(transforms)), network)
 
 
 def _timm(model: str, path: PathLike | None = None) -> Extractor:
@@ -105,13 +110,13 @@ def _timm(model: str, path: PathLike | None = None) -> Extractor:
     if not timm.is_model(model):
         raise LookupError(f"timm has no model {model!r}; timm.list_models() has them all")
     file = _file(f"timm:{model}", path, f"https://huggingface.co/timm, the model {model}")
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         network = timm.create_model(model, pretrained=False)
     _fill(network, file)
     network.reset_classifier(0)
     config = timm.data.resolve_model_data_config(network)
-    preprocess = timm.data.create_transform(**config, is_training=False)
-    return Extractor(f"timm:{model}", preprocess, network)
+    transforms = timm.data.create_transform(**config, is_training=False)
+    return Extractor(f"timm:{model}", _Described(transforms, repr(transforms)), network)
 
 
 def _transformers(folder: str) -> Extractor:
@@ -124,7 +129,7 @@ def _transformers(folder: str) -> Extractor:
             f"wrote; {place} lacks {', '.join(missing)}"
         )
     library = require("transformers", f"{name} needs", "embeddings")
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         network, found = library.AutoModel.from_pretrained(
             place, use_safetensors=True, output_loading_info=True, **_OFFLINE
         )
@@ -135,11 +140,27 @@ def _transformers(folder: str) -> Extractor:
         raise ValueError(f"{name} lacks weights, which would be random: {', '.join(lost[:5])}")
     processor = library.AutoImageProcessor.from_pretrained(place, **_OFFLINE)
     prepare = lambda x: processor(images=x, do_rescale=False, return_tensors="pt")["pixel_values"]
-    return Extractor(name, prepare, _ImageFeatures(network, pooled))
+    described = _Described(prepare, processor.to_json_string())
+    return Extractor(name, described, _ImageFeatures(network, pooled))
+
+
+class _Described:
+    """Preprocessing of another library, which results are identified by in its words."""
+
+    depends_on = ("words",)
+
+    def __init__(self, function: Callable[[Tensor], Tensor], words: str) -> None:
+        self.function = function
+        self.words = words
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.function(images)
 
 
 class _ImageFeatures(nn.Module):
     """What a model of transformers says of images."""
+
+    depends_on = ("pooled",)
 
     def __init__(self, model: Any, pooled: bool) -> None:
         super().__init__()
@@ -159,6 +180,8 @@ class _ImageFeatures(nn.Module):
 
 class _Tower(nn.Module):
     """The image tower of a reward."""
+
+    depends_on = ()
 
     def __init__(self, reward: Any) -> None:
         super().__init__()

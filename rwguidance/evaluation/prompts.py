@@ -73,6 +73,7 @@ def load(name: str) -> PromptSet:
     """Returns the set of prompts that is registered under `name`.
 
     Raises:
+        TypeError: If the name is not a string.
         LookupError: If there is none; lists those that exist.
     """
 

@@ -3,8 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,9 @@ __all__ = ["LatentExpectation", "LatentShift", "read"]
 
 class _LatentNetwork(nn.Module):
     """A network for latents: its arguments, the inputs of its encoder, and its file."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     last: nn.Conv2d | nn.Linear
 
@@ -66,7 +68,8 @@ class _LatentNetwork(nn.Module):
         :func:`rwguidance.networks.load` reads it.
 
         Raises:
-            TypeError: If the schedule is not one of :mod:`rwguidance.schedules`.
+            TypeError: If the schedule is not one of :mod:`rwguidance.schedules`. If the path is
+                neither a string nor a path.
             FileNotFoundError: If there is no such directory.
         """
 
@@ -76,7 +79,7 @@ class _LatentNetwork(nn.Module):
         arguments = {name: getattr(self, name) for name in names}
         arguments["schedule"] = _describe(self.schedule)
         metadata = {"network": type(self).__name__, "arguments": json.dumps(arguments)}
-        path = Path(path)
+        path = checks.path("path", path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a network in")
         tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
@@ -148,6 +151,8 @@ class LatentExpectation(_LatentNetwork):
         | Reward-weighted guidance, arXiv:2602.00413 (which gives the size, not the layers)
     """
 
+    depends_on = ("channels", "schedule", "text", "widths", "depth")
+
     def __init__(
         self,
         channels: int,
@@ -196,6 +201,8 @@ class LatentShift(_LatentNetwork):
         ValueError: If an argument is out of range.
     """
 
+    depends_on = ("channels", "schedule", "text", "widths", "depth")
+
     def __init__(
         self,
         channels: int,
@@ -227,16 +234,19 @@ def read(
     Nothing in the file is executed.
 
     Raises:
+        TypeError: If the path is neither a string nor a path, or the device is no device.
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or holds something else.
+        ValueError: If the file is damaged, or holds something else, or there is no such device.
     """
 
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    path = checks.path("path", path)
+    place = str(checks.device("device", device) or "cpu")
+    if not path.is_file():
         raise FileNotFoundError(f"no network at {path}")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device=place) as file:
             metadata = file.metadata() or {}
             # Copied: in the mapped file they lie at addresses where kernels round otherwise.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..support import checks
 from ..support.packaged import in_package, package_folder
 from ..support.registry import Registry
 from .latents import LatentExpectation, LatentShift, read
@@ -83,6 +84,7 @@ def published(name: str) -> PublishedNetwork:
     """Returns what is known of the network that is registered under `name`.
 
     Raises:
+        TypeError: If the name is not a string.
         LookupError: If there is none; lists those that exist.
     """
 
@@ -107,10 +109,12 @@ def load(
         device: The device of the network.
 
     Raises:
+        TypeError: If the source is neither a string nor a path, or the device is no device.
         FileNotFoundError: If there is neither such a file nor such a name.
-        ValueError: If the file is damaged, or holds something else.
+        ValueError: If the file is damaged, or holds something else, or there is no such device.
     """
 
-    if not Path(source).is_file() and str(source) in available():
-        return published(str(source)).load(device)
-    return read(source, device)
+    place = checks.device("device", device) or torch.device("cpu")
+    if not checks.path("source", source).is_file() and str(source) in available():
+        return published(str(source)).load(place)
+    return read(source, place)

@@ -11,7 +11,9 @@ are.
 
 import math
 import numbers
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +32,7 @@ __all__ = [
     "integer",
     "number",
     "optional",
+    "path",
     "real_tensor",
     "states",
     "tensor",
@@ -193,6 +196,17 @@ def function(name: str, value: Any, expected: str = "callable", *, classes: bool
 
     if not callable(value) or (isinstance(value, type) and not classes):
         raise TypeError(f"{name} must be {expected}, got {described(value)}")
+
+
+def path(name: str, value: Any) -> Path:
+    """Returns a path.
+
+    Raises:
+        TypeError: If the value is neither a string nor a path.
+    """
+
+    instance(name, value, (str, os.PathLike), "a path")
+    return Path(value)
 
 
 def states(name: str, x: Any, *, finite: bool = False, event: bool = True) -> None:

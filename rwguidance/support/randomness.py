@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from . import checks
 
-__all__ = ["Generators", "generator_for", "normal", "seeded"]
+__all__ = ["Generators", "forked", "generator_for", "normal", "seeded"]
 
 Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
 """One source of randomness for a batch, or one for each sample of it."""
@@ -65,13 +66,40 @@ def normal(
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within, the global generator of the CPU starts from a seed; after, it is where it was.
+def forked(device: torch.device | None = None) -> Iterator[None]:
+    """Context that leaves the global generators where they were when it began.
 
-    For what takes no generator, such as the initial weights of layers.
+    Threads take turns: of two that saved and restored the states at once, the one that leaves last
+    could restore what the other had seeded. Contexts within contexts of one thread are fine.
+
+    Arguments:
+        device: The device whose generator counts, besides that of the CPU.
     """
 
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the accelerators' generators, for good.
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with _TURN, torch.random.fork_rng(devices=devices, device_type="cuda"):
+        yield
+
+
+_TURN = threading.RLock()
+"""The turn of the thread that is within :func:`forked`."""
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Context in which the global generators start from a seed; after it, they are as before.
+
+    For what takes no generator, such as the initial weights of layers.
+
+    Arguments:
+        seed: The seed.
+        device: The device whose generator is seeded, besides that of the CPU.
+    """
+
+    with forked(device):
+        # Not torch.manual_seed, which would seed the generators of all devices, for good.
         torch.default_generator.manual_seed(seed)
+        if device is not None and device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

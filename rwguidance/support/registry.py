@@ -100,11 +100,13 @@ class Registry(Generic[T]):
         """What `name` stands for. Imports the package that provides it, and no other.
 
         Raises:
+            TypeError: If the name is not a string.
             LookupError: If nothing has this name; lists the names that exist.
             BrokenEntryPoint: If the package that advertises the name fails to deliver.
             ValueError: If the name is provided twice.
         """
 
+        checks.instance("name", name, str, "a string, one of those that available() lists")
         advertised = self._entry_points.get(name, ())
         if name not in self._values and not advertised:
             raise LookupError(self._unknown(name))
@@ -181,7 +183,9 @@ def build(
     Arguments:
         kind: What is built, for messages.
         name: The name it was found under, for messages.
-        factory: The class or loader. Receives `path` as a keyword, if there is one, and `options`.
+        factory: The class or loader. Receives `path` as a keyword, if there is one, and `options`;
+            and `dtype`, if it takes one: what reads its weights in their final precision saves both
+            memory and a second rounding.
         path: A local file or directory with the weights, or ``hf://owner/repository``, or
             ``package://name/folder``.
         device: The device of the module, or its name.
@@ -190,7 +194,8 @@ def build(
 
     Raises:
         FileNotFoundError: If there is nothing at `path`.
-        TypeError: If the factory does not take these keywords; shows what it takes.
+        TypeError: If the factory does not take these keywords; shows what it takes. If the path,
+            the device or the dtype is of another kind.
         ValueError: If there is no such device, or the dtype is not of floating point.
     """
 
@@ -198,12 +203,15 @@ def build(
     dtype = checks.floating_dtype("dtype", dtype)
     keywords = dict(options)
     if path is not None:
+        checks.path("path", path)
         if str(path).startswith("~"):
             path = Path(path).expanduser()
         if not str(path) or not (on_hub(path) or in_package(path) or Path(path).exists()):
             raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
         keywords["path"] = path
     signature = inspect.signature(factory)
+    if dtype is not None and "dtype" in signature.parameters:
+        keywords["dtype"], dtype = dtype, None
     try:
         signature.bind(**keywords)
     except TypeError as error:

@@ -209,6 +209,8 @@ def test_an_image_that_a_reward_refuses_fails_alone(folder):
 
 def test_a_reward_of_the_wrong_shape_is_an_error(folder):
     class Flat(Brightness):
+        depends_on = ()
+
         def forward(self, images, prompts):
             return images
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import nn
 
+import backbones
 import rewards
 import rwguidance as rw
 from common import randn
@@ -35,6 +36,7 @@ from rwguidance import (
     training,
     weights,
 )
+from rwguidance.evaluation import embeddings, prompts
 
 STEP = 37
 """One of so many wrong calls is tried by default."""
@@ -230,16 +232,26 @@ RIGHT = {
     LAW.tilted: dict(tilt=LINEAR),
     # rewards that need no weights
     rewards.JPEG: dict(incompressible=False, quality=95),
-    rewards.Affine: dict(scale=1.0, shift=0.5),
+    rewards.Affine: dict(scale=1.0, shift=0.5, source="", n=None),
+    rewards.ZScore: dict(mean=0.5, std=2.0, prompts={}, pool_unseen=False, source="", n=None),
+    rewards.Rank: dict(values=(0.0, 1.0), ranks=(0.2, 0.8), source="", n=None),
+    rewards.Affine(1.0).__call__: dict(values=W),
     rewards.WeightedSum: dict(rewards=[rewards.JPEG()], weights=[1.0]),
     rewards.LowerConfidenceBound: dict(rewards=[rewards.JPEG(), rewards.JPEG()], kappa=1.0),
     rewards.Normalized: dict(reward=rewards.JPEG(), normalizer=rewards.Affine(1.0, 0.5)),
     rewards.RemoteReward: dict(url="http://localhost:1", timeout=1.0, retries=1),
-    rewards.load: dict(name="jpeg", device="cpu", dtype=torch.float32),
+    # what has a name
+    rewards.load: dict(name="jpeg", path=None, device="cpu", dtype=torch.float32),
+    rewards.registry.spec: dict(name="jpeg"),
+    rewards.register: dict(name="jpeg"),
+    rewards.available: dict(commercial=None, differentiable=None, license=None),
+    backbones.load: dict(name="emoji-flow", path=None, device="cpu", dtype=torch.float32),
+    backbones.register: dict(name="emoji-flow"),
+    networks.load: dict(source="emoji-turbo-guide", device="cpu"),
+    networks.published: dict(name="emoji-turbo-guide"),
+    prompts.load: dict(name="emoji-demo"),
+    embeddings.load: dict(name="emoji-judge", path=None, device="cpu", dtype=torch.float32),
 }
-
-ELSEWHERE = ("rewards.",)
-"""Callables outside of the core, whose faults are not those of this test."""
 
 NEGATIVE = {"c", "threshold", "height", "level", "scale", "shift", "seed", "dim", "weights"}
 """Numbers that may be negative."""
@@ -402,8 +414,6 @@ def marked():
     for i, case in enumerate(generated()):
         function, name, label, _ = case
         marks = [] if i % STEP == 0 else [pytest.mark.slow]
-        if name_of(function).startswith(ELSEWHERE):
-            marks.append(pytest.mark.xfail(reason="not of the core", strict=False))
         yield pytest.param(*case, marks=marks, id=f"{name_of(function)}-{name}-{label}")
 
 

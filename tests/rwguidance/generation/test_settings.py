@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -44,7 +45,9 @@ class Walk(Guided):
     kind: Literal["random", "self-avoiding"] = "random"
     rate: float | None = None
     strict: bool = False
-    map: nn.Module | None = field(default=None, metadata={"read": torch.load})
+    map: nn.Module | None = field(
+        default=None, metadata={"read": partial(torch.load, weights_only=True)}
+    )
 
     def estimator(self, run, prompt):
         raise NotImplementedError

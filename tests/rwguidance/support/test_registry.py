@@ -74,6 +74,18 @@ def test_an_unknown_name_lists_what_exists_and_guesses():
         registry.load("alpa")
 
 
+@pytest.mark.parametrize("name", [None, 3, int, object(), torch.ones(2), ["jpeg"]], ids=repr)
+def test_what_is_no_name_is_refused_by_every_registry(name):
+    registries = (rewards, backbones, embeddings, prompts)
+    for load in (Registry("thing", GROUP).load, networks.published, *(r.load for r in registries)):
+        with pytest.raises(
+            TypeError, match=r"^name must be a string, one of those that avail.*got"
+        ):
+            load(name)
+    with pytest.raises(TypeError, match=r"^source must be a path, got"):
+        networks.load(name)
+
+
 @pytest.mark.parametrize(("name", "error"), [(int, TypeError), ("", ValueError)])
 def test_a_name_is_a_nonempty_string(name, error):
     with pytest.raises(error, match="a thing is registered under a"):
@@ -158,6 +170,22 @@ def test_build_freezes_casts_and_explains(tmp_path):
         build("thing", "linear", Linear, tmp_path / "absent", None, None, {"width": 2})
     with pytest.raises(TypeError, match=r"thing 'linear' takes \(width, path=None\): .*'height'"):
         build("thing", "linear", Linear, None, None, None, {"width": 1, "height": 2})
+
+
+def test_build_gives_the_dtype_to_what_takes_one():
+    def make(dtype="its own"):
+        module = nn.Identity()
+        module.dtype = dtype
+        module.register_buffer("whole", torch.zeros(1, dtype=torch.float64))
+        return module
+
+    module = build("thing", "make", make, None, None, "bfloat16", {})
+    assert module.dtype == torch.bfloat16
+    assert module.whole.dtype == torch.float64  # not rounded a second time
+    assert build("thing", "make", make, None, None, None, {}).dtype == "its own"
+    for name, options in (("path", (3.5, None, None)), ("device", (None, 3.5, None))):
+        with pytest.raises(TypeError, match=f"^{name} must be .* got float 3.5"):
+            build("thing", "make", make, *options, {})
 
 
 SPEC = {
