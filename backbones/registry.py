@@ -50,7 +50,7 @@ def load(
         name: A name that :func:`available` lists.
         path: A local file or directory with the weights, or ``hf://owner/name``. None is what was
             published under the name.
-        device: Where the backbone goes.
+        device: Device of the backbone.
         dtype: The precision of its weights. None leaves the choice to the backbone.
         options: Keywords of the backbone's constructor.
 

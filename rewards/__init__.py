@@ -1,4 +1,4 @@
-"""What is good: rewards of images. Knows nothing of diffusion."""
+"""Rewards of images: what is good. The package knows nothing of diffusion."""
 
 from rwguidance.support.aliases import alias
 

@@ -21,9 +21,10 @@ class RewardFile:
     """A published file that a reward needs.
 
     Arguments:
-        name: Its name, the one that is looked for in a local directory.
-        source: Where it is published: ``hf://owner/repository``, a web address, or a folder of an
-            installed package, ``package://name/folder`` (:mod:`rwguidance.support.packaged`).
+        name: Name of the file, the one that is looked for in a local directory.
+        source: Place where the file is published: ``hf://owner/repository``, a web address, or a
+            folder of an installed package, ``package://name/folder``
+            (:mod:`rwguidance.support.packaged`).
         digest: ``sha256:...`` or ``md5:...`` of the published file, or None if unknown.
     """
 
@@ -55,7 +56,7 @@ class RewardSpec:
         published_scale: The scales under which its numbers are published, if there are several.
         parity: The largest difference from the reference, with the reference's version, or that it
             was not run.
-        card: Where its model card is, a web address or ``package://name/folder/README.md``; empty
+        card: Address of the model card, on the web or ``package://name/folder/README.md``; empty
             if there is none.
 
     Raises:

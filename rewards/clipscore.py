@@ -31,7 +31,7 @@ class CLIPScore(ClipReward):
     ``hf://openai/clip-vit-large-patch14``.
 
     Arguments:
-        scaling: See :data:`Scaling`.
+        scaling: Scale of the cosine, one of :data:`Scaling`.
 
     The other arguments and the errors are those of :class:`rewards.clip.ClipReward`.
 

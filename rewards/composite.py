@@ -277,8 +277,8 @@ class Normalized(Composite):
 
     Arguments:
         reward: The reward.
-        normalizer: See :mod:`rewards.normalizers`. With statistics per prompt, the result needs
-            prompts even if the reward does not.
+        normalizer: Map to a common scale, one of :mod:`rewards.normalizers`. With statistics per
+            prompt, the result needs prompts even if the reward does not.
 
     Raises:
         TypeError: If the reward is not a :class:`rewards.Reward`, or the normalizer is not a
@@ -348,7 +348,7 @@ def _checked_matrix(name: str, values: Tensor, prompts: list[str]) -> Tensor:
 
 
 def _weighted(weights: Sequence[float], parts: Sequence[Reward], names: Sequence[str]) -> str:
-    """Such as "0.7*a - 0.3*b"; a sum within a sum is put in parentheses."""
+    """A sum as text, such as "0.7*a - 0.3*b"; a sum within a sum is put in parentheses."""
 
     terms = ""
     for weight, part, name in zip(weights, parts, names, strict=True):

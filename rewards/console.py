@@ -13,11 +13,13 @@ import torch
 from rwguidance.support import checks
 from rwguidance.support.fingerprint import NotKept
 from rwguidance.support.notes import heard
+from rwguidance.support.processes import Processes, joined
 
 from .base import Reward, RewardSpec
-from .prompt_files import Job, plan
+from .prompt_files import Job, default_prompts, plan
 from .registry import available, load, spec
 from .scoring import Failure, Scores, Summary, check_output, score
+from .scoring.batches import in_batches
 from .table import HEADINGS, cells, column_widths, facts
 
 if TYPE_CHECKING:
@@ -96,8 +98,9 @@ class ScoreRequest:
         folder: The folder of the images.
         names: Names of rewards.
         out: The result, see :func:`rewards.scoring.score`.
-        prompts: A file of prompts, see :func:`rewards.scoring.plan`; None takes the texts beside
-            the images if a reward needs prompts, and images alone otherwise.
+        prompts: A file of prompts, see :func:`rewards.scoring.plan`; None takes what ``rwguidance
+            generate`` wrote with the images, or else the texts beside them if a reward needs
+            prompts, and images alone otherwise.
         pairs: Whether the i-th prompt belongs to the i-th image, see :func:`rewards.scoring.plan`.
         paths: Paths of the weights of some rewards, by name.
         options: Keywords of the constructors of some rewards, by name.
@@ -126,6 +129,8 @@ def run_score(request: ScoreRequest) -> int:
     Arguments:
         request: The images, the rewards, and the result.
 
+    Processes that a launcher has started share the work; the first one speaks for all.
+
     Returns:
         The exit code: 0, or 2 if something was skipped, or 130 if the user interrupted.
 
@@ -134,9 +139,14 @@ def run_score(request: ScoreRequest) -> int:
         ValueError: If the job, the paths or the device make no sense; before anything is loaded.
     """
 
+    with joined() as processes:
+        return _run_score(request, processes)
+
+
+def _run_score(request: ScoreRequest, processes: Processes) -> int:
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not processes.first)
     specs = {name: spec(name) for name in request.names}
     job = _plan(request, specs)
     for note in job.notes:
@@ -150,12 +160,14 @@ def run_score(request: ScoreRequest) -> int:
     try:
         rewards = _load(console, request)
         with heard(hear, NotKept):
-            scores = _score_with_bar(console, job, rewards, request)
+            scores = _score_with_bar(console, job, rewards, request, processes)
     except KeyboardInterrupt:
         without = " without --restart" if request.restart else ""
         rest = "begins again" if unkept else "goes on where this one stopped"
         _say(console, f"interrupted: the same command{without} {rest}")
         return 130
+    if not processes.first:
+        return 0
     print_scores(scores, specs)
     return 2 if scores.failures else 0
 
@@ -179,14 +191,16 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
 
     table = _table()
     table.add_column("reward")
+    if any(summary.kind for summary in scores.summaries):
+        table.add_column("kind")
     for heading in ("rows", "images", "mean", "SE", "min", "max", *(["usual"] if specs else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in scores.summaries:
         usual = [cells(specs[summary.reward])[-2]] if specs else []
         table.add_row(*map(_text, (*_numbers(summary), *usual)))
     console.print(table)
-    for summary in scores.summaries:
-        _print_best(console, scores, summary.reward)
+    for name in dict.fromkeys(summary.reward for summary in scores.summaries):
+        _print_best(console, scores, name)
     console.print()
     if not scores.scored:
         _say(console, "Nothing was left to score: this is the result of an earlier run.")
@@ -205,7 +219,8 @@ def _plan(request: ScoreRequest, specs: Mapping[str, RewardSpec]) -> Job:
             raise ValueError(f"{what} names {stray[0]!r}, which is not among {names}")
     needy = [name for name in request.names if specs[name].needs_prompt]
     prompts, out = request.prompts, request.out
-    job = plan(request.folder, prompts or ("sidecar" if needy else None), request.pairs)
+    found = prompts or default_prompts(request.folder, bool(needy))
+    job = plan(request.folder, found, request.pairs)
     if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
         raise ValueError(f"out must not be the file of prompts, got {out} for both")
     check_output(job, request.names, out, request.batch_size, request.restart, needy)
@@ -223,9 +238,16 @@ def _load(console: "Console", request: ScoreRequest) -> dict[str, Reward]:
 
 
 def _score_with_bar(
-    console: "Console", job: Job, rewards: Mapping[str, Reward], request: ScoreRequest
+    console: "Console",
+    job: Job,
+    rewards: Mapping[str, Reward],
+    request: ScoreRequest,
+    processes: Processes,
 ) -> Scores:
     from rich import progress
+
+    batches = in_batches(job, request.batch_size)
+    total = sum(len(batches[i]) for i in processes.deal(len(batches)))
 
     bar = progress.Progress(
         progress.TextColumn("scoring"),
@@ -238,20 +260,21 @@ def _score_with_bar(
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=len(job.items), rate=0.0, failed=0)
+        task = bar.add_task("", total=total, rate=0.0, failed=0)
         first: list[int] = []
 
         def show(done: int, failed: int) -> None:
             if not first:  # what the journal holds took no time
                 first.append(done)
                 if done:
-                    _say(console, f"resuming after {done} of {len(job.items)} images")
+                    _say(console, f"resuming after {done} of {total} images")
                 bar.reset(task, completed=done)
             elapsed = bar.tasks[0].elapsed or 0.0
             rate = (done - first[0]) / elapsed if elapsed else 0.0
             bar.update(task, completed=done, failed=failed, rate=rate)
 
-        return score(job, rewards, request.out, request.batch_size, request.restart, show)
+        size, restart = request.batch_size, request.restart
+        return score(job, rewards, request.out, size, restart, show, processes)
 
 
 def _print_best(console: "Console", scores: Scores, name: str) -> None:
@@ -308,7 +331,8 @@ def _describe(group: Sequence[Failure]) -> str:
 def _numbers(summary: Summary) -> tuple[str, ...]:
     values = (summary.mean, summary.standard_error, summary.low, summary.high)
     shown = ("-" if value != value else f"{value:.4g}" for value in values)
-    return (summary.reward, str(summary.rows), str(summary.images), *shown)
+    kind = (summary.kind,) if summary.kind else ()
+    return (summary.reward, *kind, str(summary.rows), str(summary.images), *shown)
 
 
 def _table(title: str | None = None) -> "Table":

@@ -68,7 +68,7 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
     NaN passes and becomes a reward of NaN, which names the item and its prompt.
 
     Arguments:
-        images: See :data:`Images`.
+        images: Tensors or PIL images, as :data:`Images` says.
         device: Device to which PIL images go, and on which tensors must be; None takes them as they
             are.
 

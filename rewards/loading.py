@@ -57,7 +57,7 @@ def find_file(
 
     Arguments:
         spec: The reward, for messages.
-        file: Which file.
+        file: The file that is wanted.
         path: The file itself, a directory that holds a file of this name, ``hf://...`` or
             ``package://...`` for another place, or None for the published one.
         verify: Whether to compare with the digest of the published file, if that is known.
@@ -153,7 +153,7 @@ def build_tokenizer(factory: Any, files: Iterable[Path]) -> Any:
 
     Arguments:
         factory: The class of the tokenizer.
-        files: Its files.
+        files: The files that the tokenizer is read from.
 
     Raises:
         ValueError: If they do not hold a vocabulary.
@@ -182,7 +182,7 @@ def assign_weights(
     Arguments:
         module: Built within :func:`empty_weights`, or not.
         weights: Tensors by name.
-        where: Where they came from, for messages.
+        where: Origin of the weights, for messages.
         ignored: Ends of names that may be there without being used.
         keep_dtype: Whether to leave the precision as it is in the file.
 

@@ -57,8 +57,8 @@ def load(
     Arguments:
         name: A name that :func:`available` lists.
         path: A local file or directory with the weights, for rewards that have some.
-        device: Where the reward goes.
-        dtype: What its parameters are cast to.
+        device: Device of the reward.
+        dtype: Dtype of the reward's parameters.
         options: Keywords of the reward's constructor.
 
     Raises:

@@ -54,7 +54,7 @@ class RewardTable(Sequence[RewardSpec]):
         return hash(self._specs)
 
     def __str__(self) -> str:
-        """At most 100 columns of plain text, with what is known of parity below each reward."""
+        """Returns at most 100 columns of plain text; below each reward, what is known of parity."""
 
         if not self._specs:
             return "no rewards"

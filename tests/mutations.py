@@ -1,7 +1,9 @@
 """Changes of one expression, read from the syntax tree: what a slip of the pen would leave.
 
 There are eight kinds: signs, reductions, dtypes, detach, index, order, constants and logic.
-Strings, annotations, assertions, what is raised and what is imported for types are left alone.
+Strings, annotations, assertions, what is raised, what is imported for types and the branches of
+Windows are left alone. A detach() is put only where a gradient can pass: not before what becomes a
+number, nor where autograd is off, nor in files from which numbers, texts and pictures come alone.
 """
 
 import ast
@@ -44,6 +46,25 @@ _COMPARISONS = {
 _ONE_SIDED = (ast.Sub, ast.Div, ast.Pow, ast.MatMult)
 # Methods of tensors that gradients pass through, on whose tensor a stray detach() may stand.
 _DIFFERENTIABLE = {"exp", "flatten", "log", "logsumexp", "mean", "softmax", "sqrt", "square", "sum"}
+# What has no gradient: of a tensor, and of the argument of a function.
+_NUMBERS = {"all", "any", "argsort", "isfinite", "isnan", "item", "nonzero", "numpy", "tolist"}
+_TO_NUMBERS = {"bool", "float", "int"}
+_WITHOUT_GRADIENTS = (
+    "rewards/constraints/",
+    "rewards/fitting.py",
+    "rewards/scoring/",
+    "rewards/unified.py",
+    "rewards/vlm.py",
+    "rewards/vqascore.py",
+    "rwguidance/app/",
+    "rwguidance/diagnostics.py",
+    "rwguidance/generation/",
+    "rwguidance/statistics.py",
+    "rwguidance/temperature.py",
+    "rwguidance/testing/",
+    "testbed/rwguidance_testbed/gold.py",
+)
+_NETWORKS = "rwguidance/networks/"
 _MODULES = {"math", "np", "numpy", "statistics", "torch"}
 # Swapping their arguments changes nothing, or says nothing about formulas.
 _SYMMETRIC = {"equal", "gcd", "isclose", "max", "maximum", "min", "minimum", "logaddexp"}
@@ -75,13 +96,15 @@ def mutations(file: str, source: str) -> list[Mutation]:
         starts.append(starts[-1] + len(line))
     place = lambda line, column: starts[line - 1] + column
     found = []
-    for node, scope in _expressions(ast.parse(source), ()):
+    for node, scope, graph in _expressions(ast.parse(source), (), True):
+        graph = graph and not file.startswith(_WITHOUT_GRADIENTS)
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         start = place(node.lineno, node.col_offset)
         end = place(node.end_lineno, node.end_col_offset)
         left, right = starts[node.lineno - 1], starts[node.end_lineno]
-        for kind, changed in _changes(node):
+        cuts = _detached(node, trained=file.startswith(_NETWORKS)) if graph else ()
+        for kind, changed in (*_changes(node), *cuts):
             text = ast.unparse(ast.fix_missing_locations(changed))
             new = (text if isinstance(changed, _ATOMS) else f"({text})").encode()
             shown = [data[left:right], data[left:start] + new + data[end:right]]
@@ -91,8 +114,10 @@ def mutations(file: str, source: str) -> list[Mutation]:
     return found
 
 
-def _expressions(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[ast.expr, tuple]]:
-    """Every expression that may be changed, with the names around it."""
+def _expressions(
+    node: ast.AST, scope: tuple[str, ...], graph: bool
+) -> Iterator[tuple[ast.expr, tuple[str, ...], bool]]:
+    """Every expression that may be changed, the names around it, and if gradients pass through."""
 
     if isinstance(node, ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr):
         return
@@ -105,13 +130,26 @@ def _expressions(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[ast.ex
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         scope = (*scope, node.name)
     if isinstance(node, ast.expr):
-        yield node, scope
-    skipped = ("annotation", "returns", "decorator_list", "bases")
+        yield node, scope, graph
+    graph = graph and not _cuts(node)
+    windows = isinstance(node, ast.If) and ast.unparse(node.test) == "sys.platform == 'win32'"
+    skipped = ("annotation", "returns", "decorator_list", "bases", *(["body"] if windows else []))
     for name, value in ast.iter_fields(node):
         if name not in skipped:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
-                    yield from _expressions(child, scope)
+                    yield from _expressions(child, scope, graph)
+
+
+def _cuts(node: ast.AST) -> bool:
+    """Whether no gradient passes from within a node: it makes numbers, or turns autograd off."""
+
+    if isinstance(node, ast.Call):
+        method = isinstance(node.func, ast.Attribute)
+        return _name(node.func) in (_NUMBERS if method else _TO_NUMBERS)
+    decorators = getattr(node, "decorator_list", [])
+    contexts = [item.context_expr for item in getattr(node, "items", [])]
+    return "torch.no_grad()" in map(ast.unparse, (*decorators, *contexts))
 
 
 def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
@@ -185,15 +223,35 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
             yield "dtype", receiver
         if name == "detach":
             yield "detach", receiver
-        cut_before = isinstance(receiver, ast.Call) and _name(receiver.func) == "detach"
-        if name in _DIFFERENTIABLE and _name(receiver) not in _MODULES and not cut_before:
-            cut = ast.Call(ast.Attribute(receiver, "detach", ast.Load()), [], [])
-            yield "detach", call(ast.Attribute(cut, name, ast.Load()))
     swappable = len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2])
     same = swappable and ast.unparse(node.args[0]) == ast.unparse(node.args[1])
     if swappable and not same and not (name in _SYMMETRIC and (method or len(node.args) == 2)):
         first, second, *rest = node.args
         yield "order", ast.Call(node.func, [second, first, *rest], node.keywords)
+
+
+def _detached(node: ast.expr, trained: bool) -> Iterator[tuple[str, ast.expr]]:
+    """A stray detach() before a method that gradients pass through.
+
+    Comparisons, and what is made of them, have no gradient, nor have the attributes of an object
+    that is not trained.
+    """
+
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return
+    receiver, name = node.func.value, node.func.attr
+    innermost: ast.expr = receiver
+    while isinstance(innermost, ast.Call) and isinstance(innermost.func, ast.Attribute):
+        if innermost.func.attr in (*_NUMBERS, "detach"):
+            return
+        innermost = innermost.func.value
+    held = isinstance(innermost, ast.Attribute) and _name(innermost.value) == "self"
+    if isinstance(innermost, ast.Compare | ast.UnaryOp) or (held and not trained):
+        return
+    if name in _DIFFERENTIABLE and _name(receiver) not in _MODULES:
+        cut = ast.Call(ast.Attribute(receiver, "detach", ast.Load()), [], [])
+        function = ast.Attribute(cut, name, ast.Load())
+        yield "detach", ast.Call(function, node.args, node.keywords)
 
 
 def _of_subscript(node: ast.Subscript) -> Iterator[tuple[str, ast.expr]]:

@@ -105,11 +105,42 @@ def test_an_expression_is_changed(source, kind, new):
         '"a" + x',
         "x.to(y.device)",
         "if TYPE_CHECKING:\n    y = 1",
+        "if sys.platform == 'win32':\n    y = 1\nelse:\n    z",
         "min(x, y).z",
     ],
 )
 def test_what_is_said_is_left_alone(source):
-    assert not {change for change in changes(source) if change[0] != "reduction"}
+    made = {change for change in changes(source) if change[0] != "reduction"}
+    assert not {change for change in made if "sys.platform" not in change[1]}
+
+
+@pytest.mark.parametrize(
+    ("source", "cut"),
+    [
+        ("x.exp()", True),
+        ("f(x.exp())", True),
+        ("float(x.exp())", False),
+        ("x.exp().tolist()", False),
+        ("x.detach().exp()", False),
+        ("(x > 0).sum()", False),
+        ("x.isnan().flatten().sum()", False),
+        ("self.f(x).exp()", True),
+        ("self.x.exp()", False),
+        ("with torch.no_grad():\n    x.exp()", False),
+        ("with other():\n    x.exp()", True),
+    ],
+)
+def test_gradients_are_cut_where_they_pass(source, cut):
+    made = {new for kind, _, new in changes(source) if kind == "detach"} - {source}
+    assert any("detach().exp()" in new or "detach().sum()" in new for new in made) == cut
+
+
+def test_gradients_are_cut_in_files_that_have_some():
+    source = "class A:\n    def f(self, x):\n        return x.exp(), self.x.exp()\n"
+    count = lambda file: len([m for m in mutations(file, source) if m.kind == "detach"])
+    assert count("rwguidance/losses.py") == 1
+    assert count("rwguidance/networks/latents.py") == 2
+    assert count("rwguidance/statistics.py") == 0
 
 
 def test_every_mutant_of_a_file_is_one_change_of_a_program():
@@ -206,6 +237,16 @@ def test_tests_that_fail_anyway_do_not_kill(small, monkeypatch):
     harmless = constant._replace(text="number = -1  # 2\n")
     assert notice(small, harmless, limit=60).verdict == "passed"
     assert (small.root / "number.py").read_text() == "number = -1\n"
+
+
+def test_a_conftest_that_cannot_be_imported_kills(small, monkeypatch):
+    begin = "import pathlib\nassert '-1' in pathlib.Path('number.py').read_text()\n"
+    (small.root / "small" / "conftest.py").write_text(begin)
+    (small.root / "small" / "test_fine.py").write_text("def test_fine():\n    pass\n")
+    monkeypatch.setattr("random_mutants.relevant_tests", lambda mutation: ["small/test_fine.py"])
+    sign, _ = mutations("number.py", "number = -1\n")
+    assert notice(small, sign, limit=60).noticed
+    assert notice(small, sign._replace(text="number = -1  # 2\n"), limit=60).verdict == "passed"
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def _column(
 def _evaluate(
     name: str, reward: Reward, job: Job, good: "list[Pair]", batch_size: int
 ) -> list[list[float] | _Problem]:
-    """As :func:`_column`. What a batch fails at is looked for in smaller ones."""
+    """Returns what :func:`_column` does; looks in smaller batches for what one fails at."""
 
     outcome = _attempt(name, reward, job, good, batch_size)
     sizes = [len(item.prompts) for item, _ in good]

@@ -1,11 +1,16 @@
-"""The journal of an unfinished run: the facts about its job, and a line per finished batch."""
+"""The journals of an unfinished run: the facts about its job, and a line per finished batch.
 
+Every process of a run writes a journal of its own, and reads all: whichever process has finished a
+batch, and of how many, none scores it again.
+"""
+
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -14,7 +19,19 @@ from rwguidance.support.files import naming
 
 from ..prompt_files import Job
 
-__all__ = ["RESTART", "Journal", "Row", "check_header", "journal_path", "make_header"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "RESTART",
+    "Journal",
+    "OwnJournal",
+    "Row",
+    "check_header",
+    "journal_path",
+    "journals",
+    "make_header",
+]
 
 RESTART = "with restart=True (on the command line, --restart)"
 """How to discard a journal or a result, for messages."""
@@ -23,24 +40,126 @@ Row: TypeAlias = "list[Any]"
 """One value or None per reward, and last the reason if there is a None, otherwise ""."""
 
 
-def journal_path(out: str | os.PathLike[str]) -> Path:
-    """The file that keeps the progress of an unfinished run, beside the result."""
+def journal_path(out: str | os.PathLike[str], rank: int = 0) -> Path:
+    """The file that keeps the progress of an unfinished run, beside the result.
 
-    return Path(f"{os.fspath(out)}.partial.jsonl")
+    Arguments:
+        out: The result.
+        rank: Number of the process that writes it.
+    """
+
+    return Path(f"{os.fspath(out)}.partial{f'-{rank}' if rank else ''}.jsonl")
+
+
+def journals(out: str | os.PathLike[str]) -> list[Path]:
+    """The journals that are there, of all processes of an unfinished run."""
+
+    out = Path(out)
+    others = sorted(out.parent.glob(f"{glob.escape(out.name)}.partial-*.jsonl"))
+    return [path for path in (journal_path(out), *others) if path.exists()]
 
 
 class Journal:
-    """The journal, open and locked: lines of JSON, a header and one per finished batch.
+    """A journal to read: lines of JSON, a header and one per finished batch.
+
+    A line that its process is still writing, or has not lived to finish, is none.
+
+    Arguments:
+        path: The file.
+        header: The facts about the job, as from :func:`make_header`.
+        sizes: Number of rows of each batch.
+
+    Attributes:
+        failed: Number of rows that lack a value.
+
+    Raises:
+        ValueError: If the file is no journal, or that of another job, or damaged.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], sizes: Sequence[int]) -> None:
+        self.path = path
+        self.sizes = sizes
+        self.failed = 0
+        self.file: IO[bytes] = self._open()
+        self._places: dict[int, int] = {}
+        try:
+            self._end = self._read(header)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.file.close()
+
+    @property
+    def batches(self) -> set[int]:
+        """Numbers of the finished batches."""
+
+        return set(self._places)
+
+    def rows(self, batch: int) -> list[Row]:
+        """The rows of a finished batch."""
+
+        self.file.seek(self._places[batch])
+        rows: list[Row] = json.loads(self.file.readline())["rows"]
+        return rows
+
+    def _open(self) -> IO[bytes]:
+        return self.path.open("rb")
+
+    def _read(self, header: Mapping[str, Any]) -> int:
+        """Finds the batches, and returns the offset at which the last complete line ends."""
+
+        self.file.seek(0)
+        first = self.file.readline()
+        if not first.endswith(b"\n"):  # killed before anything was scored
+            return 0
+        check_header(self.path, first, header)
+        end = len(first)
+        while line := self.file.readline():
+            record = self._parse(line)
+            if record is None:
+                if self.file.readline():
+                    raise self._damaged()
+                break
+            self._note(record, end)
+            end += len(line)
+        return end
+
+    def _note(self, record: Mapping[str, Any], place: int) -> None:
+        self._places[record["batch"]] = place
+        self.failed += sum(row[-1] != "" for row in record["rows"])
+
+    def _parse(self, line: bytes) -> dict[str, Any] | None:
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        facts: dict[str, Any] = record if isinstance(record, dict) else {}
+        batch, rows = facts.get("batch"), facts.get("rows")
+        if not isinstance(batch, int) or not 0 <= batch < len(self.sizes):
+            raise self._damaged()
+        if not isinstance(rows, list) or len(rows) != self.sizes[batch] or batch in self._places:
+            raise self._damaged()
+        return facts
+
+    def _damaged(self) -> ValueError:
+        return ValueError(f"{self.path} is damaged in the middle; begin again, {RESTART}")
+
+
+class OwnJournal(Journal):
+    """The journal that this process writes, locked against other runs.
 
     Arguments:
         path: The file.
         header: The facts about the job, as from :func:`make_header`.
         sizes: Number of rows of each batch.
         restart: Whether to discard what an unfinished run has written.
-
-    Attributes:
-        batches: Number of finished batches.
-        failed: Number of rows that lack a value.
 
     Raises:
         ValueError: If the file is no journal, or that of another job, or damaged, or another run is
@@ -50,29 +169,8 @@ class Journal:
     def __init__(
         self, path: Path, header: Mapping[str, Any], sizes: Sequence[int], restart: bool
     ) -> None:
-        self.path = path
-        self.sizes = sizes
-        self.batches = 0
-        self.failed = 0
-        self.file: IO[bytes] = path.open("a+b")
-        try:
-            _lock(self.file, path)
-            if restart:
-                self.file.truncate(0)
-            self.file.seek(0)
-            first = self.file.readline()
-            if first.endswith(b"\n"):
-                check_header(path, first, header)
-                self.file.truncate(self._end_of_batches())
-            else:  # new, or killed before anything was scored
-                self.file.truncate(0)
-                self._write(header)
-        except BaseException:
-            self.file.close()
-            raise
-
-    def __enter__(self) -> "Journal":
-        return self
+        self._restart = restart
+        super().__init__(path, header, sizes)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -81,59 +179,39 @@ class Journal:
             if kind is None:
                 raise
 
-    def append(self, rows: list[Row]) -> None:
+    def append(self, batch: int, rows: list[Row]) -> None:
         """Appends the rows of a batch, which are on the disk when this returns."""
 
-        self._write({"batch": self.batches, "rows": rows})
-        self._count(rows)
+        record = {"batch": batch, "rows": rows}
+        place = self._end
+        self._write(record)
+        self._note(record, place)
 
-    def rows(self) -> Iterator[Row]:
-        """The rows of all batches."""
+    def _open(self) -> IO[bytes]:
+        file = self.path.open("a+b")
+        try:
+            _lock(file, self.path)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
-        self.file.seek(0)
-        self.file.readline()
-        for line in self.file:
-            yield from json.loads(line)["rows"]
+    def _read(self, header: Mapping[str, Any]) -> int:
+        if self._restart:
+            self.file.truncate(0)
+        self._end = super()._read(header)
+        self.file.truncate(self._end)
+        if not self._end:
+            self._write(header)
+        return self._end
 
     def _write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with naming(self.path):
-            self.file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self.file.write(line)
             self.file.flush()
             os.fsync(self.file.fileno())
-
-    def _count(self, rows: list[Row]) -> None:
-        self.batches += 1
-        self.failed += sum(row[-1] != "" for row in rows)
-
-    def _end_of_batches(self) -> int:
-        """Offset at which the last complete line ends. Only the last one can be torn."""
-
-        end = self.file.tell()
-        while line := self.file.readline():
-            rows = self._parse(line)
-            if rows is None:
-                if self.file.readline():
-                    raise self._damaged()
-                break
-            self._count(rows)
-            end += len(line)
-        return end
-
-    def _parse(self, line: bytes) -> list[Row] | None:
-        if not line.endswith(b"\n"):
-            return None
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
-        rows: Any = record.get("rows") if isinstance(record, dict) else None
-        sized = self.batches < len(self.sizes) and isinstance(rows, list)
-        if not sized or record["batch"] != self.batches or len(rows) != self.sizes[self.batches]:
-            raise self._damaged()
-        return rows
-
-    def _damaged(self) -> ValueError:
-        return ValueError(f"{self.path} is damaged in the middle; begin again, {RESTART}")
+        self._end += len(line)
 
 
 def make_header(job: Job, names: Sequence[str], batch_size: int) -> dict[str, Any]:
@@ -179,7 +257,8 @@ def _job_digest(job: Job) -> str:
         stat = path.stat() if path.is_file() else None
         stamp = (stat.st_size, stat.st_mtime_ns) if stat else None
         prompts = "as before" if job.matrix and item is not job.items[0] else item.prompts
-        digest.update(json.dumps([item.image, prompts, item.problem, stamp]).encode())
+        kind = [item.kind] if job.kinds else []
+        digest.update(json.dumps([item.image, prompts, item.problem, stamp, *kind]).encode())
     return digest.hexdigest()
 
 

@@ -13,6 +13,9 @@ fall into batches is fixed by the job, and no batch depends on what was scored b
 is the same, byte for byte, as without the interruption. (On one machine, for rewards that give the
 same numbers for the same call.)
 
+Several processes share the batches, each with a journal of its own; the first one merges them. An
+interrupted run may be finished by another number of processes.
+
 An image that cannot be read, one at which a reward fails, or a reward that is not finite, leaves
 the value empty, states the reason in the column ``error``, and stops nothing else. A record beside
 the result says what it was made from. The same call again finds it finished and scores nothing, or
@@ -24,6 +27,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +35,28 @@ from typing import Any
 from rwguidance.support import checks
 from rwguidance.support.fingerprint import NotKept, fingerprint_or_reason
 from rwguidance.support.outside import require
+from rwguidance.support.processes import ALONE, Processes
 
 from ..base import Reward
 from ..prompt_files import Item, Job
 from .batches import decoded, in_batches
 from .evaluation import score_batch
 from .finished import check_finished, finished_rows, is_left, write_record
-from .journal import Journal, Row, check_header, journal_path, make_header
+from .journal import (
+    Journal,
+    OwnJournal,
+    Row,
+    check_header,
+    journal_path,
+    journals,
+    make_header,
+)
 from .results import write_table
 from .summaries import Best, Failure, Summary, Tally
 
 __all__ = ["Scores", "check_output", "score"]
 
-_FIXED = ("image", "prompt", "error")
+_FIXED = ("image", "prompt", "kind", "error")
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Scores:
         rows: Number of its rows.
         scored: Number of images that this run opened; the others came from the journal, or from the
             result of an earlier run.
-        summaries: One summary per reward.
+        summaries: One summary per reward, or two, of base pictures and of aligned ones.
         best: The best image for every reward and prompt, in the order of the rows.
         failures: The rows without all their values, in order.
     """
@@ -75,8 +88,11 @@ def score(
     batch_size: int = 16,
     restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Scores:
     """Scores a job and writes a table with the columns image, prompt, one per reward, and error.
+
+    Where images are of a kind, base or aligned, a column kind follows that of the prompt.
 
     Float32 rewards are written with the digits that tell them apart, others in full.
 
@@ -90,13 +106,16 @@ def score(
         restart: Whether to discard the journal of an unfinished run, and to replace a result. If
             not, a result of the same call stays, but for the images at which a reward failed.
         progress: A function that is called with the number of images done and the number of rows
-            that failed.
+            that failed, of those of this process.
+        processes: The processes that share the batches; all of them make this call, and get the
+            same result. The first one writes it.
 
     Raises:
         FileExistsError: If there is a result of another call, and `restart` is False.
         FileNotFoundError: If there is no folder to write it to.
         ImportError: If Pillow, or pyarrow for Parquet, is missing.
-        ConnectionError: If the server of a reward was not heard of for any image of a batch.
+        ConnectionError: If the server of a reward was not heard of for any image of a batch, or
+            another process has ended.
         TypeError: If a reward does not return one value per image.
         ValueError: If there are no rewards, one needs prompts and there are none, the journal
             belongs to another job, or another run is writing it.
@@ -107,44 +126,49 @@ def score(
     check_output(job, list(rewards), out, batch_size, restart, needy)
     require("PIL.Image", "images need", "rewards")
     batches = in_batches(job, batch_size)
+    sizes = list(map(_rows_of, batches))
     header = make_header(job, list(rewards), batch_size)
     keys = {name: fingerprint_or_reason(reward) for name, reward in rewards.items()}
-    header["weights and options"] = {
-        name: f"{keys[name][0]} on {reward.device}" for name, reward in rewards.items()
+    header["weights and options"] = {  # processes have GPUs of their own
+        name: f"{keys[name][0]} on {reward.device.type if reward.device else None}"
+        for name, reward in rewards.items()
     }
     reasons = [reason for _, reason in keys.values() if reason]
     if reasons:
         text = f"a run that is interrupted or repeated begins again: {'; '.join(reasons)}"
         warnings.warn(text, NotKept, stacklevel=2)
-    known = _known(out, header, batches, list(rewards), restart)
+    known = _known(job, out, header, batches, list(rewards), restart)
     if reasons:  # it cannot be known which rewards they are of
         known, restart = {}, True
-    findings = _Findings(job, rewards)
-    if len(known) == len(batches) and not journal_path(out).exists():
-        deque(findings.watch(itertools.chain.from_iterable(known.values())), 0)
-        return findings.scores(out, 0)
+    if len(known) == len(batches) and not journals(out):
+        return _read_back(job, rewards, out, 0)
 
-    scored = 0
-    with Journal(journal_path(out), header, list(map(_rows_of, batches)), restart) as journal:
-        done = sum(map(len, batches[: journal.batches]))
-        rest = range(journal.batches, len(batches))
-        images = decoded(job, [batches[i] for i in rest if i not in known])
-        for i in rest:
+    with OwnJournal(journal_path(out, processes.rank), header, sizes, restart) as journal:
+        if restart and processes.first:  # journals that no process of this run replaces
+            for path in set(journals(out)) - {journal_path(out, i) for i in range(processes.size)}:
+                path.unlink()
+        processes.wait()  # before any reads what another one is about to discard
+        finished = _finished(out, header, sizes)
+        own = processes.deal(len(batches))
+        done = sum(len(batches[i]) for i in own if i in finished)
+        left = [i for i in own if i not in finished]
+        todo = [i for i in left if i not in known]
+        images = decoded(job, [batches[i] for i in todo])
+        for i in left:
             if progress is not None:
                 progress(done, journal.failed)
             done += len(batches[i])
-            if i in known:
-                journal.append(known[i])
-                continue
             # No name holds the batch: the one before must be gone while the next is decoded.
-            journal.append(score_batch(job, batches[i], next(images), rewards, batch_size))
-            scored += len(batches[i])
+            journal.append(
+                i, known.get(i) or score_batch(job, batches[i], next(images), rewards, batch_size)
+            )
         if progress is not None:
             progress(done, journal.failed)
-        write_table(out, ["image", "prompt", *rewards, "error"], findings.watch(journal.rows()))
-    write_record(out, header)
-    journal_path(out).unlink()
-    return findings.scores(out, scored)
+        scored = sum(processes.gather(sum(len(batches[i]) for i in todo)))
+        if processes.first:
+            scores = _merge(job, rewards, out, header, sizes, scored)
+    processes.wait()
+    return scores if processes.first else _read_back(job, rewards, out, scored)
 
 
 def check_output(
@@ -190,13 +214,12 @@ def check_output(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no folder {out.parent} to write {out.name} to")
 
-    journal = journal_path(out)
     if restart:
         return
-    if journal.exists():
+    for journal in journals(out):
         with journal.open("rb") as file:
             check_header(journal, file.readline(), make_header(job, names, batch_size))
-    elif out.exists():
+    if not journals(out) and out.exists():
         check_finished(out, make_header(job, names, batch_size))
 
 
@@ -205,6 +228,7 @@ def _rows_of(batch: Sequence[Item]) -> int:
 
 
 def _known(
+    job: Job,
     out: Path,
     header: Mapping[str, Any],
     batches: Sequence[Sequence[Item]],
@@ -222,16 +246,56 @@ def _known(
     try:
         check_finished(out, header)
     except FileExistsError:
-        if journal_path(out).exists():
+        if journals(out):
             return {}
         raise
-    rows = iter(finished_rows(out))
+    rows = iter(finished_rows(out, len(job.labels)))
     parts = [list(itertools.islice(rows, _rows_of(batch))) for batch in batches]
     return {i: part for i, part in enumerate(parts) if not any(is_left(row, names) for row in part)}
 
 
+def _finished(out: Path, header: Mapping[str, Any], sizes: Sequence[int]) -> set[int]:
+    """Numbers of the batches that any process has finished, of this run or of one before."""
+
+    finished: set[int] = set()
+    for path in journals(out):
+        with Journal(path, header, sizes) as journal:
+            finished |= journal.batches
+    return finished
+
+
+def _merge(
+    job: Job,
+    rewards: Mapping[str, Reward],
+    out: Path,
+    header: Mapping[str, Any],
+    sizes: Sequence[int],
+    scored: int,
+) -> Scores:
+    """Writes the result, and the record beside it, from the journals, which are removed."""
+
+    findings = _Findings(job, rewards)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(Journal(path, header, sizes)) for path in journals(out)]
+        holder = {batch: part for part in parts for batch in part.batches}
+        rows = (row for i in range(len(sizes)) for row in holder[i].rows(i))
+        write_table(out, job.labels, list(rewards), findings.watch(rows))
+    write_record(out, header)
+    for path in journals(out):
+        path.unlink()
+    return findings.scores(out, scored)
+
+
+def _read_back(job: Job, rewards: Mapping[str, Reward], out: Path, scored: int) -> Scores:
+    """The scores of a result that is there."""
+
+    findings = _Findings(job, rewards)
+    deque(findings.watch(iter(finished_rows(out, len(job.labels)))), 0)
+    return findings.scores(out, scored)
+
+
 class _Findings:
-    """What is found in the rows of a result, in one pass."""
+    """Findings in the rows of a result, made in one pass."""
 
     def __init__(self, job: Job, rewards: Mapping[str, Reward]) -> None:
         self.job = job
@@ -244,14 +308,15 @@ class _Findings:
 
         places = ((i, prompt) for i, item in enumerate(self.job.items) for prompt in item.prompts)
         for self.count, ((i, prompt), row) in enumerate(zip(places, rows, strict=True), 1):
-            image = self.job.items[i].image
+            item = self.job.items[i]
             for tally, value in zip(self.tallies, row, strict=False):
                 tally.add(i, prompt, value)
             if row[-1]:
-                self.failures.append(Failure(self.count, image, prompt, row[-1]))
-            yield [image, prompt, *row]
+                self.failures.append(Failure(self.count, item.image, prompt, row[-1]))
+            kind = [item.kind] if self.job.kinds else []
+            yield [item.image, prompt, *kind, *row]
 
     def scores(self, out: Path, scored: int) -> Scores:
-        summaries = tuple(tally.summary() for tally in self.tallies)
+        summaries = tuple(summary for tally in self.tallies for summary in tally.summaries())
         best = tuple(best for tally in self.tallies for best in tally.best())
         return Scores(out, self.count, scored, summaries, best, tuple(self.failures))

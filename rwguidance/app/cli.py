@@ -8,12 +8,14 @@ import typer
 
 from .commands.backbones import list_backbones
 from .commands.demo import demo
+from .commands.evaluate import evaluate
 from .commands.generate import generate
 from .commands.options import PartialCommand
 
 # Scripts import these two under their old names.
 from .commands.options import parse_options as _options  # noqa: F401
 from .commands.options import parse_paths as _paths  # noqa: F401
+from .commands.prompts import list_prompts
 from .commands.rewards import list_rewards
 from .commands.score import score
 from .commands.toy import toy
@@ -29,7 +31,9 @@ app.command()(toy)
 app.command("rewards")(list_rewards)
 app.command(cls=PartialCommand)(score)
 app.command("backbones")(list_backbones)
+app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
+app.command(cls=PartialCommand)(evaluate)
 
 
 @app.callback(invoke_without_command=True)

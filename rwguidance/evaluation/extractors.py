@@ -39,18 +39,23 @@ class Extractor(nn.Module):
 
     Arguments:
         name: Its name, for messages.
-        preprocess: Function of float32 images that returns what the network takes. For results
-            to be kept, it says what it depends on (:mod:`rwguidance.support.fingerprint`).
+        preprocess: Function of float32 images that returns what the network takes.
         network: The network, which returns features.
+        about: Description of the function, by which embeddings of one network are told apart.
     """
 
-    depends_on = ("preprocess",)
+    depends_on = ("about", "network")
 
     def __init__(
-        self, name: str, preprocess: Callable[[Tensor], Tensor], network: nn.Module
+        self,
+        name: str,
+        preprocess: Callable[[Tensor], Tensor],
+        network: nn.Module,
+        about: str = "",
     ) -> None:
         super().__init__()
         self.name = name
+        self.about = about
         self.preprocess = preprocess
         self.network = network
 
@@ -101,8 +106,8 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
     _fill(network, file)
     parent, _, last = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
-    transforms = weights.transforms()
-    return Extractor(f"torchvision:{model}", _Described(transforms, repr(transforms)), network)
+    name = f"torchvision:{model}"
+    return Extractor(name, weights.transforms(), network, about=name)
 
 
 def _timm(model: str, path: PathLike | None = None) -> Extractor:
@@ -115,8 +120,8 @@ def _timm(model: str, path: PathLike | None = None) -> Extractor:
     _fill(network, file)
     network.reset_classifier(0)
     config = timm.data.resolve_model_data_config(network)
-    transforms = timm.data.create_transform(**config, is_training=False)
-    return Extractor(f"timm:{model}", _Described(transforms, repr(transforms)), network)
+    preprocess = timm.data.create_transform(**config, is_training=False)
+    return Extractor(f"timm:{model}", preprocess, network, about=f"timm:{model}")
 
 
 def _transformers(folder: str) -> Extractor:
@@ -140,27 +145,14 @@ def _transformers(folder: str) -> Extractor:
         raise ValueError(f"{name} lacks weights, which would be random: {', '.join(lost[:5])}")
     processor = library.AutoImageProcessor.from_pretrained(place, **_OFFLINE)
     prepare = lambda x: processor(images=x, do_rescale=False, return_tensors="pt")["pixel_values"]
-    described = _Described(prepare, processor.to_json_string())
-    return Extractor(name, described, _ImageFeatures(network, pooled))
-
-
-class _Described:
-    """Preprocessing of another library, which results are identified by in its words."""
-
-    depends_on = ("words",)
-
-    def __init__(self, function: Callable[[Tensor], Tensor], words: str) -> None:
-        self.function = function
-        self.words = words
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.function(images)
+    features = _ImageFeatures(network, pooled)
+    return Extractor(name, prepare, features, about=processor.to_json_string())
 
 
 class _ImageFeatures(nn.Module):
     """What a model of transformers says of images."""
 
-    depends_on = ("pooled",)
+    depends_on = ("model", "pooled")
 
     def __init__(self, model: Any, pooled: bool) -> None:
         super().__init__()
@@ -181,7 +173,7 @@ class _ImageFeatures(nn.Module):
 class _Tower(nn.Module):
     """The image tower of a reward."""
 
-    depends_on = ()
+    depends_on = ("reward",)
 
     def __init__(self, reward: Any) -> None:
         super().__init__()

@@ -46,6 +46,9 @@ class Method(ABC):
     name: ClassVar[str]
     """Name of the method on the command line and in metadata."""
 
+    chooses: ClassVar[bool] = False
+    """True if the unguided samples are among those it chooses from, so that their costs are its."""
+
     @classmethod
     def from_options(cls, **settings: Any) -> "Method":
         """Returns the method with the settings that the command line was given.
@@ -54,6 +57,20 @@ class Method(ABC):
         """
 
         return cls(**settings)
+
+    def at(self, nats: float) -> "Method | None":
+        """Returns the method that moves the law of each prompt by a divergence.
+
+        By default it is None: the method has no strength that could be chosen.
+
+        Arguments:
+            nats: The divergence, in nats.
+
+        Raises:
+            ValueError: If the method cannot go that far.
+        """
+
+        return None
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that changes the result, in values that JSON can hold.
@@ -72,6 +89,12 @@ class Method(ABC):
 
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raises ValueError if the method makes no sense at these times, before any work."""
+
+    @property
+    def shared_draws(self) -> int:
+        """Number of draws of each prompt, at most, that other methods on the prompt use as well."""
+
+        return 0
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         """Returns the work on the aligned pictures of one prompt, at most, for the forecast.

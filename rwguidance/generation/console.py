@@ -10,6 +10,7 @@ from ..samplers import ADVICE, UnreliableEstimate
 from ..statistics import mean_and_error
 from ..support.fingerprint import NotKept
 from ..support.notes import heard
+from ..support.processes import ALONE, Processes
 from .results import Generated, Row
 from .run import Report
 from .store import OldStore
@@ -30,12 +31,16 @@ _ADVICE = (
 
 
 class Terminal:
-    """A terminal that a generation tells how it goes."""
+    """A terminal that a generation tells how it goes.
 
-    def __init__(self) -> None:
+    Arguments:
+        quiet: Whether it shows nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         self.keeps = True
         """False if what is made is not kept for another run."""
 
@@ -91,27 +96,33 @@ class Terminal:
             yield doubts
 
 
-def run_generate(work: Callable[[Terminal], Generated], restart: bool = False) -> int:
+def run_generate(
+    work: Callable[[Terminal], Generated], restart: bool = False, processes: Processes = ALONE
+) -> int:
     """Runs a generation on a terminal, and prints a summary.
 
     Arguments:
         work: Loads what is needed and generates, telling the terminal about it.
         restart: Whether the command had the option ``--restart``, without which it goes on.
+        processes: The processes that share the generation; the first one speaks for all.
 
     Returns:
         The exit code: 0, or 2 if a prompt, a picture or a reward failed, or 130 if the user
         interrupted.
     """
 
-    terminal = Terminal()
+    terminal = Terminal(quiet=not processes.first)
     try:
-        with terminal.warnings() as doubts:
+        with terminal.warnings() as own:
             generated = work(terminal)
+        doubts = [doubt for part in processes.gather(own) for doubt in part]
     except KeyboardInterrupt:
         without = " without --restart" if restart else ""
         rest = "goes on where this one stopped" if terminal.keeps else "begins again"
         terminal.say(f"interrupted: the same command{without} {rest}")
         return 130
+    if not processes.first:
+        return 0
     if doubts:
         terminal.say(f"note, for {len(doubts)} of the runs: {doubts[0]}")
     print_generated(generated)

@@ -77,7 +77,7 @@ class Folder:
             numbers: Numbers of the images.
         """
 
-        files = (path for number in numbers for path in self._files(prompt, number))
+        files = (path for number in numbers for path in self.files(prompt, number))
         return bool(self.settings["undescribed"]) or not all(map(Path.exists, files))
 
     def finished(self, prompt: str, images: int) -> tuple[list[Row], list[int]]:
@@ -94,7 +94,7 @@ class Folder:
             return [], list(range(images))
         done, missing = [], []
         for number in range(images):
-            facts = [read_facts(path) or {} for path in self._files(prompt, number)]
+            facts = [read_facts(path) or {} for path in self.files(prompt, number)]
             expected = zip(self._identity(prompt, number), facts, strict=True)
             if all(known == {key: fact.get(key) for key in known} for known, fact in expected):
                 done.append(self._row(facts))
@@ -120,7 +120,7 @@ class Folder:
             OSError: If a file cannot be written.
         """
 
-        paths = self._files(prompt, numbers[i])
+        paths = self.files(prompt, numbers[i])
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         facts = self._identity(prompt, numbers[i])
         for pictures, path, about in zip((base, aligned), paths, facts, strict=True):
@@ -128,7 +128,7 @@ class Folder:
             save_picture(pictures.images[i], path, about)
         return self._row(facts)
 
-    def _files(self, prompt: str, number: int) -> tuple[Path, Path]:
+    def files(self, prompt: str, number: int) -> tuple[Path, Path]:
         """Returns where a pair of pictures goes, whatever else is asked for."""
 
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
@@ -152,7 +152,7 @@ class Folder:
         prompt, number = base["prompt"], base["number"]
         rewards = (base["reward"], aligned["reward"])
         error = "; ".join(filter(None, (base["error"], aligned["error"])))
-        return Row(prompt, number, self._files(prompt, number), rewards, aligned["facts"], error)
+        return Row(prompt, number, self.files(prompt, number), rewards, aligned["facts"], error)
 
 
 def check_settings(path: Path, settings: Mapping[str, Any], complete: bool = False) -> None:

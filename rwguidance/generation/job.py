@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..support.conditions import has_half_surrogate
 from ..support.fingerprint import Undescribed
 from ..support.locks import locked
 from ..support.outside import require
+from ..support.processes import ALONE, Processes
 from .base import Method, set_checked
 from .folder import check_settings
 
@@ -61,7 +62,7 @@ class Job:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_prompts(self.prompts)
+        check_prompts(self.prompts)
         instance("out", self.out, (Path, str), "a path")
         instance("method", self.method, Method, "a Method such as Importance(kl=1.0)")
         set_checked(
@@ -72,7 +73,7 @@ class Job:
             batch_size=integer("batch_size", self.batch_size, 1),
         )
         instance("negative_prompt", self.negative_prompt, (str, type(None)), "a string or None")
-        _check_text(self.negative_prompt or "")
+        check_text(self.negative_prompt or "")
         flag("restart", self.restart)
         instance("names", self.names, Mapping, "a mapping from names to names")
         require("PIL.Image", "pictures need", "rewards")
@@ -112,18 +113,23 @@ class Job:
             return {}, [str(reason)]
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Holds the folder against other processes, once it is known that it is of these settings.
+    def claimed(self, processes: Processes = ALONE) -> Iterator[None]:
+        """Holds the folder against other runs, once it is known that it is of these settings.
+
+        Arguments:
+            processes: The processes of this run, the first of which holds it.
 
         Raises:
-            ValueError: If another process writes to the folder, or it holds pictures of other
-                settings; says which ones differ.
+            ConnectionError: If another process of this run has ended.
+            ValueError: If another run writes to the folder, or it holds pictures of other settings;
+                says which ones differ.
             OSError: If the folder cannot be made or written to.
         """
 
-        with locked(self.folder):
+        with locked(self.folder) if processes.first else nullcontext():
             if not self.restart:
                 check_settings(self.folder, self.settings)
+            processes.wait()
             yield
 
     def batches(self) -> list[range]:
@@ -133,7 +139,7 @@ class Job:
         return [range(i, min(i + self.batch_size, self.images)) for i in starts]
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
+def check_prompts(prompts: Sequence[str]) -> None:
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be a list of strings, got {described(prompts)}")
     wrong = [prompt for prompt in prompts if not isinstance(prompt, str)]
@@ -147,9 +153,9 @@ def _check_prompts(prompts: Sequence[str]) -> None:
             f"prompts must be distinct, got {twice[0]!r} twice; ask for more images instead"
         )
     for prompt in prompts:
-        _check_text(prompt)
+        check_text(prompt)
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     if has_half_surrogate(text):
         raise ValueError(f"prompts must be text, got half of a surrogate pair in {text!a}")

@@ -12,6 +12,7 @@ from torch import nn
 from ..backbone import Backbone
 from ..support.checks import function, instance
 from ..support.fingerprint import NotKept
+from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction
 from .base import Method
 from .extensions import check_negative_prompt, sampling_times
@@ -46,6 +47,7 @@ def generate(
     names: Mapping[str, str] | None = None,
     report: Report = lambda stage, done, total: None,
     say: Say = lambda text: None,
+    processes: Processes = ALONE,
 ) -> Generated:
     """Makes pictures of every prompt twice from the same noise, unguided and aligned.
 
@@ -74,6 +76,8 @@ def generate(
         names: Names of backbone and reward, for the metadata.
         report: Is told about progress: the stage, how much of it is done, and out of how much.
         say: Is told in sentences how much work there is, and how long it takes.
+        processes: The processes that share the prompts; all of them make this call, and get the
+            same pairs. The first one writes the table and the sheets.
 
     Returns:
         Rewards before and after. What fails (a reward on the bank of a prompt, a model on a prompt,
@@ -107,8 +111,8 @@ def generate(
         names=names or {},
     )
     instance("store", store, (Store, type(None)), "a Store or None")
-    with job.claimed():
-        return make(job, backbone, reward, store, report, say)
+    with job.claimed(processes):
+        return make(job, backbone, reward, store, report, say, processes)
 
 
 def make(
@@ -118,6 +122,7 @@ def make(
     store: Store | None,
     report: Report,
     say: Say,
+    processes: Processes = ALONE,
 ) -> Generated:
     """Makes the pairs of a job that is claimed, prompt by prompt, then the table and the sheets.
 
@@ -128,40 +133,69 @@ def make(
     job.method.check(times)
     check_negative_prompt(backbone, job.negative_prompt)
     run = Run(backbone, reward, times, job.seed, job.batch_size, job.negative_prompt, store, report)
-    _check_device(run)
+    check_device(run)
     settings = _settings(job, run)
     if settings["undescribed"]:
         reasons = "; ".join(settings["undescribed"])
         warnings.warn(f"what it makes is not kept for another run: {reasons}", NotKept, 3)
     folder = Folder(job.folder, settings)
     folder.claim(job.restart)
-    forecast = _forecast(job, run, folder, say)
+    own = [job.prompts[i] for i in processes.deal(len(job.prompts))]
+    forecast = _forecast(job, own, run, folder, say)
 
     table = folder.path / "results.csv"
     rows: list[Row] = []
     failed: dict[str, str] = {}
     unwritten: dict[Path, str] = {}
     made = 0
-    for i, prompt in enumerate(job.prompts):
-        report("prompts", i, len(job.prompts))
+    for i, prompt in enumerate(own):
+        report("prompts", i, len(own))
         done, missing = folder.finished(prompt, job.images)
         new, failures = _pairs(job, run, prompt, missing, folder, forecast)
         rows += sorted((*done, *new), key=lambda row: row.number)
         made += len(new)
         if failures:
             failed[prompt] = summarize(failures, len(missing))
-        if missing and i + 1 < len(job.prompts):
+        if missing and i + 1 < len(own) and processes.first:
             _attempt(unwritten, table, write_table, table, rows, failed)
-    report("prompts", len(job.prompts), len(job.prompts))
+    report("prompts", len(own), len(own))
 
+    rows, failed, made = _gathered(job, folder, processes, rows, failed, made)
     unwritten.clear()
-    _attempt(unwritten, table, write_table, table, rows, failed)
-    title = f"{job.method.name}: base beside aligned, from the same noise"
-    sheets = _attempt(unwritten, folder.path / "sheet.png", write_sheets, folder.path, rows, title)
+    sheets = None
+    if processes.first:
+        _attempt(unwritten, table, write_table, table, rows, failed)
+        title = f"{job.method.name}: base beside aligned, from the same noise"
+        first = folder.path / "sheet.png"
+        sheets = _attempt(unwritten, first, write_sheets, folder.path, rows, title)
     return Generated(tuple(rows), failed, table, sheets or (), made, unwritten)
 
 
-def _check_device(run: Run) -> None:
+def _gathered(
+    job: Job,
+    folder: Folder,
+    processes: Processes,
+    rows: Sequence[Row],
+    failed: Mapping[str, str],
+    made: int,
+) -> tuple[list[Row], dict[str, str], int]:
+    """Returns what all processes have found, in the order of the prompts."""
+
+    facts = [(row.prompt, row.number, row.rewards, row.facts, row.error) for row in rows]
+    parts = processes.gather((facts, failed, made))
+    found: dict[str, list[Row]] = {}
+    for prompt, number, rewards, about, error in (fact for part in parts for fact in part[0]):
+        row = Row(prompt, number, folder.files(prompt, number), tuple(rewards), about, error)
+        found.setdefault(prompt, []).append(row)
+    reasons = {prompt: why for part in parts for prompt, why in part[1].items()}
+    return (
+        [row for prompt in job.prompts for row in found.get(prompt, ())],
+        {prompt: reasons[prompt] for prompt in job.prompts if prompt in reasons},
+        sum(part[2] for part in parts),
+    )
+
+
+def check_device(run: Run) -> None:
     if not isinstance(run.reward, nn.Module):
         return
     devices = {tensor.device for tensor in (*run.reward.parameters(), *run.reward.buffers())}
@@ -180,18 +214,18 @@ def _settings(job: Job, run: Run) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))
 
 
-def _forecast(job: Job, run: Run, folder: Folder, say: Say) -> Forecast:
-    """Returns the forecast of the pairs whose files are not there."""
+def _forecast(job: Job, prompts: Sequence[str], run: Run, folder: Folder, say: Say) -> Forecast:
+    """Returns the forecast of the pairs of prompts whose files are not there."""
 
     steps, pairs, work = len(run.times) - 1, 0, Work()
-    for prompt in job.prompts:
+    for prompt in prompts:
         absent = [batch for batch in job.batches() if folder.absent(prompt, batch)]
         images = sum(map(len, absent))
         if images:
             pairs += images
             work += Work.of_samples(images, steps, run.batch_size)
             work += job.method.work(images, steps, run.batch_size)
-    return Forecast(pairs, work, steps, say)
+    return Forecast(f"{pairs:,} pairs" if pairs else "", work, steps, say)
 
 
 def _attempt(

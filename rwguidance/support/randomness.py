@@ -42,8 +42,8 @@ def normal(
 
     Arguments:
         shape: (B, \*event).
-        generator: For the batch, or a sequence with one for each of the B samples.
-        device: Where the numbers go. None is the CPU.
+        generator: Generator for the batch, or a sequence with one for each of the B samples.
+        device: Device of the result. None is the CPU.
         dtype: A floating dtype. None is the default one.
 
     Raises:

@@ -64,7 +64,7 @@ def judge(path: str | Path | None = None) -> "Towers":
     """Returns the judge of pictures and captions, frozen, in single precision.
 
     Arguments:
-        path: Its folder; None is the one that comes with the test bed.
+        path: Folder of the judge; None is the one that comes with the test bed.
 
     Raises:
         FileNotFoundError: If the folder is not there.

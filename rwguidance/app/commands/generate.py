@@ -1,5 +1,6 @@
 """The command `rwguidance generate`; the options of methods come from the methods."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from ...generation.job import Job
 from ...generation.methods import METHODS
 from ...generation.pairs import make
 from ...generation.settings import build, method_options
+from ...support.processes import joined
 from .options import (
     Device,
     DtypeName,
@@ -20,6 +22,7 @@ from .options import (
     parse_paths,
     takes_settings,
 )
+from .prompts import PromptColumn, PromptsOption, read_prompt_set
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -43,12 +46,6 @@ RewardName = Annotated[
 ]
 Prompts = Annotated[
     list[str] | None, typer.Option(help="A prompt; may repeat.", show_default=False)
-]
-PromptFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="A file of prompts: .txt, or .csv or .jsonl with prompt.", show_default=False
-    ),
 ]
 MethodName = Annotated[Method, typer.Option(help="How to align.")]
 Images = Annotated[int, typer.Option(help="Pictures per prompt.", min=1)]
@@ -93,7 +90,8 @@ def generate(
     backbone: BackboneName,
     reward: RewardName,
     prompt: Prompts = None,
-    prompts: PromptFile = None,
+    prompts: PromptsOption = None,
+    prompt_column: PromptColumn = "prompt",
     method: MethodName = "importance",
     images: Images = 1,
     steps: Steps = None,
@@ -116,12 +114,15 @@ def generate(
     batch size or on other prompts. The same command goes on after an interruption, and makes again
     what failed.
 
+    Started by `accelerate launch -m rwguidance generate ...` or torchrun, several processes share
+    the prompts, and write the folder of a single one.
+
     Exit code: 0, or 2 if a prompt, a picture or a reward failed, 130 if interrupted, 1 for all
     other errors.
     """
 
     job = Job(
-        prompts=_texts(prompt, prompts),
+        prompts=_texts(prompt, prompts, prompt_column),
         out=out,
         method=build(METHODS[method], settings),
         images=images,
@@ -136,20 +137,20 @@ def generate(
     sources.check(backbone, reward)
     store = Store.default() if cache is None else Store(cache)
 
-    def work(terminal: Terminal) -> Generated:
-        with job.claimed():  # before anything is loaded
-            judge, model = sources.reward(reward), sources.backbone(backbone)
-            with terminal.bars() as report:
-                return make(job, model, judge, store, report, terminal.say)
+    with joined() as processes:
 
-    raise typer.Exit(run_generate(work, restart))
+        def work(terminal: Terminal) -> Generated:
+            with job.claimed(processes):  # before anything is loaded
+                judge, model = sources.reward(reward), sources.backbone(backbone)
+                with terminal.bars() as report:
+                    return make(job, model, judge, store, report, terminal.say, processes)
+
+        raise typer.Exit(run_generate(work, restart, processes))
 
 
-def _texts(prompts: list[str] | None, file: Path | None) -> list[str]:
-    """Returns the prompts that were given, or the distinct ones of a file."""
+def _texts(prompt: list[str] | None, prompts: str | None, column: str) -> Sequence[str]:
+    """Returns the prompts that were given, or those of a set or a file."""
 
-    from rwguidance.rewards.prompt_files import read_prompts
-
-    if (prompts is None) == (file is None):
+    if (prompt is None) == (prompts is None):
         raise ValueError("give --prompt or --prompts, one of them")
-    return prompts or list(dict.fromkeys(line.text for line in read_prompts(file or "")))
+    return prompt or read_prompt_set(prompts or "", column).prompts

@@ -1,0 +1,131 @@
+"""Tables as files, and the sentences that say what they say."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from rwguidance.evaluation.conclusions import cheapest, doubts, fallen, nearer, reached
+from rwguidance.evaluation.figures import rows_of
+from rwguidance.evaluation.table import write_table
+from synthetic_results import synthetic
+
+
+@pytest.fixture(scope="module")
+def results():
+    return synthetic(prompts=8, images=2, draws=250, strengths=(0.25, 2.0))
+
+
+@pytest.fixture(scope="module")
+def table(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    return write_table(results, folder), folder
+
+
+def test_all_figures_are_in_csv_and_in_json(table, results):
+    made, folder = table
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    found = json.loads((folder / "table.json").read_text())
+    assert found["plan"] == results.plan
+    assert len(lines) == len(found["rows"]) == len(made.rows) == 1 + 4 + 2
+    for line, plain, row in zip(lines, found["rows"], made.rows, strict=True):
+        for name, value in row.items():
+            if isinstance(value, float) and value == value:
+                assert float(line[name]) == plain[name] == value
+    assert found["sentences"] == list(made.sentences)
+
+
+def test_markdown_and_latex_show_figures_with_errors(table):
+    made, folder = table
+    heads = [made.cells(section.columns)[0] for section in made.sections]
+    assert heads == [
+        ["method", "nats", "aligned gain", "wins", "share", "nats spent"],
+        ["method", "nats", "follows", "falls"],
+        ["method", "nats", "energy distance", "that of the base", "diversity"],
+        ["method", "nats", "calls", "draws", "calls with draws", "seconds", "seconds with draws",
+         "MiB"],
+    ]  # fmt: skip
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert "| exact | 0.25 | 2.121 ± 0.000 | 1.00 ± 0.00 | 1.0" in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Reward and target", "## Gains in what no method sees", "## Laws in itself", "## Costs"
+    ]  # fmt: skip
+    tex = (folder / "table.tex").read_text(encoding="utf-8")
+    assert r"exact & 0.25 & 2.121 $\pm$ 0.000 & 1.00 $\pm$ 0.00 & 1.0" in tex
+    assert tex.count(r"\\") == len(made.rows) + 1
+    assert tex.index(r"\toprule") < tex.index(r"\midrule") < tex.index(r"\bottomrule")
+    for sentence in made.sentences:
+        assert sentence in text
+        assert f"% {sentence}" in tex
+
+
+def test_latex_takes_any_name(results, tmp_path):
+    odd = {"a_b & 50%": results.cells}
+    cells = dict(zip(results.cells, odd["a_b & 50%"].values(), strict=True))
+    named = {replace(cell, method=f"{cell.method} a_b & 50%") if cell.nats else cell: pictures
+             for cell, pictures in cells.items()}  # fmt: skip
+    write_table(replace(results, cells=named), tmp_path)
+    assert r"exact a\_b \& 50\%" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+
+
+def test_figures_held_against_few_draws_are_marked(table):
+    made, _ = table
+    marked = set()
+    for section in made.sections:
+        heads, *lines = made.cells(section.columns)
+        for line in lines:
+            pairs = zip(heads, line, strict=True)
+            marked |= {(line[0], line[1], head) for head, cell in pairs if "*" in cell}
+    held = ("share", "energy distance", "that of the base")
+    expected = {(name, "2", head) for name in ("exact", "overshoots") for head in held}
+    assert marked == expected
+    assert any("target at 2 nats rests on" in text for text in made.doubts)
+    assert not any("target at 0.25 nats" in text for text in made.doubts)
+
+
+def test_sentences_say_who_reaches_the_target_and_what_falls(results):
+    rows = rows_of(results)
+    said = reached(rows)
+    assert said.startswith("The exactly tilted law is reached by exact at 0.25 nats (1")
+    assert "overshot by overshoots at 0.25 nats (2" in said
+    assert "2 nats" not in said.replace("0.25", "")  # its target is not believed
+    assert fallen(rows, "aligned", ["follows", "falls"]).startswith(
+        "While aligned rises, falls falls with exact at 0.25 nats (-0.71 ± "
+    )
+    assert fallen(rows, "aligned", ["follows"]) == ("No held-out reward falls where aligned rises.")
+    cheap = "Cheapest to reach the target: exact at 0.25 nats (4 calls a picture with its draws)."
+    assert cheapest(rows) == cheap
+
+
+def test_sentences_say_who_is_nearer():
+    rows = rows_of(synthetic(prompts=30, images=4, draws=250, strengths=(0.75,)))
+    assert nearer(rows, "itself").startswith(
+        "Than the base, in itself, nearer to the tilted law: exact at 0.75 nats (0."
+    )
+    away = synthetic(
+        prompts=30, images=4, draws=250, strengths=(0.75,), shifts={"away": lambda x, n: x - 1}
+    )
+    rows = rows_of(away)
+    assert nearer(rows, "itself").startswith("Than the base, in itself, farther from it: away")
+    assert reached(rows).startswith("The exactly tilted law is not reached by away at 0.75 nats (-")
+
+
+def test_nothing_is_said_of_nothing(results):
+    rows = rows_of(results)[:1]
+    assert reached(rows) == fallen(rows, "aligned", ["falls"]) == nearer(rows, "itself") == ""
+    assert cheapest(rows) == ""
+
+
+def test_doubts_are_named(results):
+    plan = {
+        "developed on": ["Prompt 3!", "another"],
+        "omitted": [["small bank", 4.0, "kl must be less"]],
+        "prompts": [f"prompt {i}" for i in range(10)],
+    }
+    _, reused, omitted, failed, unfinished = doubts(replace(results, plan=plan))
+    assert reused.startswith("Settings were chosen on 1 of the 8 prompts, such as 'prompt 3'")
+    assert omitted == "small bank at 4 nats was left out: kl must be less."
+    assert failed.startswith("1 things failed, of which the first is overshoots at 1 nats, for")
+    assert unfinished == "2 prompts are not finished."
