@@ -34,7 +34,7 @@ from .support.aliases import moved
 from .tilt import Tilt
 
 if TYPE_CHECKING:
-    from . import backbones, generation, metrics, networks, rewards, testing, training
+    from . import backbones, generation, metrics, networks, rewards, store, testing, training
 
 __version__ = "0.1.0"
 
@@ -81,17 +81,28 @@ __all__ = [
     "rewards",
     "sample",
     "soft_best_of_n",
+    "store",
     "testing",
     "toy",
     "training",
 ]
 
-_LAZY = ("backbones", "generation", "metrics", "networks", "rewards", "testing", "training")
+_LAZY = (
+    "backbones",
+    "generation",
+    "metrics",
+    "networks",
+    "rewards",
+    "store",
+    "testing",
+    "training",
+)
 """Subpackages that are imported when they are first asked for."""
 
 moved("rwguidance.cli", "rwguidance.app.cli")
 for _name in ("conditions", "files", "fingerprint", "memory", "outside", "randomness", "registry"):
     moved(f"rwguidance.{_name}", f"rwguidance.support.{_name}")
+moved("rwguidance.generation.store", "rwguidance.store")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,9 @@ from .tilt import Tilt, check_rewards
 
 __all__ = ["Bank"]
 
+_COLUMNS = ("x_0", "rewards", "log_importance")
+"""The tensors of a bank, with a row per draw."""
+
 
 @dataclass(frozen=True, repr=False)
 class Bank:
@@ -33,18 +36,21 @@ class Bank:
         origin: Names and values of what made the draws and the rewards, such as a
             :func:`rwguidance.support.fingerprint.fingerprint` of the model, in values that JSON can
             hold; None if it is not known. See :meth:`check_origin`.
+        log_importance: For draws of another law q, log p(x^i | y) - log q(x^i) up to a constant per
+            condition, in nats, with shape (N,). None if they are of p.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.
         ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
     """
 
-    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards")
+    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards", "log_importance")
 
     x_0: Tensor
     condition: Any = None
     rewards: Tensor | None = None
     origin: Mapping[str, Any] | None = None
+    log_importance: Tensor | None = None
     rows: dict[Hashable, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +62,8 @@ class Bank:
         keys = condition_keys(self.condition, n)
         if self.rewards is not None:
             _check_bank_rewards(self.rewards, n, self.condition)
+        if self.log_importance is not None:
+            _check_log_importance(self.log_importance, n)
 
         if keys is None:
             object.__setattr__(self, "rows", {None: slice(0, n)})
@@ -65,9 +73,10 @@ class Bank:
         if bool((group.diff() < 0).any()):
             order = group.argsort(stable=True)
             keys = tuple(keys[i] for i in order.tolist())
-            object.__setattr__(self, "x_0", self.x_0[order.to(self.x_0.device)])
-            if self.rewards is not None:
-                object.__setattr__(self, "rewards", self.rewards[order.to(self.rewards.device)])
+            for name in _COLUMNS:
+                values = getattr(self, name)
+                if values is not None:
+                    object.__setattr__(self, name, values[order.to(values.device)])
         ends = group.bincount().cumsum(0).tolist()
         rows = {key: slice(a, b) for key, a, b in zip(names, [0, *ends], ends, strict=False)}
         object.__setattr__(self, "condition", keys)
@@ -85,6 +94,19 @@ class Bank:
 
     def __len__(self) -> int:
         return len(self.x_0)
+
+    def check_of_model(self, purpose: str) -> None:
+        """Checks that the draws are of the model itself, for what cannot use their importance.
+
+        Arguments:
+            purpose: What needs it, for the message.
+
+        Raises:
+            ValueError: If the bank has log-importances.
+        """
+
+        if self.log_importance is not None:
+            raise ValueError(f"{purpose} needs draws of the model itself, without log_importance")
 
     def check_origin(self, **expected: Any) -> None:
         """Checks what the bank was made of.
@@ -137,7 +159,9 @@ class Bank:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
     ) -> "Bank":
-        """Returns the bank with its draws on `device` in `dtype`; rewards keep their precision.
+        """Returns the bank with its draws on `device` in `dtype`.
+
+        Rewards and log-importances keep their precision.
 
         Arguments:
             device: The device, or its name; None leaves the draws where they are.
@@ -150,8 +174,13 @@ class Bank:
 
         device = checks.device("device", device)
         dtype = checks.floating_dtype("dtype", dtype)
-        rewards = None if self.rewards is None else self.rewards.to(device=device)
-        return replace(self, x_0=self.x_0.to(device=device, dtype=dtype), rewards=rewards)
+        moved = lambda values: None if values is None else values.to(device=device)
+        return replace(
+            self,
+            x_0=self.x_0.to(device=device, dtype=dtype),
+            rewards=moved(self.rewards),
+            log_importance=moved(self.log_importance),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the bank as one safetensors file, atomically: a write that fails changes nothing.
@@ -170,9 +199,8 @@ class Bank:
                     "a saved bank's conditions must be strings or integers, "
                     f"got {type(key).__name__}"
                 )
-        tensors = {"x_0": self.x_0.contiguous()}
-        if self.rewards is not None:
-            tensors["rewards"] = self.rewards.contiguous()
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        tensors = {name: v.contiguous() for name, v in columns.items() if v is not None}
         metadata = {"condition": json.dumps(self.condition), "origin": json.dumps(self.origin)}
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
@@ -204,11 +232,17 @@ class Bank:
             metadata = file.metadata() or {}
             if "x_0" not in names or "condition" not in metadata:
                 raise ValueError(f"{path} is a safetensors file but not a bank, it holds {names}")
-            rewards = file.get_tensor("rewards") if "rewards" in names else None
-            condition, origin = (
-                json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
-            )
-            return cls(file.get_tensor("x_0"), condition, rewards, origin)
+            tensors = {name: file.get_tensor(name) for name in _COLUMNS if name in names}
+            facts = {
+                name: json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
+            }
+            return cls(**tensors, **facts)
+
+
+def _check_log_importance(values: Tensor, n: int) -> None:
+    checks.tensor("log_importance", values, (n,))
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"log_importance must be finite, got {checks.bad_items(values[:, None])}")
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:

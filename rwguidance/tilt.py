@@ -160,7 +160,8 @@ class Tilt(nn.Module):
         """
 
         checks.number("nats", nats)
-        beta = beta_for_kl(cls._rewards_by_condition(reward, bank, decode), nats)
+        rewards, log_importance = cls._by_condition(reward, bank, decode)
+        beta = beta_for_kl(rewards, nats, log_importance)
         return cls(reward, beta, decode)
 
     @classmethod
@@ -181,7 +182,8 @@ class Tilt(nn.Module):
         """
 
         checks.number("fraction", fraction)
-        beta = beta_for_ess(cls._rewards_by_condition(reward, bank, decode), fraction)
+        rewards, log_importance = cls._by_condition(reward, bank, decode)
+        beta = beta_for_ess(rewards, fraction, log_importance)
         return cls(reward, beta, decode)
 
     @classmethod
@@ -202,17 +204,21 @@ class Tilt(nn.Module):
         """
 
         checks.number("level", level)
-        beta = beta_for_reward(cls._rewards_by_condition(reward, bank, decode), level)
+        rewards, log_importance = cls._by_condition(reward, bank, decode)
+        beta = beta_for_reward(rewards, level, log_importance)
         return cls(reward, beta, decode)
 
     @classmethod
-    def _rewards_by_condition(
+    def _by_condition(
         cls,
         reward: RewardFunction,
         bank: "Draws",
         decode: Callable[[Tensor], Tensor] | None,
-    ) -> list[Tensor]:
-        """The rewards of a bank, one tensor of shape (N,) per condition; scored here if need be."""
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """The rewards of a bank and its log-importance, a tensor of shape (N,) per condition.
+
+        The bank is scored here if need be.
+        """
 
         checks.function("reward", reward, "one callable", classes=False)
         checks.instance("bank", bank, Draws, "a Bank")
@@ -224,7 +230,12 @@ class Tilt(nn.Module):
                 "choosing beta needs a bank scored by one reward, shape (N,), "
                 f"got rewards of shape {tuple(bank.rewards.shape)}"
             )
-        return [bank.rewards[rows] for rows in bank.rows.values()]
+        rewards, log_q = bank.rewards, bank.log_importance
+        groups = bank.rows.values()
+        return (
+            [rewards[rows] for rows in groups],
+            None if log_q is None else [log_q[rows] for rows in groups],
+        )
 
 
 @runtime_checkable
@@ -234,6 +245,10 @@ class Draws(Protocol):
     @property
     def rewards(self) -> Tensor | None:
         """Rewards in reward units, with shape (N,), or (N, R) for R rewards; None if not scored."""
+
+    @property
+    def log_importance(self) -> Tensor | None:
+        """Log-importances in nats, with shape (N,); None if they are draws of the model."""
 
     @property
     def rows(self) -> Mapping[Hashable, slice]:

@@ -179,6 +179,7 @@ def core():
                 "x_0": Each(2 * bank().x_0, bank().x_0.double()),
                 "condition": Each(["a"] * 6 + ["c"] * 6, list(range(12))),
                 "rewards": Each(2 * bank().rewards, None),
+                "log_importance": Each(torch.arange(12.0), -torch.arange(12.0)),
             },
             {"origin": {"made": "elsewhere"}},
         ),
@@ -186,7 +187,11 @@ def core():
             ImportanceSampling,
             {"bank": bank(), "tilt": tilt()},
             {
-                "bank": Each(bank(rewards=torch.arange(12.0)), bank(condition=["a"] * 12)),
+                "bank": Each(
+                    bank(rewards=torch.arange(12.0)),
+                    bank(condition=["a"] * 12),
+                    bank(log_importance=torch.arange(12.0)),
+                ),
                 "tilt": tilt(0.5),
                 "kernel": Each(Tempered(0.5), Tempered(0.25), TargetESS(0.5)),
             },

@@ -112,6 +112,7 @@ def constrained_tilt(
 
     functions = tuple(rewards) if isinstance(rewards, Sequence) else (rewards,)
     numbers = _levels(levels, len(functions))
+    bank.check_of_model("a constrained tilt")
     every = Tilt(functions, [1.0] * len(functions), decode)
     bank = bank.scored(every) if bank.rewards is None else bank
     scores = _scores(bank, len(functions))

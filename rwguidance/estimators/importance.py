@@ -7,7 +7,8 @@ With draws :math:`x^1, \dots, x^N \sim p(x_0 | y)` and their log-weights :math:`
     \hat \Delta = \sum_i (\tilde\omega_i - \omega_i) \, x^i
 
 where :math:`\omega` and :math:`\tilde\omega` are the softmaxes of :math:`\ell` and of
-:math:`\ell + \log w`. Two softmaxes over *one* bank: after the kernel has collapsed onto the
+:math:`\ell + \log w`. Draws of another law than p have a log-importance, which is added to
+:math:`\ell`. Two softmaxes over *one* bank: after the kernel has collapsed onto the
 nearest draw both agree and the shift vanishes, whereas subtracting the model's own mean would pull
 the sample onto that draw.
 """
@@ -161,24 +162,29 @@ class ImportanceSampling(ConditionalExpectation):
             bank = bank.scored(tilt)
         assert bank.rewards is not None
         log_w = tilt.weigh(bank.rewards).to(bank.x_0.device)
+        device = bank.x_0.device
+        log_importance = None if bank.log_importance is None else bank.log_importance.to(device)
+        log_all = log_w if log_importance is None else log_w + log_importance
         for key, rows in bank.rows.items():
-            if bool((log_w[rows] == -math.inf).all()):
+            if bool((log_all[rows] == -math.inf).all()):
                 raise ValueError(f"every draw of condition {key!r} has zero weight (reward -inf)")
 
         self.kernel = kernel
         self.origin = bank.origin
         self.rows = bank.rows
-        self._largest = float(log_w[log_w.isfinite()].abs().max())
+        self._largest = float(log_all[log_all.isfinite()].abs().max())
         options = {} if kernel is None else {"kernel": kernel}
         self._line = summary(self, bank=bank, tilt=tilt, **options)
         self.conditional = bank.condition is not None
         self.event = tuple(bank.x_0.shape[1:])
         self.x_0: Tensor
         self.log_w: Tensor
+        self.log_importance: Tensor | None
         self.center: Tensor
         self.half_norm: Tensor
         self.register_buffer("x_0", bank.x_0.flatten(1), persistent=False)
         self.register_buffer("log_w", log_w, persistent=False)
+        self.register_buffer("log_importance", log_importance, persistent=False)
         centers, half_norm = _center(self.x_0, self.rows)
         self.register_buffer("center", centers, persistent=False)
         self.register_buffer("half_norm", half_norm, persistent=False)
@@ -291,6 +297,8 @@ class ImportanceSampling(ConditionalExpectation):
         temper = None if self.kernel is None else self.kernel.temper(log_kernel.detach())
         if temper is not None:
             log_kernel = log_kernel.mul_(temper.clamp_min(tiny))
+        if self.log_importance is not None:
+            log_kernel = log_kernel.add_(self.log_importance[rows].to(dtype))
 
         # At most three (B, N) blocks are alive at any time.
         log_sum, weight = log_kernel.logsumexp(1), log_kernel.softmax(1)

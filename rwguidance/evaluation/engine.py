@@ -21,8 +21,8 @@ from ..generation.base import Method
 from ..generation.extensions import check_negative_prompt, sampling_times
 from ..generation.pairs import check_device
 from ..generation.run import Report, Run
-from ..generation.store import Store
 from ..generation.work import Forecast, Work
+from ..store import Store
 from ..support.checks import function, instance
 from ..support.files import replacing
 from ..support.fingerprint import NotKept, fingerprint_or_reason

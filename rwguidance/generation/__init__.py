@@ -8,11 +8,11 @@
     generate(backbone, reward, ["a red panda reading"], "out/panda", method, images=4)
 """
 
+from ..store import Store
 from .base import Method
 from .methods import BestOfN, Importance, Network, PlugInMean
 from .pairs import generate
 from .results import Generated, Row
-from .store import Store
 
 __all__ = [
     "BestOfN",

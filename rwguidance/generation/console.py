@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..samplers import ADVICE, UnreliableEstimate
 from ..statistics import mean_and_error
+from ..store import OldStore
 from ..support.fingerprint import NotKept
 from ..support.notes import heard
 from ..support.processes import ALONE, Processes
 from .results import Generated, Row
 from .run import Report
-from .store import OldStore
 
 if TYPE_CHECKING:
     from rich.console import Console

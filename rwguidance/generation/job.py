@@ -11,6 +11,7 @@ from typing import Any
 
 import rwguidance
 
+from ..support.batches import batches
 from ..support.checks import described, flag, instance, integer, optional
 from ..support.conditions import has_half_surrogate
 from ..support.fingerprint import Undescribed
@@ -135,8 +136,7 @@ class Job:
     def batches(self) -> list[range]:
         """Returns the numbers of a prompt's pictures in batches, the same whatever is there."""
 
-        starts = range(0, self.images, self.batch_size)
-        return [range(i, min(i + self.batch_size, self.images)) for i in starts]
+        return batches(self.images, self.batch_size)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..backbone import Backbone
+from ..store import Store
 from ..support.checks import function, instance
 from ..support.fingerprint import NotKept
 from ..support.processes import ALONE, Processes
@@ -21,7 +22,6 @@ from .folder import Folder, Pictures
 from .job import Job
 from .results import Generated, Row, write_sheets, write_table
 from .run import Report, Run
-from .store import Store
 from .work import Forecast, Work
 
 __all__ = ["Say", "generate", "make"]

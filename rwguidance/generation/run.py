@@ -18,13 +18,14 @@ from ..backbone import Backbone
 from ..bank import Bank
 from ..models import Model
 from ..samplers import Trace, sample
+from ..store import Column, Drawer, Store
+from ..support.batches import batches
 from ..support.conditions import take
 from ..support.fingerprint import fingerprint_or_reason
 from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
 from .extensions import encode
 from .failures import reason
-from .store import Drawer, Store
 
 __all__ = ["Report", "Run", "Scores"]
 
@@ -120,11 +121,12 @@ class Run:
             "reward": fingerprint_or_reason(self.reward),
         }
 
-    def _drawer(self, origin: dict[str, Any]) -> Drawer | None:
-        """Where the tensors of an origin are kept, unless its parts cannot be told apart."""
+    def _drawer(self, prompt: str, stream: Sequence[str | int]) -> Drawer | None:
+        """Returns where the draws of a stream are kept, unless their model cannot be told apart."""
 
-        told = all(origin[name] is not None for name in self._keys if name in origin)
-        return self.store.of(origin) if self.store is not None and told else None
+        if self.store is None or None in (self.origin["backbone"], self.origin["sampler"]):
+            return None
+        return self.store.of({**self.origin, "prompt": prompt, "stream": list(stream)})
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
@@ -210,8 +212,9 @@ class Run:
                 )
             return x_0
 
-        drawer = self._drawer({**self.origin, "prompt": prompt})
-        return self._extend(drawer, "-".join(map(str, ("draws", *stream))), n, "draws", make)
+        drawer = self._drawer(prompt, stream)
+        column = None if drawer is None else drawer.column("x_0")
+        return self._filled(column, n, "draws", make)
 
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         """Returns samples of a stream with their rewards, from the store as far as it has them.
@@ -239,30 +242,28 @@ class Run:
             with torch.no_grad():
                 return tilt.score(x_0[numbers.start : numbers.stop], [prompt] * len(numbers))
 
-        origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
-        drawer = self._drawer(origin)
-        name = "-".join(map(str, ("rewards", *stream)))
-        rewards = self._extend(drawer, name, n, "rewards of draws", make)
-        return Bank(x_0, [prompt] * n, rewards, origin)
+        key = {"reward": self.reward_key}
+        drawer = None if self.reward_key is None else self._drawer(prompt, stream)
+        name = f"rewards/{type(self.reward).__name__}"
+        column = None if drawer is None else drawer.column(name, key)
+        rewards = self._filled(column, n, "rewards of draws", make)
+        return Bank(x_0, [prompt] * n, rewards, {**self.origin, "prompt": prompt, **key})
 
-    def _extend(
-        self, drawer: Drawer | None, name: str, n: int, stage: str, make: Callable[[range], Tensor]
+    def _filled(
+        self, column: Column | None, n: int, stage: str, make: Callable[[range], Tensor]
     ) -> Tensor:
-        """Returns the first `n` entries of a run of tensors; makes and keeps what is not there."""
+        """Returns the first `n` entries of a column, or makes them all where there is none."""
 
-        parts = [] if drawer is None else drawer.read(name)
-        done = sum(map(len, parts))
-        while done < n:
-            self.report(stage, done, n)
-            # Batches begin at multiples of their size, whatever is there, and so round alike.
-            start = done - done % self.batch_size
-            values = make(range(start, min(n, start + self.batch_size)))[done - start :]
-            if drawer is not None:
-                drawer.append(name, done, values)
-            parts.append(values)
-            done += len(values)
-        self.report(stage, n, n)
-        return torch.cat([part.to(self.device) for part in parts])[:n]
+        tell = lambda done, total: self.report(stage, done, total)
+        if column is not None:
+            column.fill(n, make, self.batch_size, tell)
+            return column.read(range(n)).to(self.device)
+        parts = []
+        for batch in batches(n, self.batch_size):
+            tell(batch.start, n)
+            parts.append(make(batch))
+        tell(n, n)
+        return torch.cat(parts)
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Returns the images of clean states, with shape (B, 3, H, W)."""

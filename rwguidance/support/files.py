@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["naming", "replacing"]
+__all__ = ["naming", "remove_abandoned", "replacing"]
 
 _PARTIAL = re.compile(r".+\.(?:(?P<host>[0-9a-f]{8})-)?[0-9a-f]{8}\.partial", re.DOTALL)
 """Names of what is being written; older versions did not name the machine, and wrote files."""
@@ -23,7 +23,7 @@ _DAY = 86400.0
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary file to write to, which takes the place of `path` when the block succeeds.
 
     If the block fails, the temporary file is removed and an old one at `path` stays as it was.
@@ -41,11 +41,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     path = Path(path)
     with naming(path):
-        _remove_abandoned(path.parent)
+        remove_abandoned(path.parent)
         folder, lock = _claim(path)
         try:
             yield folder / path.name
+            if durable:  # before the rename, lest the name is there without the contents
+                _flush(folder / path.name)
             os.replace(folder / path.name, path)
+            if durable:
+                _flush(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
@@ -71,6 +75,21 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders, and writes their names by itself
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _claim(path: Path) -> tuple[Path, int | None]:
     """Makes and locks a folder; returns it and the descriptor that holds the lock, if any."""
 
@@ -89,8 +108,8 @@ def _claim(path: Path) -> tuple[Path, int | None]:
             os.close(descriptor)
 
 
-def _remove_abandoned(parent: Path) -> None:
-    """Removes what dead writers have left in a folder."""
+def remove_abandoned(parent: Path) -> None:
+    """Removes what writers who were killed have left in a folder, as far as it can be removed."""
 
     with suppress(OSError), os.scandir(parent) as entries:
         found = [(entry, match) for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]

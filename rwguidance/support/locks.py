@@ -6,6 +6,7 @@ the process ends, however it ends. It is advisory: it keeps out those who ask fo
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,14 +34,16 @@ else:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Holds the lock of a folder, which is made if needed.
 
     Arguments:
         folder: The folder.
+        wait: Time to wait for another holder, in seconds.
 
     Raises:
-        ValueError: If another process, or another thread of this one, holds it; names the process.
+        ValueError: If another process, or another thread of this one, holds it all that time; names
+            the process.
         OSError: If the folder cannot be made or written to.
 
     Warns:
@@ -49,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _NAME
-    file = _open(folder, path)
+    file = _open(folder, path, time.monotonic() + wait)
     try:
         with suppress(OSError):  # on a full disk the lock holds, without saying whose it is
             os.truncate(file, 0)
@@ -61,7 +64,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _open(folder: Path, path: Path) -> int:
+def _open(folder: Path, path: Path, deadline: float) -> int:
     """Returns the open file that holds the lock."""
 
     while True:
@@ -71,6 +74,9 @@ def _open(folder: Path, path: Path) -> int:
         except (BlockingIOError, PermissionError):
             holder = os.read(file, 20).decode(errors="replace").strip()
             os.close(file)
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
             raise ValueError(
                 f"{folder} is in use by {f'process {holder}' if holder else 'another process'}: "
                 "wait until it ends, or write elsewhere"

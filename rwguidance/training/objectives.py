@@ -89,7 +89,8 @@ class Objective(ABC):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If `batch_size` is less than 1, or every draw of a condition has zero weight.
+        ValueError: If `batch_size` is less than 1, every draw of a condition has zero weight, or
+            the bank has log-importances.
     """
 
     depends_on: ClassVar[tuple[str, ...]]
@@ -110,6 +111,7 @@ class Objective(ABC):
         checks.integer("batch_size", self.batch_size, 1)
         checks.function("times", self.times)
         checks.optional(checks.function, "encode", self.encode)
+        self.bank.check_of_model("an objective")
         if self.bank.rewards is None:
             self.bank = self.bank.scored(self.tilt)
         assert self.bank.rewards is not None

@@ -13,9 +13,9 @@ from common import SCHEDULES, assert_within, randn
 from rwguidance import DiscreteSchedule, ImportanceSampling, Tilt, networks, toy
 from rwguidance.bank import Bank
 from rwguidance.generation.run import Run
-from rwguidance.generation.store import Store
 from rwguidance.networks import LatentShift
 from rwguidance.prediction import Prediction
+from rwguidance.store import Store
 from rwguidance.support.randomness import normal
 from rwguidance.training import ShiftObjective
 from rwguidance_testbed import flow, network, turbo, vae

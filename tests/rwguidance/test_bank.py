@@ -13,13 +13,14 @@ from rwguidance import Bank, Tilt
 @given(st.lists(st.sampled_from(["b", "a", 3, ("x", 1)]), min_size=1, max_size=30), seeds)
 def test_conditions_are_grouped_stably(labels, seed):
     n = len(labels)
-    x_0, rewards = randn(seed, n, 2), randn(seed + 1, n)
-    bank = Bank(x_0, labels, rewards)
+    x_0, rewards, log_q = randn(seed, n, 2), randn(seed + 1, n), randn(seed + 2, n)
+    bank = Bank(x_0, labels, rewards, log_importance=log_q)
     assert list(bank.rows) == list(dict.fromkeys(labels))
     for key, rows in bank.rows.items():
         members = [i for i in range(n) if labels[i] == key]
         assert torch.equal(bank.x_0[rows], x_0[members])
         assert torch.equal(bank.rewards[rows], rewards[members])
+        assert torch.equal(bank.log_importance[rows], log_q[members])
         assert bank.condition[rows] == (key,) * len(members)
     assert len(bank) == n == sum(rows.stop - rows.start for rows in bank.rows.values())
 
@@ -81,9 +82,10 @@ def test_progress_is_shown_when_asked_for(capsys):
 
 
 def test_casting_keeps_the_precision_of_rewards():
-    bank = Bank(randn(0, 4, 2), list("abab"), randn(1, 4)).to(dtype=torch.bfloat16)
+    bank = Bank(randn(0, 4, 2), list("abab"), randn(1, 4), log_importance=randn(2, 4))
+    bank = bank.to(dtype=torch.bfloat16)
     assert bank.x_0.dtype == torch.bfloat16
-    assert bank.rewards.dtype == torch.float64
+    assert bank.rewards.dtype == bank.log_importance.dtype == torch.float64
     assert list(bank.rows) == ["a", "b"]
 
 
@@ -92,7 +94,8 @@ def test_casting_keeps_the_precision_of_rewards():
 @pytest.mark.parametrize("rewards", [None, (4,), (4, 2)])
 def test_a_file_holds_the_bank_bit_for_bit(tmp_path, dtype, condition, rewards):
     rewards = None if rewards is None else randn(1, *rewards)
-    bank = Bank(randn(0, 4, 3, 2).to(dtype), condition, rewards)
+    log_q = None if rewards is None else randn(2, 4).float()
+    bank = Bank(randn(0, 4, 3, 2).to(dtype), condition, rewards, log_importance=log_q)
     path = tmp_path / "bank.safetensors"
     bank.save(path)
     loaded = Bank.load(path)
@@ -102,7 +105,30 @@ def test_a_file_holds_the_bank_bit_for_bit(tmp_path, dtype, condition, rewards):
     assert loaded.rows == bank.rows
     assert (loaded.rewards is None) == (rewards is None)
     assert rewards is None or torch.equal(loaded.rewards, bank.rewards)
+    assert (loaded.log_importance is None) == (log_q is None)
+    assert log_q is None or torch.equal(loaded.log_importance, bank.log_importance)
     assert [p.name for p in tmp_path.iterdir()] == ["bank.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (torch.zeros(3), ValueError, r"log_importance must .*\(4,\).* got .*\(3,\)"),
+        (torch.zeros(4, 1), ValueError, r"got .*\(4, 1\)"),
+        (torch.zeros(4, dtype=torch.int64), TypeError, "log_importance must be a floating-point"),
+        ([0.0] * 4, TypeError, "log_importance must be a floating-point"),
+        (torch.tensor([0, torch.inf, 0, torch.nan]), ValueError, "log_importance must be finite"),
+    ],
+)
+def test_log_importances_are_finite_numbers_one_per_draw(values, error, message):
+    with pytest.raises(error, match=message):
+        Bank(randn(0, 4, 2), log_importance=values)
+
+
+def test_what_cannot_use_importances_refuses_them():
+    Bank(randn(0, 4, 2)).check_of_model("x")
+    with pytest.raises(ValueError, match="an objective needs draws of the model itself, without"):
+        Bank(randn(0, 4, 2), log_importance=torch.zeros(4)).check_of_model("an objective")
 
 
 def test_a_bank_of_strided_draws_is_saved(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common import assert_within, randn, seeds
 from rwguidance import Bank, Tilt, toy
 from rwguidance.temperature import beta_for_ess, beta_for_kl, beta_for_reward
+from rwguidance.weights import ess
 
 
 def first(x, condition=None):
@@ -155,6 +156,33 @@ def test_smaller_targets_mean_larger_betas():
     bank = Bank(toy.Gaussian([0.0], [[1.0]]).sample(500, torch.Generator().manual_seed(0)))
     betas = [Tilt.for_kl(first, bank, nats).betas[0] for nats in (1e-6, 1e-3, 0.1, 1.0, 3.0)]
     assert betas == sorted(betas, reverse=True)
+
+
+def test_importances_count_as_draws_that_come_so_many_times():
+    rewards, times = randn(0, 40), torch.arange(40) % 5 + 1
+    times[20:] *= 3
+    groups = list(rewards.split(20)), list(times.double().log().split(20))
+    repeated = [r.repeat_interleave(k) for r, k in zip(groups[0], times.split(20), strict=True)]
+    keys = ["a"] * 20 + ["b"] * 20
+    bank = Bank(randn(1, 40, 2), keys, rewards, log_importance=times.double().log() - 7)
+    for beta_for, target, choose in (
+        (beta_for_kl, 0.4, Tilt.for_kl),
+        (beta_for_reward, 1.0, Tilt.for_reward),
+    ):
+        expected = beta_for(repeated, target)
+        assert beta_for(groups[0], target, groups[1]) == pytest.approx(expected, rel=1e-9)
+        assert choose(first, bank, target).betas == pytest.approx((expected,), rel=1e-9)
+        assert beta_for(groups[0], target) != pytest.approx(expected, rel=1e-2)
+
+
+def test_the_effective_share_counts_importances():
+    rewards, log_q = randn(0, 40), randn(1, 40)
+    fraction = lambda beta: float(ess(rewards / beta + log_q)) / 40
+    assert fraction(beta_for_ess([rewards], 0.3, [log_q])) == pytest.approx(0.3, rel=1e-9)
+    with pytest.raises(ValueError, match=rf"\(0.025, {float(ess(log_q)) / 40:.6g}\), got 0.9"):
+        beta_for_ess([rewards], 0.9, [log_q])
+    with pytest.raises(ValueError, match=r"the shapes of the rewards, \[\(40,\)\]"):
+        beta_for_ess([rewards], 0.3, [log_q[1:]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rwguidance.generation.store import Store
+from rwguidance.store import Store
 
 from ..training.cards import write_card
 from .fitting import Settings, make

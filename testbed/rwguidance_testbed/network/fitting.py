@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rwguidance.bank import Bank
 from rwguidance.generation.run import Report, Run
-from rwguidance.generation.store import Store
 from rwguidance.networks import LatentShift
+from rwguidance.store import Store
 from rwguidance.support.conditions import lookup
 from rwguidance.tilt import RewardFunction, Tilt
 from rwguidance.training import train as fit

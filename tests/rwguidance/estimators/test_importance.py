@@ -1,6 +1,7 @@
 """ImportanceSampling: exact for the law of its bank, consistent for the law it was drawn from."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -526,6 +527,24 @@ def test_a_tempering_factor_lies_between_zero_and_one(factor):
         Tempered(factor)
     with pytest.raises(ValueError, match="fraction must lie in"):
         TargetESS(factor)
+
+
+@given(seeds, st.integers(2, 40), schedules, inner_times, st.sampled_from([None, 0.5]))
+def test_importances_count_as_draws_that_come_so_many_times(seed, n, schedule, t, factor):
+    points, rewards = randn(seed, n, 3), rewards_of(seed + 1, n)
+    times = (4 * rand(seed + 2, n)).long() + 1
+    bank, tilt = scored(points, rewards)
+    weighted = replace(bank, log_importance=times.double().log() + 3)
+    repeated, _ = scored(points.repeat_interleave(times, 0), rewards.repeat_interleave(times))
+    x_t = near(points, schedule, t, seed + 3, 4)
+    kernel = None if factor is None else Tempered(factor)
+    estimate, expected = (
+        ImportanceSampling(one, tilt, kernel)(Zero(schedule), x_t, t)
+        for one in (weighted, repeated)
+    )
+    rounding = dict(rtol=1e-8, atol=1e-8 + 1e3 * EPS / scales_at(schedule, t)[1] ** 2)
+    torch.testing.assert_close(estimate.log_h, expected.log_h, **rounding)
+    torch.testing.assert_close(estimate.shift, expected.shift, **rounding)
 
 
 # --- diagnostics and errors -------------------------------------------------------------------

@@ -5,7 +5,6 @@ import os
 import warnings
 
 import pytest
-import safetensors
 import torch
 
 from pixel_law import QUIET, Brightness, Law, run, table
@@ -148,20 +147,11 @@ def test_a_full_cache_leaves_draws_in_memory_and_says_so_once(tmp_path, monkeypa
     assert [row.rewards for row in made.rows] == [row.rewards for row in whole.rows]
 
 
-def test_a_cache_that_cannot_be_made_or_written_by_safetensors_is_spared(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_made_is_spared(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.warns(RuntimeWarning, match=r"cannot keep draws \(Not a directory\)"):
+    with pytest.warns(RuntimeWarning, match=r"cannot keep draws \((Not a directory|File exists)\)"):
         made = run(tmp_path / "a", BestOfN(2), store=Store(tmp_path / "file" / "store"))
     assert made.made == 2
-
-    def fail(*arguments):
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
-
-    drawer = Store(tmp_path / "store").of({})
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.warns(RuntimeWarning, match=r"cannot keep draws \(No space left on device\)"):
-        drawer.append("draws", 0, torch.ones(2))
-    assert drawer.read("draws") == []
 
 
 def test_a_cache_that_works_says_nothing(tmp_path):

@@ -76,6 +76,7 @@ def try_all(root, method):
     from pathlib import Path
 
     warnings.simplefilter("ignore")
+    os.fsync = lambda descriptor: None  # the disk loses no power here
     root = Path(root)
     assert in_child(lambda: work(root / "whole", method)) == 0
     expected = content(root / "whole" / "out")

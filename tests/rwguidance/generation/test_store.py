@@ -1,11 +1,12 @@
-"""Tensors on disk: shared between runs, extended, and refused where they are damaged."""
+"""Draws on disk: shared between runs, extended, and made again where they are damaged."""
+
+import warnings
 
 import pytest
-import torch
 
 from pixel_law import QUIET, Brightness, Law, run
-from rwguidance.generation import Importance, Store
-from rwguidance.generation.store import Drawer, OldStore
+from rwguidance.generation import Importance
+from rwguidance.store import OldStore, Store
 from rwguidance.support.fingerprint import NotKept
 
 pytestmark = QUIET
@@ -35,23 +36,28 @@ def test_banks_are_shared_between_runs_and_extended(tmp_path):
         assert reward._seen == 16 + 2
 
 
-def test_damaged_and_foreign_files_of_the_store_are_refused(tmp_path):
-    store = Store(tmp_path)
-    drawer = store.of({"prompt": "a"})
-    drawer.append("draws", 0, torch.ones(2, 3))
-    drawer.append("draws", 2, torch.zeros(1, 3))
-    drawer.append("draws", 4, torch.zeros(1, 3))  # after a gap
-    assert [len(part) for part in drawer.read("draws")] == [2, 1]
-    assert drawer.read("other") == []
-    path = drawer.folder / "draws-000002.safetensors"
-    path.write_bytes(b"12345678")
-    with pytest.raises(ValueError, match=r"000002.safetensors is damaged .*: delete it"):
-        drawer.read("draws")
-    (drawer.folder / "origin.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds draws of another origin: delete it"):
-        store.of({"prompt": "a"})
-    assert store.of({"prompt": "b"}).folder != drawer.folder
-    assert isinstance(store.of({"prompt": "b"}), Drawer)
+@pytest.mark.parametrize("column", ["x_0", "rewards"])
+def test_a_flipped_bit_never_becomes_another_picture(tmp_path, column):
+    store, method = Store(tmp_path / "store"), Importance(bank=16, beta=5.0)
+    options = {"method": method, "prompts": ["ab"], "batch_size": 4, "store": store}
+    whole = run(tmp_path / "whole", **options)
+    (folder,) = (tmp_path / "store").glob(f"*/{column}-*")
+    (shard,) = folder.glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-2] ^= 1 << 5
+    shard.write_bytes(data)
+    (folder.parent / "origin.json").write_text("")
+    with pytest.warns(RuntimeWarning) as caught:
+        again = run(tmp_path / "again", **options)
+    texts = sorted({str(w.message) for w in caught if w.category is RuntimeWarning})
+    assert len(texts) == 2
+    assert texts[1].startswith(f"{shard} is damaged (its SHA-256 is not that of what was written)")
+    assert texts[0].endswith("origin.json is damaged: it is written anew")
+    assert [row.rewards for row in again.rows] == [row.rewards for row in whole.rows]
+    assert shard.with_name(f"{shard.name}.damaged").read_bytes() == data
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        run(tmp_path / "third", **options)
 
 
 def test_plain_functions_are_rewards_but_their_values_are_not_stored(tmp_path):
@@ -59,9 +65,9 @@ def test_plain_functions_are_rewards_but_their_values_are_not_stored(tmp_path):
     store = Store(tmp_path / "store")
     with pytest.warns(NotKept, match="is not kept for another run: the function .*depends_on"):
         run(tmp_path / "a", Importance(bank=8, kl=0.5), reward=reward, store=store)
-    stored = [path.name for path in (tmp_path / "store").rglob("*.safetensors")]
+    stored = [path.parent.name for path in (tmp_path / "store").rglob("*.safetensors")]
     assert stored
-    assert all(name.startswith("draws") for name in stored)
+    assert all(name.startswith("x_0") for name in stored)
 
 
 def test_a_store_of_an_older_version_is_made_anew_and_says_so_once(tmp_path):
@@ -73,3 +79,6 @@ def test_a_store_of_an_older_version_is_made_anew_and_says_so_once(tmp_path):
     assert len(found) == 1
     Store(tmp_path).of({"prompt": "b"})
     assert (old / "origin.json").exists()
+    (tmp_path / "format").write_text("2\n")
+    with pytest.warns(OldStore, match="made anew"):
+        Store(tmp_path).of({"prompt": "a"})
