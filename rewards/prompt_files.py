@@ -3,36 +3,30 @@
 Prompts come from one of four places, and the place decides what is scored.
 
 ====================================  ==============================================================
-``.csv``, ``.jsonl`` with images      Pairs: one row per line, an image may come several times
-``.csv``, ``.jsonl``, ``.txt``        Every image with every prompt; with `pairs`, the i-th image in
-of prompts only                       order with the i-th prompt
+a file with images                    Pairs: one row per line, an image may come several times
+a file of prompts only                Every image with every prompt; with `pairs`, the i-th image in
+                                      order with the i-th prompt
 ``"sidecar"``                         Pairs: the image ``a/b.png`` with the text ``a/b.txt``
 None                                  Images alone, for rewards that need no prompt
 ====================================  ==============================================================
 
-A CSV has a header. Images are named by one of the columns ``image``, ``file``, ``file_name``,
-``filename`` or ``path``, prompts by ``prompt``, and other columns are ignored; JSON lines have the
-same keys. A text has one prompt per line. All are UTF-8, with or without a byte order mark. Blank
-lines are skipped, and prompts lose white space at both ends. An empty prompt is scored if a CSV
-(``""``) or JSON line states it.
+Files are those of :mod:`rwguidance.support.records`. Images are named by one of the columns
+``image``, ``file``, ``file_name``, ``filename`` or ``path``, prompts by ``prompt``, and other
+columns are ignored. Prompts lose white space at both ends. An empty prompt is scored if a CSV
+(``""``) or JSON states it.
 
 Images are named relative to the folder, with slashes. What could be meant in two ways is refused,
 with the file and the line.
 """
 
-import csv
-import io
-import json
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from rwguidance.support.conditions import has_half_surrogate
+from rwguidance.support.records import Record, read_records
 
 __all__ = ["IMAGE_SUFFIXES", "Item", "Job", "Prompt", "find_images", "plan", "read_prompts"]
 
@@ -167,111 +161,34 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         ValueError: If the file is malformed or has another format; names the line.
     """
 
-    path = Path(path)
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_txt}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"prompts must be in a file {', '.join(readers)}, got {path}")
-    prompts = list(readers[path.suffix.lower()](path))
+    prompts: list[Prompt] = []
+    first = None
+    for record in read_records(path, "prompt"):
+        key = _image_key(record)
+        first = first or (record.line, key)
+        if key != first[1]:
+            name = lambda key: f"the image by {key!r}" if key else "no image"
+            raise ValueError(
+                f"{record.place}: names {name(key)}, but line {first[0]} {name(first[1])}"
+            )
+        image = None if key is None else record.text(key)
+        if image == "":
+            raise ValueError(f"{record.place}: {key!r} is empty")
+        prompts.append(Prompt(record.line, image, record.text("prompt")))
     if not prompts:
         raise ValueError(f"{path} holds no prompt")
     return prompts
 
 
-def _read_txt(path: Path) -> Iterator[Prompt]:
-    lines = [line.strip() for line in _text(path).split("\n")]
-    texts = [(number, line) for number, line in enumerate(lines, 1) if line]
-    yield from (Prompt(number, None, text) for number, text in texts)
+def _image_key(record: Record) -> str | None:
+    """The column that names the image; None if none does."""
 
-
-def _read_csv(path: Path) -> Iterator[Prompt]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    image_key = None
-    end = 0
-    try:
-        for cells in reader:
-            line, end = end + 1, reader.line_num
-            if not cells:
-                continue
-            if header is None:
-                header = [cell.strip().lower() for cell in cells]
-                image_key = _image_key(path, line, header)
-                continue
-            if len(cells) != len(header):
-                raise ValueError(
-                    f"{path}, line {line}: expected {len(header)} cells ({', '.join(header)}), "
-                    f"got {len(cells)}; quote a cell that holds commas"
-                )
-            yield _prompt(path, line, dict(zip(header, cells, strict=True)), image_key)
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[Prompt]:
-    first = None
-    for line, text in enumerate(_text(path).split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: not JSON, {error.msg}") from None
-        except RecursionError:
-            raise ValueError(f"{path}, line {line}: nested too deeply") from None
-        if not isinstance(record, dict):
-            raise ValueError(
-                f'{path}, line {line}: expected an object like {{"prompt": "a cat"}}, got {text}'
-            )
-        key = _image_key(path, line, list(record))
-        first = first or (line, key)
-        if key != first[1]:
-            name = lambda key: f"the image by {key!r}" if key else "no image"
-            raise ValueError(
-                f"{path}, line {line}: names {name(key)}, but line {first[0]} {name(first[1])}"
-            )
-        yield _prompt(path, line, record, key)
-
-
-def _image_key(path: Path, line: int, keys: list[str]) -> str | None:
-    """The key that names the image; None if none does."""
-
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}, line {line}: the column {twice[0]!r} comes twice")
-    if "prompt" not in keys:
-        names = ", ".join(map(repr, keys)) or "nothing"
-        raise ValueError(f"{path}, line {line}: expected the column 'prompt', got {names}")
-    found = [key for key in _IMAGE_KEYS if key in keys]
+    found = [key for key in _IMAGE_KEYS if key in record.values]
     if len(found) > 1:
         raise ValueError(
-            f"{path}, line {line}: {' and '.join(map(repr, found))} could both name the image; "
-            "leave one"
+            f"{record.place}: {' and '.join(map(repr, found))} could both name the image; leave one"
         )
     return found[0] if found else None
-
-
-def _prompt(path: Path, line: int, record: dict[str, Any], image_key: str | None) -> Prompt:
-    for key in ("prompt", image_key):
-        if key is not None and not isinstance(record[key], str):
-            raise ValueError(f"{path}, line {line}: {key!r} must be a string, got {record[key]!r}")
-        if key is not None and has_half_surrogate(record[key]):
-            raise ValueError(f"{path}, line {line}: {key!r} holds half of a surrogate pair")
-    image = None if image_key is None else record[image_key].strip()
-    if image == "":
-        raise ValueError(f"{path}, line {line}: {image_key!r} is empty")
-    return Prompt(line, image, record["prompt"].strip())
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of prompts at {path}")
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Job:
@@ -328,14 +245,14 @@ def _beside(root: Path, images: list[str]) -> list[Item]:
     items = []
     for image in images:
         text = (root / image).with_suffix(".txt")
-        found = list(_read_txt(text)) if text.is_file() else []
+        found = list(read_records(text, "prompt")) if text.is_file() else []
         if len(found) > 1:
             raise ValueError(
                 f"{text}, line {found[1].line}: a text beside an image holds one prompt in one line"
             )
         name = text.relative_to(root).as_posix()
         problem = "" if found else f"no prompt: {name} is {'empty' if text.is_file() else 'absent'}"
-        items.append(Item(image, (found[0].text if found else "",), problem))
+        items.append(Item(image, (found[0].text("prompt") if found else "",), problem))
     if all(item.problem for item in items):
         raise ValueError(
             f"no prompts: none of the {len(images)} images in {root} has a text beside it, such as "

@@ -34,7 +34,7 @@ from .support.aliases import moved
 from .tilt import Tilt
 
 if TYPE_CHECKING:
-    from . import backbones, generation, networks, rewards, testing, training
+    from . import backbones, generation, metrics, networks, rewards, testing, training
 
 __version__ = "0.1.0"
 
@@ -75,6 +75,7 @@ __all__ = [
     "best_of_n",
     "flow_map",
     "generation",
+    "metrics",
     "networks",
     "pcn",
     "rewards",
@@ -85,7 +86,7 @@ __all__ = [
     "training",
 ]
 
-_LAZY = ("backbones", "generation", "networks", "rewards", "testing", "training")
+_LAZY = ("backbones", "generation", "metrics", "networks", "rewards", "testing", "training")
 """Subpackages that are imported when they are first asked for."""
 
 moved("rwguidance.cli", "rwguidance.app.cli")

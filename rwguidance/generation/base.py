@@ -46,6 +46,9 @@ class Method(ABC):
     name: ClassVar[str]
     """Name of the method on the command line and in metadata."""
 
+    chooses: ClassVar[bool] = False
+    """True if the unguided samples are among those it chooses from, so that their costs are its."""
+
     @classmethod
     def from_options(cls, **settings: Any) -> "Method":
         """Returns the method with the settings that the command line was given.
@@ -54,6 +57,20 @@ class Method(ABC):
         """
 
         return cls(**settings)
+
+    def at(self, nats: float) -> "Method | None":
+        """Returns the method that moves the law of each prompt by a divergence.
+
+        By default it is None: the method has no strength that could be chosen.
+
+        Arguments:
+            nats: The divergence, in nats.
+
+        Raises:
+            ValueError: If the method cannot go that far.
+        """
+
+        return None
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that changes the result, in values that JSON can hold.

@@ -59,7 +59,7 @@ class Job:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_prompts(self.prompts)
+        check_prompts(self.prompts)
         instance("out", self.out, (Path, str), "a path")
         instance("method", self.method, Method, "a Method such as Importance(kl=1.0)")
         set_checked(
@@ -70,7 +70,7 @@ class Job:
             batch_size=integer("batch_size", self.batch_size, 1),
         )
         instance("negative_prompt", self.negative_prompt, (str, type(None)), "a string or None")
-        _check_text(self.negative_prompt or "")
+        check_text(self.negative_prompt or "")
         flag("restart", self.restart)
         instance("names", self.names, Mapping, "a mapping from names to names")
         require("PIL.Image", "pictures need", "rewards")
@@ -116,7 +116,7 @@ class Job:
         return [range(i, min(i + self.batch_size, self.images)) for i in starts]
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
+def check_prompts(prompts: Sequence[str]) -> None:
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be a list of strings, got {described(prompts)}")
     wrong = [prompt for prompt in prompts if not isinstance(prompt, str)]
@@ -130,9 +130,9 @@ def _check_prompts(prompts: Sequence[str]) -> None:
             f"prompts must be distinct, got {twice[0]!r} twice; ask for more images instead"
         )
     for prompt in prompts:
-        _check_text(prompt)
+        check_text(prompt)
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     if has_half_surrogate(text):
         raise ValueError(f"prompts must be text, got half of a surrogate pair in {text!a}")

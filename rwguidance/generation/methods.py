@@ -6,7 +6,7 @@ help and the tables of the docs follow (:mod:`rwguidance.generation.settings`).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,20 +64,17 @@ class Importance(Guided):
         set_checked(
             self,
             bank=checks.integer("bank", self.bank, 2),
-            beta=checks.optional(checks.number, "beta", self.beta, above=0),
-            kl=checks.optional(checks.number, "kl", self.kl, above=0),
+            **_checked_strength(self.beta, self.kl, "bank", self.bank),
             ess=checks.optional(checks.number, "ess", self.ess, above=0, below=1),
         )
-        if (self.beta is None) == (self.kl is None):
-            raise ValueError(f"give beta or kl, one of them, got {self.beta} and {self.kl}")
-        if self.kl is not None and self.kl >= math.log(self.bank):
-            raise ValueError(
-                f"kl must be less than log(bank) = {math.log(self.bank):.3g} nats, got {self.kl}"
-            )
+        _check_one(self.beta, self.kl)
 
     @classmethod
     def from_options(cls, **settings: Any) -> "Importance":
-        return cls(**settings if {"beta", "kl"} & settings.keys() else {"kl": 1.0, **settings})
+        return cls(**_with_strength(settings))
+
+    def at(self, nats: float) -> "Importance":
+        return replace(self, beta=None, kl=nats)
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         bank = Work.of_samples(self.bank, steps, batch_size)
@@ -86,12 +83,7 @@ class Importance(Guided):
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         bank = run.bank(prompt, self.bank, "bank")
         assert bank.rewards is not None
-        decode = run.backbone.decode
-        if self.kl is None:
-            assert self.beta is not None
-            tilt = Tilt(run.reward, self.beta, decode)
-        else:
-            tilt = Tilt.for_kl(run.reward, bank, self.kl, decode)
+        tilt = _tilt(run, prompt, self.beta, self.kl, self.bank)
         kernel = None if self.ess is None else TargetESS(self.ess)
         log_w = tilt.weigh(bank.rewards).double()
         target = (log_w.softmax(0) * bank.rewards.double().nan_to_num(neginf=0.0)).sum()
@@ -150,33 +142,50 @@ class PlugInMean(Guided):
     Arguments:
         beta: Temperature, in reward units.
         prior_variance: Variance of the clean states, per dimension.
+        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
+            follows from it; 1 on the command line if neither is given.
+        bank: Number of draws per prompt from which `beta` follows, if `kl` is given.
 
     Raises:
         TypeError: If a value is no number.
-        ValueError: If a value is out of its range.
+        ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
+            for `kl` ends at log(bank).
     """
 
     name: ClassVar[str] = "plug-in"
 
-    beta: float
+    beta: float | None = None
     prior_variance: float = 1.0
+    kl: float | None = None
+    bank: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
         set_checked(
             self,
-            beta=checks.number("beta", self.beta, above=0),
+            bank=checks.integer("bank", self.bank, 2),
+            **_checked_strength(self.beta, self.kl, "bank", self.bank),
             prior_variance=checks.number("prior_variance", self.prior_variance, above=0),
         )
+        _check_one(self.beta, self.kl)
+
+    @classmethod
+    def from_options(cls, **settings: Any) -> "PlugInMean":
+        return cls(**_with_strength(settings))
+
+    def at(self, nats: float) -> "PlugInMean":
+        return replace(self, beta=None, kl=nats)
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         looks = Work(decoded=images * steps, scored=images * steps)
-        return super().work(images, steps, batch_size) + looks
+        draws = 0 if self.kl is None else self.bank
+        bank = Work.of_samples(draws, steps, batch_size)
+        return super().work(images, steps, batch_size) + looks + bank
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        tilt = Tilt(run.reward, self.beta, run.backbone.decode)
+        tilt = _tilt(run, prompt, self.beta, self.kl, self.bank)
         estimator = PlugIn(tilt, jacobian=False, prior_variance=self.prior_variance)
-        return estimator, {"beta": self.beta}
+        return estimator, {"beta": tilt.betas[0]}
 
 
 @dataclass(frozen=True)
@@ -189,50 +198,100 @@ class BestOfN(Method):
 
     Arguments:
         n: Number of samples to choose from, per image.
-        beta: Temperature of a draw by weight, in reward units; without it the best is taken.
+        beta: Temperature of a draw by weight, in reward units; without it and `kl` the best is
+            taken.
+        kl: Divergence by which a draw by weight is to move the law of each prompt, in nats, instead
+            of `beta`, which follows from it.
+        draws: Number of further samples per prompt from which `beta` follows, if `kl` is given.
 
     Raises:
-        TypeError: If `n` is no integer, or `beta` no number.
-        ValueError: If `n` is less than 2 or `beta` not positive.
+        TypeError: If `n` or `draws` is no integer, or `beta` or `kl` no number.
+        ValueError: If `n` or `draws` is less than 2, `beta` and `kl` are both given, or one of them
+            is out of its range, which for `kl` ends at log(draws).
     """
 
     name: ClassVar[str] = "best-of-n"
+    chooses: ClassVar[bool] = True
 
     n: int = field(default=16, metadata={"option": "bank"})
     beta: float | None = None
+    kl: float | None = None
+    draws: int = 64
 
     def __post_init__(self) -> None:
-        beta = checks.optional(checks.number, "beta", self.beta, above=0)
-        set_checked(self, n=checks.integer("n", self.n, 2), beta=beta)
+        set_checked(
+            self,
+            n=checks.integer("n", self.n, 2),
+            draws=checks.integer("draws", self.draws, 2),
+            **_checked_strength(self.beta, self.kl, "draws", self.draws),
+        )
+        if self.beta is not None and self.kl is not None:
+            raise ValueError(f"give beta or kl, not both, got {self.beta} and {self.kl}")
+
+    def at(self, nats: float) -> "BestOfN | None":
+        soft = self.beta is not None or self.kl is not None
+        return replace(self, beta=None, kl=nats) if soft else None
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         candidates = Work.of_samples(self.n - 1, steps, batch_size) * images
-        return super().work(images, steps, batch_size) + candidates
+        draws = 0 if self.kl is None else self.draws
+        bank = Work.of_samples(draws, steps, batch_size)
+        return super().work(images, steps, batch_size) + candidates + bank
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
+        beta = None
+        if self.beta is not None or self.kl is not None:
+            make = lambda: _tilt(run, prompt, self.beta, self.kl, self.draws)
+            beta = run.keep("tilt", (self, prompt), make).betas[0]
         chosen, each = [], []
         for x_0, reward, number in zip(base, rewards, numbers, strict=True):
             others = run.bank(prompt, self.n - 1, "candidates", number)
             assert others.rewards is not None
             values = torch.cat((reward.reshape(1), others.rewards.to(reward)))
             values = values.nan_to_num(nan=-math.inf, neginf=-math.inf)
-            pick = int(self._drawn(values, run, prompt, number).argmax())
+            if beta is not None:
+                # The largest of r / beta and Gumbel noise is a draw from the softmax.
+                generator = generator_for(run.seed, "pick", prompt, number)
+                values = values / beta + gumbel(values.shape, generator)
+            pick = int(values.argmax())
             chosen.append(x_0 if pick == 0 else others.x_0[pick - 1])
             each.append({"chosen": pick})
-        return Aligned(torch.stack(chosen), {}, each)
+        return Aligned(torch.stack(chosen), {} if beta is None else {"beta": beta}, each)
 
-    def _drawn(self, values: Tensor, run: Run, prompt: str, number: int) -> Tensor:
-        """Returns numbers whose largest is the pick.
 
-        With Gumbel noise added to r / beta, the largest is a draw from the softmax.
-        """
+def _checked_strength(
+    beta: float | None, kl: float | None, name: str, draws: int
+) -> dict[str, float | None]:
+    """Returns a temperature and a divergence that so many draws may reach, of which one is used."""
 
-        if self.beta is None:
-            return values
-        generator = generator_for(run.seed, "pick", prompt, number)
-        return values / self.beta + gumbel(values.shape, generator)
+    beta = checks.optional(checks.number, "beta", beta, above=0)
+    kl = checks.optional(checks.number, "kl", kl, above=0)
+    if kl is not None and kl >= math.log(draws):
+        raise ValueError(f"kl must be less than log({name}) = {math.log(draws):.3g} nats, got {kl}")
+    return {"beta": beta, "kl": kl}
+
+
+def _check_one(beta: float | None, kl: float | None) -> None:
+    if (beta is None) == (kl is None):
+        raise ValueError(f"give beta or kl, one of them, got {beta} and {kl}")
+
+
+def _with_strength(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings of the command line, where a strength that is not given is one nat."""
+
+    return settings if {"beta", "kl"} & settings.keys() else {"kl": 1.0, **settings}
+
+
+def _tilt(run: Run, prompt: str, beta: float | None, kl: float | None, draws: int) -> Tilt:
+    """Returns the tilt at a temperature, or at one that follows from draws of the prompt."""
+
+    decode = run.backbone.decode
+    if kl is None:
+        assert beta is not None
+        return Tilt(run.reward, beta, decode)
+    return Tilt.for_kl(run.reward, run.bank(prompt, draws, "bank"), kl, decode)
 
 
 METHODS: Mapping[str, type[Method]] = {

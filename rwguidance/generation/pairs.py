@@ -123,7 +123,7 @@ def make(
     job.method.check(times)
     check_negative_prompt(backbone, job.negative_prompt)
     run = Run(backbone, reward, times, job.seed, job.batch_size, job.negative_prompt, store, report)
-    _check_device(run)
+    check_device(run)
     folder = Folder(job.folder, _settings(job, run))
     folder.claim(job.restart)
     forecast = _forecast(job, run, folder, say)
@@ -152,7 +152,7 @@ def make(
     return Generated(tuple(rows), failed, table, sheets or (), made, unwritten)
 
 
-def _check_device(run: Run) -> None:
+def check_device(run: Run) -> None:
     if not isinstance(run.reward, nn.Module):
         return
     devices = {tensor.device for tensor in (*run.reward.parameters(), *run.reward.buffers())}
@@ -180,7 +180,7 @@ def _forecast(job: Job, run: Run, folder: Folder, say: Say) -> Forecast:
             pairs += images
             work += Work.of_samples(images, steps, run.batch_size)
             work += job.method.work(images, steps, run.batch_size)
-    return Forecast(pairs, work, steps, say)
+    return Forecast(f"{pairs:,} pairs" if pairs else "", work, steps, say)
 
 
 def _attempt(

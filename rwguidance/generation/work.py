@@ -59,19 +59,19 @@ class Forecast:
     """Says how much work there is, and how long it takes once a batch has been timed.
 
     Arguments:
-        pairs: Number of pairs to make.
+        what: Description of what is to be made; empty if there is nothing.
         work: The work on them, at most.
         steps: Number of steps of the sampler.
         say: Is told sentences.
     """
 
-    def __init__(self, pairs: int, work: Work, steps: int, say: Callable[[str], None]) -> None:
+    def __init__(self, what: str, work: Work, steps: int, say: Callable[[str], None]) -> None:
         self.work = work
         self.steps = steps
         self.say = say
-        self._timed = not pairs
-        if pairs:
-            say(f"to make {pairs:,} pairs: at most {work}; what the cache holds is taken from it")
+        self._timed = not what
+        if what:
+            say(f"to make {what}: at most {work}; what the cache holds is taken from it")
 
     def timed(self, images: int, sampling: float, judging: float) -> None:
         """Says how many minutes the work takes, when it is called for the first time.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from catalog import STRENGTHS, Guided, Material, Method, Picked
-from results import SHEET_ROWS, SHOWN, Looks, Prompt
+from results import SHEET_ROWS, SHOWN, Looks
 from torch import Tensor, nn
 
 import rwguidance as rw
@@ -24,6 +24,7 @@ from rwguidance.support.randomness import generator_for
 from rwguidance.weights import ess, pareto_k
 from rwguidance_testbed.encoders import Towers
 from rwguidance_testbed.gold import Gold
+from rwguidance_testbed.prompt_sets import Prompt
 
 
 @dataclass(frozen=True)

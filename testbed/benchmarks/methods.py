@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported
 
 import argparse
-import itertools
 import json
 import platform
 import tempfile
@@ -28,7 +27,7 @@ from block import Block, Case
 from catalog import Picked, methods_of
 from formatting import console
 from report import report
-from results import SHOWN, Prompt, read
+from results import SHOWN, read
 from rich.progress import Progress
 from tables import real_embeddings
 
@@ -37,35 +36,14 @@ import rewards
 from rwguidance.networks import LatentShift
 from rwguidance.networks import load as load_network
 from rwguidance.support.files import replacing
-from rwguidance.support.randomness import generator_for, seeded
+from rwguidance.support.randomness import seeded
 from rwguidance_testbed import encoders, flow, shipped, vae
-from rwguidance_testbed.data import SIZE, Drawing, Drawings, load_names, sources
+from rwguidance_testbed.data import SIZE, Drawing, Drawings, load_names
 from rwguidance_testbed.network import FILE as NETWORK_FILE
-from rwguidance_testbed.scenes import COLORS, on_background
+from rwguidance_testbed.prompt_sets import Prompt, prompts_of
 from rwguidance_testbed.tokenizer import train_tokenizer
 
 SHIPPED_NETWORKS = {"emoji-turbo": "emoji-turbo-guide"}
-
-
-def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
-    """Returns prompts of all names in turn, in random order, some with background or style."""
-
-    parts = {"learned": load_names()["train"], "held out": load_names()["held_out"]}
-    names = [(name, part) for part, members in parts.items() for name in members]
-    styles = [row["words"] for row in sources()["styles"]]
-    generator = generator_for(seed, "prompts")
-    pick = lambda n: int(torch.randint(n, (), generator=generator))
-    order = torch.randperm(len(names), generator=generator).tolist()
-    prompts: dict[str, Prompt] = {}
-    for i in itertools.count():
-        if len(prompts) == count:
-            return list(prompts.values())
-        name, part = names[order[i % len(order)]]
-        color, style = list(COLORS)[pick(len(COLORS))], styles[pick(len(styles))]
-        real = f"{name} {on_background(color)}" if i % 2 else name
-        text = f"{real}, {style} style" if i // 2 % 2 else real
-        prompts.setdefault(text, Prompt(text, name, part, real))
-    raise AssertionError
 
 
 def run_case(

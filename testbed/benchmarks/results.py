@@ -9,28 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rwguidance_testbed.prompt_sets import Prompt
+
 SHOWN = 1.0
 """The strength of the tables that show one, in nats."""
 
 SHEET_ROWS = 12
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt, with what is known of it.
-
-    Arguments:
-        text: The prompt.
-        name: Name of the thing in it.
-        part: Part of the names that this one belongs to, "learned" or "held out".
-        real: Caption of real pictures of it: without the style, in which the thing may never have
-            been drawn.
-    """
-
-    text: str
-    name: str
-    part: str
-    real: str
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from formatting import console
-from results import Column, Prompt, Results
+from results import Column, Results
 from torch import Tensor
 
 from rwguidance.statistics import mean_and_error, ratio_and_error
@@ -16,6 +16,7 @@ from rwguidance.support.randomness import generator_for
 from rwguidance_testbed import metrics
 from rwguidance_testbed.data import Drawings, load_names
 from rwguidance_testbed.encoders import Towers
+from rwguidance_testbed.prompt_sets import Prompt
 
 NAMES = 100
 """Names among which the judge finds that of a picture."""

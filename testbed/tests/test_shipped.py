@@ -48,7 +48,7 @@ def test_what_can_be_shipped_is_registered_and_can_be_trained():
     named |= {spec.name for spec in rewards.available() if spec.name.startswith("emoji-")}
     assert named == {*PIPELINES, *REWARDS, *UTILITIES}
     assert embeddings.available() == ["emoji-judge"]
-    assert "emoji-demo" in prompts.available()
+    assert "emoji-demo" in [known.name for known in prompts.available()]
     assert networks.available() == ["emoji-turbo-guide"]
     assert {*PIPELINES, *REWARDS, *OTHERS} == set(shipped.MODELS)
     for module in shipped.MODELS.values():

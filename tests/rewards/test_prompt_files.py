@@ -126,7 +126,7 @@ def test_without_any_text_beside_images_the_user_is_told(folder):
             '{"prompt": "a", "image": "1.png"}\n\n{"prompt": "b"}',
             "line 3: names no image, but line 1 the image by 'image'",
         ),
-        ("p.tsv", "prompt\n", r"must be in a file \.csv, \.jsonl, \.txt, got p\.tsv"),
+        ("p.xml", "prompt\n", r"must be in a file \.csv, \.json, .*\.tsv, \.txt, got p\.xml"),
     ],
 )
 def test_malformed_and_ambiguous_prompts_are_refused_by_line(folder, name, text, message):

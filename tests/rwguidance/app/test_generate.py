@@ -209,10 +209,10 @@ def test_unreliable_steps_are_noted_once_in_the_words_of_the_command(command):
     [
         ((), "give --prompt or --prompts, one of them"),
         (("--prompt", "a", "--prompts", "b.txt"), "one of them"),
-        (("--prompt", "a", "--method", "plug-in"), "--method plug-in needs --beta"),
+        (("--prompt", "a", "--method", "plug-in", "--beta", "1", "--kl", "1"), "one of them"),
         (("--prompt", "a", "--method", "network"), "--method network needs --network"),
         (("--prompt", "a", "--method", "best-of-n", "--ess", "1"), "--ess is not for --method"),
-        (("--prompt", "a", "--method", "plug-in", "--kl", "1"), "--kl is not for --method plug-in"),
+        (("--prompt", "a", "--method", "network", "--kl", "1"), "--kl is not for --method network"),
         (("--prompt", "a", "--kl", "9"), "kl must be less than log"),
         (("--prompt", "a", "--path", "pickscore=x"), "path names 'pickscore', which is neither"),
         (("--prompt", "a", "--option", "shade:x"), "option must be NAME:KEY=VALUE"),

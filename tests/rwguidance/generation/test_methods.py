@@ -57,6 +57,26 @@ def test_kl_decides_beta_for_each_prompt(tmp_path):
     assert rows[0].facts["beta"] != rows[1].facts["beta"]
 
 
+@pytest.mark.parametrize("method", [PlugInMean(1.0, bank=500), BestOfN(2, 1.0, draws=500)])
+def test_a_strength_decides_beta_from_the_draws_of_importance_sampling(tmp_path, method):
+    expected = run(tmp_path / "a", Importance(bank=500, kl=0.7), batch_size=500).rows
+    found = run(tmp_path / "b", method.at(0.7), batch_size=500).rows
+    betas = [row.facts["beta"] for row in found]
+    assert betas == pytest.approx([row.facts["beta"] for row in expected], rel=1e-9)
+    assert betas[0] != betas[1]
+
+
+def test_methods_at_a_strength_keep_their_other_settings():
+    assert Importance(bank=9, beta=5.0, ess=0.1).at(2.0) == Importance(bank=9, kl=2.0, ess=0.1)
+    assert PlugInMean(5.0, 0.1, scale=2.0).at(2.0) == PlugInMean(None, 0.1, 2.0, scale=2.0)
+    assert BestOfN(4, kl=1.0, draws=9).at(2.0) == BestOfN(4, kl=2.0, draws=9)
+    assert BestOfN(4).at(2.0) is Network(nn.Identity()).at(2.0) is None
+    assert PlugInMean.from_options(bank=9) == PlugInMean(kl=1.0, bank=9)
+    for method, name in ((Importance(8, 1.0), "bank"), (BestOfN(4, 1.0, draws=8), "draws")):
+        with pytest.raises(ValueError, match=rf"kl must be less than log\({name}\) = 2.08"):
+            method.at(3.0)
+
+
 def test_a_flattened_kernel_keeps_its_share(tmp_path):
     method = Importance(bank=64, beta=5.0, ess=0.9)
     (row,) = run(tmp_path, method, ["ab"]).rows
@@ -124,7 +144,9 @@ def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
         (lambda: Importance(beta=1.0, window=(0.9, 0.1)), "window must be times"),
         (lambda: PlugInMean(1.0, scale=math.inf), "scale must be finite"),
         (lambda: Network(nn.Identity(), window=(0.0, 1.1)), "window must be times"),
+        (lambda: PlugInMean(), "give beta or kl, one of them, got None and None"),
         (lambda: BestOfN(1), "n must be at least 2"),
+        (lambda: BestOfN(4, 1.0, 1.0), "give beta or kl, not both, got 1.0 and 1.0"),
         (lambda: BestOfN(4, beta=0.0), "beta must be positive"),
     ],
 )

@@ -91,12 +91,11 @@ def test_an_option_of_several_methods_says_what_it_is_to_each():
     options = {option.name: option for option in method_options({**METHODS, "walk": Walk})}
     assert options["bank"].meanings == {
         by_name(Importance)["bank"].meaning: "importance, default 64",
+        by_name(PlugInMean)["bank"].meaning: "plug-in, default 64",
         by_name(BestOfN)["n"].meaning: "best-of-n, default 16",
         by_name(Walk)["length"].meaning: "walk, required",
     }
-    assert options["beta"].meanings["Temperature, in reward units."] == (
-        "importance; plug-in, required"
-    )
+    assert options["beta"].meanings["Temperature, in reward units."] == "importance, plug-in"
     assert options["scale"].help == (
         "Factor of the shift; 1 is exact (importance, network, plug-in, walk, default 1)."
     )

@@ -284,13 +284,16 @@ def test_sets_of_prompts_by_name(monkeypatch):
     facts = {"title": "Two", "license": "MIT", "source": "here"}
     two = PromptSet(name="two", prompts=("a", "b"), **facts)
     assert prompts.register("two")(two) is two
-    assert prompts.available() == ["two"]
+    assert [known.name for known in prompts.available()] == ["two"]
+    assert str(prompts.available()).splitlines()[1].split() == ["two", "2", "MIT", "here"]
     assert prompts.load("two") is two
     with pytest.raises(LookupError, match="there is no prompt set 'three', there are 'two'"):
         prompts.load("three")
     with pytest.raises(ValueError, match="'two' must be registered under its name, not 'three'"):
         prompts.register("three")(two)
-    with pytest.raises(TypeError, match=r"must be a rwguidance\.evaluation\.PromptSet, got list"):
+    with pytest.raises(
+        TypeError, match=r"must be a rwguidance\.evaluation\.PromptSet, .* got list"
+    ):
         prompts.register("list")(["a"])
     for some in ((), ("a", "a")):
         with pytest.raises(ValueError, match=r"prompts must be distinct and at least one, got \d"):
