@@ -88,7 +88,7 @@ def tilted(draws: Sequence[Draws | None], aligned: str, nats: float) -> Target:
         nats: Strength, in nats.
     """
 
-    names = list(dict.fromkeys(name for one in draws if one for name in one.rewards))
+    names = list(dict.fromkeys([aligned, *(name for one in draws if one for name in one.rewards)]))
     beta, effective = torch.full((2, len(draws)), math.nan, dtype=torch.float64)
     figures = torch.full((2, len(names), len(draws)), math.nan, dtype=torch.float64)
     log_weights: list[Tensor | None] = [None] * len(draws)

@@ -1,0 +1,285 @@
+"""The figures of a table: gains, shares, distances and costs of every cell, with standard errors.
+
+Prompts are the units that were sampled: errors are over them, as are intervals and tests. A figure
+that cannot be had is left out. Names of figures are flat, ``NAME gain`` and ``NAME gain error``, so
+that a row is a line of a file of comma-separated values.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import metrics, statistics
+from ..support.randomness import generator_for
+from .appearance import APPEARANCE
+from .results import BASE, Cell, Pictures, Results
+from .targets import Target, curve
+
+__all__ = ["TILTED", "Row", "rows_of"]
+
+Row = dict[str, Any]
+"""Figures of a cell by name; a figure's standard error has the same name and ``error``."""
+
+TILTED = "tilted law"
+"""Method of the rows that say what the exactly tilted law has."""
+
+_POOLED = 2000
+"""Draws of the tilted law, of all prompts together, to which pooled pictures are compared."""
+
+_GRID = (0.0, 1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""Strengths between which the curve of the tilted law's reward is interpolated, in nats."""
+
+
+def rows_of(results: Results) -> list[Row]:
+    """Returns the base, the other cells, and the tilted law at its strengths, a row for each."""
+
+    if not results.prompts:
+        return []
+    path = _Path(results)
+    rows = [_row(results, cell, pictures, path) for cell, pictures in results.cells.items()]
+    return rows + [_tilted_row(results, target) for target in results.targets.values()]
+
+
+def _row(results: Results, cell: Cell, pictures: Pictures, path: "_Path") -> Row:
+    rewards = pictures.rewards[results.aligned]
+    row: Row = {
+        "method": cell.method,
+        "nats": cell.nats,
+        "prompts": len(results.prompts),
+        "pictures": rewards.numel(),
+        "failed": int((~rewards.isfinite()).sum()),
+    }
+    for name in (*results.rewards, *APPEARANCE):
+        if name in pictures.rewards:
+            row |= _gains(results, cell, name, pictures.rewards[name])
+    target = None if cell.nats is None else results.targets.get(cell.nats)
+    if target is not None:
+        row |= _share(results, pictures, target)
+        row |= {"effective draws": target.effective, "few": target.few}
+    if cell != BASE:
+        row |= path.spent(pictures.rewards[results.aligned])
+    for name in results.embeddings:
+        row |= _diversity(name, pictures.embeddings.get(name))
+        if target is not None:
+            row |= _distances(results, name, pictures, target)
+    return row | _costs(results, pictures)
+
+
+def _gains(results: Results, cell: Cell, name: str, values: Tensor) -> Row:
+    """Returns the mean of a reward, and what it gains over the base, picture by picture."""
+
+    base = results.base.rewards[name]
+    known = values.isfinite() & base.isfinite()
+    unit = known.nonzero()[:, 0].tolist()
+    row = _pair(name, statistics.mean_and_error(values[known], unit))
+    if cell == BASE:
+        return row
+    after, before = values[known], base[known]
+    row |= _pair(f"{name} gain", statistics.paired_difference(after, before, unit))
+    if name in APPEARANCE:  # more is not better
+        return row
+    generator = generator_for(0, "bootstrap", str(cell), name)
+    low, high = statistics.bootstrap_interval(after - before, unit, generator=generator)
+    row |= {f"{name} gain low": low, f"{name} gain high": high}
+    row |= _pair(f"{name} wins", statistics.win_rate(after, before, unit))
+    return row | {f"{name} p": statistics.signed_rank_test(after, before, unit)}
+
+
+def _share(results: Results, pictures: Pictures, target: Target) -> Row:
+    """Returns the share of the tilted law's gain, by the jackknife over prompts."""
+
+    gain = _gain(pictures.rewards[results.aligned], results.base.rewards[results.aligned])
+    way = target.means[results.aligned] - _draws_mean(results)
+    known = gain.isfinite() & way.isfinite()
+    gain, way = gain[known], way[known]
+    value = float(gain.sum() / way.sum()) if len(gain) else math.nan
+    without = (gain.sum() - gain) / (way.sum() - way)
+    return _pair("share", (value, statistics.jackknife_error(without)))
+
+
+class _Path:
+    """The tilted law's reward as a function of its divergence from the model.
+
+    Of all laws with a mean reward, the tilted one is nearest to the model. So the strength at which
+    it gains as much as a method is the least divergence that the method can have spent.
+    """
+
+    def __init__(self, results: Results) -> None:
+        top = 4 * max(results.strengths, default=0.0)
+        grid = [nats for nats in _GRID if nats <= max(top, _GRID[2])]
+        levels = curve(results.draws, results.aligned, grid)
+        self.base = results.base.rewards[results.aligned]
+        self.known = levels[:, 0].isfinite()
+        # Where the draws of a prompt do not reach, the mean over prompts is none.
+        reached = levels[self.known].isfinite().all(0).cumprod(0).bool()
+        self.gains = (levels - levels[:, :1])[:, reached]
+        self.grid = torch.tensor(grid, dtype=torch.float64)[reached]
+
+    def spent(self, rewards: Tensor) -> Row:
+        """Returns the least divergence that a method has spent, in nats, on average over prompts.
+
+        A method beyond the end of the curve has that end, and no error.
+        """
+
+        gain = _gain(rewards, self.base)
+        known = gain.isfinite() & self.known
+        if not bool(known.any()) or len(self.grid) < 2:
+            return {}
+        gain, gains = gain[known], self.gains[known]
+        value = self._nats(gain.mean(), gains.mean(0))
+        if value == float(self.grid[-1]):
+            return _pair("nats spent", (value, math.nan))
+        n = len(gain)
+        without = [
+            self._nats((gain.sum() - one) / (n - 1), (gains.sum(0) - path) / (n - 1))
+            for one, path in zip(gain, gains, strict=True)
+        ]
+        error = statistics.jackknife_error(without) if n > 1 else math.nan
+        return _pair("nats spent", (value, error))
+
+    def _nats(self, gain: Tensor, gains: Tensor) -> float:
+        """Returns the strength at which the curve has a gain; gains rise as its root near zero."""
+
+        rising = gains.cummax(0).values
+        place = int(torch.searchsorted(rising, gain.clamp(min=0)))
+        if place == 0:
+            return 0.0
+        if place == len(rising):
+            return float(self.grid[-1])
+        low, high = self.grid[place - 1 : place + 1].sqrt()
+        part = (gain - rising[place - 1]) / (rising[place] - rising[place - 1])
+        return float(low + part * (high - low)) ** 2
+
+
+def _diversity(name: str, embeddings: Tensor | None) -> Row:
+    sample = None if embeddings is None else _sample(embeddings, range(len(embeddings)))
+    if sample is None or min(map(len, sample.rows.values())) < 2:
+        return {}
+    figure = metrics.pairwise_distance(sample)
+    return _pair(f"{name} diversity", (figure.value, figure.error))
+
+
+def _distances(results: Results, name: str, pictures: Pictures, target: Target) -> Row:
+    """Returns energy distances of a cell and of the base to the tilted law.
+
+    With several pictures of each prompt the laws of every prompt are compared, and of all prompts
+    together otherwise.
+    """
+
+    sets = [pictures.embeddings.get(name), results.base.embeddings.get(name)]
+    if any(one is None for one in sets):
+        return {}
+    values = [one for one in sets if one is not None]
+    where = [
+        i
+        for i, log_w in enumerate(target.log_weights)
+        if log_w is not None and all(bool(one[i].isfinite().all()) for one in values)
+    ]
+    pooled = values[0].shape[1] < 2
+    if len(where) < (3 if pooled else 1):
+        return {}
+    tilted = _tilted_sample(results, name, target, where, pooled)
+    row: Row = {}
+    for label, embeddings in zip(("energy", "base energy"), values, strict=True):
+        sample = _sample(embeddings, where)
+        assert sample is not None
+        figure = metrics.energy_distance(sample, tilted, pooled=pooled)
+        row |= _pair(f"{name} {label}", (figure.value, figure.error))
+    return row
+
+
+def _tilted_sample(
+    results: Results, name: str, target: Target, where: Sequence[int], pooled: bool
+) -> metrics.Sample:
+    """Returns the embeddings of the tilted law's draws, of some prompts, weighted.
+
+    Where prompts are pooled, draws by weight stand for weighted draws, of which there are too many
+    for all pairs. No pair is within a prompt, so that a draw that comes twice does no harm.
+    """
+
+    features, weights, groups = [], [], []
+    for i in where:
+        draws, log_w = results.draws[i], target.log_weights[i]
+        assert draws is not None
+        assert log_w is not None
+        x = draws.embeddings[name]
+        if pooled:
+            generator = generator_for(0, "pooled", str(target.nats), i)
+            n = max(1, _POOLED // len(where))
+            x = x[torch.multinomial(log_w.softmax(0), n, replacement=True, generator=generator)]
+            log_w = torch.zeros(n, dtype=torch.float64)
+        features.append(x)
+        weights.append(log_w)
+        groups += [i] * len(x)
+    return metrics.Sample(torch.cat(features), torch.cat(weights), groups)
+
+
+def _sample(embeddings: Tensor, where: Sequence[int]) -> metrics.Sample | None:
+    """Returns pictures of some prompts as a set, without those that have no embedding."""
+
+    rows = [(i, x) for i in where for x in embeddings[i] if bool(x.isfinite().all())]
+    if not rows:
+        return None
+    return metrics.Sample(torch.stack([x for _, x in rows]), None, [i for i, _ in rows])
+
+
+def _tilted_row(results: Results, target: Target) -> Row:
+    row: Row = {
+        "method": TILTED,
+        "nats": target.nats,
+        "prompts": int(target.beta.isfinite().sum()),
+        "effective draws": target.effective,
+        "few": target.few,
+    }
+    for name, means in target.means.items():
+        known = means.isfinite()
+        base = _draws_mean(results, name)
+        row |= _pair(name, statistics.mean_and_error(means[known]))
+        row |= _pair(f"{name} gain", statistics.paired_difference(means[known], base[known]))
+    where = [i for i, log_w in enumerate(target.log_weights) if log_w is not None]
+    for name in results.embeddings:
+        held = [one.embeddings.get(name) for one in results.draws if one is not None]
+        if where and all(one is not None for one in held):
+            figure = metrics.pairwise_distance(_tilted_sample(results, name, target, where, False))
+            row |= _pair(f"{name} diversity", (figure.value, figure.error))
+    return row
+
+
+def _costs(results: Results, pictures: Pictures) -> Row:
+    """Returns costs of a picture, without and with the draws; those of a draw are of the base."""
+
+    count = pictures.rewards[results.aligned].shape[1]
+    cost = {name: float(values.nanmean()) / count for name, values in pictures.costs.items()}
+    draw = {name: float(values.nanmean()) / count for name, values in results.base.costs.items()}
+    return {
+        "calls": cost["network"],
+        "calls with draws": cost["network"] + cost["draws"] * draw["network"],
+        "decoded": cost["decoder"],
+        "scored": cost["reward"],
+        "draws": cost["draws"] * count,
+        "seconds": cost["seconds"],
+        "seconds with draws": cost["seconds"] + cost["draws"] * draw["seconds"],
+        "memory": float(pictures.costs["memory"].nan_to_num(nan=-1).max()),
+    }
+
+
+def _gain(after: Tensor, before: Tensor) -> Tensor:
+    """Returns the mean gain of each prompt, over pictures that have both rewards, (P,)."""
+
+    difference = after - before
+    return torch.where(difference.isfinite(), difference, math.nan).nanmean(1)
+
+
+def _draws_mean(results: Results, name: str | None = None) -> Tensor:
+    """Returns the mean of a reward over the draws of each prompt, NaN without draws, (P,)."""
+
+    name = results.aligned if name is None else name
+    means = [math.nan if one is None else float(one.rewards[name].mean()) for one in results.draws]
+    return torch.tensor(means, dtype=torch.float64)
+
+
+def _pair(name: str, value: tuple[float, float]) -> Row:
+    return {name: value[0], f"{name} error": value[1]}

@@ -1,0 +1,141 @@
+"""Figures of results whose laws are normal: shares, distances, divergences are known."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from common import assert_within
+from rwguidance.evaluation.figures import TILTED, rows_of
+from rwguidance.evaluation.results import BASE, Cell, Pictures
+from synthetic_results import SLOPE, shift_of, synthetic
+
+
+def by_cell(results):
+    return {(row["method"], row["nats"]): row for row in rows_of(results)}
+
+
+def within(row, name, truth, z=5.0):
+    assert_within(row[name], truth, row[f"{name} error"], z)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return synthetic(prompts=50, images=4, draws=300, strengths=(0.25, 1.0))
+
+
+@pytest.fixture(scope="module")
+def few():
+    return synthetic(prompts=5, images=2, draws=40, strengths=(0.5,))
+
+
+@pytest.fixture(scope="module")
+def rows(results):
+    return by_cell(results)
+
+
+@pytest.mark.parametrize("nats", [0.25, 1.0])
+def test_the_exact_method_reaches_the_target_and_the_other_goes_twice_as_far(rows, nats):
+    exact, far, tilted = (rows[name, nats] for name in ("exact", "overshoots", TILTED))
+    within(exact, "share", 1.0)
+    within(far, "share", 2.0)
+    assert far["share"] - 5 * far["share error"] > 1
+    assert exact["share error"] < 0.1
+    within(exact, "nats spent", nats)
+    within(tilted, "aligned gain", SLOPE * shift_of(nats))
+
+
+def test_twice_the_shift_is_four_times_the_divergence(rows):
+    row = rows["overshoots", 0.25]
+    within(row, "nats spent", 1.0)
+    assert row["nats spent error"] < 0.1
+    # beyond the end of the curve nothing is known
+    assert rows["overshoots", 1.0]["nats spent"] == 4.0
+    assert math.isnan(rows["overshoots", 1.0]["nats spent error"])
+
+
+def test_energy_distances_tell_the_tilted_law_from_others(rows):
+    exact, far = rows["exact", 1.0], rows["overshoots", 1.0]
+    within(exact, "itself energy", 0.0)
+    for row, name in ((exact, "itself base energy"), (far, "itself energy")):
+        assert row[name] > 5 * row[f"{name} error"] > 0
+    assert far["itself base energy"] == exact["itself base energy"]
+
+
+def test_gains_are_those_of_pairs(rows):
+    exact, base = rows["exact", 1.0], rows["base", None]
+    shift = shift_of(1.0)
+    for name, slope in (("aligned", SLOPE), ("follows", 0.5), ("falls", -1.0)):
+        # From the same noise, the gain has no spread.
+        assert exact[f"{name} gain"] == pytest.approx(slope * shift, rel=1e-9)
+        assert exact[f"{name} gain low"] == pytest.approx(slope * shift, rel=1e-9)
+        assert exact[f"{name} wins"] == (1.0 if slope > 0 else 0.0)
+        assert exact[f"{name} p"] < 1e-6
+        within(base, name, 0.0)
+    assert not [name for name in base if "gain" in name or "wins" in name]
+
+
+def test_diversity_is_that_of_the_law(rows):
+    expected = 2 * math.gamma(2.5) / math.gamma(2.0)  # of two normal vectors of four entries
+    for key in (("base", None), ("exact", 1.0), (TILTED, 0.25)):
+        within(rows[key], "itself diversity", expected)
+
+
+def test_costs_are_those_of_a_picture(rows):
+    row = rows["exact", 1.0]
+    names = ("calls", "decoded", "scored", "draws", "seconds", "memory")
+    assert [row[name] for name in names] == [4.0, 1.0, 1.0, 0.0, 0.5, 2.0**20]
+
+
+def test_draws_cost_what_base_pictures_cost(few):
+    cell = Cell("exact", 0.5)
+    costs = few.cells[cell].costs
+    drawn = replace(few.cells[cell], costs=costs | {"draws": costs["draws"] + 8})
+    row = by_cell(replace(few, cells={BASE: few.base, cell: drawn}))["exact", 0.5]
+    # eight draws of four calls and half a second each, for two pictures
+    assert (row["draws"], row["calls with draws"], row["seconds with draws"]) == (8, 20.0, 2.5)
+
+
+def test_one_picture_of_each_prompt_is_compared_over_all_prompts():
+    rows = by_cell(synthetic(prompts=150, images=1, draws=100, strengths=(0.5,)))
+    exact, far = rows["exact", 0.5], rows["overshoots", 0.5]
+    within(exact, "itself energy", 0.0)
+    for row, name in ((exact, "itself base energy"), (far, "itself energy")):
+        assert row[name] > 5 * row[f"{name} error"] > 0
+    assert "itself diversity" not in exact
+
+
+def test_what_is_missing_is_left_out_and_counted(few):
+    cell = Cell("exact", 0.5)
+    some = few.cells[cell]
+    holed = {name: values.clone() for name, values in some.rewards.items()}
+    holed["aligned"][0] = math.nan
+    holed["follows"][:] = math.nan
+    embeddings = {"itself": some.embeddings["itself"].clone()}
+    embeddings["itself"][0] = math.nan
+    pictures = Pictures(holed, embeddings, some.costs, some.facts)
+    row = by_cell(replace(few, cells={BASE: few.base, cell: pictures}))["exact", 0.5]
+    assert row["failed"] == 2
+    within(row, "share", 1.0)
+    within(row, "itself energy", 0.0)
+    assert math.isnan(row["follows gain"])
+
+
+def test_there_may_be_no_target_and_no_embedding(few):
+    bare = replace(
+        few, draws=[None] * 5, embeddings=(), cells=dict(list(few.cells.items())[:2])
+    )
+    rows = by_cell(bare)
+    row = rows["exact", 0.5]
+    assert math.isnan(row["share"])
+    assert row["few"]
+    assert "nats spent" not in row
+    assert row["aligned gain"] > 0
+    assert rows_of(replace(few, prompts=[])) == []
+
+
+def test_who_loses_reward_has_spent_nothing_that_is_known():
+    worse = synthetic(
+        prompts=4, draws=50, strengths=(0.25,), shifts={"back": lambda x, nats: x - 1}
+    )
+    assert by_cell(worse)["back", 0.25]["nats spent"] == 0.0
