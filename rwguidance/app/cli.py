@@ -14,6 +14,7 @@ from .commands.options import PartialCommand
 # Scripts import these two under their old names.
 from .commands.options import parse_options as _options  # noqa: F401
 from .commands.options import parse_paths as _paths  # noqa: F401
+from .commands.prompts import list_prompts
 from .commands.rewards import list_rewards
 from .commands.score import score
 from .commands.toy import toy
@@ -29,6 +30,7 @@ app.command()(toy)
 app.command("rewards")(list_rewards)
 app.command(cls=PartialCommand)(score)
 app.command("backbones")(list_backbones)
+app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
 
 

@@ -1,6 +1,8 @@
 """Embeddings of images by name: the spaces in which metrics compare pictures.
 
-A package adds one by an entry point of the group `rwguidance.embeddings`.
+A package adds one by an entry point of the group `rwguidance.embeddings`. Names with a colon stand
+for any model of torchvision, timm or transformers, and for the tower of any reward: see
+:mod:`rwguidance.evaluation.extractors`.
 """
 
 import os
@@ -8,11 +10,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..support import checks
 from ..support.registry import Registry, build
+from .extractors import extractor
 
-__all__ = ["available", "load", "register"]
+__all__ = ["available", "embed", "load", "register"]
 
 E = TypeVar("E", bound=Callable[..., nn.Module])
 
@@ -54,7 +58,7 @@ def load(
     """Returns an embedding, frozen and in eval mode.
 
     Arguments:
-        name: A name that :func:`available` lists.
+        name: A name that :func:`available` lists, or one such as "torchvision:resnet18".
         path: A local file or directory with the weights. None is what was published.
         device: The device of the embedding.
         dtype: The dtype of its parameters.
@@ -66,7 +70,22 @@ def load(
         TypeError: If it does not take these options; shows what it takes.
     """
 
-    return build("embedding", name, _registry.load(name), path, device, dtype, options)
+    factory = extractor(name) or _registry.load(name)
+    return build("embedding", name, factory, path, device, dtype, options)
+
+
+@torch.no_grad()
+def embed(embedding: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+    """Returns the embeddings of images, on the CPU, with shape (N, D).
+
+    Arguments:
+        embedding: What :func:`load` returned.
+        images: Images in [0, 1], sRGB, on the device of the embedding, with shape (N, 3, H, W).
+        batch: Number of images that are embedded at once.
+    """
+
+    checks.integer("batch", batch, 1)
+    return torch.cat([embedding(part).cpu() for part in images.split(batch)])
 
 
 def available() -> list[str]:

@@ -18,7 +18,6 @@ from .published import PUBLISHED, PublishedPrompts, collect, repeated_note
 __all__ = [
     "PromptSet",
     "PromptTable",
-    "PublishedPrompts",
     "available",
     "common",
     "find",
@@ -163,7 +162,7 @@ def find(text: str, column: str = "prompt") -> PromptSet:
 
     Arguments:
         text: The name of a set, with the path of its files if they are the user's, or a file of
-            one's own, which has one of the endings of :mod:`rwguidance.support.records`.
+            one's own.
         column: The column of the prompts in a file of one's own.
 
     Raises:
@@ -173,8 +172,9 @@ def find(text: str, column: str = "prompt") -> PromptSet:
     """
 
     name, equals, path = text.partition("=")
-    if equals and name in _registry.names():
-        return load(name, path)
-    if text.lower().endswith(SUFFIXES):
-        return read(text, column)
-    return load(text)
+    if name in _registry.names():
+        return load(name, path if equals else None)
+    file = Path(text).expanduser()
+    if file.exists() or (text.lower().endswith(SUFFIXES) and not equals):
+        return read(file, column)
+    return load(name)

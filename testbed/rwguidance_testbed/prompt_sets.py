@@ -1,4 +1,4 @@
-"""Generated prompts of the test bed: those that its figures report, and others to choose settings on.
+"""Generated prompts of the test bed: those that its figures report, and others to choose on.
 
 Both sets ask for all names that generators learn, and for those held out, so their things are the
 same; but what one of them says of a thing, the other does not, with any style.

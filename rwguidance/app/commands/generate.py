@@ -1,5 +1,6 @@
 """The command `rwguidance generate`; the options of methods come from the methods."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from .options import (
     parse_paths,
     takes_settings,
 )
+from .prompts import PromptColumn, PromptsOption, read_prompt_set
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -43,12 +45,6 @@ RewardName = Annotated[
 ]
 Prompts = Annotated[
     list[str] | None, typer.Option(help="A prompt; may repeat.", show_default=False)
-]
-PromptFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="A file of prompts: .txt, or .csv or .jsonl with prompt.", show_default=False
-    ),
 ]
 MethodName = Annotated[Method, typer.Option(help="How to align.")]
 Images = Annotated[int, typer.Option(help="Pictures per prompt.", min=1)]
@@ -93,7 +89,8 @@ def generate(
     backbone: BackboneName,
     reward: RewardName,
     prompt: Prompts = None,
-    prompts: PromptFile = None,
+    prompts: PromptsOption = None,
+    prompt_column: PromptColumn = "prompt",
     method: MethodName = "importance",
     images: Images = 1,
     steps: Steps = None,
@@ -121,7 +118,7 @@ def generate(
     """
 
     job = Job(
-        prompts=_texts(prompt, prompts),
+        prompts=_texts(prompt, prompts, prompt_column),
         out=out,
         method=build(METHODS[method], settings),
         images=images,
@@ -145,11 +142,9 @@ def generate(
     raise typer.Exit(run_generate(work, restart))
 
 
-def _texts(prompts: list[str] | None, file: Path | None) -> list[str]:
-    """Returns the prompts that were given, or the distinct ones of a file."""
+def _texts(prompt: list[str] | None, prompts: str | None, column: str) -> Sequence[str]:
+    """Returns the prompts that were given, or those of a set or a file."""
 
-    from rwguidance.rewards.prompt_files import read_prompts
-
-    if (prompts is None) == (file is None):
+    if (prompt is None) == (prompts is None):
         raise ValueError("give --prompt or --prompts, one of them")
-    return prompts or list(dict.fromkeys(line.text for line in read_prompts(file or "")))
+    return prompt or read_prompt_set(prompts or "", column).prompts

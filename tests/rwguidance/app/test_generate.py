@@ -113,6 +113,7 @@ def test_every_method_runs(command, tmp_path):
 OWN = {
     "backbone", "reward", "prompt", "prompts", "method", "images", "steps", "seed",
     "negative_prompt", "path", "option", "device", "dtype", "batch_size", "cache", "out", "restart",
+    "prompt_column",
 }  # fmt: skip
 
 
@@ -173,6 +174,23 @@ def test_prompts_come_from_a_file_once_each(command, tmp_path):
     )
     assert code == 0
     assert "2 pairs" in out
+
+
+def test_prompts_come_from_a_published_set(command, tmp_path):
+    (tmp_path / "evaluation_metadata.jsonl").write_text(
+        '{"tag": "colors", "prompt": "a cat"}\n{"tag": "colors", "prompt": "a cat"}\n'
+    )
+    (tmp_path / "own.csv").write_text("text\na cat\n")
+    best = ("--method", "best-of-n", "--bank", "2")
+    code, out, err = command("--prompts", f"geneval={tmp_path}", *best)
+    assert (code, "1 pairs" in out) == (0, True)
+    assert "note: 1 of 2 prompts" in err
+    own = ("--prompts", str(tmp_path / "own.csv"), "--prompt-column", "text")
+    code, out, _ = command(*own, *best)
+    assert "1 pairs, 1 of them from before" in out
+    code, _, err = command("--prompts", "geneval", *best)
+    assert code == 1
+    assert "https://github.com/djghosh13/geneval (license: MIT)" in err
 
 
 def test_failures_are_reported_and_end_with_2(command):

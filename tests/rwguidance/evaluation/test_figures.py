@@ -122,9 +122,7 @@ def test_what_is_missing_is_left_out_and_counted(few):
 
 
 def test_there_may_be_no_target_and_no_embedding(few):
-    bare = replace(
-        few, draws=[None] * 5, embeddings=(), cells=dict(list(few.cells.items())[:2])
-    )
+    bare = replace(few, draws=[None] * 5, embeddings=(), cells=dict(list(few.cells.items())[:2]))
     rows = by_cell(bare)
     row = rows["exact", 0.5]
     assert math.isnan(row["share"])

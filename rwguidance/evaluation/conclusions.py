@@ -1,0 +1,105 @@
+"""What a table says, in sentences: which methods reach the tilted law, and which exploit a reward.
+
+A sentence is a claim at two standard errors. Among many cells a few such claims are wrong by
+chance: the table has the figures.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .figures import TILTED
+from .prompt_sets import common
+from .results import BASE, Cell, Results
+from .targets import FEW
+
+__all__ = ["conclusions", "doubts"]
+
+_ERRORS = 2.0
+"""Standard errors by which a figure must differ for a sentence to say so."""
+
+_NAMED = 4
+"""Number of cells that a sentence names."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def conclusions(rows: Rows, aligned: str, held_out: Sequence[str]) -> list[str]:
+    """Returns what the rows of a table say, in sentences.
+
+    Arguments:
+        rows: Rows, as :func:`rwguidance.evaluation.figures.rows_of` returns them.
+        aligned: Name of the reward that is aligned to.
+        held_out: Names of the other rewards.
+    """
+
+    methods = [row for row in rows if row["method"] not in (BASE.method, TILTED)]
+    found = [_reached([row for row in methods if not row.get("few", True)])]
+    rises = [row for row in methods if _side(row, f"{aligned} gain", 0) == 1]
+    for name in held_out:
+        falls = [row for row in rises if _side(row, f"{name} gain", 0) == -1]
+        if falls:
+            found.append(f"{name} falls while {aligned} rises: {_list(falls, f'{name} gain')}.")
+    if held_out and rises and not any(found[1:]):
+        found.append(f"No held-out reward falls where {aligned} rises.")
+    return [sentence for sentence in found if sentence]
+
+
+def doubts(results: Results) -> list[str]:
+    """Returns what the reader of a table should know before believing it, in sentences."""
+
+    found = []
+    for nats, target in results.targets.items():
+        if target.few:
+            rests = "no draws" if math.isnan(target.effective) else f"{target.effective:.1f} draws"
+            found.append(
+                f"The target at {nats:g} nats rests on {rests} that count, fewer than {FEW}: what "
+                "is held against it is marked with *."
+            )
+    reused = common(results.plan.get("developed on", ()), results.prompts)
+    if reused:
+        found.append(
+            f"Settings were chosen on {len(reused)} of the {len(results.prompts)} prompts, such as "
+            f"{reused[0]!r}: gains are too large by an unknown part."
+        )
+    for method, nats, why in results.plan.get("omitted", ()):
+        found.append(f"{Cell(method, nats)} was left out: {why}.")
+    if results.failures:
+        first = results.failures[0]
+        found.append(
+            f"{len(results.failures)} things failed, of which the first is {first.place}, for "
+            f"{first.prompt!r}: {first.reason}."
+        )
+    unfinished = len(results.plan.get("prompts", ())) - len(results.prompts)
+    if unfinished > 0:
+        found.append(f"{unfinished} prompts are not finished.")
+    return found
+
+
+def _reached(rows: Rows) -> str:
+    """Returns which cells reach the tilted law, a sentence, or nothing."""
+
+    verdicts = []
+    for side, verb in ((0, "reached by"), (1, "overshot by"), (-1, "not reached by")):
+        some = [row for row in rows if _side(row, "share", 1) == side]
+        if some:
+            verdicts.append(f"{verb} {_list(some, 'share')}")
+    return f"The exactly tilted law is {'; '.join(verdicts)}." if verdicts else ""
+
+
+def _side(row: Mapping[str, Any], name: str, value: float) -> int | None:
+    """Returns whether a figure is larger than a value, 1, or smaller, -1, or 0; None if unknown."""
+
+    figure, error = row.get(name, math.nan), row.get(f"{name} error", math.nan)
+    if math.isnan(figure) or math.isnan(error):
+        return None
+    return 0 if abs(figure - value) <= _ERRORS * error else 1 if figure > value else -1
+
+
+def _list(rows: Rows, name: str) -> str:
+    cells = [
+        f"{Cell(row['method'], row['nats'])} ({row[name]:.2g} ± {row[f'{name} error']:.1g})"
+        for row in rows[:_NAMED]
+    ]
+    more = len(rows) - _NAMED
+    return ", ".join(cells) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,117 @@
+"""Processes that share one run: who they are, what each of them does, and how they meet.
+
+``accelerate launch`` and ``torchrun`` start the same command several times, and say in environment
+variables which of them a process is. Work is dealt by number, so that what a process does follows
+from its rank alone. The processes meet over gloo, also where they compute on accelerators, for they
+tell each other no more than facts that JSON can hold.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+__all__ = ["ALONE", "Processes", "joined"]
+
+_PATIENCE = timedelta(days=7)
+"""Time that processes wait for the slowest one; one that ends is noticed at once."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, as one of them sees them.
+
+    Arguments:
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is process 0, which speaks for all."""
+
+        return self.rank == 0
+
+    def deal(self, n: int) -> range:
+        """Returns the numbers below `n` that are this process's, in order."""
+
+        return range(self.rank, n, self.size)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all processes by rank, once all of them have called it.
+
+        Arguments:
+            value: What this process tells the others, in values that JSON can hold.
+
+        Raises:
+            ConnectionError: If another process has ended.
+        """
+
+        if self.size == 1:
+            return [json.loads(json.dumps(value))]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        try:
+            sizes = _exchanged(torch.tensor([len(text)]), self.size)
+            most = max(int(size) for size in sizes)
+            texts = _exchanged(torch.nn.functional.pad(text, (0, most - len(text))), self.size)
+        except RuntimeError as error:
+            raise ConnectionError(
+                "another process of this run has ended, see its message; what is finished is kept, "
+                "and the same command goes on"
+            ) from error
+        return [
+            json.loads(bytes(text[: int(size)].tolist()))
+            for text, size in zip(texts, sizes, strict=True)
+        ]
+
+    def wait(self) -> None:
+        """Returns once all processes have called it.
+
+        Raises:
+            ConnectionError: If another process has ended.
+        """
+
+        self.gather(None)
+
+
+ALONE = Processes()
+"""A single process."""
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Joins the processes that a launcher has started, for as long as the block lasts.
+
+    Without a launcher there is one process, and nothing is initialized. Each process takes the GPU
+    of its local rank as the current one, which ``cuda`` without a number means.
+
+    Raises:
+        ValueError: If the launcher's variables are incomplete.
+    """
+
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    if size == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
+    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(distributed.get_rank(), size)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _exchanged(tensor: Tensor, size: int) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(size)]
+    distributed.all_gather(parts, tensor)
+    return parts
