@@ -8,6 +8,7 @@ import typer
 
 from .commands.backbones import list_backbones
 from .commands.demo import demo
+from .commands.evaluate import evaluate
 from .commands.generate import generate
 from .commands.options import PartialCommand
 
@@ -32,6 +33,7 @@ app.command(cls=PartialCommand)(score)
 app.command("backbones")(list_backbones)
 app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
+app.command(cls=PartialCommand)(evaluate)
 
 
 @app.callback(invoke_without_command=True)

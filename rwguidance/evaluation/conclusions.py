@@ -13,7 +13,7 @@ from .prompt_sets import common
 from .results import BASE, Cell, Results
 from .targets import FEW
 
-__all__ = ["conclusions", "doubts"]
+__all__ = ["cheapest", "doubts", "fallen", "nearer", "reached"]
 
 _ERRORS = 2.0
 """Standard errors by which a figure must differ for a sentence to say so."""
@@ -24,25 +24,76 @@ _NAMED = 4
 Rows = Sequence[Mapping[str, Any]]
 
 
-def conclusions(rows: Rows, aligned: str, held_out: Sequence[str]) -> list[str]:
-    """Returns what the rows of a table say, in sentences.
+def reached(rows: Rows) -> str:
+    """Returns which cells reach the tilted law, a sentence; empty if nothing is known of it.
 
     Arguments:
         rows: Rows, as :func:`rwguidance.evaluation.figures.rows_of` returns them.
+    """
+
+    verdicts = []
+    for side, verb in ((0, "reached by"), (1, "overshot by"), (-1, "not reached by")):
+        some = [row for row in _believed(rows) if _side(row, "share", 1) == side]
+        if some:
+            verdicts.append(f"{verb} {_list(some, 'share')}")
+    return f"The exactly tilted law is {'; '.join(verdicts)}." if verdicts else ""
+
+
+def fallen(rows: Rows, aligned: str, held_out: Sequence[str]) -> str:
+    """Returns which held-out rewards fall where the one that is aligned to rises, a sentence.
+
+    Arguments:
+        rows: Rows of a table.
         aligned: Name of the reward that is aligned to.
         held_out: Names of the other rewards.
     """
 
-    methods = [row for row in rows if row["method"] not in (BASE.method, TILTED)]
-    found = [_reached([row for row in methods if not row.get("few", True)])]
-    rises = [row for row in methods if _side(row, f"{aligned} gain", 0) == 1]
+    rises = [row for row in _methods(rows) if _side(row, f"{aligned} gain", 0) == 1]
+    verdicts = []
     for name in held_out:
         falls = [row for row in rises if _side(row, f"{name} gain", 0) == -1]
         if falls:
-            found.append(f"{name} falls while {aligned} rises: {_list(falls, f'{name} gain')}.")
-    if held_out and rises and not any(found[1:]):
-        found.append(f"No held-out reward falls where {aligned} rises.")
-    return [sentence for sentence in found if sentence]
+            verdicts.append(f"{name} falls with {_list(falls, f'{name} gain')}")
+    if verdicts:
+        return f"While {aligned} rises, {'; '.join(verdicts)}."
+    return f"No held-out reward falls where {aligned} rises." if held_out and rises else ""
+
+
+def nearer(rows: Rows, embedding: str) -> str:
+    """Returns which cells are nearer to the tilted law than the base is, or farther, a sentence.
+
+    Arguments:
+        rows: Rows of a table.
+        embedding: Name of the embedding.
+    """
+
+    name, verdicts = f"{embedding} nearer", []
+    for side, verb in ((1, "nearer to the tilted law"), (-1, "farther from it")):
+        some = [row for row in _believed(rows) if _side(row, name, 0) == side]
+        if some:
+            verdicts.append(f"{verb}: {_list(some, name)}")
+    if verdicts:
+        return f"Than the base, in {embedding}, {'; '.join(verdicts)}."
+    known = any(_side(row, name, 0) is not None for row in _believed(rows))
+    return f"No cell's distance in {embedding} differs from the base's." if known else ""
+
+
+def cheapest(rows: Rows) -> str:
+    """Returns which of the cells that reach or pass the tilted law cost least, a sentence.
+
+    Arguments:
+        rows: Rows of a table.
+    """
+
+    sentences = []
+    for nats in dict.fromkeys(row["nats"] for row in _believed(rows)):
+        there = [row for row in _believed(rows) if row["nats"] == nats]
+        there = [row for row in there if _side(row, "share", 1) in (0, 1)]
+        if len(there) > 1:
+            best = min(there, key=lambda row: row["calls with draws"])
+            calls = f"{best['calls with draws']:.3g} calls a picture with its draws"
+            sentences.append(f"{best['method']} at {nats:g} nats ({calls})")
+    return f"Cheapest to reach the target: {', '.join(sentences)}." if sentences else ""
 
 
 def doubts(results: Results) -> list[str]:
@@ -76,15 +127,12 @@ def doubts(results: Results) -> list[str]:
     return found
 
 
-def _reached(rows: Rows) -> str:
-    """Returns which cells reach the tilted law, a sentence, or nothing."""
+def _methods(rows: Rows) -> Rows:
+    return [row for row in rows if row["method"] not in (BASE.method, TILTED)]
 
-    verdicts = []
-    for side, verb in ((0, "reached by"), (1, "overshot by"), (-1, "not reached by")):
-        some = [row for row in rows if _side(row, "share", 1) == side]
-        if some:
-            verdicts.append(f"{verb} {_list(some, 'share')}")
-    return f"The exactly tilted law is {'; '.join(verdicts)}." if verdicts else ""
+
+def _believed(rows: Rows) -> Rows:
+    return [row for row in _methods(rows) if not row.get("few", True)]
 
 
 def _side(row: Mapping[str, Any], name: str, value: float) -> int | None:

@@ -36,7 +36,7 @@ from .plan import Plan, TargetSize
 from .results import Results
 from .run import Evaluation
 
-__all__ = ["evaluate", "load", "run_plan"]
+__all__ = ["claimed", "evaluate", "load_results", "run_plan"]
 
 _PLAN = "plan.json"
 
@@ -189,7 +189,7 @@ def run_plan(
     return records.collect(finished, settings, plan.folder)
 
 
-def load(folder: Path | str) -> Results:
+def load_results(folder: Path | str) -> Results:
     """Returns the results in the folder of an evaluation, of the prompts that are finished.
 
     Raises:

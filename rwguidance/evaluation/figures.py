@@ -182,13 +182,21 @@ def _distances(results: Results, name: str, pictures: Pictures, target: Target) 
     if len(where) < (3 if pooled else 1):
         return {}
     tilted = _tilted_sample(results, name, target, where, pooled)
-    row: Row = {}
-    for label, embeddings in zip(("energy", "base energy"), values, strict=True):
+    figures = []
+    for embeddings in values:
         sample = _sample(embeddings, where)
         assert sample is not None
-        figure = metrics.energy_distance(sample, tilted, pooled=pooled)
-        row |= _pair(f"{name} {label}", (figure.value, figure.error))
-    return row
+        figures.append(metrics.energy_distance(sample, tilted, pooled=pooled))
+    own, base = figures
+    nearer = base.value - own.value, math.hypot(base.error, own.error)
+    if not pooled:  # else the errors are taken as independent, which makes theirs too large
+        before, after = ([one.by_group[i] for i in where] for one in (base, own))
+        nearer = statistics.paired_difference(before, after)
+    return (
+        _pair(f"{name} energy", (own.value, own.error))
+        | _pair(f"{name} base energy", (base.value, base.error))
+        | _pair(f"{name} nearer", nearer)
+    )
 
 
 def _tilted_sample(

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..support.files import replacing
-from .conclusions import conclusions, doubts
+from .appearance import APPEARANCE
+from .conclusions import cheapest, doubts, fallen, nearer, reached
 from .figures import rows_of
 from .results import Results
 
-__all__ = ["Column", "Table", "columns_of", "write_table"]
+__all__ = ["Column", "Section", "Table", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -41,50 +42,78 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Section:
+    """Some columns of a table, under a title, and what they say.
+
+    Arguments:
+        title: Title.
+        columns: Columns after method and strength.
+        sentence: Sentence that says what the figures say; may be empty.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table: rows with all figures, columns that are shown, and what it says.
+    """A table: rows with all figures, and sections with those that are shown.
 
     Arguments:
         rows: Figures of every cell, by name.
-        columns: Columns of the short table.
-        sentences: Sentences that say what the figures say, doubts last.
+        sections: Sections.
+        doubts: Sentences that the reader should know before believing it.
     """
 
     rows: Sequence[Mapping[str, Any]]
-    columns: Sequence[Column]
-    sentences: Sequence[str]
+    sections: Sequence[Section]
+    doubts: Sequence[str]
 
     @classmethod
     def of(cls, results: Results) -> "Table":
         """Returns the table of results."""
 
         rows = rows_of(results)
-        said = conclusions(rows, results.aligned, results.rewards[1:])
-        return cls(rows, columns_of(results, rows), [*said, *doubts(results)])
+        return cls(rows, _sections(results, rows), doubts(results))
 
-    def cells(self) -> list[list[str]]:
-        """Returns the short table as text, its headings first."""
+    @property
+    def sentences(self) -> list[str]:
+        """What the figures say, then the doubts."""
 
-        heads = ["method", "nats", *(column.head for column in self.columns)]
-        return [heads, *(self._line(row) for row in self.rows)]
+        said = [section.sentence for section in self.sections if section.sentence]
+        return [*said, *self.doubts]
 
-    def _line(self, row: Mapping[str, Any]) -> list[str]:
+    def cells(self, columns: Sequence[Column]) -> list[list[str]]:
+        """Returns method, strength and some columns as text, headings first."""
+
+        shown = [
+            row for row in self.rows if any(not _lacks(row.get(column.name)) for column in columns)
+        ]
+        heads = ["method", "nats", *(column.head for column in columns)]
+        return [heads, *(self._line(row, columns) for row in shown)]
+
+    def _line(self, row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
         nats = "" if row["nats"] is None else f"{row['nats']:g}"
-        return [row["method"], nats, *(_text(row, column) for column in self.columns)]
+        return [row["method"], nats, *(_text(row, column) for column in columns)]
 
     def markdown(self) -> str:
-        """Returns the short table and the sentences in Markdown."""
+        """Returns the sections in Markdown, each with its sentence, and the doubts."""
 
-        heads, *lines = self.cells()
-        rule = ["---", *["---:"] * (len(heads) - 1)]
-        escape = lambda text: text.replace("|", r"\|")
-        table = ["| " + " | ".join(map(escape, line)) + " |" for line in (heads, rule, *lines)]
-        return "\n".join(table) + "\n\n" + "\n".join(f"- {text}" for text in self.sentences) + "\n"
+        parts = []
+        for section in self.sections:
+            heads, *lines = self.cells(section.columns)
+            rule = ["---", *["---:"] * (len(heads) - 1)]
+            escape = lambda text: text.replace("|", r"\|")
+            table = ["| " + " | ".join(map(escape, line)) + " |" for line in (heads, rule, *lines)]
+            parts += [f"## {section.title}", section.sentence, "\n".join(table)]
+        parts.append("\n".join(f"- {text}" for text in self.doubts))
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def latex(self) -> str:
-        """Returns the short table in LaTeX, with the rules of the package booktabs."""
+        """Returns all that is shown as one table in LaTeX, with the rules of booktabs."""
 
-        heads, *lines = self.cells()
+        heads, *lines = self.cells([one for section in self.sections for one in section.columns])
         body = [" & ".join(map(_tex, line)) + r" \\" for line in (heads, *lines)]
         body.insert(1, r"\midrule")
         notes = [f"% {text}" for text in self.sentences]
@@ -113,30 +142,46 @@ class Table:
         return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
 
 
-def columns_of(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Returns the columns of the short table, of those figures that a row has."""
+def _sections(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Returns the sections of the figures that a row has."""
 
     aligned, *others = results.rewards
-    columns = [
-        Column(f"{aligned} gain", f"{aligned} gain", 3),
-        Column("share", "share", 2, held=True),
-        Column(f"{aligned} wins", "wins", 2),
-        *(Column(f"{name} gain", f"{name} gain", 3) for name in others),
+    held_out = [Column(f"{name} gain", name, 3) for name in (*others, *APPEARANCE)]
+    sections = [
+        Section(
+            "Reward and target",
+            [
+                Column(f"{aligned} gain", f"{aligned} gain", 3),
+                Column(f"{aligned} wins", "wins", 2),
+                Column("share", "share", 2, held=True),
+                Column("nats spent", "nats spent", 2),
+            ],
+            reached(rows),
+        ),
+        Section("Gains in what no method sees", held_out, fallen(rows, aligned, others)),
     ]
     for name in results.embeddings:
-        columns += [
-            Column(f"{name} energy", f"{name} energy", 4, held=True),
-            Column(f"{name} base energy", "of base", 4, held=True),
-            Column(f"{name} diversity", f"{name} diversity", 3),
+        columns = [
+            Column(f"{name} energy", "energy distance", 4, held=True),
+            Column(f"{name} base energy", "that of the base", 4, held=True),
+            Column(f"{name} diversity", "diversity", 3),
         ]
-    columns += [
-        Column("nats spent", "nats spent", 2),
+        sections.append(Section(f"Laws in {name}", columns, nearer(rows, name)))
+    costs = [
         Column("calls", "calls", 0),
         Column("draws", "draws", 0),
+        Column("calls with draws", "calls with draws", 0),
         Column("seconds", "seconds", 3),
+        Column("seconds with draws", "seconds with draws", 3),
         Column("memory", "MiB", 0, scale=2.0**-20),
     ]
-    return [column for column in columns if any(not _lacks(row.get(column.name)) for row in rows)]
+    sections.append(Section("Costs", costs, cheapest(rows)))
+    there = lambda column: any(not _lacks(row.get(column.name)) for row in rows)
+    return [
+        Section(section.title, list(filter(there, section.columns)), section.sentence)
+        for section in sections
+        if any(map(there, section.columns))
+    ]
 
 
 def write_table(results: Results, folder: Path) -> Table:

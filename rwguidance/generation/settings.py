@@ -17,7 +17,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .base import Method
 
-__all__ = ["Option", "Setting", "build", "flag", "method_options", "method_settings", "summary"]
+__all__ = [
+    "Option",
+    "Setting",
+    "build",
+    "build_fields",
+    "flag",
+    "method_options",
+    "method_settings",
+    "summary",
+]
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,29 @@ def build(method: type[Method], options: Mapping[str, Any]) -> Method:
             raise ValueError(f"--method {method.name} needs {flag(name)}")
     values = {settings[name].field: settings[name].read(value) for name, value in given.items()}
     return method.from_options(**values)
+
+
+def build_fields(method: type[Method], values: Mapping[str, Any]) -> Method:
+    """Returns a method with settings that are given by the names of its fields.
+
+    Arguments:
+        method: Class of the method.
+        values: Values by fields; lists stand for tuples, and paths for what is read from files.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If the method has no such field, or lacks one, or a value makes no sense.
+    """
+
+    settings = {setting.field: setting for setting in method_settings(method)}
+    stray = sorted(values.keys() - settings.keys())
+    if stray:
+        raise ValueError(f"{method.name} has no {stray[0]!r}, it takes {', '.join(settings)}")
+    for name, setting in settings.items():
+        if setting.default is MISSING and name not in values:
+            raise ValueError(f"{method.name} needs {name}, as in {method.name}:{name}=...")
+    plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return method.from_options(**{name: settings[name].read(v) for name, v in plain.items()})
 
 
 def summary(method: type[Method]) -> str:

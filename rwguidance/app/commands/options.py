@@ -107,11 +107,11 @@ def parse_options(entries: list[str] | None) -> dict[str, dict[str, Any]]:
         name, colon, key = left.rpartition(":")  # FILE.py:NAME has a colon of its own
         if not (name and colon and key and equals):
             raise ValueError(f"option must be NAME:KEY=VALUE, got {entry!r}")
-        options.setdefault(name, {})[key] = _json_or_word(value)
+        options.setdefault(name, {})[key] = json_or_word(value)
     return options
 
 
-def _json_or_word(text: str) -> Any:
+def json_or_word(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from rwguidance import backbones
+    from rwguidance.evaluation.judges import Embedding
     from rwguidance.tilt import RewardFunction
 
 __all__ = ["Sources", "is_own", "own_reward"]
@@ -35,14 +36,14 @@ class Sources:
     device: str | None = None
     dtype: "torch.dtype | None" = None
 
-    def check(self, backbone: str, reward: str) -> None:
+    def check(self, *used: str) -> None:
         """Raises ValueError for the path or the options of something else, and a wrong device."""
 
         for what, names in (("path", self.paths), ("option", self.options)):
-            stray = [name for name in names if name not in (backbone, reward)]
+            stray = [name for name in names if name not in used]
             if stray:
                 raise ValueError(
-                    f"{what} names {stray[0]!r}, which is neither {backbone} nor {reward}"
+                    f"{what} names {stray[0]!r}, which is neither {' nor '.join(used)}"
                 )
         checks.device("device", self.device)
 
@@ -55,28 +56,51 @@ class Sources:
             TypeError: If it is no reward, or does not take these options.
         """
 
+        from rwguidance import rewards
+
+        if not is_own(name):
+            path, options = self.paths.get(name), self.options.get(name, {})
+            return rewards.load(name, path, self.device, **options)
+        function: RewardFunction = self._own("reward", name, "a function of images and prompts")
+        return function
+
+    def embedding(self, name: str) -> "Embedding":
+        """Returns the embedding of a name, or of the user's file.
+
+        Raises:
+            LookupError: If there is no such embedding; lists those that exist.
+            UserCodeError: If there is no such file, or it fails.
+            TypeError: If it is no embedding, or does not take these options.
+        """
+
+        from rwguidance.evaluation import embeddings
+
+        if not is_own(name):
+            path, options = self.paths.get(name), self.options.get(name, {})
+            return embeddings.load(name, path, self.device, **options)
+        function: Embedding = self._own("embedding", name, "a function of images")
+        return function
+
+    def _own(self, kind: str, name: str, what: str) -> Any:
+        """Returns a module or a function of the user's file."""
+
         from torch import nn
 
-        from rwguidance import rewards
         from rwguidance.support.registry import build
         from rwguidance.support.user_code import load_object
 
-        path, options = self.paths.get(name), self.options.get(name, {})
-        if not is_own(name):
-            return rewards.load(name, path, self.device, **options)
         value = load_object(name)
         if isinstance(value, type) and issubclass(value, nn.Module):
-            return build("reward", name, value, path, self.device, None, options)
+            path, options = self.paths.get(name), self.options.get(name, {})
+            return build(kind, name, value, path, self.device, None, options)
         self._refuse_settings(name)
         if isinstance(value, nn.Module):
             return value.to(self.device).eval()
         if not callable(value) or isinstance(value, type):
             raise TypeError(
-                f"{name} must be a function of images and prompts, a module or a class of modules, "
-                f"got {value!r:.80}"
+                f"{name} must be {what}, a module or a class of modules, got {value!r:.80}"
             )
-        function: RewardFunction = value
-        return function
+        return value
 
     def backbone(self, name: str) -> "backbones.Backbone":
         """Returns the backbone of a name, or of the user's file.

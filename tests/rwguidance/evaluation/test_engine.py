@@ -3,7 +3,7 @@
 import pytest
 
 from pixel_law import Brightness, Law
-from rwguidance.evaluation.engine import evaluate, load
+from rwguidance.evaluation.engine import evaluate, load_results
 from rwguidance.evaluation.results import BASE, Cell
 from rwguidance.generation import BestOfN, Importance
 
@@ -38,5 +38,5 @@ def test_it_runs(tmp_path):
     print(results.failures)
     print({str(k): {n: v.tolist() for n, v in c.costs.items()} for k, c in results.cells.items()})
     print(results.cells[BASE].rewards["reward"], results.targets[0.25])
-    again = load(tmp_path)
+    again = load_results(tmp_path)
     assert again.prompts == results.prompts

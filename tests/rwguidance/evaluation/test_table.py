@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rwguidance.evaluation.conclusions import conclusions, doubts
+from rwguidance.evaluation.conclusions import cheapest, doubts, fallen, nearer, reached
 from rwguidance.evaluation.figures import rows_of
 from rwguidance.evaluation.table import write_table
 from synthetic_results import synthetic
@@ -39,19 +39,26 @@ def test_all_figures_are_in_csv_and_in_json(table, results):
 
 def test_markdown_and_latex_show_figures_with_errors(table):
     made, folder = table
-    heads, *lines = made.cells()
+    heads = [made.cells(section.columns)[0] for section in made.sections]
     assert heads == [
-        "method", "nats", "aligned gain", "share", "wins", "follows gain", "falls gain",
-        "itself energy", "of base", "itself diversity", "nats spent", "calls", "draws", "seconds",
-        "MiB",
+        ["method", "nats", "aligned gain", "wins", "share", "nats spent"],
+        ["method", "nats", "follows", "falls"],
+        ["method", "nats", "energy distance", "that of the base", "diversity"],
+        ["method", "nats", "calls", "draws", "calls with draws", "seconds", "seconds with draws",
+         "MiB"],
     ]  # fmt: skip
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert "| exact | 0.25 | 2.121 ± 0.000 | 1.0" in text
-    assert text.count("|\n") == len(lines) + 2
+    assert "| exact | 0.25 | 2.121 ± 0.000 | 1.00 ± 0.00 | 1.0" in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Reward and target", "## Gains in what no method sees", "## Laws in itself", "## Costs"
+    ]  # fmt: skip
     tex = (folder / "table.tex").read_text(encoding="utf-8")
-    assert r"exact & 0.25 & 2.121 $\pm$ 0.000 & 1.0" in tex
-    assert tex.count(r"\\") == len(lines) + 1
+    assert r"exact & 0.25 & 2.121 $\pm$ 0.000 & 1.00 $\pm$ 0.00 & 1.0" in tex
+    assert tex.count(r"\\") == len(made.rows) + 1
     assert tex.index(r"\toprule") < tex.index(r"\midrule") < tex.index(r"\bottomrule")
+    for sentence in made.sentences:
+        assert sentence in text
+        assert f"% {sentence}" in tex
 
 
 def test_latex_takes_any_name(results, tmp_path):
@@ -65,36 +72,50 @@ def test_latex_takes_any_name(results, tmp_path):
 
 def test_figures_held_against_few_draws_are_marked(table):
     made, _ = table
-    heads, *lines = made.cells()
-    marked = {
-        (line[0], line[1]): {head for head, cell in zip(heads, line, strict=True) if "*" in cell}
-        for line in lines
-    }
-    held = {"share", "itself energy", "of base"}
-    assert marked["exact", "2"] == marked["overshoots", "2"] == held
-    assert not marked["exact", "0.25"]
-    assert any("target at 2 nats rests on" in text for text in made.sentences)
-    assert not any("target at 0.25 nats" in text for text in made.sentences)
+    marked = set()
+    for section in made.sections:
+        heads, *lines = made.cells(section.columns)
+        for line in lines:
+            pairs = zip(heads, line, strict=True)
+            marked |= {(line[0], line[1], head) for head, cell in pairs if "*" in cell}
+    held = ("share", "energy distance", "that of the base")
+    expected = {(name, "2", head) for name in ("exact", "overshoots") for head in held}
+    assert marked == expected
+    assert any("target at 2 nats rests on" in text for text in made.doubts)
+    assert not any("target at 0.25 nats" in text for text in made.doubts)
 
 
 def test_sentences_say_who_reaches_the_target_and_what_falls(results):
-    said = conclusions(rows_of(results), "aligned", ["follows", "falls"])
-    assert len(said) == 2
-    assert said[0].startswith("The exactly tilted law is reached by exact at 0.25 nats (1")
-    assert "overshot by overshoots at 0.25 nats (2" in said[0]
-    assert "2 nats" not in said[0]  # its target is not believed
-    assert said[1].startswith("falls falls while aligned rises: exact at 0.25 nats (-0.71 ± ")
-
-
-def test_sentences_without_anything_to_say(results):
     rows = rows_of(results)
-    assert conclusions(rows, "aligned", ["follows"])[1] == (
-        "No held-out reward falls where aligned rises."
+    said = reached(rows)
+    assert said.startswith("The exactly tilted law is reached by exact at 0.25 nats (1")
+    assert "overshot by overshoots at 0.25 nats (2" in said
+    assert "2 nats" not in said.replace("0.25", "")  # its target is not believed
+    assert fallen(rows, "aligned", ["follows", "falls"]).startswith(
+        "While aligned rises, falls falls with exact at 0.25 nats (-0.71 ± "
     )
-    assert conclusions(rows[:1], "aligned", ["falls"]) == []
-    weak = synthetic(prompts=8, draws=250, strengths=(0.25,), shifts={"weak": lambda x, n: x + 0.1})
-    (said,) = conclusions(rows_of(weak), "aligned", [])
-    assert said.startswith("The exactly tilted law is not reached by weak at 0.25 nats (0.14")
+    assert fallen(rows, "aligned", ["follows"]) == ("No held-out reward falls where aligned rises.")
+    cheap = "Cheapest to reach the target: exact at 0.25 nats (4 calls a picture with its draws)."
+    assert cheapest(rows) == cheap
+
+
+def test_sentences_say_who_is_nearer():
+    rows = rows_of(synthetic(prompts=30, images=4, draws=250, strengths=(0.75,)))
+    assert nearer(rows, "itself").startswith(
+        "Than the base, in itself, nearer to the tilted law: exact at 0.75 nats (0."
+    )
+    away = synthetic(
+        prompts=30, images=4, draws=250, strengths=(0.75,), shifts={"away": lambda x, n: x - 1}
+    )
+    rows = rows_of(away)
+    assert nearer(rows, "itself").startswith("Than the base, in itself, farther from it: away")
+    assert reached(rows).startswith("The exactly tilted law is not reached by away at 0.75 nats (-")
+
+
+def test_nothing_is_said_of_nothing(results):
+    rows = rows_of(results)[:1]
+    assert reached(rows) == fallen(rows, "aligned", ["falls"]) == nearer(rows, "itself") == ""
+    assert cheapest(rows) == ""
 
 
 def test_doubts_are_named(results):
