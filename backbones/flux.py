@@ -31,6 +31,8 @@ class Flux(PipelineBackbone):
     must be None. The schnell model was trained on prompts of 256 tokens.
     """
 
+    depends_on = PipelineBackbone.depends_on
+
     pipeline_class = "FluxPipeline"
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     denoiser = "transformer"

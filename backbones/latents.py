@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class LatentCodec:
         batch: Number of images that it handles at once; None is all of them.
         recompute: Whether gradients keep only its inputs, and compute the rest again.
     """
+
+    depends_on: ClassVar[tuple[str, ...]] = ("vae", "shifted")
 
     vae: Any
     device: torch.device

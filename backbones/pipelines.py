@@ -105,6 +105,16 @@ class PipelineBackbone(Backbone, ABC):
     tiny_autoencoder: ClassVar[str]
     """Beginning of the names of the files of the family's tiny autoencoder."""
 
+    depends_on: ClassVar[tuple[str, ...]] = (
+        "schedule",
+        "guidance_scale",
+        "height",
+        "width",
+        "steps",
+        "max_sequence_length",
+        "parts",
+    )
+
     incidental = ("decode_batch", "checkpoint_decode")
 
     def __init__(
@@ -217,13 +227,13 @@ class PipelineBackbone(Backbone, ABC):
             f"device={self.device}, dtype={self.dtype})"
         )
 
-    def extra_repr(self) -> str:
-        """Settings of pipeline, scheduler and VAE as they are now, for a fingerprint."""
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The pipeline's configuration and its components as they are now, by name."""
 
-        vae = self.pipe.vae if self.vae_override is None else self.vae_override
-        parts = {"pipeline": self.pipe, "scheduler": self.pipe.scheduler, "vae": vae}
-        public = lambda config: {k: config[k] for k in sorted(config) if not k.startswith("_")}
-        return "\n".join(f"{name}: {public(part.config)}" for name, part in parts.items())
+        config = {k: v for k, v in self.pipe.config.items() if k not in self.pipe.components}
+        public = {k: v for k, v in config.items() if not k.startswith("_")}
+        return {**self.pipe.components, "pipeline": public}
 
     def _checked_steps(self, steps: int | None) -> int:
         return self.steps if steps is None else checks.integer("steps", steps, 1)

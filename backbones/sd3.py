@@ -24,6 +24,8 @@ class SD3(PipelineBackbone):
           (Esser et al., 2024), arXiv:2403.03206
     """
 
+    depends_on = PipelineBackbone.depends_on
+
     pipeline_class = "StableDiffusion3Pipeline"
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     denoiser = "transformer"

@@ -35,6 +35,8 @@ class SDXL(PipelineBackbone):
         | Adversarial Diffusion Distillation (Sauer et al., 2023), arXiv:2311.17042
     """
 
+    depends_on = PipelineBackbone.depends_on
+
     pipeline_class = "StableDiffusionXLPipeline"
     schedulers = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
     denoiser = "unet"

@@ -48,6 +48,8 @@ class Aesthetic(Reward):
           (Schuhmann et al., 2022), arXiv:2210.08402
     """
 
+    depends_on = ("mode",)
+
     spec = RewardSpec(
         name="aesthetic",
         title="LAION aesthetic v2",
@@ -119,6 +121,8 @@ class AestheticV25(Reward):
         FileNotFoundError: If a file is missing; says where to get it.
         ValueError: If a file does not hold what it should, or `preprocessing` is unknown.
     """
+
+    depends_on = ("mode",)
 
     spec = RewardSpec(
         name="aesthetic-v2.5",

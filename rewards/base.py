@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,9 @@ class Reward(nn.Module, ABC):
         straight_through: Whether the gradient is that of a smooth stand-in, which finite
             differences of the value do not confirm (such as pixels rounded to 8 bits).
     """
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     spec: RewardSpec
     straight_through: bool = False

@@ -35,6 +35,8 @@ __all__ = [
 class ImageTower(nn.Module):
     """Pooled and projected embeddings of preprocessed images, (B, 3, S, S) -> (B, D)."""
 
+    depends_on = ("size",)
+
     def __init__(self, model: Any, projection: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
@@ -49,6 +51,8 @@ class ImageTower(nn.Module):
 
 class TextTower(nn.Module):
     """Pooled and projected embeddings of prompts, padded to the longest and cut at the limit."""
+
+    depends_on = ("tokenizer", "limit")
 
     def __init__(self, model: Any, projection: nn.Module, tokenizer: Any) -> None:
         super().__init__()

@@ -40,6 +40,8 @@ class CLIPScore(ClipReward):
           arXiv:2104.08718
     """
 
+    depends_on = ("mode", "scaling")
+
     spec = RewardSpec(
         name="clipscore",
         title="CLIPScore",

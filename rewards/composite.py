@@ -150,6 +150,8 @@ class WeightedSum(Composite):
             if a reward with a negative weight is -inf, which would make the sum +inf.
     """
 
+    depends_on = ("weights",)
+
     def __init__(self, rewards: Sequence[Reward], weights: Sequence[float]) -> None:
         parts = _as_rewards(rewards)
         if not isinstance(weights, Sequence) or isinstance(weights, str):
@@ -228,6 +230,8 @@ class LowerConfidenceBound(Composite):
           Diffusion Models (Uehara et al., 2024), arXiv:2405.19673
     """
 
+    depends_on = ("kappa",)
+
     def __init__(self, rewards: Sequence[Reward], kappa: float) -> None:
         parts = _as_rewards(rewards)
         kappa = number("kappa", kappa, 0)
@@ -280,6 +284,8 @@ class Normalized(Composite):
         TypeError: If the reward is not a :class:`rewards.Reward`, or the normalizer is not a
             :class:`rewards.normalizers.Normalizer`.
     """
+
+    depends_on = ("normalizer",)
 
     def __init__(self, reward: Reward, normalizer: Normalizer) -> None:
         parts = _as_rewards([reward])

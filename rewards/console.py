@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rwguidance.support import checks
+from rwguidance.support.fingerprint import NotKept
+from rwguidance.support.notes import heard
 
 from .base import Reward, RewardSpec
-from .prompt_files import Job, plan
+from .prompt_files import Job, default_prompts, plan
 from .registry import available, load, spec
 from .scoring import Failure, Scores, Summary, check_output, score
 from .table import HEADINGS, cells, column_widths, facts
@@ -94,8 +96,9 @@ class ScoreRequest:
         folder: The folder of the images.
         names: Names of rewards.
         out: The result, see :func:`rewards.scoring.score`.
-        prompts: A file of prompts, see :func:`rewards.scoring.plan`; None takes the texts beside
-            the images if a reward needs prompts, and images alone otherwise.
+        prompts: A file of prompts, see :func:`rewards.scoring.plan`; None takes what ``rwguidance
+            generate`` wrote with the images, or else the texts beside them if a reward needs
+            prompts, and images alone otherwise.
         pairs: Whether the i-th prompt belongs to the i-th image, see :func:`rewards.scoring.plan`.
         paths: Paths of the weights of some rewards, by name.
         options: Keywords of the constructors of some rewards, by name.
@@ -139,12 +142,20 @@ def run_score(request: ScoreRequest) -> int:
     job = _plan(request, specs)
     for note in job.notes:
         _say(console, f"note: {note}")
+    unkept: list[Warning] = []
+
+    def hear(warning: Warning) -> None:
+        unkept.append(warning)
+        _say(console, f"note: {warning}")
+
     try:
         rewards = _load(console, request)
-        scores = _score_with_bar(console, job, rewards, request)
+        with heard(hear, NotKept):
+            scores = _score_with_bar(console, job, rewards, request)
     except KeyboardInterrupt:
         without = " without --restart" if request.restart else ""
-        _say(console, f"interrupted: the same command{without} goes on where this one stopped")
+        rest = "begins again" if unkept else "goes on where this one stopped"
+        _say(console, f"interrupted: the same command{without} {rest}")
         return 130
     print_scores(scores, specs)
     return 2 if scores.failures else 0
@@ -169,14 +180,16 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
 
     table = _table()
     table.add_column("reward")
+    if any(summary.kind for summary in scores.summaries):
+        table.add_column("kind")
     for heading in ("rows", "images", "mean", "SE", "min", "max", *(["usual"] if specs else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in scores.summaries:
         usual = [cells(specs[summary.reward])[-2]] if specs else []
         table.add_row(*map(_text, (*_numbers(summary), *usual)))
     console.print(table)
-    for summary in scores.summaries:
-        _print_best(console, scores, summary.reward)
+    for name in dict.fromkeys(summary.reward for summary in scores.summaries):
+        _print_best(console, scores, name)
     console.print()
     if not scores.scored:
         _say(console, "Nothing was left to score: this is the result of an earlier run.")
@@ -195,7 +208,8 @@ def _plan(request: ScoreRequest, specs: Mapping[str, RewardSpec]) -> Job:
             raise ValueError(f"{what} names {stray[0]!r}, which is not among {names}")
     needy = [name for name in request.names if specs[name].needs_prompt]
     prompts, out = request.prompts, request.out
-    job = plan(request.folder, prompts or ("sidecar" if needy else None), request.pairs)
+    found = prompts or default_prompts(request.folder, bool(needy))
+    job = plan(request.folder, found, request.pairs)
     if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
         raise ValueError(f"out must not be the file of prompts, got {out} for both")
     check_output(job, request.names, out, request.batch_size, request.restart, needy)
@@ -298,7 +312,8 @@ def _describe(group: Sequence[Failure]) -> str:
 def _numbers(summary: Summary) -> tuple[str, ...]:
     values = (summary.mean, summary.standard_error, summary.low, summary.high)
     shown = ("-" if value != value else f"{value:.4g}" for value in values)
-    return (summary.reward, str(summary.rows), str(summary.images), *shown)
+    kind = (summary.kind,) if summary.kind else ()
+    return (summary.reward, *kind, str(summary.rows), str(summary.images), *shown)
 
 
 def _table(title: str | None = None) -> "Table":

@@ -102,6 +102,8 @@ class HPSv2(_HPS):
           Text-to-Image Synthesis (Wu et al., 2023), arXiv:2306.09341
     """
 
+    depends_on = ("tokenizer", "size")
+
     spec = _spec(
         "hpsv2", "HPSv2.0", "HPS_v2_compressed.pt", "fd9180de357abf01fdb4eaad64631db4", 0.23, 0.29
     )
@@ -110,6 +112,8 @@ class HPSv2(_HPS):
 @register("hpsv2.1")
 class HPSv21(_HPS):
     """HPSv2.1: as :class:`HPSv2`, with the weights of ``HPS_v2.1_compressed.pt``."""
+
+    depends_on = ("tokenizer", "size")
 
     spec = _spec(
         "hpsv2.1",

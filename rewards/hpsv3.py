@@ -82,6 +82,8 @@ class HPSv3(LazyModule, Reward):
         | HPSv3: Towards Wide-Spectrum Human Preference Score (Ma et al., 2025), arXiv:2508.03789
     """
 
+    depends_on = ("mode", "network", "_words", "_rubric")
+
     spec = RewardSpec(
         name="hpsv3",
         title="HPSv3",
@@ -263,6 +265,8 @@ def read_template(path: PathLike) -> str:
 class _Head(WideModule):
     """Mean and log standard deviation from a hidden state (B, D), in float32, shape (B, 2)."""
 
+    depends_on = ()
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -281,6 +285,8 @@ class _Head(WideModule):
 
 
 class _Network(nn.Module):
+    depends_on = ()
+
     def __init__(self, backbone: Any, head: _Head) -> None:
         super().__init__()
         self.backbone = backbone

@@ -59,6 +59,8 @@ class ImageReward(Reward):
           (Xu et al., 2023), arXiv:2304.05977
     """
 
+    depends_on = ("mode", "tokenizer")
+
     spec = RewardSpec(
         name="imagereward",
         title="ImageReward v1.0",

@@ -39,6 +39,8 @@ class JPEG(Reward):
           arXiv:2305.13301
     """
 
+    depends_on = ("sign", "quality")
+
     spec = RewardSpec(
         name="jpeg",
         title="JPEG compressibility",

@@ -22,6 +22,8 @@ class PickScore(ClipReward):
           (Kirstain et al., 2023), arXiv:2305.01569
     """
 
+    depends_on = ("mode",)
+
     spec = RewardSpec(
         name="pickscore",
         title="PickScore v1",

@@ -1,12 +1,14 @@
 """Pairs of images and prompts, from folders, files of prompts, and texts beside images.
 
-Prompts come from one of four places, and the place decides what is scored.
+Prompts come from one of five places, and the place decides what is scored.
 
 ====================================  ==============================================================
 a file with images                    Pairs: one row per line, an image may come several times
 a file of prompts only                Every image with every prompt; with `pairs`, the i-th image in
                                       order with the i-th prompt
 ``"sidecar"``                         Pairs: the image ``a/b.png`` with the text ``a/b.txt``
+``"generated"``                       Pairs: what ``rwguidance generate`` wrote, base pictures and
+                                      aligned ones; its sheets are no images
 None                                  Images alone, for rewards that need no prompt
 ====================================  ==============================================================
 
@@ -22,18 +24,29 @@ with the file and the line.
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from rwguidance.generation.made import is_generated, is_picture, read_made
 from rwguidance.support.records import Record, read_records
 
-__all__ = ["IMAGE_SUFFIXES", "Item", "Job", "Prompt", "find_images", "plan", "read_prompts"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Item",
+    "Job",
+    "Prompt",
+    "default_prompts",
+    "find_images",
+    "plan",
+    "read_prompts",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
 _SIDECAR = "sidecar"
+_GENERATED = "generated"
 
 
 class Item(NamedTuple):
@@ -43,11 +56,13 @@ class Item(NamedTuple):
         image: Path of the image relative to the folder, with slashes.
         prompts: The prompts, at least one; a single empty one for images alone.
         problem: Reason why it cannot be scored, if one is known before opening it.
+        kind: Whether it is a "base" picture or an "aligned" one, of a folder that was generated.
     """
 
     image: str
     prompts: tuple[str, ...]
     problem: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,7 @@ class Job:
         matrix: Whether every image has the same prompts.
         prompted: Whether there are prompts at all.
         notes: Sentences that the user should read, such as that images were left out.
+        kinds: Whether images are of a kind, base or aligned.
     """
 
     folder: Path
@@ -67,9 +83,16 @@ class Job:
     matrix: bool
     prompted: bool
     notes: tuple[str, ...] = ()
+    kinds: bool = False
 
     def __len__(self) -> int:
         return sum(len(item.prompts) for item in self.items)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the columns of the result that say what a row is of."""
+
+        return ["image", "prompt", *(["kind"] if self.kinds else [])]
 
 
 class Prompt(NamedTuple):
@@ -85,11 +108,12 @@ def plan(
     prompts: str | os.PathLike[str] | None = None,
     pairs: bool = False,
 ) -> Job:
-    """Reads names and prompts, and opens no image.
+    """Reads names and prompts, and no pixels.
 
     Arguments:
         folder: The folder of the images, see :func:`find_images`.
-        prompts: A file of prompts, ``"sidecar"``, or None for images alone; see the module.
+        prompts: A file of prompts, ``"sidecar"``, ``"generated"``, or None for images alone; see
+            the module.
         pairs: Whether a file that names no images gives the i-th prompt to the i-th image.
 
     Raises:
@@ -106,6 +130,8 @@ def plan(
         return Job(root, tuple(Item(image, ("",)) for image in images), False, False)
     if str(prompts) == _SIDECAR:
         return _with_notes(root, _beside(root, images), False)
+    if str(prompts) == _GENERATED:
+        return _generated(root, images)
 
     file = Path(prompts)
     found = read_prompts(file)
@@ -123,11 +149,25 @@ def plan(
     return _with_notes(root, [Item(*p) for p in zip(images, zip(texts), strict=True)], False)
 
 
+def default_prompts(folder: str | os.PathLike[str], needed: bool) -> str | None:
+    """Returns where the prompts of a folder are, if nobody says it, as :func:`plan` takes it.
+
+    Arguments:
+        folder: The folder of the images.
+        needed: Whether a reward needs prompts.
+    """
+
+    if is_generated(Path(folder)):
+        return _GENERATED
+    return _SIDECAR if needed else None
+
+
 def find_images(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of the images in a folder and below it, in natural order.
 
     They are recognized by :data:`IMAGE_SUFFIXES`, in upper or lower case. Names that begin with a
-    dot are left out, and linked folders not entered.
+    dot are left out, and linked folders not entered. So are the sheets of pictures in a folder that
+    ``rwguidance generate`` wrote.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -145,6 +185,8 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
             for name in files
             if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
         ]
+    if is_generated(root):
+        images = list(filter(is_picture, images))
     if not images:
         raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {root} or below")
     for image in images:
@@ -259,6 +301,26 @@ def _beside(root: Path, images: list[str]) -> list[Item]:
             f"{PurePath(images[0]).with_suffix('.txt')}; name a file of prompts instead"
         )
     return items
+
+
+def _generated(root: Path, images: list[str]) -> Job:
+    """The job of a folder that ``rwguidance generate`` wrote."""
+
+    made = read_made(root, filter(is_picture, images))
+    items = [
+        Item(image, ("",), "no prompt: neither its metadata nor results.csv has one")
+        if found is None
+        else Item(image, (found.prompt,), kind=found.kind)
+        for image, found in made.items()
+    ]
+    if all(item.problem for item in items):
+        raise ValueError(
+            f"no prompts: none of the {len(images)} images in {root} says in its metadata how "
+            "`rwguidance generate` made it; name a file of prompts instead"
+        )
+    other = len(images) - len(made)
+    notes = [f"{other} of {len(images)} images are of an earlier run: left out"] if other else []
+    return replace(_with_notes(root, items, False, notes), kinds=True)
 
 
 def _refuse_repeated(file: Path, prompts: list[Prompt], advice: str) -> None:

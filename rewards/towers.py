@@ -6,7 +6,7 @@ image and prompt. Towers may run in half precision; normalization, product and s
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,9 @@ class WideModule(nn.Module):
     For scales and heads, which half precision spoils: a logit scale of 98.86 is 99.0 in bfloat16.
     """
 
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def keep(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -49,6 +52,8 @@ class WideModule(nn.Module):
 
 class LogitScale(WideModule):
     """The exponential of a learned scalar, computed in float32 or wider."""
+
+    depends_on = ()
 
     def __init__(self, log_scale: Tensor) -> None:
         super().__init__()
@@ -70,6 +75,8 @@ class AffineHead(WideModule):
     Raises:
         ValueError: If they are not a stack of linear layers that ends in one number.
     """
+
+    depends_on = ()
 
     def __init__(self, weights: dict[str, Tensor], where: object) -> None:
         super().__init__()

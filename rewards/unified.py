@@ -81,6 +81,8 @@ class UnifiedReward(Reward):
           arXiv:2503.05236
     """
 
+    depends_on = ()
+
     spec = RewardSpec(
         name="unified-reward",
         title="UnifiedReward, point score",

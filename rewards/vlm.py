@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ _WHO = "vision-language model"
 
 class VisionLanguageModel(nn.Module, ABC):
     """A model that reads images and text, and writes text."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     @abstractmethod
     def token_log_probs(
@@ -77,6 +80,9 @@ class LazyModule(nn.Module, ABC):
         dtype: Precision that the network is cast to, unless this module is cast before or after.
     """
 
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.register_buffer("_place", torch.empty(0, dtype=dtype), persistent=False)
@@ -121,6 +127,8 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
             template, or the model does not continue its prompt.
         ImportError: At the first use, if transformers is missing.
     """
+
+    depends_on = ("network", "processor", "max_new_tokens")
 
     def __init__(
         self,

@@ -50,6 +50,8 @@ class VQAScore(Reward):
           arXiv:2404.01291
     """
 
+    depends_on = ("question", "answer")
+
     spec = RewardSpec(
         name="vqascore",
         title="VQAScore",

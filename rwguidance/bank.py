@@ -5,7 +5,7 @@ import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Bank:
         TypeError: If the draws are not a floating-point tensor.
         ValueError: If the bank is empty, holds NaN or inf, or the lengths differ.
     """
+
+    depends_on: ClassVar[tuple[str, ...]] = ("x_0", "condition", "rewards")
 
     x_0: Tensor
     condition: Any = None

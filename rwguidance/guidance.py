@@ -40,6 +40,8 @@ class GuidedModel(Model):
             or estimator is to blame, and names time and items.
     """
 
+    depends_on = ("schedule", "scale", "window")
+
     def __init__(
         self,
         base: Model,

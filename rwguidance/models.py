@@ -9,7 +9,7 @@ They are never in half precision, where a step is 4 of 1,000 timesteps.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ class Model(nn.Module, ABC):
     Raises:
         TypeError: If the schedule is none.
     """
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()

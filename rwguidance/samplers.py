@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class Transition:
 
 class Sampler(ABC):
     """One step along a path, from time t to a smaller time s."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     def __repr__(self) -> str:
         return summary(self, **vars(self))
@@ -129,6 +132,8 @@ class DDIM(AncestralSampler):
         | Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502
     """
 
+    depends_on = ("eta",)
+
     def __init__(self, eta: float = 0.0) -> None:
         self.eta = checks.number("eta", eta, 0, 1)
 
@@ -157,6 +162,8 @@ class Heun(Sampler):
     References:
         | Elucidating the Design Space of Diffusion Models (Karras et al., 2022), arXiv:2206.00364
     """
+
+    depends_on = ()
 
     def step(
         self,

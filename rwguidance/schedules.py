@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -82,6 +83,9 @@ class Schedule(ABC):
     Subclasses give :meth:`alpha`, :meth:`sigma` and :meth:`time`, written with differentiable
     torch operations that accept float64 tensors of any shape.
     """
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -181,6 +185,8 @@ class VPSchedule(Schedule):
         | Score-Based Generative Modeling through SDEs (Song et al., 2021), arXiv:2011.13456
     """
 
+    depends_on = ("beta_min", "beta_max")
+
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         self.beta_min = checks.number("beta_min", beta_min, above=0)
         self.beta_max = checks.number("beta_max", beta_max, self.beta_min)
@@ -210,6 +216,8 @@ class CosineSchedule(Schedule):
           offset, arXiv:2102.09672
     """
 
+    depends_on = ()
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sin(0.5 * torch.pi * (1 - t))  # exactly zero at t = 1, which cos is not
 
@@ -234,6 +242,8 @@ class VESchedule(Schedule):
         ValueError: If a scale is out of range.
     """
 
+    depends_on = ("sigma_min", "sigma_max")
+
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
         self.sigma_min = checks.number("sigma_min", sigma_min, above=0)
         self.sigma_max = checks.number("sigma_max", sigma_max, above=self.sigma_min)
@@ -255,6 +265,8 @@ class RectifiedSchedule(Schedule):
     References:
         | Flow Straight and Fast (Liu et al., 2023), arXiv:2209.03003
     """
+
+    depends_on = ()
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -280,6 +292,8 @@ class DiscreteSchedule(Schedule):
         TypeError: If it is no table of numbers.
         ValueError: If it has another shape, or does not decrease, as a table of betas does not.
     """
+
+    depends_on = ("alphas_cumprod",)
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
         table = checks.real_tensor("alphas_cumprod", alphas_cumprod, "a table of numbers").cpu()

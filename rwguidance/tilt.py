@@ -43,6 +43,8 @@ class Tilt(nn.Module):
             not take two arguments; says how to wrap it.
     """
 
+    depends_on = ("rewards", "betas", "decode")
+
     def __init__(
         self,
         reward: RewardFunction | Sequence[RewardFunction],

@@ -29,7 +29,7 @@ GRAY = 0.5
 class Law(Backbone):
     """Images with independent pixels from N(0.5 + c, 0.1^2), where c grows with the prompt."""
 
-    incidental = ("calls", "breaks_at")
+    depends_on = ("schedule", "std")
 
     def __init__(self, std=0.1):
         super().__init__(RectifiedSchedule())
@@ -71,11 +71,13 @@ def mean_of(prompt):
 class Brightness(nn.Module):
     """100 times the mean pixel; NaN, or worse, for pictures that it is told to dislike."""
 
+    depends_on = ("factor",)
+
     def __init__(self, bad=lambda images, prompts: None, factor=100.0):
         super().__init__()
         self.bad = bad
         self.factor = factor
-        self._seen = 0  # private names do not enter fingerprints
+        self._seen = 0
 
     def forward(self, images, prompts):
         self._seen += len(images)

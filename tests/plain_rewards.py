@@ -26,6 +26,8 @@ def spec(name, **changes):
 class Brightness(Reward):
     """Mean of all channels; looks at the squares, so that its gradient depends on the image."""
 
+    depends_on = ()
+
     spec = spec("brightness")
 
     def forward(self, images, prompts):
@@ -34,6 +36,8 @@ class Brightness(Reward):
 
 class Redness(Reward):
     """Red minus green, times a weight."""
+
+    depends_on = ()
 
     spec = spec("redness", typical_range=(-2.0, 3.0), weights_license="Apache-2.0")
 
@@ -51,6 +55,8 @@ class Redness(Reward):
 class Letters(Reward):
     """Number of letters of the prompt times the blue of the first pixel."""
 
+    depends_on = ()
+
     spec = spec("letters", needs_prompt=True, commercial_use=None)
 
     def forward(self, images, prompts):
@@ -59,6 +65,8 @@ class Letters(Reward):
 
 class Scripted(Reward):
     """Returns the values it was given, and counts its calls."""
+
+    depends_on = ("values",)
 
     spec = spec("scripted", differentiable=False)
     straight_through = True

@@ -29,6 +29,9 @@ SEEN = []
 
 
 class Brightness(rewards.Reward):
+    depends_on = ("quality",)
+    quality = 0
+
     spec = rewards.RewardSpec(name="brightness", title="Brightness", needs_prompt=False, **FACTS)
 
     def preprocess(self, images):
@@ -42,6 +45,8 @@ class Brightness(rewards.Reward):
 class Redness(rewards.Reward):
     """The mean of the red channel, once per letter of the prompt."""
 
+    depends_on = ()
+
     spec = rewards.RewardSpec(name="redness", title="Redness", needs_prompt=True, **FACTS)
 
     def forward(self, images, prompts):
@@ -52,6 +57,8 @@ class Redness(rewards.Reward):
 
 class Picky(Redness):
     """Cannot say anything of a "riddle", refuses gray images, and is of infinite mind on "zero"."""
+
+    depends_on = ()
 
     spec = rewards.RewardSpec(name="picky", title="Picky", needs_prompt=True, **FACTS)
 
@@ -66,6 +73,8 @@ class Picky(Redness):
 
 class Moody(EmbeddingReward):
     """Embeds prompts differently in company, as kernels do in the last digit."""
+
+    depends_on = ()
 
     spec = rewards.RewardSpec(name="moody", title="Moody", needs_prompt=True, **FACTS)
 

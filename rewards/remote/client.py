@@ -69,6 +69,8 @@ class RemoteReward(Reward):
         TimeoutError: When called: if the server does not answer in time.
     """
 
+    depends_on = ("url", "spec")
+
     spec = RewardSpec(
         name="remote",
         title="Remote reward",

@@ -63,11 +63,16 @@ def check_finished(out: Path, header: Mapping[str, Any]) -> None:
         )
 
 
-def finished_rows(out: Path) -> list[Row]:
-    """The rows of a finished table: one value or None per reward, and the reason if one is None."""
+def finished_rows(out: Path, labels: int) -> list[Row]:
+    """The rows of a finished table: one value or None per reward, and the reason if one is None.
+
+    Arguments:
+        out: The table.
+        labels: Number of columns before those of rewards.
+    """
 
     read = _read_parquet if out.suffix == ".parquet" else _read_csv
-    return list(read(out))
+    return list(read(out, labels))
 
 
 def is_left(row: Row, names: list[str]) -> bool:
@@ -79,20 +84,21 @@ def is_left(row: Row, names: list[str]) -> bool:
     return any(f"{name} {FAILED}" in row[-1] for name in names)
 
 
-def _read_csv(out: Path) -> Iterator[Row]:
+def _read_csv(out: Path, labels: int) -> Iterator[Row]:
     with out.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         next(rows)
-        for _, _, *values, reason in rows:
+        for row in rows:
+            *values, reason = row[labels:]
             yield [*(float(value) if value else None for value in values), reason]
 
 
-def _read_parquet(out: Path) -> Iterator[Row]:
+def _read_parquet(out: Path, labels: int) -> Iterator[Row]:
     from pyarrow import parquet
 
     table = parquet.read_table(out)
-    for _, _, *row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        yield row
+    for row in zip(*(column.to_pylist() for column in table.columns[labels:]), strict=True):
+        yield list(row)
 
 
 def _digest(out: Path) -> str:

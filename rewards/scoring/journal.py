@@ -179,7 +179,8 @@ def _job_digest(job: Job) -> str:
         stat = path.stat() if path.is_file() else None
         stamp = (stat.st_size, stat.st_mtime_ns) if stat else None
         prompts = "as before" if job.matrix and item is not job.items[0] else item.prompts
-        digest.update(json.dumps([item.image, prompts, item.problem, stamp]).encode())
+        kind = [item.kind] if job.kinds else []
+        digest.update(json.dumps([item.image, prompts, item.problem, stamp, *kind]).encode())
     return digest.hexdigest()
 
 

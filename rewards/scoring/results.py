@@ -17,37 +17,40 @@ __all__ = ["write_table"]
 _ROW_GROUP = 65536
 
 
-def write_table(out: Path, names: list[str], rows: Iterator[Row]) -> None:
+def write_table(out: Path, labels: list[str], rewards: list[str], rows: Iterator[Row]) -> None:
     """Writes a ``.parquet`` or else a CSV file, which is on the disk when this returns.
 
     Arguments:
         out: The file.
-        names: Names of the columns: image, prompt, one per reward, error.
+        labels: Names of the first columns, which hold texts.
+        rewards: Names of the columns of rewards, after which comes the column error.
         rows: Values of the columns, row by row.
     """
 
     with replacing(out) as partial, partial.open("wb") as file:
         write = _write_parquet if out.suffix == ".parquet" else _write_csv
-        write(file, names, rows)
+        write(file, labels, rewards, rows)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write_csv(file: IO[bytes], names: list[str], rows: Iterator[Row]) -> None:
+def _write_csv(file: IO[bytes], labels: list[str], rewards: list[str], rows: Iterator[Row]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([*labels, *rewards, "error"])
     writer.writerows(rows)  # floats by repr, None as nothing
     text.detach()
 
 
-def _write_parquet(file: IO[bytes], names: list[str], rows: Iterator[Row]) -> None:
+def _write_parquet(
+    file: IO[bytes], labels: list[str], rewards: list[str], rows: Iterator[Row]
+) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    text = (0, 1, len(names) - 1)
-    types = [pyarrow.string() if i in text else pyarrow.float64() for i in range(len(names))]
-    schema = pyarrow.schema(list(zip(names, types, strict=True)))
+    text, number = pyarrow.string(), pyarrow.float64()
+    types = [*[text] * len(labels), *[number] * len(rewards), text]
+    schema = pyarrow.schema(list(zip([*labels, *rewards, "error"], types, strict=True)))
     with parquet.ParquetWriter(file, schema) as writer:
         while group := list(itertools.islice(rows, _ROW_GROUP)):
             columns = [

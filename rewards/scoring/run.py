@@ -8,9 +8,10 @@ r"""Scores of many images: streamed, journaled, and resumed exactly.
 Images are decoded once for all their prompts and rewards, one batch ahead, so that at most two
 batches are in memory. Every finished batch goes to a journal beside the result. A run that was
 killed at any moment loses the batch at hand; the same call goes on after the last one in the
-journal. How images fall into batches is fixed by the job, and no batch depends on what was scored
-before, so the result is the same, byte for byte, as without the interruption. (On one machine, for
-rewards that give the same numbers for the same call.)
+journal, if all rewards say what they depend on (:mod:`rwguidance.support.fingerprint`). How images
+fall into batches is fixed by the job, and no batch depends on what was scored before, so the result
+is the same, byte for byte, as without the interruption. (On one machine, for rewards that give the
+same numbers for the same call.)
 
 An image that cannot be read, one at which a reward fails, or a reward that is not finite, leaves
 the value empty, states the reason in the column ``error``, and stops nothing else. A record beside
@@ -20,6 +21,7 @@ tries again at what rewards have failed.
 
 import itertools
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rwguidance.support.checks import integer
-from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support.fingerprint import NotKept, fingerprint_or_reason
 from rwguidance.support.outside import require
 
 from ..base import Reward
@@ -41,7 +43,7 @@ from .summaries import Best, Failure, Summary, Tally
 
 __all__ = ["Scores", "check_output", "score"]
 
-_FIXED = ("image", "prompt", "error")
+_FIXED = ("image", "prompt", "kind", "error")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Scores:
         rows: Number of its rows.
         scored: Number of images that this run opened; the others came from the journal, or from the
             result of an earlier run.
-        summaries: One summary per reward.
+        summaries: One summary per reward, or two, of base pictures and of aligned ones.
         best: The best image for every reward and prompt, in the order of the rows.
         failures: The rows without all their values, in order.
     """
@@ -75,6 +77,8 @@ def score(
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Scores a job and writes a table with the columns image, prompt, one per reward, and error.
+
+    Where images are of a kind, base or aligned, a column kind follows that of the prompt.
 
     Float32 rewards are written with the digits that tell them apart, others in full.
 
@@ -106,10 +110,17 @@ def score(
     require("PIL.Image", "images need", "rewards")
     batches = in_batches(job, batch_size)
     header = make_header(job, list(rewards), batch_size)
+    keys = {name: fingerprint_or_reason(reward) for name, reward in rewards.items()}
     header["weights and options"] = {
-        name: f"{fingerprint(reward)} on {reward.device}" for name, reward in rewards.items()
+        name: f"{keys[name][0]} on {reward.device}" for name, reward in rewards.items()
     }
-    known = _known(out, header, batches, list(rewards), restart)
+    reasons = [reason for _, reason in keys.values() if reason]
+    if reasons:
+        text = f"a run that is interrupted or repeated begins again: {'; '.join(reasons)}"
+        warnings.warn(text, NotKept, stacklevel=2)
+    known = _known(job, out, header, batches, list(rewards), restart)
+    if reasons:  # it cannot be known which rewards they are of
+        known, restart = {}, True
     findings = _Findings(job, rewards)
     if len(known) == len(batches) and not journal_path(out).exists():
         deque(findings.watch(itertools.chain.from_iterable(known.values())), 0)
@@ -132,7 +143,7 @@ def score(
             scored += len(batches[i])
         if progress is not None:
             progress(done, journal.failed)
-        write_table(out, ["image", "prompt", *rewards, "error"], findings.watch(journal.rows()))
+        write_table(out, job.labels, list(rewards), findings.watch(journal.rows()))
     write_record(out, header)
     journal_path(out).unlink()
     return findings.scores(out, scored)
@@ -196,6 +207,7 @@ def _rows_of(batch: Sequence[Item]) -> int:
 
 
 def _known(
+    job: Job,
     out: Path,
     header: Mapping[str, Any],
     batches: Sequence[Sequence[Item]],
@@ -216,7 +228,7 @@ def _known(
         if journal_path(out).exists():
             return {}
         raise
-    rows = iter(finished_rows(out))
+    rows = iter(finished_rows(out, len(job.labels)))
     parts = [list(itertools.islice(rows, _rows_of(batch))) for batch in batches]
     return {i: part for i, part in enumerate(parts) if not any(is_left(row, names) for row in part)}
 
@@ -235,14 +247,15 @@ class _Findings:
 
         places = ((i, prompt) for i, item in enumerate(self.job.items) for prompt in item.prompts)
         for self.count, ((i, prompt), row) in enumerate(zip(places, rows, strict=True), 1):
-            image = self.job.items[i].image
+            item = self.job.items[i]
             for tally, value in zip(self.tallies, row, strict=False):
                 tally.add(i, prompt, value)
             if row[-1]:
-                self.failures.append(Failure(self.count, image, prompt, row[-1]))
-            yield [image, prompt, *row]
+                self.failures.append(Failure(self.count, item.image, prompt, row[-1]))
+            kind = [item.kind] if self.job.kinds else []
+            yield [item.image, prompt, *kind, *row]
 
     def scores(self, out: Path, scored: int) -> Scores:
-        summaries = tuple(tally.summary() for tally in self.tallies)
+        summaries = tuple(summary for tally in self.tallies for summary in tally.summaries())
         best = tuple(best for tally in self.tallies for best in tally.best())
         return Scores(out, self.count, scored, summaries, best, tuple(self.failures))

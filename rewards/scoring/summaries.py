@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from rwguidance.generation.results import KINDS
 from rwguidance.statistics import ratio_and_error
 
 from ..base import Reward
@@ -27,6 +28,7 @@ class Summary:
         standard_error: Standard error of the mean, in reward units; NaN for fewer than two images.
         low: Smallest value, in reward units; NaN without rows.
         high: Largest value, in reward units; NaN without rows.
+        kind: Kind of the images, "base" or "aligned"; empty if they are of no kind.
     """
 
     reward: str
@@ -36,6 +38,7 @@ class Summary:
     standard_error: float
     low: float
     high: float
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,14 @@ class Tally:
     reward: Reward
     images: dict[int, list[float]] = field(default_factory=dict)  # rows and their sum, per image
     prompts: dict[str | None, Best] = field(default_factory=dict)
-    low: float = math.inf
-    high: float = -math.inf
+    extremes: dict[str, tuple[float, float]] = field(default_factory=dict)  # per kind of image
 
     def add(self, i: int, prompt: str, value: float | None) -> None:
         if value is None:
             return
-        self.low, self.high = min(self.low, value), max(self.high, value)
+        kind = self.job.items[i].kind
+        low, high = self.extremes.get(kind, (value, value))
+        self.extremes[kind] = min(low, value), max(high, value)
         entry = self.images.setdefault(i, [0, 0.0])
         entry[0] += 1
         entry[1] += value
@@ -107,12 +111,17 @@ class Tally:
         image, value = (image, value) if value > best.value else (best.image, best.value)
         self.prompts[key] = Best(self.name, key, image, value, best.images + 1)
 
-    def summary(self) -> Summary:
-        if not self.images:
-            return Summary(self.name, 0, 0, math.nan, math.nan, math.nan, math.nan)
-        counts, sums = zip(*self.images.values(), strict=True)
+    def summaries(self) -> list[Summary]:
+        return [self._summary(kind) for kind in (KINDS if self.job.kinds else ("",))]
+
+    def _summary(self, kind: str) -> Summary:
+        images = [self.images[i] for i in self.images if self.job.items[i].kind == kind]
+        if not images:
+            return Summary(self.name, 0, 0, math.nan, math.nan, math.nan, math.nan, kind)
+        counts, sums = zip(*images, strict=True)
         mean, error = ratio_and_error(sums, counts)
-        return Summary(self.name, int(sum(counts)), len(counts), mean, error, self.low, self.high)
+        rows = int(sum(counts))
+        return Summary(self.name, rows, len(counts), mean, error, *self.extremes[kind], kind)
 
     def best(self) -> list[Best]:
         return list(self.prompts.values())

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class Estimate:
 
 class ConditionalExpectation(nn.Module, ABC):
     r"""An estimator of :math:`h_t(x_t) = E[w(x_0) | x_t]`."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     def __call__(
         self, model: Model, x_t: Tensor, t: float | Tensor, condition: Any = None

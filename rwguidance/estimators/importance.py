@@ -15,7 +15,7 @@ the sample onto that draw.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ _CAST_BYTES = 2**22
 class Kernel(ABC):
     r"""Trades bias for effective draws by flattening the noising kernel, :math:`\kappa \ell`."""
 
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
+
     def __repr__(self) -> str:
         return summary(self, **vars(self))
 
@@ -67,6 +70,8 @@ class Tempered(Kernel):
         TypeError: If it is no number.
         ValueError: If it is out of range.
     """
+
+    depends_on = ("factor",)
 
     def __init__(self, factor: float) -> None:
         self.factor = checks.number("factor", factor, above=0, high=1)
@@ -93,6 +98,8 @@ class TargetESS(Kernel):
         TypeError: If it is no number.
         ValueError: If it is out of range.
     """
+
+    depends_on = ("fraction",)
 
     def __init__(self, fraction: float) -> None:
         self.fraction = checks.number("fraction", fraction, above=0, below=1)
@@ -142,6 +149,8 @@ class ImportanceSampling(ConditionalExpectation):
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for flow models)
         | On the Guidance of Flow Matching (Feng et al., 2025), arXiv:2502.02150
     """
+
+    depends_on = ("kernel", "rows", "conditional", "event")
 
     def __init__(self, bank: Bank, tilt: Tilt, kernel: Kernel | None = None) -> None:
         super().__init__()

@@ -54,6 +54,8 @@ class LearnedExpectation(ConditionalExpectation):
         | Reward-weighted guidance, arXiv:2602.00413 (the estimator for diffusion models)
     """
 
+    depends_on = ()
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         checks.function("network", network, "callable (x_t, t, condition)", classes=False)
@@ -84,6 +86,8 @@ class LearnedShift(ConditionalExpectation):
     Raises:
         TypeError: If the network is not callable.
     """
+
+    depends_on = ()
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

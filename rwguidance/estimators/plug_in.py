@@ -59,6 +59,8 @@ class PlugIn(ConditionalExpectation):
         | Damping: arXiv:2606.02884
     """
 
+    depends_on = ("jacobian", "damping", "prior_variance")
+
     def __init__(
         self,
         tilt: Tilt,

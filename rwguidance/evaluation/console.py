@@ -1,9 +1,10 @@
 """An evaluation on a terminal: progress, the table and what it says, the paths of its files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..generation.console import Terminal
+from ..support.processes import Processes, joined
 from .plan import Plan
 from .results import Results
 from .table import Table, write_table
@@ -13,9 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["print_table", "run_evaluate"]
 
+_WIDE = 400
+"""Width of a table at most, in letters."""
 
-def run_evaluate(work: Callable[[Terminal], Results], plan: Plan) -> int:
+
+def run_evaluate(work: Callable[[Terminal, Processes], Results], plan: Plan) -> int:
     """Runs an evaluation on a terminal, writes its table, and prints it.
+
+    Of the processes that a launcher started, the first one writes and prints.
 
     Arguments:
         work: Loads what is needed and evaluates, telling the terminal about it.
@@ -26,6 +32,23 @@ def run_evaluate(work: Callable[[Terminal], Results], plan: Plan) -> int:
     """
 
     terminal = Terminal()
+    try:
+        with joined() as processes, terminal.warnings() as doubted:
+            if processes.first:
+                _say_before(terminal, plan)
+            results = work(terminal, processes)
+            first = processes.first
+    except KeyboardInterrupt:
+        without = " without --restart" if plan.restart else ""
+        rest = "goes on where this one stopped" if terminal.keeps else "begins again"
+        terminal.say(f"interrupted: the same command{without} {rest}")
+        return 130
+    if first:
+        _say_after(terminal, plan, results, doubted)
+    return 2 if results.failures else 0
+
+
+def _say_before(terminal: Terminal, plan: Plan) -> None:
     for cell, why in plan.omitted.items():
         terminal.say(f"note: {cell} is left out: {why}")
     if plan.reused:
@@ -33,22 +56,16 @@ def run_evaluate(work: Callable[[Terminal], Results], plan: Plan) -> int:
             f"warning: settings were chosen on {len(plan.reused)} of the {len(plan.prompts)} "
             f"prompts, such as {plan.reused[0]!r}: gains will be too large"
         )
-    try:
-        with terminal.warnings() as doubted:
-            results = work(terminal)
-    except KeyboardInterrupt:
-        without = " without --restart" if plan.restart else ""
-        terminal.say(f"interrupted: the same command{without} goes on where this one stopped")
-        return 130
+
+
+def _say_after(terminal: Terminal, plan: Plan, results: Results, doubted: Sequence[str]) -> None:
     if doubted:
         terminal.say(f"note, for {len(doubted)} of the runs: {doubted[0]}")
     for failure in results.failures:
         terminal.say(f"failed: {failure.place}: {failure.prompt}: {failure.reason}")
     if results.prompts:
-        table = write_table(results, plan.folder)
-        print_table(table)
+        print_table(write_table(results, plan.folder))
         terminal.say(f"{plan.folder / 'table.csv'} has all figures, and table.json, .md and .tex")
-    return 2 if results.failures else 0
 
 
 def print_table(table: Table) -> None:
@@ -58,7 +75,8 @@ def print_table(table: Table) -> None:
     from rich.console import Console
     from rich.table import Table as Grid
 
-    console = Console()
+    # Numbers must not be cut, however narrow the terminal is.
+    console, wide = Console(), Console(width=_WIDE)
     for section in table.sections:
         heads, *lines = table.cells(section.columns)
         grid = Grid(title=section.title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -67,9 +85,7 @@ def print_table(table: Table) -> None:
             grid.add_column(head, justify=side, no_wrap=True)
         for line in lines:
             grid.add_row(*line)
-        # Numbers must not be cut, however narrow the terminal is.
-        width = console.measure(grid, options=console.options.update(width=1000)).maximum
-        console.print(grid, width=max(width, console.width), crop=False, soft_wrap=True)
+        wide.print(grid)
         _say(console, section.sentence)
     for doubt in table.doubts:
         _say(console, f"note: {doubt}")

@@ -10,12 +10,11 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from ..backbone import Backbone
 from ..generation.base import Method
@@ -26,8 +25,9 @@ from ..generation.store import Store
 from ..generation.work import Forecast, Work
 from ..support.checks import function, instance
 from ..support.files import replacing
-from ..support.fingerprint import fingerprint
+from ..support.fingerprint import NotKept, fingerprint_or_reason
 from ..support.locks import locked
+from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction
 from . import records
 from .judges import Embedding, Judges
@@ -101,6 +101,8 @@ def evaluate(
         OSError: If `out` cannot be written to.
 
     Warns:
+        NotKept: If the model, a reward, an embedding or a method does not say what it depends on,
+            so that nothing is kept for another call.
         RuntimeWarning: If the store cannot be written to, or a record is damaged.
     """
 
@@ -157,6 +159,7 @@ def run_plan(
     store: Store | None = None,
     report: Report = lambda stage, done, total: None,
     say: Callable[[str], None] = lambda text: None,
+    processes: Processes = ALONE,
 ) -> Results:
     """Runs a plan whose folder is claimed, prompt by prompt.
 
@@ -168,25 +171,26 @@ def run_plan(
         store: Keeps draws of the model and their rewards. None is a folder in that of the plan.
         report: Is told about progress.
         say: Is told sentences for the user.
+        processes: The processes that share the prompts, and the folder.
 
     Returns:
-        The results of all prompts. What it raises is what :func:`evaluate` raises.
+        The results of all prompts, in every process. It raises what :func:`evaluate` raises.
     """
 
     evaluation = _evaluation(plan, backbone, rewards, embeddings, store, report, say)
     settings = _settings(plan, evaluation)
-    _claim(plan, settings)
-    finished: list[records.Record] = []
-    for number, prompt in enumerate(plan.prompts):
+    if processes.first:
+        _claim(plan, settings)
+    processes.wait()
+    for number in processes.deal(len(plan.prompts)):
         report("prompts", number, len(plan.prompts))
         path = _path(plan.folder, number)
         record = records.read(path)
         if record is None or record.failures:
-            record = evaluation.record(number, prompt)
-            records.write(record, path)
-        finished.append(record)
+            records.write(evaluation.record(number, plan.prompts[number]), path)
     report("prompts", len(plan.prompts), len(plan.prompts))
-    return records.collect(finished, settings, plan.folder)
+    processes.wait()
+    return load_results(plan.folder)
 
 
 def load_results(folder: Path | str) -> Results:
@@ -258,12 +262,16 @@ def _settings(plan: Plan, evaluation: Evaluation) -> dict[str, Any]:
 
     run, judges = evaluation.runs[0], evaluation.judges
     origin = {key: value for key, value in run.origin.items() if key != "seed"}
+    embeddings = {name: fingerprint_or_reason(value) for name, value in judges.embeddings.items()}
+    reasons = [
+        *plan.undescribed,
+        *(reason for one in judges.runs.values() for reason in one.undescribed),
+        *(reason for _, reason in embeddings.values() if reason),
+    ]
     keys = {
+        "undescribed": list(dict.fromkeys(reasons)),
         "reward keys": {name: one.reward_key for name, one in judges.runs.items()},
-        "embedding keys": {
-            name: fingerprint(value) if isinstance(value, nn.Module) else None
-            for name, value in judges.embeddings.items()
-        },
+        "embedding keys": {name: key for name, (key, _) in embeddings.items()},
     }
     return dict(json.loads(json.dumps({**plan.settings, **origin, **keys})))
 
@@ -271,12 +279,15 @@ def _settings(plan: Plan, evaluation: Evaluation) -> dict[str, Any]:
 def _claim(plan: Plan, settings: Mapping[str, Any]) -> None:
     """Writes the settings to the folder, and removes the records of others."""
 
-    if plan.restart:
-        if _differences(plan.folder, settings):
-            for path in plan.folder.glob("prompts/*.safetensors"):
-                path.unlink()
-    else:
+    reasons = settings["undescribed"]
+    if reasons:
+        text = f"what it makes is not kept for another run: {'; '.join(reasons)}"
+        warnings.warn(text, NotKept, stacklevel=4)
+    if not plan.restart:
         _check_folder(plan.folder, settings)
+    if reasons or (plan.restart and _differences(plan.folder, settings)):
+        for path in plan.folder.glob("prompts/*.safetensors"):
+            path.unlink()
     with replacing(plan.folder / _PLAN) as partial:
         text = json.dumps(settings, indent=1, ensure_ascii=False)
         partial.write_text(text, encoding="utf-8")

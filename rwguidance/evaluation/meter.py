@@ -145,11 +145,11 @@ class MeteredRun(Run):
     meters: list[Meter] = field(default_factory=list)
 
     @cached_property
-    def reward_key(self) -> str | None:
-        """A key of the reward that is counted."""
+    def _keys(self) -> dict[str, tuple[str | None, str]]:
+        """The fingerprints of a run that counts nothing, which has the same draws."""
 
         assert isinstance(self.reward, Counted)
-        return Run(self.backbone, self.reward.reward, self.times).reward_key
+        return Run(self.backbone, self.reward.reward, self.times)._keys
 
     def draws(self, prompt: str, n: int, *stream: str | int) -> Tensor:
         with self._counted(n, stream):

@@ -12,6 +12,7 @@ import rwguidance
 from ..generation.base import Method, set_checked
 from ..generation.job import check_prompts, check_text
 from ..support import checks
+from ..support.fingerprint import Undescribed
 from ..support.outside import require
 from .appearance import APPEARANCE
 from .prompt_sets import common
@@ -202,14 +203,10 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the results and is known without the model, as JSON has it."""
 
-        methods = {
-            label: {"name": method.name, **method.settings()}
-            for label, method in self.methods.items()
-        }
         settings = {
             "rwguidance": rwguidance.__version__,
             **self.names,
-            "methods": methods,
+            "methods": self._described[0],
             "cells": [[cell.method, cell.nats] for cell in self.cells],
             "omitted": [[cell.method, cell.nats, why] for cell, why in self.omitted.items()],
             "strengths": self.strengths,
@@ -224,6 +221,26 @@ class Plan:
             "developed on": list(self.developed_on),
         }
         return dict(json.loads(json.dumps(settings)))
+
+    @property
+    def undescribed(self) -> list[str]:
+        """Reasons for which results of the methods cannot be told apart, one line each."""
+
+        return self._described[1]
+
+    @cached_property
+    def _described(self) -> tuple[dict[str, Any], list[str]]:
+        """The settings of the methods by label, and reasons where there are none."""
+
+        settings: dict[str, Any] = {}
+        reasons = []
+        for label, method in self.methods.items():
+            settings[label] = {"name": method.name}
+            try:
+                settings[label] |= method.settings()
+            except Undescribed as reason:
+                reasons.append(str(reason))
+        return settings, reasons
 
 
 def _check_methods(methods: Mapping[str, Method]) -> None:

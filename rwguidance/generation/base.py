@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..estimators import ConditionalExpectation
 from ..guidance import GuidedModel, check_strength
@@ -75,12 +75,15 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """Returns everything that changes the result, in values that JSON can hold.
 
-        These are the dataclass's fields, with fingerprints for networks.
+        These are the dataclass's fields, with fingerprints for those that JSON cannot hold.
+
+        Raises:
+            Undescribed: If one of them does not say what it depends on.
         """
 
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {
-            name: fingerprint(value) if isinstance(value, nn.Module) else value
+            name: value if _is_plain(value) else fingerprint(value)
             for name, value in values.items()
         }
 
@@ -114,6 +117,12 @@ class Method(ABC):
             base: Their unguided samples, from the same noise, with shape (B, \*event).
             rewards: Rewards of the unguided samples, with shape (B,); NaN where the reward failed.
         """
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,18 @@
 """A generation on a terminal: progress, a summary, and the paths of the results."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..samplers import ADVICE, UnreliableEstimate
 from ..statistics import mean_and_error
+from ..support.fingerprint import NotKept
+from ..support.notes import heard
 from .results import Generated, Row
 from .run import Report
+from .store import OldStore
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +36,8 @@ class Terminal:
         from rich.console import Console
 
         self.console = Console(stderr=True)
+        self.keeps = True
+        """False if what is made is not kept for another run."""
 
     def say(self, text: str) -> None:
         """Prints a sentence."""
@@ -66,29 +70,24 @@ class Terminal:
 
     @contextmanager
     def warnings(self) -> Iterator[list[str]]:
-        """Collects doubts about estimates, one per run of the sampler, and prints what fails once.
+        """Collects doubts about estimates, one per run of the sampler, and prints once what fails.
 
-        Other warnings pass.
+        It prints once, too, what is not kept for another run. Other warnings pass.
         """
 
         doubts: list[str] = []
         said: set[str] = set()
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", UnreliableEstimate)
-            warnings.simplefilter("always", RuntimeWarning)
-            show: Any = warnings.showwarning
 
-            def collect(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
-                text = str(message)
-                if issubclass(category, UnreliableEstimate):
-                    doubts.append(text.replace(ADVICE, _ADVICE))
-                elif not issubclass(category, RuntimeWarning):
-                    show(message, category, *rest, **keywords)
-                elif text not in said:
-                    said.add(text)
-                    self.say(f"warning: {text}")
+        def hear(warning: Warning) -> None:
+            text = str(warning)
+            if isinstance(warning, UnreliableEstimate):
+                doubts.append(text.replace(ADVICE, _ADVICE))
+            elif text not in said:
+                said.add(text)
+                self.keeps = self.keeps and not isinstance(warning, NotKept)
+                self.say(f"{'warning' if isinstance(warning, RuntimeWarning) else 'note'}: {text}")
 
-            warnings.showwarning = collect
+        with heard(hear, UnreliableEstimate, NotKept, OldStore, RuntimeWarning):
             yield doubts
 
 
@@ -110,7 +109,8 @@ def run_generate(work: Callable[[Terminal], Generated], restart: bool = False) -
             generated = work(terminal)
     except KeyboardInterrupt:
         without = " without --restart" if restart else ""
-        terminal.say(f"interrupted: the same command{without} goes on where this one stopped")
+        rest = "goes on where this one stopped" if terminal.keeps else "begins again"
+        terminal.say(f"interrupted: the same command{without} {rest}")
         return 130
     if doubts:
         terminal.say(f"note, for {len(doubts)} of the runs: {doubts[0]}")

@@ -47,7 +47,7 @@ class Folder:
     Arguments:
         path: The folder.
         settings: Everything that decides the pictures besides prompt and number, as JSON reads it
-            back. The value of `reward key` is None if rewards cannot be told apart.
+            back. The value of `undescribed` are reasons why pictures cannot be told apart, if any.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class Folder:
         """
 
         files = (path for number in numbers for path in self._files(prompt, number))
-        return self.settings["reward key"] is None or not all(map(Path.exists, files))
+        return bool(self.settings["undescribed"]) or not all(map(Path.exists, files))
 
     def finished(self, prompt: str, images: int) -> tuple[list[Row], list[int]]:
         """Returns the pairs of a prompt that are there, and the numbers of those to be made.
@@ -90,7 +90,7 @@ class Folder:
             images: Number of pairs that are wanted.
         """
 
-        if self.settings["reward key"] is None:  # it cannot be known which reward it was
+        if self.settings["undescribed"]:  # it cannot be known what made those that are there
             return [], list(range(images))
         done, missing = [], []
         for number in range(images):

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import rwguidance
 
 from ..support.checks import described, flag, instance, integer, optional
 from ..support.conditions import has_half_surrogate
+from ..support.fingerprint import Undescribed
 from ..support.locks import locked
 from ..support.outside import require
 from .base import Method, set_checked
@@ -88,11 +90,26 @@ class Job:
         settings = {
             "rwguidance": rwguidance.__version__,
             **self.names,
-            "method": {"name": self.method.name, **self.method.settings()},
+            "method": {"name": self.method.name, **self._details[0]},
             "negative prompt": self.negative_prompt,
             "seed": self.seed,
         }
         return dict(json.loads(json.dumps(settings)))
+
+    @property
+    def undescribed(self) -> list[str]:
+        """The reason why pictures of the method are not kept, in one line, if there is one."""
+
+        return self._details[1]
+
+    @cached_property
+    def _details(self) -> tuple[dict[str, Any], list[str]]:
+        """The settings of the method, or none and the reason why they cannot be told apart."""
+
+        try:
+            return self.method.settings(), []
+        except Undescribed as reason:
+            return {}, [str(reason)]
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

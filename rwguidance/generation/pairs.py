@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..support.checks import function, instance
+from ..support.fingerprint import NotKept
 from ..tilt import RewardFunction
 from .base import Method
 from .extensions import check_negative_prompt, sampling_times
@@ -50,8 +52,9 @@ def generate(
     A picture depends on the seed, its prompt and its number; neither on the other prompts nor on
     the batch size (up to rounding). An interrupted run goes on where it stopped when it is called
     again: finished pairs are recognized by the settings in their metadata, and draws of the model
-    come from the store. With a plain function as the reward, which cannot be told apart from
-    another, pairs are made again.
+    come from the store. What does not say what it depends on
+    (:mod:`rwguidance.support.fingerprint`), such as a function as the reward, cannot be told apart
+    from another: then pairs are made again, and a warning, :class:`NotKept`, says so.
 
     Arguments:
         backbone: The model.
@@ -84,6 +87,8 @@ def generate(
         OSError: If `out` cannot be written to.
 
     Warns:
+        NotKept: If backbone, sampler, reward or method do not say what they depend on; once.
+        OldStore: If the store holds draws of an older version, which are made anew; once.
         RuntimeWarning: If the store cannot be written to, or the file system of `out` has no locks.
     """
 
@@ -124,7 +129,11 @@ def make(
     check_negative_prompt(backbone, job.negative_prompt)
     run = Run(backbone, reward, times, job.seed, job.batch_size, job.negative_prompt, store, report)
     check_device(run)
-    folder = Folder(job.folder, _settings(job, run))
+    settings = _settings(job, run)
+    if settings["undescribed"]:
+        reasons = "; ".join(settings["undescribed"])
+        warnings.warn(f"what it makes is not kept for another run: {reasons}", NotKept, 3)
+    folder = Folder(job.folder, settings)
     folder.claim(job.restart)
     forecast = _forecast(job, run, folder, say)
 
@@ -165,7 +174,9 @@ def check_device(run: Run) -> None:
 def _settings(job: Job, run: Run) -> dict[str, Any]:
     """Returns everything that decides the pictures besides prompt and number, as JSON has it."""
 
-    settings = {**job.settings, "reward key": run.reward_key, **run.origin}
+    undescribed = [*run.undescribed, *job.undescribed]
+    keys = {"undescribed": undescribed, "reward key": run.reward_key}
+    settings = {**job.settings, **keys, **run.origin}
     return dict(json.loads(json.dumps(settings)))
 
 

@@ -43,14 +43,21 @@ def save_picture(image: Tensor, path: Path, facts: dict[str, Any]) -> None:
         _to_pil(image).save(partial, format="PNG", pnginfo=info)
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Returns the facts that :func:`save_picture` wrote to a picture; None if it has none."""
+def read_facts(path: Path, whole: bool = True) -> dict[str, Any] | None:
+    """Returns the facts that :func:`save_picture` wrote to a picture; None if it has none.
+
+    Arguments:
+        path: The file.
+        whole: Whether a picture that cannot be decoded counts as one without facts; if not, pixels
+            are not read.
+    """
 
     image_module = require("PIL.Image", "pictures need", "rewards")
     try:
         with image_module.open(path) as image:
-            image.load()
-            facts = json.loads(image.text[_KEY])
+            if whole:
+                image.load()
+            facts = json.loads(image.info[_KEY])
     except (OSError, SyntaxError, KeyError, AttributeError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None

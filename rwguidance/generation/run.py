@@ -12,16 +12,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank import Bank
 from ..models import Model
 from ..samplers import Trace, sample
 from ..support.conditions import take
-from ..support.fingerprint import fingerprint
+from ..support.fingerprint import fingerprint_or_reason
 from ..support.randomness import generator_for
-from ..support.user_code import user_digest
 from ..tilt import RewardFunction, Tilt
 from .extensions import encode
 from .failures import reason
@@ -80,12 +79,14 @@ class Run:
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """Everything that the law of the draws depends on, besides the prompt."""
+        """Everything that the law of the draws depends on, besides the prompt.
 
-        sampler = self.backbone.sampler
+        The fingerprint of what does not say what it depends on is None, see :attr:`undescribed`.
+        """
+
         return {
-            "backbone": fingerprint(self.backbone, self.backbone.incidental),
-            "sampler": f"{type(sampler).__name__} {vars(sampler)}",
+            "backbone": self._keys["backbone"][0],
+            "sampler": self._keys["sampler"][0],
             "times": [float(t) for t in self.times],
             "negative prompt": self.negative_prompt,
             "seed": self.seed,
@@ -99,14 +100,31 @@ class Run:
 
     @cached_property
     def reward_key(self) -> str | None:
-        """A key of the reward; None if it is a plain function, which cannot be told apart.
+        """A key of the reward; None if it does not say what it depends on, as a function."""
 
-        A function of a file that the user named is told apart by the file.
-        """
+        return self._keys["reward"][0]
 
-        if isinstance(self.reward, nn.Module):
-            return fingerprint(self.reward)
-        return user_digest(self.reward)
+    @property
+    def undescribed(self) -> list[str]:
+        """Reasons why draws or rewards of this run are not kept, one line each."""
+
+        return [reason for _, reason in self._keys.values() if reason]
+
+    @cached_property
+    def _keys(self) -> dict[str, tuple[str | None, str]]:
+        """The fingerprint of each part, or None and the reason why there is none."""
+
+        return {
+            "backbone": fingerprint_or_reason(self.backbone, self.backbone.incidental),
+            "sampler": fingerprint_or_reason(self.backbone.sampler),
+            "reward": fingerprint_or_reason(self.reward),
+        }
+
+    def _drawer(self, origin: dict[str, Any]) -> Drawer | None:
+        """Where the tensors of an origin are kept, unless its parts cannot be told apart."""
+
+        told = all(origin[name] is not None for name in self._keys if name in origin)
+        return self.store.of(origin) if self.store is not None and told else None
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
@@ -192,7 +210,7 @@ class Run:
                 )
             return x_0
 
-        drawer = None if self.store is None else self.store.of({**self.origin, "prompt": prompt})
+        drawer = self._drawer({**self.origin, "prompt": prompt})
         return self._extend(drawer, "-".join(map(str, ("draws", *stream))), n, "draws", make)
 
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
@@ -222,9 +240,7 @@ class Run:
                 return tilt.score(x_0[numbers.start : numbers.stop], [prompt] * len(numbers))
 
         origin = {**self.origin, "prompt": prompt, "reward": self.reward_key}
-        # A reward without a key cannot be told apart from another one: its values are not kept.
-        store = None if self.reward_key is None else self.store
-        drawer = None if store is None else store.of(origin)
+        drawer = self._drawer(origin)
         name = "-".join(map(str, ("rewards", *stream)))
         rewards = self._extend(drawer, name, n, "rewards of draws", make)
         return Bank(x_0, [prompt] * n, rewards, origin)

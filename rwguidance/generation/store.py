@@ -22,7 +22,14 @@ from torch import Tensor
 
 from ..support.files import replacing
 
-__all__ = ["Drawer", "Store"]
+__all__ = ["Drawer", "OldStore", "Store"]
+
+_FORMAT = 2
+"""Number of the format: 1 told models apart by some of their weights and options."""
+
+
+class OldStore(UserWarning):
+    """A store holds tensors of an older format, which are made anew."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,11 @@ class Store:
             RuntimeWarning: If the folder cannot be made or read, so that the drawer stays empty.
         """
 
-        text = json.dumps({**origin, "format": 1}, indent=1, sort_keys=True)
+        text = json.dumps({**origin, "format": _FORMAT}, indent=1, sort_keys=True)
         folder = Path(self.root) / hashlib.sha256(text.encode()).hexdigest()[:24]
         label = folder / "origin.json"
         with _spared(Path(self.root)):
+            self._say_if_old()
             if not label.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 with replacing(label) as partial:
@@ -120,6 +128,24 @@ class Store:
             elif label.read_text(encoding="utf-8") != text:
                 raise ValueError(f"{folder} holds draws of another origin: delete it")
         return Drawer(folder)
+
+    def _say_if_old(self) -> None:
+        """Warns of tensors of an older format, once, after which the store has a note."""
+
+        root = Path(self.root)
+        note = root / "format"
+        if note.exists():
+            return
+        old = any(root.glob("*/origin.json"))
+        root.mkdir(parents=True, exist_ok=True)
+        with replacing(note) as partial:
+            partial.write_text(f"{_FORMAT}\n", encoding="utf-8")
+        if old:
+            text = (
+                f"{root} holds draws of an older version, which told models apart less well: they "
+                "are made anew, and the old ones may be deleted"
+            )
+            warnings.warn(text, OldStore, stacklevel=3)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ GROUPS = 8
 class Encoder(nn.Module):
     """The stages from fine to coarse, with attention in the last, and the embedding for them."""
 
+    depends_on = ()
+
     def __init__(self, channels: int, text: int, widths: Sequence[int], depth: int) -> None:
         super().__init__()
         size = _embedding_size(widths)
@@ -48,6 +50,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The way back up, with the outputs of the encoder's stages at its side."""
 
+    depends_on = ()
+
     def __init__(self, widths: Sequence[int], depth: int) -> None:
         super().__init__()
         size = _embedding_size(widths)
@@ -67,6 +71,8 @@ class Decoder(nn.Module):
 class _Stage(nn.Module):
     """Residual blocks of one resolution."""
 
+    depends_on = ()
+
     def __init__(self, inputs: int, outputs: int, embedding: int, depth: int) -> None:
         super().__init__()
         sizes = (inputs, *(outputs,) * (depth - 1))
@@ -80,6 +86,8 @@ class _Stage(nn.Module):
 
 class _Block(nn.Module):
     """Two convolutions beside an identity; the embedding modulates the norm between them."""
+
+    depends_on = ()
 
     def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
@@ -99,6 +107,8 @@ class _Block(nn.Module):
 
 class _Attention(nn.Module):
     """Attention between the pixels, with one head."""
+
+    depends_on = ()
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ __all__ = ["LatentExpectation", "LatentShift", "read"]
 
 class _LatentNetwork(nn.Module):
     """A network for latents: its arguments, the inputs of its encoder, and its file."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     last: nn.Conv2d | nn.Linear
 
@@ -148,6 +151,8 @@ class LatentExpectation(_LatentNetwork):
         | Reward-weighted guidance, arXiv:2602.00413 (which gives the size, not the layers)
     """
 
+    depends_on = ("channels", "schedule", "text", "widths", "depth")
+
     def __init__(
         self,
         channels: int,
@@ -195,6 +200,8 @@ class LatentShift(_LatentNetwork):
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
     """
+
+    depends_on = ("channels", "schedule", "text", "widths", "depth")
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class ExpectationMLP(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    depends_on = ()
+
     def __init__(
         self,
         event: Sequence[int],
@@ -65,6 +67,8 @@ class ShiftMLP(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    depends_on = ("schedule",)
+
     def __init__(
         self,
         event: Sequence[int],
@@ -88,6 +92,8 @@ class ShiftMLP(nn.Module):
 
 class _Trunk(nn.Module):
     """Residual perceptron on [state, time features, label embedding]."""
+
+    depends_on = ("labels",)
 
     def __init__(
         self,

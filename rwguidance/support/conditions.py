@@ -122,15 +122,22 @@ def lookup(condition: Any) -> Callable[[Sequence[Hashable]], Any]:
         A function of keys, which may repeat. It raises ValueError for keys that it does not know.
     """
 
-    place = {key: i for i, key in enumerate(condition_keys(condition, len(condition)) or ())}
+    return _Lookup(condition)
 
-    def encode(keys: Sequence[Hashable]) -> Any:
-        missing = [key for key in dict.fromkeys(keys) if key not in place]
+
+class _Lookup:
+    depends_on = ("condition",)
+
+    def __init__(self, condition: Any) -> None:
+        keys = condition_keys(condition, len(condition)) or ()
+        self.condition = condition
+        self.places = {key: i for i, key in enumerate(keys)}
+
+    def __call__(self, keys: Sequence[Hashable]) -> Any:
+        missing = [key for key in dict.fromkeys(keys) if key not in self.places]
         if missing:
             raise ValueError(
                 f"nothing was encoded for {describe_keys(missing)}, only for "
-                + describe_keys(list(place))
+                + describe_keys(list(self.places))
             )
-        return take(condition, [place[key] for key in keys])
-
-    return encode
+        return take(self.condition, [self.places[key] for key in keys])

@@ -30,6 +30,8 @@ class Empirical(TiltableLaw):
             ones.
     """
 
+    depends_on = ("points", "bandwidth", "log_weights")
+
     def __init__(
         self, points: Tensor, bandwidth: float = 0.0, log_weights: Numbers | None = None
     ) -> None:

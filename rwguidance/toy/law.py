@@ -1,7 +1,7 @@
 """Laws of clean states: draws, a density and an exact denoiser, and for some exact tilts."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Law(ABC):
     Attributes:
         event: Shape of one state.
     """
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     event: tuple[int, ...]
 
@@ -90,6 +93,8 @@ def check_draws(n: int, generator: torch.Generator | None) -> None:
 
 
 class _LawModel(Model):
+    depends_on = ("schedule", "law")
+
     def __init__(self, law: Law, schedule: Schedule) -> None:
         super().__init__(schedule)
         self.law = law

@@ -1,5 +1,7 @@
 """Gaussians, mixtures of them, and mixtures that are cut in two by a step reward."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class GaussianMixture(TiltableLaw):
         covariances: Covariances of the components, positive definite, with shape (K, D, D), or
             (1, D, D) if shared.
     """
+
+    depends_on: ClassVar[tuple[str, ...]] = ("log_weights", "means", "covariances")
 
     def __init__(self, log_weights: Numbers, means: Numbers, covariances: Numbers) -> None:
         weights = numbers_of("log_weights", log_weights)
@@ -153,6 +157,8 @@ class Gaussian(GaussianMixture):
         covariance: The covariance, positive definite, with shape (D, D).
     """
 
+    depends_on = GaussianMixture.depends_on
+
     def __init__(self, mean: Numbers, covariance: Numbers) -> None:
         mean, covariance = numbers_of("mean", mean), numbers_of("covariance", covariance)
         if mean.ndim != 1:
@@ -169,6 +175,8 @@ class StepTilted(Law):
         base: The law that is tilted, of dimension 1.
         tilt: A tilt with one :class:`Step` reward.
     """
+
+    depends_on = ("base", "tilt")
 
     def __init__(self, base: GaussianMixture, tilt: Tilt) -> None:
         checks.instance("base", base, GaussianMixture, "a GaussianMixture")

@@ -25,6 +25,8 @@ class Oracle(ConditionalExpectation):
         TypeError: If an argument is of the wrong kind.
     """
 
+    depends_on = ("law",)
+
     def __init__(self, law: TiltableLaw, tilt: Tilt) -> None:
         super().__init__()
         checks.instance("law", law, TiltableLaw, "a TiltableLaw such as a GaussianMixture")

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ class Exponents(NamedTuple):
 
 class ClosedReward(ABC):
     """A reward whose weight is a sum of exponentials of quadratics."""
+
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
     @abstractmethod
     def __call__(self, x: Tensor, condition: Any = None) -> Tensor:
@@ -91,6 +94,8 @@ class Linear(ClosedReward):
         c: Offset, in reward units.
     """
 
+    depends_on = ("b", "c")
+
     def __init__(self, b: Numbers, c: float = 0.0) -> None:
         self.b = _tensor(b, 1, "b")
         self.c = checks.number("c", c)
@@ -115,6 +120,8 @@ class Quadratic(ClosedReward):
             be indefinite, as long as the tilted law exists.
         b: Optional slope, in reward units per data unit, with shape (D,).
     """
+
+    depends_on = ("center", "precision", "b")
 
     def __init__(self, center: Numbers, precision: Numbers, b: Numbers | None = None) -> None:
         self.center = _tensor(center, 1, "center")
@@ -145,6 +152,8 @@ class Bumps(ClosedReward):
         centers: Centers m, in data units, with shape (J, D).
         precisions: Symmetric matrices H, with shape (J, D, D).
     """
+
+    depends_on = ("log_heights", "centers", "precisions")
 
     def __init__(self, log_heights: Numbers, centers: Numbers, precisions: Numbers) -> None:
         self.log_heights = _tensor(log_heights, 1, "log_heights")
@@ -180,6 +189,8 @@ class Step:
         threshold: The place of the step, in data units.
         height: The height R of the step, in reward units, which may be negative.
     """
+
+    depends_on = ("threshold", "height")
 
     def __init__(self, threshold: float, height: float) -> None:
         self.threshold = checks.number("threshold", threshold)

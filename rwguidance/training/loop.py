@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..support import checks
 from ..support.files import replacing
+from .origin import check_origin, origin_of
 
 __all__ = ["train"]
 
@@ -32,6 +33,16 @@ def train(
     where the uninterrupted run would have. Files are written atomically. All randomness comes from
     `seed`; networks that draw from the global generator (dropout) are not covered by that.
 
+    A checkpoint carries fingerprints of what decides the result, and belongs to nothing else: all
+    arguments but `save_every` and `progress`, what the objective depends on (of the objectives
+    here: model, bank, temperatures and log-weights, batch size, the rest of its arguments), and the
+    network, its class, options and shapes. Initial weights do not count, and neither can the number
+    of steps grow, as the learning rate follows it. What does not say what it depends on
+    (:mod:`rwguidance.support.fingerprint`), such as a function, can be told apart from others only
+    as the very object that it is: with such an objective, a checkpoint continues in the process
+    that made it, with the same object, and with such a network, with one of the same class. To
+    continue elsewhere, write `depends_on` in the class.
+
     Arguments:
         network: The network, which is trained in place.
         objective: A function from (network, generator) to the terms of the loss, by name.
@@ -48,7 +59,8 @@ def train(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the checkpoint was made with other settings, or a setting is out of range.
+        ValueError: If the checkpoint was made with anything else, which is named, or a setting is
+            out of range.
         FloatingPointError: If the loss is not finite; names the step and the terms.
     """
 
@@ -61,7 +73,6 @@ def train(
     checks.optional(checks.instance, "checkpoint", checkpoint, (str, os.PathLike), "a path or None")
     save_every = checks.integer("save_every", save_every, 1)
     checks.flag("progress", progress)
-    settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "max_norm": max_norm}
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)
     losses = torch.full((steps,), torch.nan, dtype=torch.float64)
@@ -69,8 +80,12 @@ def train(
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"checkpoint must lie in an existing folder, got {path}")
+    origin: dict[str, str] = {}
+    if path is not None:
+        settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+        origin = origin_of(network, objective, {**settings, "max_norm": max_norm})
     if path is not None and path.is_file():
-        start, losses = _resume(path, settings, network, optimizer, generator)
+        start, losses = _resume(path, origin, network, optimizer, generator)
 
     for step in _track(range(start, steps), progress, steps, start):
         for group in optimizer.param_groups:
@@ -90,7 +105,7 @@ def train(
         optimizer.step()
         losses[step] = float(loss.detach())
         if path is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
-            _save(path, settings, network, optimizer, generator, step + 1, losses)
+            _save(path, origin, network, optimizer, generator, step + 1, losses)
     return losses
 
 
@@ -104,7 +119,7 @@ def _track(steps: range, progress: bool, total: int, completed: int) -> Any:
 
 def _save(
     path: Path,
-    settings: dict[str, Any],
+    origin: dict[str, str],
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
@@ -112,7 +127,7 @@ def _save(
     losses: Tensor,
 ) -> None:
     state = {
-        "settings": settings,
+        "origin": origin,
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "generator": generator.get_state(),
@@ -125,17 +140,13 @@ def _save(
 
 def _resume(
     path: Path,
-    settings: dict[str, Any],
+    origin: dict[str, str],
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> tuple[int, Tensor]:
     state = torch.load(path, weights_only=True)
-    if state["settings"] != settings:
-        raise ValueError(
-            f"checkpoint {path} was made with {state['settings']}, but this run asks for "
-            f"{settings}; use the same settings, or another file"
-        )
+    check_origin(path, state.get("origin"), origin)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])

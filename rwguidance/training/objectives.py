@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ TimeSampler = Callable[[int, torch.Generator], Tensor]
 
 Encoder = Callable[[list[Any]], Any]
 """A function from items of a bank's condition, such as prompts, to what a model takes."""
+
+
+_OBJECTIVE = ("model", "bank", "betas", "log_w", "batch_size", "times", "encode")
+"""Attributes that decide every objective; of the tilt, its log-weights of the bank are all."""
 
 
 def uniform_times(n: int, generator: torch.Generator) -> Tensor:
@@ -88,6 +92,9 @@ class Objective(ABC):
         ValueError: If `batch_size` is less than 1, or every draw of a condition has zero weight.
     """
 
+    depends_on: ClassVar[tuple[str, ...]]
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
+
     model: Model
     bank: Bank
     tilt: Tilt
@@ -107,6 +114,12 @@ class Objective(ABC):
             self.bank = self.bank.scored(self.tilt)
         assert self.bank.rewards is not None
         self.log_w = _centered(self.tilt.weigh(self.bank.rewards), self.bank)
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """The temperatures of the tilt, in reward units."""
+
+        return self.tilt.betas
 
     @abstractmethod
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -167,6 +180,17 @@ class ExpectationObjective(Objective):
     References:
         | Reward-weighted guidance, arXiv:2602.00413
     """
+
+    depends_on = (
+        *_OBJECTIVE,
+        "loss",
+        "eta",
+        "preferred",
+        "penalty",
+        "cycle_weight",
+        "classifier",
+        "group_size",
+    )
 
     loss: Callable[[Tensor, Tensor], Tensor] = itakura_saito
     eta: float = 0.0
@@ -257,6 +281,8 @@ class ShiftObjective(Objective):
         expectation: A network for :math:`\log h_t`, trained on the same bank, which turns the
             weighted regression (MRGM) into that of the centered residual, with far less noise.
     """
+
+    depends_on = (*_OBJECTIVE, "expectation")
 
     expectation: nn.Module | None = None
 

@@ -32,7 +32,7 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -296,8 +296,9 @@ def train(
     else:
         pipe = read(start, autoencoder)
     average = ExponentialMovingAverage(_parts_of(pipe))
-    run = _run(pipe, average, out.with_suffix(".state"), start, seed, options)
     own = drawings.where("generator", load_names()["train"])
+    made_with = {"data": own, "weights": _parts_of(pipe), "vae": autoencoder, "seed": seed}
+    run = _run(pipe, average, out.with_suffix(".state"), start, made_with, options)
     # Pictures are drawn anew after an interruption: others than those of the steps before.
     pictures = Generator().manual_seed(seed + 1 + run.step)
     buffer = LatentBuffer(own, autoencoder, pipe.tokenizer, options.kept, pictures)
@@ -322,7 +323,7 @@ def _run(
     average: ExponentialMovingAverage,
     state: Path,
     start: Path | None,
-    seed: int,
+    made_with: Mapping[str, Any],
     options: BufferedOptions,
 ) -> Run:
     """Returns a run that trains the network and the text encoders of a pipeline."""
@@ -334,7 +335,8 @@ def _run(
     names = [*_PARTS, *(f"average_{name}" for name in _PARTS)]
     modules = dict(zip(names, [*parts, *average.modules], strict=True))
     optimizer = Muon(groups(parts), lr=options.peak)
-    run = Run(state, modules, optimizer, Generator().manual_seed(seed), average)
+    generator = Generator().manual_seed(made_with["seed"])
+    run = Run(state, modules, optimizer, generator, {**made_with, **options.deciding}, average)
     if start is not None:
         before = json.loads((start / "figures.json").read_text(encoding="utf-8"))
         run.seen, run.seconds = before["pictures_seen"], 60 * before["minutes"]

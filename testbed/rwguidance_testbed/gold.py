@@ -54,6 +54,8 @@ class Gold(nn.Module):
         judge: Judge of how well pictures match prompts.
     """
 
+    depends_on = ()
+
     def __init__(self, judge: Towers) -> None:
         super().__init__()
         self.judge = judge.eval().requires_grad_(False)

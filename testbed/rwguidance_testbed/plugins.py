@@ -97,6 +97,8 @@ class EmojiPick(PickScore):
     errors are those of :class:`rwguidance.rewards.clip.ClipReward`.
     """
 
+    depends_on = ("mode",)
+
     spec = _spec(
         "emoji-pick",
         "emoji-pick",
@@ -124,6 +126,8 @@ class EmojiHPS(HPSv2):
         FileNotFoundError: If a file is missing; says where to get it.
         ValueError: If a file does not hold what it should, or is not as it was shipped.
     """
+
+    depends_on = ("tokenizer", "size")
 
     spec = _spec(
         "emoji-hps",
@@ -169,6 +173,8 @@ class EmojiGold(Reward):
         path: The folder of the judge; None is what comes with the test bed.
     """
 
+    depends_on = ()
+
     spec = _spec(
         "emoji-gold",
         "emoji-judge",
@@ -201,6 +207,8 @@ class EmojiMatch(Reward):
         path: The folder of the judge; None is what comes with the test bed.
     """
 
+    depends_on = ()
+
     spec = _spec(
         "emoji-match",
         "emoji-judge",
@@ -232,6 +240,8 @@ class JudgeEmbedding(nn.Module):
     Arguments:
         path: The folder of the judge; None is what comes with the test bed.
     """
+
+    depends_on = ()
 
     def __init__(self, path: str | Path | None = None) -> None:
         super().__init__()

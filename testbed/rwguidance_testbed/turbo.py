@@ -285,7 +285,9 @@ def train(
     modules = {**parts, "average": average.modules[0]}
     optimizer = Muon(groups([pipe.unet]), lr=options.peak)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_suffix(".state"), modules, optimizer, generator, average)
+    made_with = {"data": own, "weights": parts, "vae": autoencoder, "seed": seed}
+    made_with |= options.deciding
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator, made_with, average)
     if options.resume:
         run.restore()
     # Pictures are drawn anew after an interruption: others than those of the steps before.

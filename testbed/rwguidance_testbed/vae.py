@@ -150,7 +150,8 @@ def train(
     settings: Any = {"lr": options.peak, "betas": (0.9, 0.99), "weight_decay": 1e-4}
     optimizer = torch.optim.AdamW(vae.parameters(), **settings)
     generator = Generator().manual_seed(seed)
-    run = Run(out.with_suffix(".state"), {"vae": vae}, optimizer, generator)
+    made_with = {"data": own, "weights": vae, "seed": seed, **options.deciding}
+    run = Run(out.with_suffix(".state"), {"vae": vae}, optimizer, generator, made_with)
     if options.resume:
         run.restore()
 

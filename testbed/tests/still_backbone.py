@@ -11,6 +11,8 @@ from rwguidance.support.randomness import normal
 class Still(Backbone):
     """Noise that stands still, so that samples are noise; pictures are latents around gray."""
 
+    depends_on = ("schedule",)
+
     def __init__(self):
         super().__init__(rw.RectifiedSchedule())
 
@@ -33,6 +35,8 @@ class Still(Backbone):
 
 class Named(Light):
     """A judge whose captions are prompts with and without backgrounds."""
+
+    depends_on = ()
 
     def embed_captions(self, captions):
         return torch.stack([torch.tensor([len(c), c.count("e"), 1.0]) for c in captions])

@@ -30,12 +30,16 @@ EVENT = (3, 2, 2)
 class Light(nn.Module):
     """Twice the mean of a picture, plus one: linear in it."""
 
+    depends_on = ()
+
     def forward(self, images, prompts):
         return 1 + 2 * images.flatten(1).mean(1)
 
 
 class Generator(backbones.Backbone):
     """One step from noise to N(0, s^2), where s says whether the prompt names a background."""
+
+    depends_on = ("schedule",)
 
     def __init__(self):
         super().__init__(SCHEDULE)

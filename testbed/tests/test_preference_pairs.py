@@ -7,6 +7,7 @@ import torch
 from squares import NAMES
 from test_towers_accuracy import Colors
 
+from rwguidance.support.fingerprint import fingerprint
 from rwguidance_testbed.scenes import COLORS
 from rwguidance_testbed.towers import Pairs, command
 
@@ -64,6 +65,19 @@ class TestPairs:
         assert captions(learned).isdisjoint(captions(checked))
         assert (len(captions(learned)), len(captions(checked))) == (9, 3)
         assert len(learned) + len(checked) == len(pairs) == 64
+
+    def test_they_are_identified_by_captions_pictures_and_preferences(self, tmp_path):
+        def key(**changes):
+            write_pairs(tmp_path / "pairs.parquet", 4, **changes)
+            return fingerprint(Pairs(tmp_path / "pairs.parquet"))
+
+        first = key()
+        assert key(ranking_id=[9, 8, 7, 6]) == first
+        halves = {"label_0": [0.5] * 4, "label_1": [0.5] * 4}
+        black = {"jpg_0": [encoded(torch.zeros(3, 64, 64, dtype=torch.uint8))] * 4}
+        utilities = {"utility_0": [0.0] * 4, "utility_1": [1.0] * 4}
+        others = [{"caption": list("abcd")}, halves, black, utilities]
+        assert len({first, *(key(**changes) for changes in others)}) == 5
 
     def test_what_is_wrong_is_said(self, tmp_path):
         path = tmp_path / "pairs.parquet"

@@ -1,5 +1,6 @@
 """The training loop: what an interrupted run goes on with, averages, and the learning rate."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from rwguidance.support.randomness import seeded
 from rwguidance_testbed.training import loop
 from rwguidance_testbed.training.ema import ExponentialMovingAverage
+from rwguidance_testbed.training.options import BufferedOptions
 
 
 class TestRun:
@@ -16,7 +18,7 @@ class TestRun:
         with seeded(0):
             layer = torch.nn.Linear(3, 1)
         optimizer = torch.optim.AdamW(layer.parameters())
-        run = loop.Run(path, {"layer": layer}, optimizer, generator)
+        run = loop.Run(path, {"layer": layer}, optimizer, generator, {})
         assert run.restore() == restore
         loss = lambda: layer(torch.randn(4, 3, generator=generator)).square().mean()
         rate = lambda step: loop.learning_rate(step, 8, 0.1, 2)
@@ -31,11 +33,36 @@ class TestRun:
         assert (run.step, run.seen) == (8, 32)
         assert run.seconds > 0
 
+    def test_a_file_of_another_run_is_refused(self, tmp_path):
+        def make(optimizer=torch.optim.SGD, **made_with):
+            with seeded(0):
+                layer = torch.nn.Linear(1, 1)
+            chosen = optimizer(layer.parameters(), lr=0.0)
+            generator = torch.Generator()
+            return loop.Run(tmp_path / "run", {"layer": layer}, chosen, generator, made_with)
+
+        make(data=torch.zeros(3), peak=1.0).save()
+        assert make(data=torch.zeros(3), peak=1.0).restore()
+        for changed, names in (
+            ({"data": torch.ones(3), "peak": 1.0}, "data"),
+            ({"data": torch.zeros(3), "peak": 2.0}, "peak"),
+            ({"data": torch.zeros(3)}, "peak"),
+            ({"data": torch.zeros(3), "peak": 1.0, "optimizer": torch.optim.Adam}, "optimizer"),
+        ):
+            with pytest.raises(ValueError, match=f"made with another {names}: "):
+                make(**changed).restore()
+
+    def test_all_options_but_those_of_speed_and_length_decide(self):
+        one = BufferedOptions(steps=1, batch=2, peak=0.1, kept=8)
+        assert one.deciding == {"batch": 2, "peak": 0.1, "smoke": False, "kept": 8}
+        others = {"steps": 2, "threads": 2, "resume": False, "compiled": True}
+        assert dataclasses.replace(one, **others).deciding == one.deciding
+
     def test_lines_give_the_mean_of_the_losses_since_the_last_one(self, tmp_path, capsys):
         with seeded(0):
             layer = torch.nn.Linear(1, 1)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-        run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
+        run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator(), {})
         losses = iter([1.0, 2.0, 6.0, 5.0])
         loss = lambda: next(losses) + 0.0 * layer.weight.sum()
         run.train(4, 2, lambda step: 0.0, loss, printed=3)
@@ -48,7 +75,7 @@ class TestRun:
         with seeded(0):
             layer = torch.nn.Linear(1, 1)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-        run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator())
+        run = loop.Run(tmp_path / "run", {"layer": layer}, optimizer, torch.Generator(), {})
         written = []
         write = lambda: written.append(run.figures())
         run.train(4, 2, lambda step: 0.0, lambda: layer.weight.sum(), write, every)
@@ -61,7 +88,7 @@ class TestRun:
         average = ExponentialMovingAverage([layer], decay=0.9)
         start = expected = float(layer.weight.detach())
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-        run = loop.Run(tmp_path / "run", {}, optimizer, torch.Generator(), average)
+        run = loop.Run(tmp_path / "run", {}, optimizer, torch.Generator(), {}, average)
         run.train(3, 2, lambda step: 0.5, lambda: -layer.weight.sum())
         for step in (1, 2, 3):  # the gradient is of length one, so that the weight rises by a half
             expected += (1 - (1 + step) / (10 + step)) * (start + 0.5 * step - expected)

@@ -28,6 +28,8 @@ TOKEN = "correct-horse-battery-staple"
 class Brightness(Reward):
     """Mean of the 8-bit image, plus the length of the prompt."""
 
+    depends_on = ()
+
     spec = RewardSpec(
         name="brightness",
         title="Brightness",
@@ -46,6 +48,7 @@ class Brightness(Reward):
 
 
 class Plain(Brightness):
+    depends_on = ()
     spec = RewardSpec(**{**vars(Brightness.spec), "name": "plain", "needs_prompt": False})
 
     def forward(self, images, prompts):

@@ -120,7 +120,7 @@ def test_the_standard_error_of_uneven_rows_covers_the_truth(tmp_path, generator)
         for i, count in enumerate(counts):
             for noise in torch.randn(count, generator=generator).tolist():
                 tally.add(i, "a", float(shared[i]) + noise)
-        summary = tally.summary()
+        summary = tally.summaries()[0]
         assert summary.mean == pytest.approx(summary.mean)
         z.append(summary.mean / summary.standard_error)
     spread = torch.tensor(z).square().mean()  # 1, with a standard error of sqrt(2 / 200)
@@ -209,6 +209,8 @@ def test_an_image_that_a_reward_refuses_fails_alone(folder):
 
 def test_a_reward_of_the_wrong_shape_is_an_error(folder):
     class Flat(Brightness):
+        depends_on = ()
+
         def forward(self, images, prompts):
             return images
 

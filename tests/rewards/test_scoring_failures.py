@@ -32,6 +32,8 @@ OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 class Raising(Redness):
     """Raises an error on images that are blue."""
 
+    depends_on = ()
+
     def __init__(self, error):
         super().__init__()
         self.error = error
@@ -45,6 +47,8 @@ class Raising(Redness):
 
 class Hungry(Brightness):
     """Has memory for so many images at once."""
+
+    depends_on = ()
 
     def __init__(self, most):
         super().__init__()
@@ -92,6 +96,7 @@ def test_an_error_is_the_reason_in_the_rows_of_its_image(folder, error, reason, 
 
 def test_a_server_that_is_gone_for_a_whole_batch_ends_the_run_and_it_goes_on_later(folder):
     class Remote(Brightness):
+        depends_on = ()
         _answers = 1
 
         def forward(self, images, prompts):
@@ -119,6 +124,8 @@ def test_where_memory_runs_out_batches_get_smaller(folder, most):
 
 def test_one_image_with_many_prompts_is_scored_in_smaller_parts(tmp_path):
     class HungryForPairs(Redness):
+        depends_on = ()
+
         def forward(self, images, prompts):
             SEEN.append(len(images))
             if len(images) > 3:
@@ -146,6 +153,7 @@ def test_an_image_that_is_too_large_for_memory_says_what_would_help(folder):
 
 def test_memory_of_what_failed_is_free_when_less_is_tried(folder):
     class Watched(Hungry):
+        depends_on = ()
         held = 0
 
         def forward(self, images, prompts):
@@ -160,6 +168,8 @@ def test_memory_of_what_failed_is_free_when_less_is_tried(folder):
 @pytest.mark.parametrize("values", [None, [0.0] * 5, torch.zeros(5, 0), torch.tensor(0.0)])
 def test_a_reward_that_returns_something_else_is_wrong_for_every_image(folder, values):
     class Wrong(Brightness):
+        depends_on = ()
+
         def __call__(self, images, prompts=None):
             return values
 

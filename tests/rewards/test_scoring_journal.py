@@ -18,6 +18,7 @@ import rewards.scoring.run
 from rewards.prompt_files import plan
 from rewards.scoring import journal_path, score
 from rewards.scoring.batches import in_batches
+from rwguidance.support.fingerprint import NotKept
 from scored_folders import (
     IMAGES,
     JOBS,
@@ -232,3 +233,32 @@ def test_a_real_run_survives_sigkill(tmp_path):
     assert score(job, jpeg, "scores.csv", batch_size=1).scored == 80 - kept
     score(job, jpeg, "whole.csv", batch_size=1)
     assert Path("scores.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+class Unsaid(Brightness):
+    pass
+
+
+def test_a_reward_that_does_not_say_what_it_depends_on_begins_again(folder, monkeypatch):
+    job = plan(folder)
+    unfinished(job, monkeypatch)
+    again = lambda: score(job, {"brightness": Unsaid()}, "scores.csv", 2)
+    SEEN.clear()
+    with pytest.warns(NotKept, match="begins again: .*Unsaid does not say"):
+        assert again().scored == len(job.items)
+    with pytest.warns(NotKept, match="repeated begins again"):
+        assert again().scored == len(job.items)
+    assert sum(SEEN) == 2 * len(job.items)
+    with pytest.raises(FileExistsError, match="weights and options differ"):
+        score_(job, "brightness", batch_size=2)
+
+
+def test_the_command_says_once_that_nothing_is_kept(folder, run, monkeypatch):
+    monkeypatch.setattr(rewards.console, "load", lambda name, *_: Unsaid())
+    command = (folder, "--reward", "brightness", "--batch-size", "1")
+    revive = killed_after(monkeypatch, 1, KeyboardInterrupt)
+    code, _, err = run(*command)
+    revive()
+    assert code == 130
+    assert err.count("note: a run that is interrupted or repeated begins again: ") == 1
+    assert "interrupted: the same command begins again" in err

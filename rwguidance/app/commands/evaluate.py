@@ -1,6 +1,7 @@
 """The command `rwguidance evaluate`: methods at strengths, against the exactly tilted law."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -20,11 +21,12 @@ from .generate import (
 from .method_specs import parse_methods
 from .options import Device, dtype_named, parse_options, parse_paths
 from .prompts import PromptColumn, PromptsOption, read_prompt_set
-from .sources import Sources
+from .sources import Sources, label
 
 if TYPE_CHECKING:
     from ...evaluation import Results, TargetSize
     from ...generation.console import Terminal
+    from ...support.processes import Processes
 
 T = TypeVar("T")
 
@@ -152,9 +154,9 @@ def evaluate(
         prompts=found.prompts,
         out=out,
         methods=parse_methods(method or ["importance"]),
-        aligned=reward,
-        held_out=held,
-        embeddings=spaces,
+        aligned=label(reward),
+        held_out=list(map(label, held)),
+        embeddings=list(map(label, spaces)),
         strengths=_numbers("strengths", strengths, float),
         images=images,
         seeds=_numbers("seeds", seeds, int),
@@ -172,13 +174,16 @@ def evaluate(
     sources.check(backbone, reward, *held, *spaces)
     store = Store.default() if cache is None else Store(cache)
 
-    def work(terminal: "Terminal") -> "Results":
-        with claimed(plan):  # before anything is loaded
-            rewards = {name: sources.reward(name) for name in plan.rewards}
-            embeddings = {name: sources.embedding(name) for name in plan.embeddings}
+    def work(terminal: "Terminal", processes: "Processes") -> "Results":
+        # Before anything is loaded, and by one process for all.
+        with claimed(plan) if processes.first else nullcontext():
+            rewards = {label(name): sources.reward(name) for name in (reward, *held)}
+            embeddings = {label(name): sources.embedding(name) for name in spaces}
             model = sources.backbone(backbone)
             with terminal.bars() as report:
-                return run_plan(plan, model, rewards, embeddings, store, report, terminal.say)
+                return run_plan(
+                    plan, model, rewards, embeddings, store, report, terminal.say, processes
+                )
 
     raise typer.Exit(run_evaluate(work, plan))
 

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .options import json_or_word
-from .sources import is_own
+from .sources import is_own, label
 
 if TYPE_CHECKING:
     from ...generation import Method
@@ -13,7 +13,7 @@ __all__ = ["parse_methods"]
 
 
 def parse_methods(specs: list[str]) -> "dict[str, Method]":
-    """Returns methods by the text that names them.
+    """Returns methods by the text that names them, without the folders of the user's files.
 
     Arguments:
         specs: Texts such as ``importance``, ``importance:bank=64,ess=0.05`` or, for a method or a
@@ -30,9 +30,9 @@ def parse_methods(specs: list[str]) -> "dict[str, Method]":
 
     methods: dict[str, Method] = {}
     for spec in specs:
-        if spec in methods:
-            raise ValueError(f"method must name each method once, got {spec!r} twice")
-        methods[spec] = _method(spec)
+        if label(spec) in methods:
+            raise ValueError(f"method must name each method once, got {label(spec)!r} twice")
+        methods[label(spec)] = _method(spec)
     return methods
 
 
@@ -63,7 +63,7 @@ def _split(spec: str) -> tuple[str, dict[str, Any]]:
     """Returns the name and the settings of a text."""
 
     own = re.match(r"(.*?\.py:[^:]+)(?::(.*))?$", spec)
-    name, colon, rest = (own[1], ":", own[2] or "") if own else spec.partition(":")
+    name, rest = own.groups("") if own else spec.partition(":")[::2]
     settings: dict[str, Any] = {}
     for entry in re.split(r",(?=\w+=)", rest) if rest else ():
         key, equals, value = entry.partition("=")

@@ -20,8 +20,9 @@ RewardNames = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        help="A .csv (image,prompt), .jsonl or .txt, or the word sidecar for the text beside "
-        "each image, which is the default if a reward needs prompts.",
+        help="A .csv (image,prompt), .jsonl or .txt, the word sidecar for the text beside each "
+        "image, or the word generated for what `rwguidance generate` wrote with the images, which "
+        "is the default in its folders; elsewhere sidecar is, if a reward needs prompts.",
         show_default=False,
     ),
 ]
@@ -69,6 +70,9 @@ def score(
     Prompts in a file that names images (columns image and prompt) make one row per line. A file of
     prompts alone scores every image with every prompt, unless --pairs is given: then the images in
     order (2.png before 10.png) take one prompt each, and their numbers must agree.
+
+    In a folder that `rwguidance generate` wrote, base pictures and aligned ones are scored for
+    their prompts, with the kind in a column of the table. Sheets are left out.
 
     What fails is reported, left empty in the table with the reason in its column error, and
     skipped. An interrupted run goes on when the same command is given again, and ends with the

@@ -4,6 +4,7 @@
 else on the command line runs code that is not installed.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rwguidance.evaluation.judges import Embedding
     from rwguidance.tilt import RewardFunction
 
-__all__ = ["Sources", "is_own", "own_reward"]
+__all__ = ["Sources", "is_own", "label", "own_reward"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ def is_own(name: str) -> bool:
     """Returns whether a name is that of an object in the user's file, ``FILE.py:NAME``."""
 
     return name.rpartition(":")[0].endswith(".py")
+
+
+def label(name: str) -> str:
+    """Returns a name for tables: that of an object in the user's file without the file's folder."""
+
+    return re.sub(r"^.*/(?=[^/]*\.py:)", "", name) if ".py:" in name else name
 
 
 def own_reward(name: str) -> str:

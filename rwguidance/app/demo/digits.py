@@ -84,6 +84,8 @@ class Digits:
 
 
 class _DigitsModel(DenoiserModel):
+    depends_on = ("schedule", "laws")
+
     def __init__(self, laws: dict[str, Empirical], schedule: Schedule) -> None:
         super().__init__(schedule)
         self.laws = laws

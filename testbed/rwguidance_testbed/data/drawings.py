@@ -54,6 +54,8 @@ class Drawings:
         ValueError: If the pixels have another type or shape.
     """
 
+    depends_on = ("entries", "pixels")
+
     def __init__(self, entries: Sequence[Drawing], pixels: Tensor) -> None:
         if pixels.dtype != torch.uint8 or pixels.shape != (len(entries), 4, SIZE, SIZE):
             raise ValueError(

@@ -147,7 +147,16 @@ def _train(
     optimizer = Muon(groups([student.network]), lr=options.peak)
     generator = Generator().manual_seed(seed)
     modules = {"network": student.network, "average": student.average, "buffer": buffer}
-    run = Run(out.with_suffix(".state"), modules, optimizer, generator, student.ema)
+    made_with = {
+        "data": student.drawings,
+        "weights": student.network,
+        "teacher": [
+            p for p in student.teacher.pipe.components.values() if isinstance(p, nn.Module)
+        ],
+        "seed": seed,
+        **options.deciding,
+    }
+    run = Run(out.with_suffix(".state"), modules, optimizer, generator, made_with, student.ema)
     if options.resume:
         run.restore()
 

@@ -103,6 +103,8 @@ class Towers(nn.Module):
 class PatchSelection(nn.Module):
     """A layer that keeps some patches of each picture, and the class token before them."""
 
+    depends_on = ()
+
     def __init__(self) -> None:
         super().__init__()
         self.patches: Tensor | None = None

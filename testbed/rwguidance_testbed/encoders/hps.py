@@ -29,6 +29,8 @@ class HPS(Towers):
         architecture: Configuration of the CLIP: `embed_dim`, `vision_cfg`, `text_cfg`.
     """
 
+    depends_on = ("architecture", "tokenizer")
+
     def __init__(self, architecture: dict[str, Any]) -> None:
         super().__init__(None)
         open_clip = require("open_clip", "the test bed's HPS needs", "rewards")

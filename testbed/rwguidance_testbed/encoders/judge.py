@@ -30,6 +30,8 @@ class Judge(Towers):
         dimension: Length of the embeddings.
     """
 
+    depends_on = ("settings", "tokenizer")
+
     def __init__(
         self,
         tokenizer: Path,
@@ -108,6 +110,8 @@ class Judge(Towers):
 
 class _Block(nn.Module):
     """A residual block of two convolutions."""
+
+    depends_on = ()
 
     def __init__(self, width: int) -> None:
         super().__init__()

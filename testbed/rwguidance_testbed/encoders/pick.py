@@ -24,6 +24,8 @@ class Pick(Towers):
         model: The CLIPModel.
     """
 
+    depends_on = ("tokenizer",)
+
     def __init__(self, tokenizer: Path, model: Any) -> None:
         super().__init__(tokenizer)
         transformers = require("transformers", "the test bed needs", "backbones")

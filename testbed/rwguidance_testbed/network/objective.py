@@ -56,6 +56,8 @@ class BankMean(DenoiserModel):
         bank: Draws of every prompt.
     """
 
+    depends_on = ("schedule", "means")
+
     def __init__(self, schedule: Schedule, bank: Bank) -> None:
         super().__init__(schedule)
         self.means = {key: bank.x_0[rows].mean(0) for key, rows in bank.rows.items()}
@@ -85,6 +87,8 @@ class BankShift(Objective):
         ValueError: If `batch_size` is no multiple of 8.
     """
 
+    depends_on = ("model", "bank", "betas", "log_w", "batch_size", "t", "encode")
+
     def __init__(
         self,
         bank: Bank,
@@ -106,6 +110,7 @@ class BankShift(Objective):
             encode=encode,
         )
         self.importance = ImportanceSampling(self.bank, tilt)
+        self.t = t
 
     def __call__(self, network: nn.Module, generator: Generator) -> dict[str, Tensor]:
         rows = list(self.bank.rows.values())

@@ -23,7 +23,7 @@ name twice; else a caption would often be true of another picture than its own. 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -152,8 +152,9 @@ def _learn_captions(
 ) -> tuple[Run, dict[str, float]]:
     with seeded(seed):
         head = AlignmentHead(towers.dimension)
-    run = _run({"towers": towers, "head": head}, out, seed, options)
     autoencoder = read_vae(vae or shipped.folder("emoji-vae"))
+    made_with = {"data": drawings, "vae": autoencoder, "seed": seed}
+    run = _run({"towers": towers, "head": head}, out, made_with, options)
     parts, fresh = training_drawings(drawings, kind), max(1, options.batch // 2 // _USES)
     buffer = PictureBuffer(parts, options.kept // 2, fresh, seed, run.step, autoencoder)
     _train(run, captions_loss(towers, head, buffer, run, options), options)
@@ -163,17 +164,26 @@ def _learn_captions(
 def _learn_preferences(
     towers: Towers, pairs: Pairs, out: Path, seed: int, options: BufferedOptions
 ) -> tuple[Run, dict[str, float]]:
-    run = _run({"towers": towers}, out, seed, options)
+    run = _run({"towers": towers}, out, {"pairs": pairs, "seed": seed}, options)
     _train(run, preferences_loss(towers, pairs, run, options), options)
     return run, _agreements(_average(run), pairs)
 
 
-def _run(learned: Mapping[str, nn.Module], out: Path, seed: int, options: BufferedOptions) -> Run:
+def _run(
+    learned: Mapping[str, nn.Module],
+    out: Path,
+    made_with: Mapping[str, Any],
+    options: BufferedOptions,
+) -> Run:
     average = ExponentialMovingAverage([learned["towers"]], decay=0.998)
     optimizer = Muon(groups(learned.values()), lr=options.peak, weight_decay=0.05)
     modules = {**learned, "average": average.modules[0]}
-    state, generator = out.with_name(f"{out.name}.state"), Generator().manual_seed(seed)
-    run = Run(state, modules, optimizer, generator, average)
+    state, generator = (
+        out.with_name(f"{out.name}.state"),
+        Generator().manual_seed(made_with["seed"]),
+    )
+    made_with = {**made_with, **learned, **options.deciding}
+    run = Run(state, modules, optimizer, generator, made_with, average)
     if options.resume:
         run.restore()
     return run

@@ -78,6 +78,8 @@ class AlignmentHead(nn.Module):
         dimension: Length of the embeddings.
     """
 
+    depends_on = ()
+
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.project = nn.Linear(dimension, dimension // 2, bias=False)

@@ -31,6 +31,8 @@ class Pairs:
         ValueError: If a column is missing, labels do not add to 1, or a picture has another size.
     """
 
+    depends_on = ("captions", "labels", "clean", "pictures")
+
     def __init__(self, path: Path, size: int = 64) -> None:
         parquet = require("pyarrow.parquet", "reading preferences needs", "rewards")
         columns = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]

@@ -4,11 +4,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rwguidance.support.files import replacing
+from rwguidance.support.fingerprint import fingerprint
+from rwguidance.training.origin import check_origin
 
 from .ema import ExponentialMovingAverage
 
@@ -24,6 +27,8 @@ class Run:
         optimizer: Optimizer of the weights, saved and restored.
         generator: Source of random numbers, saved and restored: a run that was interrupted goes on
             as if it had not been.
+        made_with: Data, models and options that decide the result, by name, but for the number of
+            steps, which may grow. A file of anything else is refused.
         average: Averages of the weights, which follow every step.
         interval: Seconds between two files.
     """
@@ -34,20 +39,28 @@ class Run:
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         generator: Generator,
+        made_with: Mapping[str, Any],
         average: ExponentialMovingAverage | None = None,
         interval: float = 120.0,
     ) -> None:
         self.path, self.modules, self.optimizer = path, dict(modules), optimizer
         self.generator, self.average, self.interval = generator, average, interval
+        self.origin = {name: fingerprint(value) for name, value in made_with.items()}
+        self.origin["optimizer"] = type(optimizer).__name__
         self.step = self.seen = 0
         self.seconds = 0.0
 
     def restore(self) -> bool:
-        """Goes on from the file if there is one; prints and returns whether there was."""
+        """Goes on from the file if there is one; prints and returns whether there was.
+
+        Raises:
+            ValueError: If the file was made with anything else; names what differs.
+        """
 
         if not self.path.exists():
             return False
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        check_origin(self.path, state.get("origin"), self.origin)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -61,6 +74,7 @@ class Run:
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
+            "origin": self.origin,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),

@@ -31,6 +31,13 @@ class Options:
     resume: bool = True
     smoke: bool = False
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide the result, by name, but for the number of steps."""
+
+        others = ("steps", "threads", "resume", "compiled")
+        return {name: value for name, value in vars(self).items() if name not in others}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BufferedOptions(Options):

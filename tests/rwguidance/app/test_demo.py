@@ -79,6 +79,8 @@ STD = 0.1
 class Generator(backbones.Backbone):
     """One step from noise to independent pixels N(c, 0.1^2), where c is that of the prompt."""
 
+    depends_on = ("schedule",)
+
     def __init__(self):
         super().__init__(RectifiedSchedule())
         self.calls = 0
@@ -105,6 +107,8 @@ class Generator(backbones.Backbone):
 class Light(nn.Module):
     """Mean of a picture, of variance 0.01 / 12; and minus that, as gold."""
 
+    depends_on = ("sign",)
+
     def __init__(self, sign=1.0):
         super().__init__()
         self.sign = sign
@@ -123,6 +127,8 @@ def light_as_asked(pictures, prompts):
 
 class Add(nn.Module):
     """A shift that is the same everywhere."""
+
+    depends_on = ("value",)
 
     def __init__(self, value):
         super().__init__()

@@ -54,6 +54,8 @@ def command(monkeypatch, capsys, folders, tmp_path):
 class Shade(rewards.Reward):
     """The mean of the red channel."""
 
+    depends_on = ()
+
     spec = rewards.RewardSpec(
         name="shade", title="Shade", differentiable=True, needs_prompt=True, code_license="MIT",
         weights_license="none", formula="mean red", typical_range=(0.0, 1.0), citation="none",

@@ -9,6 +9,8 @@ pytestmark = QUIET
 
 def test_a_backbone_that_recommends_no_steps_must_be_told(tmp_path):
     class Undecided(Law):
+        depends_on = Law.depends_on
+
         def times(self, steps):
             return super().times(steps)
 
@@ -19,6 +21,8 @@ def test_a_backbone_that_recommends_no_steps_must_be_told(tmp_path):
 
 def test_a_negative_prompt_reaches_a_backbone_that_takes_one_and_no_other(tmp_path):
     class Led(Law):
+        depends_on = Law.depends_on
+
         incidental = (*Law.incidental, "negative")
         negative = None
 

@@ -45,6 +45,8 @@ def test_a_reward_that_raises_on_one_picture_costs_its_reward_alone(tmp_path, er
 
 def test_a_model_that_raises_on_one_prompt_costs_that_prompt(tmp_path):
     class Picky(Law):
+        depends_on = Law.depends_on
+
         def condition(self, prompts):
             if prompts[0] == "ab":
                 raise RuntimeError("no such token")
@@ -58,6 +60,7 @@ def test_a_model_that_raises_on_one_prompt_costs_that_prompt(tmp_path):
 
 def test_a_batch_that_fails_leaves_the_other_batches(tmp_path):
     class Flaky(Law):
+        depends_on = Law.depends_on
         incidental = (*Law.incidental, "decoded")
         decoded = 0
 

@@ -1,9 +1,13 @@
 """The folder of pictures: what is recognized, made again, or refused."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 
 from pixel_law import QUIET, Brightness, Law, assert_same_pictures, pixels, run
 from rwguidance.generation import BestOfN, Importance
+from rwguidance.support.fingerprint import NotKept
 
 pytestmark = QUIET
 
@@ -62,12 +66,33 @@ def test_settings_that_made_no_picture_do_not_bind_the_folder(tmp_path):
 
 def test_pictures_of_another_plain_function_are_made_again(tmp_path):
     options = {"prompts": ["ab"], "method": BestOfN(2)}
-    run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)), **options)
-    again = run(tmp_path, reward=lambda images, prompts: 1 - images.mean((1, 2, 3)), **options)
+    with pytest.warns(NotKept):
+        run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)), **options)
+    with pytest.warns(NotKept):
+        again = run(tmp_path, reward=lambda images, prompts: 1 - images.mean((1, 2, 3)), **options)
     assert again.made == 1
     assert again.rows[0].rewards[0] == pytest.approx(
         1 - pixels(again.rows[0])[0].mean() / 255, abs=0.01
     )
+
+
+@dataclass(frozen=True)
+class Best(BestOfN):
+    name = "best"
+
+    choose: Any = None
+
+
+def test_pictures_of_a_method_that_does_not_say_what_it_depends_on_are_made_again(tmp_path):
+    options = {"prompts": ["ab"], "method": Best(2, choose=lambda values: max(values))}
+    for _ in range(2):
+        with pytest.warns(
+            NotKept, match="kept for another run: the function .* cannot say"
+        ) as said:
+            assert run(tmp_path, **options).made == 1
+        assert len(said) == 1
+    with pytest.raises(ValueError, match="other settings: method differ"):
+        run(tmp_path, prompts=["ab"], method=Best(2))
 
 
 def test_unwritable_prompts_and_long_ones_have_folders(tmp_path):

@@ -19,6 +19,8 @@ KILLS = 12
 class Rounding(Law):
     """A law that depends on the batch, as the rounding of a device does, but visibly."""
 
+    depends_on = Law.depends_on
+
     def forward(self, x_t, t, condition=None):
         prediction = super().forward(x_t, t, condition)
         mean = prediction.mean + 0.02 * len(x_t)

@@ -35,6 +35,8 @@ def test_a_picture_depends_on_seed_prompt_and_number_alone(tmp_path, method):
 
 def test_stochastic_samplers_keep_to_it(tmp_path):
     class Ancestral(Law):
+        depends_on = Law.depends_on
+
         @property
         def sampler(self):
             return DDIM(eta=1.0)
@@ -67,6 +69,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, method, part):
 
 def test_pairs_are_written_batch_by_batch(tmp_path):
     class Watched(Law):
+        depends_on = Law.depends_on
+
         incidental = (*Law.incidental, "encoded", "most")
         encoded, most = 0, 0
 
@@ -104,6 +108,8 @@ def test_a_prompt_that_fails_stops_no_other(tmp_path):
 
 def test_draws_that_are_not_finite_are_reported(tmp_path):
     class Broken(Law):
+        depends_on = Law.depends_on
+
         def forward(self, x_t, t, condition=None):
             prediction = super().forward(x_t, t, condition)
             return type(prediction)(prediction.mean * math.nan, prediction.noise, prediction.scales)

@@ -40,6 +40,8 @@ def test_a_long_prompt_is_cut_in_a_sheet_without_measuring_it_whole():
 
 def test_a_picture_outside_its_range_fails_instead_of_wrapping_around(tmp_path):
     class Bright(Law):
+        depends_on = Law.depends_on
+
         def decode(self, latents):
             return latents + 1
 

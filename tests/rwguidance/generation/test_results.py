@@ -1,5 +1,6 @@
 """The results of a run: rows, table, sheets, and the summary on a terminal."""
 
+import warnings
 from pathlib import Path
 
 import numpy
@@ -7,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixel_law import QUIET, Brightness, run, table
+from pixel_law import QUIET, Brightness, Law, run, table
 from rwguidance.generation import BestOfN, Generated, Network, Row
-from rwguidance.generation.console import print_generated
+from rwguidance.generation.console import print_generated, run_generate
 from rwguidance.generation.pictures import read_facts
+from rwguidance.support.fingerprint import NotKept
 
 pytestmark = QUIET
 
@@ -109,3 +111,26 @@ def test_errors_are_over_pictures_of_a_prompt_and_over_prompts_of_all(
     out = capsys.readouterr().out
     assert "all" not in out.partition("SE, the")[0]
     assert "over pictures of the prompt\n" in out
+
+
+@pytest.mark.parametrize(
+    ("reward", "end"),
+    [(None, "goes on where this one stopped"), (lambda images, prompts: images, "begins again")],
+)
+def test_a_command_that_is_interrupted_says_what_the_next_one_does(tmp_path, capsys, reward, end):
+    law = Law()
+    law.breaks_at = 3
+    assert run_generate(lambda terminal: run(tmp_path, backbone=law, reward=reward)) == 130
+    said = capsys.readouterr().err
+    assert f"interrupted: the same command {end}" in said
+    assert said.count("note: what it makes is not kept for another run: ") == (reward is not None)
+
+
+def test_a_command_says_once_what_is_not_kept(capsys):
+    def work(terminal):
+        for text in ("one", "one", "another"):
+            warnings.warn(text, NotKept, stacklevel=1)
+        raise KeyboardInterrupt
+
+    run_generate(work)
+    assert capsys.readouterr().err.splitlines()[:2] == ["note: one", "note: another"]

@@ -28,6 +28,8 @@ def test_the_draws_of_a_long_bank_begin_with_those_of_a_short_one(tmp_path):
 
 def test_batches_of_draws_begin_at_multiples_of_their_size(tmp_path):
     class Watched(Law):
+        depends_on = Law.depends_on
+
         def forward(self, x_t, t, condition=None):
             sizes.append(len(x_t))
             return super().forward(x_t, t, condition)
@@ -42,6 +44,8 @@ def test_batches_of_draws_begin_at_multiples_of_their_size(tmp_path):
 
 class Trained(Law):
     """A backbone with a weight, as networks have them, on which its predictions depend."""
+
+    depends_on = Law.depends_on
 
     def __init__(self):
         super().__init__()

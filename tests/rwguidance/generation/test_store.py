@@ -5,7 +5,8 @@ import torch
 
 from pixel_law import QUIET, Brightness, Law, run
 from rwguidance.generation import Importance, Store
-from rwguidance.generation.store import Drawer
+from rwguidance.generation.store import Drawer, OldStore
+from rwguidance.support.fingerprint import NotKept
 
 pytestmark = QUIET
 
@@ -56,7 +57,19 @@ def test_damaged_and_foreign_files_of_the_store_are_refused(tmp_path):
 def test_plain_functions_are_rewards_but_their_values_are_not_stored(tmp_path):
     reward = lambda images, prompts: images.mean((1, 2, 3))
     store = Store(tmp_path / "store")
-    run(tmp_path / "a", Importance(bank=8, kl=0.5), reward=reward, store=store)
+    with pytest.warns(NotKept, match="is not kept for another run: the function .*depends_on"):
+        run(tmp_path / "a", Importance(bank=8, kl=0.5), reward=reward, store=store)
     stored = [path.name for path in (tmp_path / "store").rglob("*.safetensors")]
     assert stored
     assert all(name.startswith("draws") for name in stored)
+
+
+def test_a_store_of_an_older_version_is_made_anew_and_says_so_once(tmp_path):
+    old = tmp_path / "abc"
+    old.mkdir()
+    (old / "origin.json").write_text('{"format": 1}')
+    with pytest.warns(OldStore, match="made anew") as found:
+        Store(tmp_path).of({"prompt": "a"})
+    assert len(found) == 1
+    Store(tmp_path).of({"prompt": "b"})
+    assert (old / "origin.json").exists()

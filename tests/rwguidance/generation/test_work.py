@@ -12,6 +12,7 @@ pytestmark = QUIET
 
 
 class Counted(Law):
+    depends_on = Law.depends_on
     incidental = (*Law.incidental, "decoded")
     decoded = 0
 

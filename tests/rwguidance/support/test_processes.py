@@ -12,7 +12,7 @@ from rwguidance.support.processes import ALONE, Processes, joined
 def test_every_number_is_dealt_once():
     for size in (1, 2, 3, 7):
         dealt = [list(Processes(rank, size).deal(5)) for rank in range(size)]
-        assert sorted(sum(dealt, [])) == list(range(5))
+        assert sorted(i for part in dealt for i in part) == list(range(5))
         assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
         assert all(part == sorted(part) for part in dealt)
 

@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from rwguidance.networks import ExpectationMLP
-from rwguidance.training import train
+from rwguidance import Tilt, VPSchedule, toy
+from rwguidance.losses import log_mse
+from rwguidance.networks import ExpectationMLP, ShiftMLP
+from rwguidance.training import ExpectationObjective, ShiftObjective, origin, train
 from training_problems import (
+    MODEL,
+    TILT,
     Ramp,
+    make_bank,
     make_network,
     make_objective,
     parameters,
@@ -21,19 +26,19 @@ class Interrupted(Exception):
     pass
 
 
-def interrupted(objective, step):
+class interrupted:
     """The objective, until it is called for the `step`-th time."""
 
-    calls = 0
+    depends_on = ("objective",)
 
-    def call(network, generator):
-        nonlocal calls
-        if calls == step:
+    def __init__(self, objective, step):
+        self.objective, self.step, self.calls = objective, step, 0
+
+    def __call__(self, network, generator):
+        if self.calls == self.step:
             raise Interrupted
-        calls += 1
-        return objective(network, generator)
-
-    return call
+        self.calls += 1
+        return self.objective(network, generator)
 
 
 SETTINGS = {"learning_rate": 1e-2, "seed": 4, "max_norm": 0.5}
@@ -62,21 +67,22 @@ def test_a_run_may_be_interrupted_often(tmp_path):
     objective = make_objective()
     reference = make_network()
     losses = train(reference, objective, 12, **SETTINGS)
+    last = interrupted(objective, 12)
     options = {**SETTINGS, "checkpoint": tmp_path / "run.pt", "save_every": 2}
     for _ in range(5):
         with pytest.raises(Interrupted):
             train(make_network(), interrupted(objective, 3), 12, **options)
     network = make_network()
-    assert torch.equal(train(network, objective, 12, **options), losses)
+    assert torch.equal(train(network, last, 12, **options), losses)
     assert torch.equal(parameters(network), parameters(reference))
 
 
 def test_a_finished_run_is_only_read(tmp_path):
     options = {**SETTINGS, "checkpoint": tmp_path / "run.pt", "save_every": 4}
     network = make_network()
-    losses = train(network, make_objective(), 6, **options)
+    losses = train(network, interrupted(make_objective(), 6), 6, **options)
     other = make_network(seed=9)
-    assert torch.equal(train(other, interrupted(None, 0), 6, **options), losses)
+    assert torch.equal(train(other, interrupted(make_objective(), 0), 6, **options), losses)
     assert torch.equal(parameters(other), parameters(network))
 
 
@@ -100,11 +106,87 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, changed):
     before = parameters(network)
     content = path.read_bytes()
     (name,) = changed
-    message = rf"made with .*'{name}': {options[name]}.*asks for .*'{name}': {changed[name]}"
+    message = rf"made with another {name}: {name} was {options[name]}, is {changed[name]}"
     with pytest.raises(ValueError, match=rf"run\.pt was {message}.*or another file"):
         train(network, make_objective(), checkpoint=path, **{**options, **changed})
     assert torch.equal(parameters(network), before)
     assert path.read_bytes() == content
+
+
+class FixedTimes:
+    depends_on = ("t",)
+
+    def __init__(self, t):
+        self.t = t
+
+    def __call__(self, n, generator):
+        return torch.full((n,), self.t, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("names", "network", "objective"),
+    [
+        ("betas, log_w", {}, {"tilt": Tilt(toy.Linear([1.0, 0.5]), 0.1)}),
+        ("bank, log_w", {}, {"bank": make_bank(n=20)}),
+        ("batch_size", {}, {"batch_size": 16}),
+        (
+            "model",
+            {},
+            {"model": toy.Gaussian([0.0, 0.0], torch.eye(2)).model(VPSchedule(0.1, 9.0))},
+        ),
+        ("network", {"width": 24}, {}),
+        ("eta", {}, {"eta": 0.1}),
+        ("loss", {}, {"loss": log_mse}),
+        ("times", {}, {"times": FixedTimes(0.5)}),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path, names, network, objective):
+    path = tmp_path / "run.pt"
+    make = lambda **options: ExpectationObjective(
+        **{"model": MODEL, "bank": make_bank(), "tilt": TILT, "batch_size": 8, **options}
+    )
+    net = lambda **options: ExpectationMLP((2,), **{"width": 16, **options}).double()
+    losses = train(net(), make(), 4, checkpoint=path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=f"made with another {names}: "):
+        train(net(**network), make(**objective), 4, checkpoint=path)
+    assert path.read_bytes() == content
+    assert torch.equal(train(net(), make(), 4, checkpoint=path), losses)
+
+
+def test_another_class_of_objective_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    objective = ShiftObjective(MODEL, make_bank(), TILT)
+    train(ShiftMLP((2,), MODEL.schedule).double(), objective, 2, checkpoint=path)
+    with pytest.raises(ValueError, match=r"made with another network, objective, .*loss"):
+        train(make_network(), make_objective(), 2, checkpoint=path)
+
+
+def test_what_does_not_say_what_it_depends_on_is_known_as_the_object_that_it_is(tmp_path):
+    path = tmp_path / "run.pt"
+    make = lambda: lambda network, generator: {"loss": network.v.square().sum()}
+    objective = make()
+    losses = train(Ramp(), objective, 3, checkpoint=path)
+    assert torch.equal(train(Ramp(), objective, 3, checkpoint=path), losses)
+    with pytest.raises(ValueError, match=r"another objective.*cannot be told apart.*depends_on"):
+        train(Ramp(), make(), 3, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    state["origin"] = {
+        name: key.replace(origin._PROCESS, "0" * 32) for name, key in state["origin"].items()
+    }
+    torch.save(state, path)  # as another process would have written it
+    with pytest.raises(ValueError, match=r"another network, objective.*depends_on"):
+        train(Ramp(), objective, 3, checkpoint=path)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    train(make_network(), make_objective(), 2, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    state["settings"] = state.pop("origin")
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="older version: delete it"):
+        train(make_network(), make_objective(), 2, checkpoint=path)
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
