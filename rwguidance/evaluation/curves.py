@@ -29,6 +29,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _MARKERS = "osD^vP"
 _INK, _GRAY = "#000000", "#808080"
+_LOGARITHMIC = ("nats", "calls with draws")
 
 
 class Point(NamedTuple):
@@ -96,8 +97,7 @@ def panels_of(results: Results, rows: Rows) -> dict[str, list[Panel]]:
 
     aligned = f"{results.aligned} gain"
     strength, cost = (
-        [_against(results, rows, x, *figure) for figure in _figures(results)]
-        for x in ("nats", "calls with draws")
+        [_against(results, rows, x, *figure) for figure in _figures(results)] for x in _LOGARITHMIC
     )
     others = [name for name in (*results.rewards[1:], *APPEARANCE) if name in results.base.rewards]
     beside = [_beside(results, rows, aligned, name) for name in others]
@@ -173,13 +173,15 @@ def _lines(results: Results, rows: Rows, x: str, figure: str) -> dict[int, Line]
 
 
 def _line(rows: Rows, method: str, x: str, figure: str) -> Line:
-    """Returns the points of a method that have both numbers."""
+    """Returns the points of a method that have both numbers, and a place on the axis."""
 
     some = [row for row in rows if row["method"] == method and row.get(x) is not None]
     points = [
         Point(Measured.of(row, x), Measured.of(row, figure), row.get("few", False)) for row in some
     ]
-    return Line(method, [point for point in points if point.x.known and point.y.known])
+    # What costs nothing, such as pictures from elsewhere, has no place on a logarithmic axis.
+    there = lambda place: place.known and (place.value > 0 or x not in _LOGARITHMIC)
+    return Line(method, [point for point in points if there(point.x) and point.y.known])
 
 
 def draw(panels: Sequence[Panel], paths: Sequence[Path], title: str) -> None:

@@ -54,10 +54,13 @@ def write_page(
         about: Facts to state by name, such as the command and the date.
 
     Raises:
+        ValueError: If no prompt is finished.
         ImportError: If matplotlib or Pillow is missing.
         OSError: If a file cannot be written.
     """
 
+    if not results.prompts:
+        raise ValueError("results must be of one finished prompt at least, got none")
     panels = panels_of(results, table.rows)
     for key, some in panels.items():
         if some:
