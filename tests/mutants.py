@@ -88,7 +88,7 @@ MUTANTS = [
         "test_hacking",
     ),
     Mutant(
-        "slopes: the jackknife adds a prompt instead of leaving it out",
+        "slopes: the jackknife leaves no prompt out",
         "evaluation/slopes.py",
         "jackknife_error(excess(sums - gains))",
         "jackknife_error(excess(sums))",

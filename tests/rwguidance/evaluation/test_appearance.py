@@ -80,6 +80,7 @@ def test_values_at_the_ends_are_those_of_eight_bits():
         ((0, 1, 0), 119.78),
         ((0, 0, 1), 133.81),
         ((1, 1, 0), 96.91),
+        ((128 / 255, 0, 0), 61.30),
     ],
 )
 def test_the_chroma_of_known_colors(color, expected):

@@ -26,7 +26,7 @@ STEP = math.sqrt(2 * NATS)
 
 def rewards_of(x):
     a, b = x[..., 0], x[..., 1]
-    return {"proxy": a + b, "gold": a - b / 2, "chroma": 10 * b, "contrary": -a - b}
+    return {"proxy": 5 + a + b, "gold": 20 + a - b / 2, "chroma": 10 * b, "contrary": -a - b}
 
 
 def noisy(direction, seed=7):
@@ -58,6 +58,7 @@ def results_of(methods=METHODS, held_out=("gold",), **options):
         found,
         aligned="proxy",
         rewards=("proxy", *held_out),
+        embeddings=(),
         cells={cell: scored(pictures) for cell, pictures in found.cells.items()},
         draws=[None if one is None else scored(one) for one in found.draws],
     )
@@ -157,14 +158,15 @@ def test_a_method_without_a_strength_is_held_against_the_law_of_the_nearest_gain
 
 
 def test_methods_are_judged_where_the_target_can_be_believed():
-    found = results_of({"exact": METHODS["exact"]}, draws=200, strengths=(0.25, 0.5, 2.0))
+    few = {"exact": METHODS["exact"]}
+    found = results_of(few, prompts=6, draws=200, strengths=(0.25, 0.5, 2.0))
+    rows = rows_of(found)
     assert [found.targets[nats].few for nats in found.strengths] == [False, False, True]
     assert believed(found) == 0.5
-    assert [one.cell.nats for one in verdicts(found, rows_of(found))] == [0.5]
-    doubtful = verdict_on(found, rows_of(found), Cell("exact", 2.0))
+    assert [one.cell.nats for one in verdicts(found, rows)] == [0.5]
+    doubtful = verdict_on(found, rows, Cell("exact", 2.0))
     assert "Its target rests on few draws" in doubtful.sentence
-    poor = replace(found, strengths=(2.0,))
-    assert believed(poor) == 2.0
+    assert believed(replace(found, strengths=(2.0,))) == 2.0
     assert believed(replace(found, strengths=())) is None
 
 
