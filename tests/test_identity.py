@@ -36,6 +36,8 @@ from rwguidance import (
     VPSchedule,
     toy,
 )
+from rwguidance.evaluation.extractors import Extractor
+from rwguidance.evaluation.meter import Counted
 from rwguidance.losses import log_mse
 from rwguidance.networks import ExpectationMLP, LatentExpectation, LatentShift, ShiftMLP
 from rwguidance.support.fingerprint import fingerprint
@@ -55,8 +57,12 @@ NO_RESULT = {
     "app.demo.pictures.Scorer",
     "backbones.guided_steps.StepGuidance",
     "backbones.recorded.Recorded",
+    "evaluation.meter.Meter",
+    "evaluation.prompts.PromptTable",
     "generation.console.Terminal",
     "generation.work.Forecast",
+    "metrics.accumulators.Accumulator",
+    "metrics.frechet.Moments",
     "rewards.prompt_cache.PromptCache",
     "rewards.remote.server.RewardServer",
     "rewards.scoring.journal.Journal",
@@ -375,6 +381,19 @@ def composites():
     }
 
 
+def evaluations():
+    network = lambda scale: LogitScale(torch.tensor(scale))
+    return {
+        "Counted": Case(Counted, {"reward": Redness()}, {"reward": Redness(2.5)}),
+        "Extractor": Case(
+            Extractor,
+            {"name": "a", "preprocess": torch.sin, "network": network(1.0)},
+            {"network": network(2.0), "about": "sine"},
+            {"name": "b", "preprocess": torch.cos},  # which `about` describes
+        ),
+    }
+
+
 def of_zoo(name, folder):
     path = zoo.write(name, folder) if folder is not None else None
     return functools.partial(zoo_case, name, path)
@@ -418,7 +437,7 @@ def quick(*names, only):
     return [name if name == only else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-GROUPS = {"core": core, "toys": toys, "composites": composites}
+GROUPS = {"core": core, "toys": toys, "composites": composites, "evaluations": evaluations}
 ALL = [(group, name) for group, make in GROUPS.items() for name in make()]
 
 

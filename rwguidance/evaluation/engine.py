@@ -242,18 +242,18 @@ def _evaluation(
 def _forecast(plan: Plan, steps: int, say: Callable[[str], None]) -> Forecast:
     """Returns the forecast of the prompts that have no record."""
 
-    size, work, absent = plan.batch_size, Work(), 0
-    for number in range(len(plan.prompts)):
-        if _path(plan.folder, number).exists():
-            continue
-        absent += 1
-        work += Work.of_samples(plan.target(number)[0], steps, size)
-        one = Work.of_samples(plan.images, steps, size)
-        for method in plan.cells.values():
-            one += method.work(plan.images, steps, size)
-        work += one * len(plan.seeds)
-    cells = len(plan.cells) + 1
-    what = f"{cells * plan.pictures} pictures of each of {absent:,} prompts" if absent else ""
+    size, methods = plan.batch_size, plan.cells.values()
+    samples = lambda n: Work.of_samples(n, steps, size)
+    one = samples(plan.images) + samples(max(method.shared_draws for method in methods))
+    for method in methods:
+        one += method.work(plan.images, steps, size) - samples(method.shared_draws)
+    numbers = range(len(plan.prompts))
+    absent = [number for number in numbers if not _path(plan.folder, number).exists()]
+    work = one * len(plan.seeds) * len(absent)
+    for number in absent:
+        work += samples(plan.target(number)[0])
+    count = (len(methods) + 1) * plan.pictures
+    what = f"{count} pictures of each of {len(absent):,} prompts" if absent else ""
     return Forecast(what, work, steps, say)
 
 

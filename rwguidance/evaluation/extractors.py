@@ -30,6 +30,8 @@ __all__ = ["Extractor", "extractor"]
 
 PathLike = str | os.PathLike[str]
 
+_OFFLINE: Any = {"local_files_only": True, "trust_remote_code": False}
+
 
 class Extractor(nn.Module):
     """A network behind its preprocessing: images (B, 3, H, W) in [0, 1], sRGB, to features (B, D).
@@ -37,22 +39,24 @@ class Extractor(nn.Module):
     Arguments:
         name: Its name, for messages.
         preprocess: Function of float32 images that returns what the network takes.
-        network: The network.
-        read: Function that reads the features in what the network returns.
+        network: The network, which returns features.
+        about: Description of the function, by which embeddings of one network are told apart.
     """
+
+    depends_on = ("about", "network")
 
     def __init__(
         self,
         name: str,
         preprocess: Callable[[Tensor], Tensor],
         network: nn.Module,
-        read: Callable[[Any], Any] = lambda output: output,
+        about: str = "",
     ) -> None:
         super().__init__()
         self.name = name
+        self.about = about
         self.preprocess = preprocess
         self.network = network
-        self.read = read
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the features in float32 or wider, with shape (B, D).
@@ -67,9 +71,9 @@ class Extractor(nn.Module):
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         like = next(self.network.parameters(), images)
         pixels = self.preprocess(images.float()).to(like)
-        features = self.read(self.network(pixels))
+        features = self.network(pixels)
         if isinstance(features, Tensor):
-            features = features.squeeze((2, 3)) if features.ndim == 4 else features
+            features = features.squeeze((2, 3)) if features.ndim == 4 else features  # pooled maps
         if not isinstance(features, Tensor) or features.ndim != 2:
             raise ValueError(
                 f"{self.name} must give one vector per image, got {checks.described(features)}"
@@ -91,20 +95,18 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
     models = require("torchvision", f"torchvision:{model} needs", "embeddings").models
     if model not in models.list_models():
         raise LookupError(f"torchvision has no model {model!r}; torchvision.models.list_models()")
-    published = models.get_model_weights(model)
-    weights = getattr(published, "DEFAULT", None)
-    file = _file(f"torchvision:{model}", path, getattr(weights, "url", "torchvision"))
-    if weights is None:
-        raise ValueError(f"torchvision:{model} states no preprocessing, so it cannot be used")
+    weights = models.get_model_weights(model).DEFAULT
+    file = _file(f"torchvision:{model}", path, weights.url)
     with torch.random.fork_rng(devices=[]):
         network = models.get_model(model, weights=None)
-    _fill(network, file)
     layers = [layer for layer, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not layers:
         raise ValueError(f"torchvision:{model} has no linear layer at its end, so no features")
+    _fill(network, file)
     parent, _, last = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
-    return Extractor(f"torchvision:{model}", weights.transforms(), network)
+    name = f"torchvision:{model}"
+    return Extractor(name, weights.transforms(), network, about=name)
 
 
 def _timm(model: str, path: PathLike | None = None) -> Extractor:
@@ -118,7 +120,7 @@ def _timm(model: str, path: PathLike | None = None) -> Extractor:
     network.reset_classifier(0)
     config = timm.data.resolve_model_data_config(network)
     preprocess = timm.data.create_transform(**config, is_training=False)
-    return Extractor(f"timm:{model}", preprocess, network)
+    return Extractor(f"timm:{model}", preprocess, network, about=f"timm:{model}")
 
 
 def _transformers(folder: str) -> Extractor:
@@ -133,20 +135,23 @@ def _transformers(folder: str) -> Extractor:
     library = require("transformers", f"{name} needs", "embeddings")
     with torch.random.fork_rng(devices=[]):
         network, found = library.AutoModel.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, output_loading_info=True
+            place, use_safetensors=True, output_loading_info=True, **_OFFLINE
         )
     lost = sorted(found["missing_keys"])
     # A classifier has no pooler of its own; a random one would be no feature.
     pooled = not any(key.startswith("pooler.") for key in lost)
     if any(not key.startswith("pooler.") for key in lost):
         raise ValueError(f"{name} lacks weights, which would be random: {', '.join(lost[:5])}")
-    processor = library.AutoImageProcessor.from_pretrained(place, local_files_only=True)
+    processor = library.AutoImageProcessor.from_pretrained(place, **_OFFLINE)
     prepare = lambda x: processor(images=x, do_rescale=False, return_tensors="pt")["pixel_values"]
-    return Extractor(name, prepare, _ImageFeatures(network, pooled))
+    features = _ImageFeatures(network, pooled)
+    return Extractor(name, prepare, features, about=processor.to_json_string())
 
 
 class _ImageFeatures(nn.Module):
     """What a model of transformers says of images."""
+
+    depends_on = ("model", "pooled")
 
     def __init__(self, model: Any, pooled: bool) -> None:
         super().__init__()
@@ -166,6 +171,8 @@ class _ImageFeatures(nn.Module):
 
 class _Tower(nn.Module):
     """The image tower of a reward."""
+
+    depends_on = ("reward",)
 
     def __init__(self, reward: Any) -> None:
         super().__init__()

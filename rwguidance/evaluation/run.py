@@ -104,8 +104,9 @@ class Evaluation:
             drawn = time.perf_counter()
             images = run.decode(x_0)
             scores = run.score(images, prompt)
-            self.forecast.timed(len(numbers), drawn - start, time.perf_counter() - drawn)
-        return _Batch(run, numbers, x_0, images, self.judges.look(images, prompt, scores))
+        looks = self.judges.look(images, prompt, scores)
+        self.forecast.timed(len(numbers), drawn - start, time.perf_counter() - drawn)
+        return _Batch(run, numbers, x_0, images, looks)
 
     def _cell(
         self,

@@ -90,6 +90,12 @@ class Method(ABC):
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raises ValueError if the method makes no sense at these times, before any work."""
 
+    @property
+    def shared_draws(self) -> int:
+        """Number of draws of each prompt, at most, that other methods on the prompt use as well."""
+
+        return 0
+
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         """Returns the work on the aligned pictures of one prompt, at most, for the forecast.
 

@@ -76,6 +76,10 @@ class Importance(Guided):
     def at(self, nats: float) -> "Importance":
         return replace(self, beta=None, kl=nats)
 
+    @property
+    def shared_draws(self) -> int:
+        return self.bank
+
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         bank = Work.of_samples(self.bank, steps, batch_size)
         return super().work(images, steps, batch_size) + bank
@@ -176,10 +180,13 @@ class PlugInMean(Guided):
     def at(self, nats: float) -> "PlugInMean":
         return replace(self, beta=None, kl=nats)
 
+    @property
+    def shared_draws(self) -> int:
+        return 0 if self.kl is None else self.bank
+
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         looks = Work(decoded=images * steps, scored=images * steps)
-        draws = 0 if self.kl is None else self.bank
-        bank = Work.of_samples(draws, steps, batch_size)
+        bank = Work.of_samples(self.shared_draws, steps, batch_size)
         return super().work(images, steps, batch_size) + looks + bank
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
@@ -232,10 +239,13 @@ class BestOfN(Method):
         soft = self.beta is not None or self.kl is not None
         return replace(self, beta=None, kl=nats) if soft else None
 
+    @property
+    def shared_draws(self) -> int:
+        return 0 if self.kl is None else self.draws
+
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         candidates = Work.of_samples(self.n - 1, steps, batch_size) * images
-        draws = 0 if self.kl is None else self.draws
-        bank = Work.of_samples(draws, steps, batch_size)
+        bank = Work.of_samples(self.shared_draws, steps, batch_size)
         return super().work(images, steps, batch_size) + candidates + bank
 
     def align(

@@ -43,6 +43,9 @@ class Work:
             self.scored + other.scored,
         )
 
+    def __sub__(self, other: "Work") -> "Work":
+        return self + other * -1
+
     def __mul__(self, times: int) -> "Work":
         return Work(
             self.calls * times, self.drawn * times, self.decoded * times, self.scored * times

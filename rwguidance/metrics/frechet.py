@@ -13,8 +13,7 @@ References:
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from functools import reduce
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -115,7 +114,7 @@ class Moments:
             ValueError: If there are less than two rows of positive weight, or none in a group.
         """
 
-        whole = _whole("moments", list(self._parts("moments").values()))
+        whole = _law("moments", list(self._parts("moments").values()))
         return whole.mean, whole.factor.T @ whole.factor
 
     def _check(self, dimension: int, grouped: bool) -> None:
@@ -133,7 +132,7 @@ class Moments:
 
     def _add(self, key: Hashable, piece: _Piece) -> None:
         known = self._pieces.get(key)
-        self._pieces[key] = piece if known is None else _joined(known, piece)
+        self._pieces[key] = piece if known is None else _joined([known, piece])
 
     def _parts(self, name: str) -> dict[Hashable, _Piece]:
         """Returns a piece for each unit, of equal weight if they are groups."""
@@ -156,7 +155,7 @@ class Moments:
         log_ess = torch.stack([2 * p.log_total - p.log_squares for p in self._parts("x").values()])
         if self._grouped:
             return float(log_ess.exp().median())
-        whole = reduce(_joined, self._pieces.values())
+        whole = _joined(list(self._pieces.values()))
         return float((2 * whole.log_total - whole.log_squares).exp())
 
 
@@ -183,20 +182,17 @@ def frechet_distance(x: SampleLike | Moments, y: SampleLike | Moments, blocks: i
     a, b = (moments._parts(name) for name, moments in sets.items())
     if sets["x"]._grouped != sets["y"]._grouped:
         raise ValueError("x and y must both have groups, or neither")
-    value = _distance(_whole("x", list(a.values())), _whole("y", list(b.values())))
+    value = _distance(_law("x", list(a.values())), _law("y", list(b.values())))
     place = unit_blocks([*a, *b], blocks)
-    without = []
-    for block in set(place.values()):
-        left = [[piece for key, piece in z.items() if place[key] != block] for z in (a, b)]
-        try:
-            wholes = [_whole(name, part) for name, part in zip(sets, left, strict=True)]
-            without.append(_distance(*wholes))
-        except ValueError:  # too few rows are left
-            without.append(math.nan)
+    parts = [_by_block(pieces, place) for pieces in (a, b)]
+    every = set(place.values())
+    without = [
+        _distance_or_nan([[piece for j, piece in part.items() if j != i] for part in parts])
+        for i in every
+    ]
     ess = [e for e in (moments._ess() for moments in sets.values()) if not math.isnan(e)]
-    units = len({*a, *b}) if sets["x"]._grouped else len(set(place.values()))
-    error = jackknife_error(torch.tensor(without, dtype=torch.float64))
-    return Figure(value, error, units, min(ess, default=math.nan))
+    units = len(place) if sets["x"]._grouped else len(every)
+    return Figure(value, jackknife_error(without), units, min(ess, default=math.nan))
 
 
 def _as_moments(name: str, value: SampleLike | Moments, blocks: int) -> Moments:
@@ -220,17 +216,21 @@ def _piece_of(x: Tensor, log_w: Tensor) -> _Piece:
     return _Piece(log_total, (2 * log_w).logsumexp(0), mean, _shorter(factor, 2))
 
 
-def _joined(a: _Piece, b: _Piece) -> _Piece:
-    """Returns the moments of the rows of both, from deviations of their own means."""
+def _joined(pieces: Sequence[_Piece]) -> _Piece:
+    """Returns the moments of the rows of all pieces, from deviations of their own means."""
 
-    log_total = torch.logaddexp(a.log_total, b.log_total)
-    if not log_total > -math.inf:
-        return a
-    p, q = ((piece.log_total - log_total).exp() for piece in (a, b))
-    gap = (p * q).sqrt() * (b.mean - a.mean)
-    factor = torch.cat((p.sqrt() * a.factor, q.sqrt() * b.factor, gap[None]))
-    log_squares = torch.logaddexp(a.log_squares, b.log_squares)
-    return _Piece(log_total, log_squares, p * a.mean + q * b.mean, _shorter(factor, 2))
+    alive = [piece for piece in pieces if piece.log_total > -math.inf]
+    if not alive:
+        return pieces[0]
+    log_total = torch.stack([piece.log_total for piece in alive]).logsumexp(0)
+    log_squares = torch.stack([piece.log_squares for piece in alive]).logsumexp(0)
+    roots = [((piece.log_total - log_total) / 2).exp() for piece in alive]
+    means = torch.stack([piece.mean for piece in alive])
+    weights = torch.stack(roots)
+    mean = weights.square() @ means
+    within = [root * piece.factor for root, piece in zip(roots, alive, strict=True)]
+    factor = torch.cat((*within, weights[:, None] * (means - mean)))
+    return _Piece(log_total, log_squares, mean, _shorter(factor, 2))
 
 
 def _shorter(factor: Tensor, most: int) -> Tensor:
@@ -241,20 +241,38 @@ def _shorter(factor: Tensor, most: int) -> Tensor:
     return torch.linalg.qr(factor, mode="r").R
 
 
-def _whole(name: str, pieces: Sequence[_Piece]) -> _Piece:
-    """Returns the moments of all pieces, with a factor of the unbiased covariance.
+def _by_block(
+    pieces: Mapping[Hashable, _Piece], place: Mapping[Hashable, int]
+) -> dict[int, _Piece]:
+    """Returns the moments of the rows of each block of units."""
+
+    members: dict[int, list[_Piece]] = {}
+    for key, piece in pieces.items():
+        members.setdefault(place[key], []).append(piece)
+    return {block: _joined(some) for block, some in members.items()}
+
+
+def _law(name: str, pieces: Sequence[_Piece]) -> _Piece:
+    """Returns the moments of the rows of all pieces, with a factor of the unbiased covariance.
 
     Raises:
         ValueError: If there are less than two rows of positive weight.
     """
 
-    alive = [piece for piece in pieces if piece.log_total > -math.inf]
-    whole = reduce(_joined, alive) if alive else None
+    whole = _joined(pieces) if pieces else None
     # One minus the sum of squares of the normalized weights.
-    rest = -torch.expm1(whole.log_squares - 2 * whole.log_total) if whole else torch.zeros(())
+    rest = torch.zeros(()) if whole is None else -(whole.log_squares - 2 * whole.log_total).expm1()
     if whole is None or not rest > 1e-12:
         raise ValueError(f"{name} must have two rows of positive weight at least")
     return whole._replace(factor=_shorter(whole.factor, 1) / rest.sqrt())
+
+
+def _distance_or_nan(sets: Sequence[Sequence[_Piece]]) -> float:
+    try:
+        a, b = (_law("a set", pieces) for pieces in sets)
+    except ValueError:  # too few rows are left
+        return math.nan
+    return _distance(a, b)
 
 
 def _distance(a: _Piece, b: _Piece) -> float:

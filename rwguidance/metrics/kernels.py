@@ -122,7 +122,7 @@ def kernel_distance(
     _check_pairs("y", y)
     values = {}
     for group in x.names:
-        a, b, units = _as_units(x.of(group), y.of(group))
+        a, b, units = _as_units(x, x.rows[group], y, y.rows[group])
         values[group] = float(_discrepancy(a, b, units, kernel)[0])
     mean, error = mean_and_error(list(values.values()))
     return Figure(mean, error, len(values), ess, values)
@@ -149,9 +149,9 @@ def pairwise_distance(x: SampleLike, distance: Kernel = euclidean) -> Figure:
     checks.function("distance", distance, "a function of two sets of features", classes=False)
     _check_pairs("x", x)
     values, without = {}, torch.empty(0)
-    for group in x.names:
-        a, _, units = _as_units(x.of(group), None)
-        value, without = _mean_over_pairs(a, a, units, distance)
+    for group, rows in x.rows.items():
+        a = _Part(x.features[rows], x.shares[rows], torch.arange(len(rows)))
+        value, without = _mean_over_pairs(a, a, len(rows), distance)
         values[group] = float(value)
     mean, error = mean_and_error(list(values.values()))
     if x.groups is None:
@@ -167,14 +167,12 @@ class _Part(NamedTuple):
     unit: Tensor
 
 
-def _as_units(x: Sample, y: Sample | None) -> tuple[_Part, _Part, int]:
-    """Returns two sets whose rows are all units of their own, and the number of units."""
+def _as_units(x: Sample, some: Tensor, y: Sample, others: Tensor) -> tuple[_Part, _Part, int]:
+    """Returns rows of two sets, each of which is a unit of its own, and the number of units."""
 
-    n, m = len(x), 0 if y is None else len(y)
-    a = _Part(x.features, x.shares, torch.arange(n))
-    if y is None:
-        return a, a, n
-    return a, _Part(y.features, y.shares, torch.arange(n, n + m)), n + m
+    n, m = len(some), len(others)
+    a = _Part(x.features[some], x.shares[some], torch.arange(n))
+    return a, _Part(y.features[others], y.shares[others], torch.arange(n, n + m)), n + m
 
 
 def _pooled(x: Sample, y: Sample) -> tuple[_Part, _Part, int]:
@@ -186,7 +184,7 @@ def _pooled(x: Sample, y: Sample) -> tuple[_Part, _Part, int]:
             what = "rows of positive weight" if sample.groups is None else "groups"
             raise ValueError(f"{name} must have three {what} at least, got {units}")
     if x.groups is None:
-        return _as_units(x, y)
+        return _as_units(x, x.rows[None], y, y.rows[None])
     place = {name: i for i, name in enumerate(x.names)}
     there = torch.tensor([place[name] for name in y.names])
     return (
@@ -211,10 +209,9 @@ def _mean_over_pairs(a: _Part, b: _Part, units: int, kernel: Kernel) -> tuple[Te
     p.index_add_(0, a.unit, a.shares)
     q.index_add_(0, b.unit, b.shares)
     for rows, columns, k in in_blocks(a.features, b.features, kernel):
-        same = a.unit[rows, None] == b.unit[None, columns]
-        k = (k * a.shares[rows, None] * b.shares[columns]).masked_fill(same, 0)
-        by_row.index_add_(0, a.unit[rows], k.sum(1))
-        by_column.index_add_(0, b.unit[columns], k.sum(0))
+        k = k.double().masked_fill(a.unit[rows, None] == b.unit[columns], 0)
+        by_row.index_add_(0, a.unit[rows], a.shares[rows] * (k @ b.shares[columns]))
+        by_column.index_add_(0, b.unit[columns], (a.shares[rows] @ k) * b.shares[columns])
     own, others = p * (q.sum() - q), q * (p.sum() - p)
     total, pairs = by_row.sum(), own.sum()
     return total / pairs, (total - by_row - by_column) / (pairs - own - others)

@@ -41,6 +41,7 @@ def share_of_target(method: Sample, base: Sample, tilted: Sample) -> Figure:
         checks.instance(name, part, Sample, "a Sample of rewards")
         if part.groups is None or part.features.shape[1] != 1:
             raise ValueError(f"{name} must be a Sample of one reward per row, with groups")
+    for name, part in sets.items():
         check_same_groups("base", base, name, part)
     means = {name: _means(part, base) for name, part in sets.items()}
     gain, way = means["method"] - means["base"], means["tilted"] - means["base"]

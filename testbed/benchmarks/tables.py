@@ -11,7 +11,7 @@ from formatting import console
 from results import Column, Results
 from torch import Tensor
 
-from rwguidance.statistics import mean_and_error, ratio_and_error
+from rwguidance.statistics import paired_difference, ratio_and_error
 from rwguidance.support.randomness import generator_for
 from rwguidance_testbed import metrics
 from rwguidance_testbed.data import Drawings, load_names
@@ -23,12 +23,6 @@ NAMES = 100
 
 COPIES = 4
 """Real pictures of every prompt that distances are taken to."""
-
-
-def paired(after: Tensor, before: Tensor) -> tuple[float, float]:
-    """Returns the mean difference of pairs, and its standard error."""
-
-    return mean_and_error(after.double() - before.double())
 
 
 def table_of(case: str, results: Results, real: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -94,9 +88,9 @@ def _gains(
         "proxy": float(looks.proxy[rows].mean()),
         "gold": float(looks.gold[rows].mean()),
         "right": float(found[rows].mean()),
-        **_pair("proxy gain", paired(looks.proxy[rows], base.proxy[where])),
-        **_pair("gold gain", paired(looks.gold[rows], base.gold[where])),
-        **_pair("right gain", paired(found[rows], base_hits[where])),
+        **_pair("proxy gain", paired_difference(looks.proxy[rows], base.proxy[where])),
+        **_pair("gold gain", paired_difference(looks.gold[rows], base.gold[where])),
+        **_pair("right gain", paired_difference(found[rows], base_hits[where])),
     }
     if column.nats is not None:
         way = results.targets[column.nats]["proxy"] - results.targets[0.0]["proxy"]
@@ -126,7 +120,7 @@ def targets_of(case: str, results: Results) -> list[dict[str, Any]]:
         bank_error = lambda name, about=about, n=n: float(about[name].square().sum().sqrt()) / n
         row = {"model": case, "nats": nats, "prompts": n}
         for name in ("proxy", "gold"):
-            row |= _pair(f"{name} gain", paired(about[name], mean[name]))
+            row |= _pair(f"{name} gain", paired_difference(about[name], mean[name]))
             row[f"{name} gain error of the banks"] = bank_error(f"{name}_error")
         row["median ESS"] = float(about["ess"].median())
         row["median k"] = float(about["pareto_k"].nanmedian())

@@ -1,22 +1,14 @@
-r"""Distances of a set of pictures from real ones, and the share that shows what was asked for.
+"""Figures of a set of pictures against real ones, and the share that shows what was asked for.
 
-All of it rests on the embeddings of the judge. :func:`frechet` and :func:`kernel` compare the laws
-of two sets; :func:`precision_recall` tells whether single pictures look real, and whether all that
-is real can be made. None of them looks at the prompts; :func:`right` does.
+All of it rests on the embeddings of the judge, and on :mod:`rwguidance.metrics`. Distances compare
+the laws of two sets; precision and recall tell whether single pictures look real, and whether all
+that is real can be made. None of them looks at the prompts; :func:`right` does.
 
-All figures but :func:`kernel` depend on the sizes of the sets: :func:`frechet` is too large for
-small ones, even of one law. So :func:`table` puts beside the figures of pictures those of as many
-real ones, which are what perfect pictures would have.
-
-References:
-    | GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium
-      (Heusel et al., 2017), arXiv:1706.08500 (Frechet distance)
-    | Demystifying MMD GANs (Binkowski et al., 2018), arXiv:1801.01401 (kernel distance)
-    | Improved Precision and Recall Metric for Assessing Generative Models
-      (Kynkaanniemi et al., 2019), arXiv:1904.06991
+All figures but the kernel distance depend on the sizes of the sets: the Frechet distance is too
+large for small ones, even of one law. So :func:`table` puts beside the figures of pictures those of
+as many real ones, which are what perfect pictures would have.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from rwguidance import metrics
 from rwguidance.statistics import mean_and_error
 
 from .data import Drawings
@@ -35,9 +28,6 @@ __all__ = [
     "Quality",
     "compare",
     "embed",
-    "frechet",
-    "kernel",
-    "precision_recall",
     "real_pictures",
     "right",
     "table",
@@ -49,11 +39,12 @@ class Quality:
     """Figures of a set of pictures.
 
     Arguments:
-        frechet: Distance by :func:`frechet`.
-        kernel: Distance by :func:`kernel`.
-        kernel_error: Standard error of the latter.
-        precision: Precision by :func:`precision_recall`.
-        recall: Recall by :func:`precision_recall`.
+        frechet: Distance by :func:`rwguidance.metrics.frechet_distance`.
+        kernel: Distance by :func:`rwguidance.metrics.kernel_distance`, pooled, with the cubic
+            kernel.
+        kernel_error: Standard error of the latter, over captions.
+        precision: Precision by :func:`rwguidance.metrics.precision_recall`.
+        recall: Recall by :func:`rwguidance.metrics.precision_recall`.
         right: Mean of :func:`right`.
         right_error: Standard error of that mean, over pictures.
     """
@@ -65,108 +56,6 @@ class Quality:
     recall: float
     right: float
     right_error: float
-
-
-def frechet(x: Tensor, y: Tensor) -> float:
-    r"""Returns the squared Frechet distance of the normal laws with the moments of two sets.
-
-    .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr} \big( \Sigma_x + \Sigma_y
-        - 2 (\Sigma_x \Sigma_y)^{1/2} \big)
-
-    The trace of the root is the sum of the singular values of :math:`A B^\top` for any
-    :math:`\Sigma_x = A^\top A` and :math:`\Sigma_y = B^\top B`, so that singular covariances are
-    no special case.
-
-    Arguments:
-        x: Embeddings with shape (N, D), N at least 2.
-        y: Embeddings with shape (M, D), M at least 2.
-
-    Raises:
-        ValueError: If the sets are too small, not finite, or of different dimensions.
-    """
-
-    x, y = _check(x, y, 2)
-    factors = [(z - z.mean(0)) / math.sqrt(len(z) - 1) for z in (x, y)]
-    spread = sum(float(factor.square().sum()) for factor in factors)
-    a, b = (torch.linalg.qr(factor, mode="r").R for factor in factors)
-    root = float(torch.linalg.svdvals(a @ b.T).sum())
-    return float((x.mean(0) - y.mean(0)).square().sum()) + spread - 2 * root
-
-
-def kernel(
-    x: Tensor, y: Tensor, units: tuple[Sequence[int], Sequence[int]] | None = None
-) -> tuple[float, float]:
-    r"""Returns the squared maximum mean discrepancy for a cubic kernel, unbiased.
-
-    The kernel is :math:`k(a, b) = (a \cdot b / D + 1)^3`.
-
-    It is zero on average if both sets are of one law, and may be negative. Of three means of k,
-    within both sets and between them, only pairs of different units count: two pictures of one
-    caption are not independent, in whichever sets they are.
-
-    Arguments:
-        x: Embeddings with shape (N, D).
-        y: Embeddings with shape (M, D).
-        units: Number of the unit, such as the caption, that each embedding of both sets belongs to.
-            Units are independent. None if all embeddings are.
-
-    Returns:
-        The distance and its standard error, the root of the sum over units u of
-        :math:`(d - d_{-u})^2`, where :math:`d_{-u}` is the distance without u. On average the
-        square is not too small, and at most about twice too large, the latter for sets of one law.
-
-    Raises:
-        ValueError: If the sets are not finite or of different dimensions, or one of them has less
-            than three units.
-
-    References:
-        | The Jackknife Estimate of Variance (Efron and Stein, 1981)
-    """
-
-    x, y = _check(x, y, 3)
-    n, m = len(x), len(y)
-    first, second = units or (range(n), range(n, n + m))
-    if (len(first), len(second)) != (n, m) or min(len(set(first)), len(set(second))) < 3:
-        raise ValueError(
-            f"units must be one for each of {n} and {m} embeddings, three different ones or more, "
-            f"got {len(first)} and {len(second)}, {len(set(first))} and {len(set(second))} of them "
-            "different"
-        )
-    place = {unit: i for i, unit in enumerate(dict.fromkeys((*first, *second)))}
-    in_x, in_y = (torch.tensor([place[unit] for unit in part]) for part in (first, second))
-    k = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    parts = (
-        _means(k(x, x), in_x, in_x, len(place)),
-        _means(k(y, y), in_y, in_y, len(place)),
-        _means(k(x, y), in_x, in_y, len(place)),
-    )
-    value, without = (a + b - 2 * c for a, b, c in zip(*parts, strict=True))
-    return float(value), float((without - value).square().sum().sqrt())
-
-
-def precision_recall(pictures: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
-    """Returns the share of pictures among real ones, and that of real ones among pictures.
-
-    An embedding lies among a set if it is at most as far from one of its members as that member is
-    from its k-th nearest neighbor in the set. The denser the set, the smaller these balls: sets
-    should be equally large.
-
-    Arguments:
-        pictures: Embeddings with shape (N, D).
-        real: Embeddings of real pictures, with shape (M, D).
-        k: Number of the neighbor, less than N and M.
-
-    Raises:
-        ValueError: If k is out of range, or the sets are not finite or of different dimensions.
-    """
-
-    if not 1 <= k < min(len(pictures), len(real)):
-        raise ValueError(
-            f"k must be at least 1 and less than the size of both sets, {len(pictures)} and "
-            f"{len(real)}, got {k}"
-        )
-    x, y = _check(pictures, real, k + 1)
-    return _share_among(x, y, k), _share_among(y, x, k)
 
 
 def right(
@@ -229,7 +118,7 @@ def compare(pictures: Tensor, real: Tensor, found: Tensor, k: int = 3) -> Qualit
             their order, then another one of each, and so on, as :func:`real_pictures` makes them.
             For precision and recall the first N are taken.
         found: Probabilities that :func:`right` returned for the pictures, with shape (N,).
-        k: Number of the neighbor, see :func:`precision_recall`.
+        k: Number of the neighbor, see :func:`rwguidance.metrics.precision_recall`.
 
     Raises:
         ValueError: If M is not a multiple of N, or as the parts raise it.
@@ -241,10 +130,19 @@ def compare(pictures: Tensor, real: Tensor, found: Tensor, k: int = 3) -> Qualit
             f"real must hold a multiple of {n} items, as many for each picture, and found {n}, "
             f"got {len(real)} and {len(found)}"
         )
-    distance, error = kernel(pictures, real, (range(n), [i % n for i in range(len(real))]))
-    precision, recall = precision_recall(pictures, real[:n], k)
+    # Pictures of one caption are not independent, in whichever sets they are.
+    made, all_real = (
+        metrics.Sample(z, None, [i % n for i in range(len(z))]) for z in (pictures, real)
+    )
+    distance = metrics.kernel_distance(made, all_real, pooled=True)
+    precision, recall = metrics.precision_recall(pictures, real[:n], k)
     return Quality(
-        frechet(pictures, real), distance, error, precision, recall, *mean_and_error(found)
+        metrics.frechet_distance(made, all_real).value,
+        distance.value,
+        distance.error,
+        precision.value,
+        recall.value,
+        *mean_and_error(found),
     )
 
 
@@ -333,41 +231,3 @@ def table(
         found = right(judge, embeddings, things, candidates, count)
         result[name] = compare(embeddings, reference, found)
     return result
-
-
-def _means(k: Tensor, rows: Tensor, columns: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """Returns the mean of a matrix over pairs of different units, with and without each unit."""
-
-    totals = []
-    for values in (k, torch.ones_like(k)):
-        by_row = values.new_zeros(units, k.shape[1]).index_add_(0, rows, values)
-        by_pair = values.new_zeros(units, units).index_add_(1, columns, by_row)
-        by_pair.fill_diagonal_(0)
-        whole = by_pair.sum()
-        totals.append((whole, whole - by_pair.sum(0) - by_pair.sum(1)))
-    (total, total_without), (count, count_without) = totals
-    return total / count, total_without / count_without
-
-
-def _share_among(x: Tensor, y: Tensor, k: int) -> float:
-    """Returns the share of `x` in a ball around a member of `y` that holds k others of `y`."""
-
-    # Not by products: a distance of zero must be zero.
-    mode = "donot_use_mm_for_euclid_dist"
-    radius = torch.cdist(y, y, compute_mode=mode).fill_diagonal_(math.inf)
-    radius = radius.kthvalue(k, dim=1).values
-    inside = torch.cdist(x, y, compute_mode=mode) <= radius
-    return float(inside.any(1).double().mean())
-
-
-def _check(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    shapes = [tuple(z.shape) for z in (x, y)]
-    if any(len(s) != 2 or s[0] < least for s in shapes) or shapes[0][1] != shapes[1][1]:
-        raise ValueError(
-            f"embeddings must have shapes (N, D) and (M, D), N and M at least {least}, "
-            f"got {shapes[0]} and {shapes[1]}"
-        )
-    for z in (x, y):
-        if not bool(z.isfinite().all()):
-            raise ValueError("embeddings must be finite, got NaN or inf")
-    return x.double(), y.double()

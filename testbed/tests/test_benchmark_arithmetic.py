@@ -56,12 +56,6 @@ class TestPooled:
 
 
 class TestArithmetic:
-    def test_paired_differences(self, bench, generator):
-        before = torch.tensor([1.0, 2.0, 4.0])
-        after = torch.tensor([2.0, 2.0, 7.0])
-        # Differences 1, 0 and 3: mean 4/3, variance (1/9 + 16/9 + 25/9) / 2.
-        assert bench.tables.paired(after, before) == pytest.approx((4 / 3, math.sqrt(21 / 9 / 3)))
-
     def test_a_share_has_the_error_that_it_shows(self, bench, generator):
         shares, errors = [], []
         for _ in range(800):

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from common import assert_within, randn
-from rwguidance.statistics import mean_and_error, ratio_and_error
+from rwguidance.statistics import (
+    bootstrap_interval,
+    jackknife_error,
+    mean_and_error,
+    paired_difference,
+    ratio_and_error,
+    sign_test,
+    signed_rank_test,
+    win_rate,
+)
 
 
 def two_levels(seed, runs, prompts, pictures, between=1.0, within=0.5):
@@ -120,3 +129,105 @@ def test_wrong_shapes_are_named():
         mean_and_error([1.0, 2.0, 3.0], "ab")
     with pytest.raises(ValueError, match="as many as numerators, 2, got 1"):
         ratio_and_error([1.0, 2.0], [1.0])
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = randn(6, 30)
+    without = (values.sum() - values) / 29
+    assert jackknife_error(without) == pytest.approx(mean_and_error(values)[1])
+    assert jackknife_error(5 - 2 * without) == pytest.approx(2 * mean_and_error(values)[1])
+
+
+def test_the_jackknife_of_a_ratio_is_that_of_linearization():
+    b = 2 + 0.2 * randn(7, 400)
+    a = 3 * b + randn(8, 400)
+    without = (a.sum() - a) / (b.sum() - b)
+    assert jackknife_error(without) == pytest.approx(ratio_and_error(a, b)[1], rel=0.01)
+
+
+def test_the_jackknife_takes_two_units():
+    assert math.isnan(jackknife_error([1.0]))
+    assert math.isnan(jackknife_error([1.0, math.nan, 2.0]))
+    with pytest.raises(ValueError, match=r"without must have shape \(N,\), got \(2, 2\)"):
+        jackknife_error(torch.zeros(2, 2))
+
+
+def test_pairs_share_what_their_unit_does():
+    shared, unit = 10 * randn(9, 20), [i // 2 for i in range(20)]
+    after, before = shared + 1 + 0.1 * randn(10, 20), shared
+    mean, error = paired_difference(after, before, unit)
+    assert (mean, error) == pytest.approx(mean_and_error(after - before, unit))
+    assert_within(mean, 1.0, error)
+    assert error < mean_and_error(after, unit)[1] / 20
+    with pytest.raises(ValueError, match="before must be as many as after, 2, got 3"):
+        paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_a_tie_is_half_a_win_and_units_count_alike():
+    after, before = [2.0, 1.0, 0.0, 5.0], [1.0, 1.0, 1.0, 4.0]
+    assert win_rate(after, before)[0] == 2.5 / 4
+    rate, error = win_rate(after, before, "aaab")
+    assert rate == pytest.approx((0.5 + 1) / 2)
+    assert error == pytest.approx(0.25)
+    assert all(map(math.isnan, win_rate([math.nan, 1.0], [0.0, 0.0])))
+
+
+def test_the_sign_test_is_the_binomial_law():
+    # Two tails of 0, 1, 9 or 10 heads in ten throws; ties do not count.
+    after = [1.0] * 9 + [-1.0] + [0.0] * 5
+    assert sign_test(after, [0.0] * 15) == pytest.approx(2 * 11 / 2**10)
+    assert sign_test([0.0, 0.0], [0.0, 0.0]) == 1
+    assert math.isnan(sign_test([math.nan, 1.0], [0.0, 0.0]))
+    # Three pairs of one unit are one sign.
+    assert sign_test([1.0, 1.0, -9.0, 1.0], [0.0] * 4, "aaab") == 1
+
+
+def test_the_signed_rank_test_counts_all_signs():
+    # Of 2^5 signs, those of five positive ranks and of none are as extreme.
+    assert signed_rank_test([1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 5) == pytest.approx(2 / 32)
+    assert signed_rank_test([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 6) == pytest.approx(2 / 32)
+    assert signed_rank_test([1.0, 2.0], [1.0, 2.0]) == 1
+    assert math.isnan(signed_rank_test([math.nan, 1.0], [0.0, 0.0]))
+    assert signed_rank_test([3.0, 3.0, 1.0], [0.0, 0.0, 0.0], "aab") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("test", [sign_test, signed_rank_test])
+def test_without_an_effect_few_p_values_are_small_and_with_one_they_are(test):
+    differences = randn(11, 300, 40)
+    found = torch.tensor([test(row, torch.zeros(40)) for row in differences])
+    assert float((found < 0.05).double().mean()) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 300)
+    assert float((found < 0.5).double().mean()) > 0.3
+    assert test(differences[0] + 2, torch.zeros(40)) < 1e-3
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval(generator):
+    values, unit = two_levels(12, 1, 60, 4)[0], [i // 4 for i in range(240)]
+    mean, error = mean_and_error(values, unit)
+    low, high = bootstrap_interval(values, unit, generator=generator, resamples=4000)
+    z = torch.tensor([(low - mean) / error, (high - mean) / error])
+    # Percentiles of 4000 are known to about 0.04 errors.
+    torch.testing.assert_close(z, torch.tensor([-1.96, 1.96]), rtol=0, atol=0.25)
+    narrow = bootstrap_interval(values, unit, generator=generator, level=0.5)
+    assert low < narrow[0] < mean < narrow[1] < high
+
+
+def test_the_bootstrap_interval_covers(generator):
+    covered = [
+        low < 0 < high
+        for values in two_levels(13, 200, 40, 1)
+        for low, high in [bootstrap_interval(values, generator=generator, resamples=400)]
+    ]
+    # Percentiles of 40 units are short by a few percent.
+    assert_within(sum(covered) / 200, 0.94, math.sqrt(0.94 * 0.06 / 200), z=3.5)
+
+
+def test_the_bootstrap_is_that_of_its_generator(generator):
+    state = generator.get_state()
+    first = bootstrap_interval([1.0, 2.0, 5.0], generator=generator)
+    assert bootstrap_interval([1.0, 2.0, 5.0], generator=generator.set_state(state)) == first
+    assert all(map(math.isnan, bootstrap_interval([1.0], generator=generator)))
+    assert all(map(math.isnan, bootstrap_interval([1.0, math.nan], generator=generator)))
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator, got int"):
+        bootstrap_interval([1.0, 2.0], generator=0)
+    with pytest.raises(ValueError, match=r"level must lie in \(0, 1\), got 95"):
+        bootstrap_interval([1.0, 2.0], generator=generator, level=95)

@@ -161,6 +161,7 @@ def test_batches_are_put_together_on_the_cpu(shufflenet):
         ("timm:resnet18", None, FileNotFoundError, "needs path=.*huggingface.co/timm"),
         ("timm:resnet18", ".", FileNotFoundError, "which is no file"),
         ("timm:resnet18", "nowhere.pth", FileNotFoundError, "no file or directory"),
+        ("torchvision:squeezenet1_0", __file__, ValueError, "has no linear layer at its end"),
         ("torchvision:resnet19", None, LookupError, "no model 'resnet19'"),
         ("timm:resnet19", None, LookupError, "no model 'resnet19'"),
         ("transformers:nowhere", None, FileNotFoundError, r"lacks config.json, preproc.*safetens"),
