@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..support.outside import require
 
-__all__ = ["box", "image", "items", "paragraph", "section", "table"]
+__all__ = ["box", "grid", "image", "items", "paragraph", "section"]
 
 _SIDE = 256
 """Largest side of pictures that come along as they are; larger ones are made smaller, as JPEG."""
@@ -39,7 +39,7 @@ def section(heading: str, *parts: str) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>" if body else ""
 
 
-def table(
+def grid(
     caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], means: int = 0
 ) -> str:
     """Returns a table that scrolls within its box; the first cell of a row is its heading.

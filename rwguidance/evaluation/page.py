@@ -21,7 +21,7 @@ from ..support.files import replacing
 from .curves import COLORS, Panel, draw, drawn, inline, panels_of
 from .figures import TILTED
 from .hacking import Companion, Verdict, verdicts
-from .markup import box, image, items, paragraph, section, table
+from .markup import box, grid, image, items, paragraph, section
 from .measured import CLEAR, Measured
 from .results import BASE, Results
 from .sheet import Shown, shown, write_sheet
@@ -107,7 +107,7 @@ def _sections(
         section("Pictures from the same noise", _sheet(pictures)),
         section("All figures", *(_table(figures, one) for one in figures.sections)),
         section("The exactly tilted law", _targets(results, figures)),
-        section("What the numbers are", _definitions(results)),
+        section("What the numbers are", _definitions()),
     ]
 
 
@@ -135,7 +135,7 @@ def _table(figures: Table, part: Section) -> str:
 
     heads, *rows = figures.cells(part.columns)
     targets = sum(row[0] == TILTED for row in rows)
-    return f"<h3>{escape(part.title)}</h3>" + table(part.sentence, heads, rows, means=targets)
+    return f"<h3>{escape(part.title)}</h3>" + grid(part.sentence, heads, rows, means=targets)
 
 
 def _legend(results: Results) -> str:
@@ -178,8 +178,8 @@ def _beside(found: Sequence[Verdict]) -> str:
     rows = [line(verdict, one, one.excess) for verdict in found for one in verdict.held_out]
     caption = "Held-out rewards: their gain, and their gain per gain of the aligned reward."
     looks = [line(verdict, one, one.excess) for verdict in found for one in verdict.appearance]
-    return (table(caption, heads, rows) if rows else "") + (
-        table("How pictures look; the difference is that of the gains.", heads, looks)
+    return (grid(caption, heads, rows) if rows else "") + (
+        grid("How pictures look; the difference is that of the gains.", heads, looks)
         if looks
         else ""
     )
@@ -216,10 +216,10 @@ def _targets(results: Results, figures: Table) -> str:
             ]
         )
     caption = "From draws of the model that no method has seen, weighted by exp(reward / beta)."
-    return table(caption, heads, rows) if rows else ""
+    return grid(caption, heads, rows) if rows else ""
 
 
-def _definitions(results: Results) -> str:
+def _definitions() -> str:
     """Returns what the columns and curves show."""
 
     meanings = {
