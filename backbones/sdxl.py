@@ -5,6 +5,7 @@ diffusers keeps states as :math:`x_0 + (\sigma_t / \alpha_t) \epsilon` and divid
 :math:`\alpha_t x_0 + \sigma_t \epsilon`, is the state here.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,8 +106,7 @@ class SDXL(PipelineBackbone):
     @property
     def noise_scale(self) -> float:
         scheduler = self._scheduler_at(None)
-        scale = scheduler.init_noise_sigma / (1 + scheduler.sigmas[0].double() ** 2).sqrt()
-        return float(scale)
+        return float(scheduler.init_noise_sigma) / math.hypot(1, float(scheduler.sigmas[0]))
 
     @property
     def sampler(self) -> Sampler:

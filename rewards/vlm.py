@@ -152,7 +152,7 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         transformers = require("transformers", _WHO)
         # The name of this argument has changed; without it, one version takes what the file has,
         # and the other float32.
-        dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+        dtype = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
         model: nn.Module = self._load(
             transformers.AutoModelForImageTextToText,
             use_safetensors=True,

@@ -128,12 +128,7 @@ def score(
     batches = in_batches(job, batch_size)
     sizes = list(map(_rows_of, batches))
     header = make_header(job, list(rewards), batch_size)
-    keys = {name: fingerprint_or_reason(reward) for name, reward in rewards.items()}
-    header["weights and options"] = {  # processes have GPUs of their own
-        name: f"{keys[name][0]} on {reward.device.type if reward.device else None}"
-        for name, reward in rewards.items()
-    }
-    reasons = [reason for _, reason in keys.values() if reason]
+    header["weights and options"], reasons = _weights_and_options(rewards)
     if reasons:
         text = f"a run that is interrupted or repeated begins again: {'; '.join(reasons)}"
         warnings.warn(text, NotKept, stacklevel=2)
@@ -223,6 +218,15 @@ def check_output(
         check_finished(out, make_header(job, names, batch_size))
 
 
+def _weights_and_options(rewards: Mapping[str, Reward]) -> tuple[dict[str, str], list[str]]:
+    """What rewards depend on, by their names, and the reasons why that is not known of some."""
+
+    keys = {name: fingerprint_or_reason(reward) for name, reward in rewards.items()}
+    kinds = {name: reward.device and reward.device.type for name, reward in rewards.items()}
+    known = {name: f"{key} on {kinds[name]}" for name, (key, _) in keys.items()}
+    return known, [reason for _, reason in keys.values() if reason]
+
+
 def _rows_of(batch: Sequence[Item]) -> int:
     return sum(len(item.prompts) for item in batch)
 
@@ -295,7 +299,7 @@ def _read_back(job: Job, rewards: Mapping[str, Reward], out: Path, scored: int) 
 
 
 class _Findings:
-    """Findings in the rows of a result, made in one pass."""
+    """What is found in the rows of a result, in one pass."""
 
     def __init__(self, job: Job, rewards: Mapping[str, Reward]) -> None:
         self.job = job

@@ -2,6 +2,7 @@
 
 from . import embeddings, prompts
 from .engine import evaluate, load_results
+from .page import write_page
 from .plan import Plan, TargetSize
 from .prompt_sets import PromptSet
 from .published import PublishedPrompts
@@ -20,5 +21,6 @@ __all__ = [
     "evaluate",
     "load_results",
     "prompts",
+    "write_page",
     "write_table",
 ]

@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .figures import TILTED
+from .measured import CLEAR
 from .prompt_sets import common
 from .results import BASE, Cell, Results
 from .targets import FEW
 
 __all__ = ["cheapest", "doubts", "fallen", "nearer", "reached"]
-
-_ERRORS = 2.0
-"""Standard errors by which a figure must differ for a sentence to say so."""
 
 _NAMED = 4
 """Number of cells that a sentence names."""
@@ -141,7 +139,7 @@ def _side(row: Mapping[str, Any], name: str, value: float) -> int | None:
     figure, error = row.get(name, math.nan), row.get(f"{name} error", math.nan)
     if math.isnan(figure) or math.isnan(error):
         return None
-    return 0 if abs(figure - value) <= _ERRORS * error else 1 if figure > value else -1
+    return 0 if abs(figure - value) <= CLEAR * error else 1 if figure > value else -1
 
 
 def _list(rows: Rows, name: str) -> str:

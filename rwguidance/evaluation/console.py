@@ -1,10 +1,14 @@
-"""An evaluation on a terminal: progress, the table and what it says, the paths of its files."""
+"""An evaluation on a terminal: progress, the table and what it says, its page and other files."""
 
+import shlex
+import sys
 from collections.abc import Callable, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from ..generation.console import Terminal
 from ..support.processes import Processes, joined
+from .page import write_page
 from .plan import Plan
 from .results import Results
 from .table import Table, write_table
@@ -19,7 +23,7 @@ _WIDE = 400
 
 
 def run_evaluate(work: Callable[[Terminal, Processes], Results], plan: Plan) -> int:
-    """Runs an evaluation on a terminal, writes its table, and prints it.
+    """Runs an evaluation on a terminal, writes its table and page, and prints the table.
 
     Of the processes that a launcher started, the first one writes and prints.
 
@@ -64,8 +68,17 @@ def _say_after(terminal: Terminal, plan: Plan, results: Results, doubted: Sequen
     for failure in results.failures:
         terminal.say(f"failed: {failure.place}: {failure.prompt}: {failure.reason}")
     if results.prompts:
-        print_table(write_table(results, plan.folder))
+        table = write_table(results, plan.folder)
+        print_table(table)
         terminal.say(f"{plan.folder / 'table.csv'} has all figures, and table.json, .md and .tex")
+        command = shlex.join(["rwguidance", *sys.argv[1:]])
+        about = {"command": command, "date": date.today().isoformat()}
+        try:
+            page = write_page(results, table, plan.folder, about)
+        except ImportError as error:  # curves need what is optional
+            terminal.say(f"no page was written: {error}")
+        else:
+            terminal.say(f"{page} shows them with curves and pictures, one file to send")
 
 
 def print_table(table: Table) -> None:

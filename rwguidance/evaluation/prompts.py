@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
+from ..support import checks
 from ..support.records import SUFFIXES
 from ..support.registry import Registry
 from .prompt_sets import PromptSet, common
@@ -146,7 +147,7 @@ def read(path: str | os.PathLike[str], column: str = "prompt") -> PromptSet:
         ValueError: If it has another format, or holds no prompt or an empty one.
     """
 
-    file = Path(path).expanduser()
+    file = checks.path("path", path).expanduser()
     prompts, _, repeated = collect([file], column)
     return PromptSet(
         name=file.name,

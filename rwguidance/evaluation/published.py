@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..support import checks
 from ..support.records import read_records
 from .prompt_sets import PromptSet
 
@@ -59,7 +60,7 @@ class PublishedPrompts:
                 f"the prompts of {self.name!r} do not come with the library: {where} and name the "
                 f"path, {self.name}=PATH on the command line"
             )
-        root = Path(path).expanduser()
+        root = checks.path("path", path).expanduser()
         if not root.exists():
             raise FileNotFoundError(f"no prompts of {self.name!r} at {root}: {where}")
         files = [root] if root.is_file() else [self._find(root, name, where) for name in self.files]

@@ -69,7 +69,7 @@ class Cell:
 
     Arguments:
         path: The picture's file.
-        caption: The line below it.
+        caption: The text below it, of one line or several.
     """
 
     path: Path
@@ -97,7 +97,9 @@ def save_sheet(
     group_width = lambda group: len(group) * (across + _GAP) - _GAP + _MARGIN
     width = max(_MARGIN + sum(map(group_width, row)) for row in thumbs)
     width, line = max(width, 360), _TEXT + 7
-    step = down + 2 * line + _MARGIN
+    captions = [cell.caption for _, groups in rows for group in groups for cell in group]
+    below = max(caption.count("\n") + 1 for caption in captions)
+    step = down + (1 + below) * line + _MARGIN
     sheet = image_module.new("RGB", (width, line + 2 * _MARGIN + len(rows) * step), "white")
     pen = draw_module.Draw(sheet)
 
@@ -111,7 +113,9 @@ def save_sheet(
         for cells, pictures in zip(groups, row, strict=True):
             for cell, picture in zip(cells, pictures, strict=True):
                 sheet.paste(picture, (left, top + line))
-                write(left, top + line + picture.height + 2, cell.caption, across, "#444444")
+                place = top + line + picture.height + 2
+                for k, text in enumerate(cell.caption.split("\n")):
+                    write(left, place + k * line, text, across, "#444444")
                 left += across + _GAP
             left += _MARGIN - _GAP
     with replacing(path) as partial:

@@ -40,6 +40,7 @@ _FIXED = (
     "tokenizers",
     "open_clip",
     "timm",
+    "torchvision",
     "peft",
     "accelerate",
 )
@@ -73,8 +74,9 @@ def fingerprint(value: Any, ignore: Collection[str] = ()) -> str:
     Described are numbers, strings, None, dtypes, tensors, arrays of numpy, sequences, sets,
     mappings, frozen dataclasses of these, objects whose class says `depends_on`, and bound methods
     of such objects. Modules are followed into their submodules by name, each of which must be
-    described. Modules of torch, diffusers, transformers, open_clip, timm and peft say nothing and
-    need not: their configurations, their public options and the adapters that act are taken.
+    described. Modules of torch, diffusers, transformers, open_clip, timm, torchvision and peft say
+    nothing and need not: their configurations, their public options and the adapters that act are
+    taken.
 
     Tensors count byte for byte up to 64 MiB in all. Of more than that, the entries 0, k, 2k, ...
     and the last one of every tensor count, with k the number of all bytes divided by 64 MiB,

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import checks
 from .conditions import has_half_surrogate
 from .outside import require
 
@@ -86,7 +87,7 @@ def read_records(path: str | os.PathLike[str], *columns: str) -> Iterator[Record
         ValueError: If the file is malformed, has another format, or lacks a column; names the line.
     """
 
-    path, needed = Path(path), [column.strip().lower() for column in columns]
+    path, needed = checks.path("path", path), [column.strip().lower() for column in columns]
     column = needed[0]
     readers = {
         ".csv": lambda: _read_cells(path, csv.reader(_lines(path), strict=True)),

@@ -4,6 +4,7 @@ way through transformers on a tiny random model."""
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import rewards
 from rewards.hpsv3 import HPSv3
 from rewards.unified import UnifiedReward, parse_score
-from rewards.vlm import VisionLanguageModel, load_vlm
+from rewards.vlm import TransformersVLM, VisionLanguageModel, load_vlm
 from rewards.vqascore import VQAScore
 from rwguidance.testing import check_reward
 from tiny_qwen import CHAT, PROMPTS, as_pil, copied, images, write_tokenizer
@@ -209,6 +210,34 @@ def test_nothing_is_read_before_the_first_score():
 @pytest.fixture(scope="module")
 def vlm(qwen):
     return load_vlm(qwen, torch.float32, max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("4.57.6", "torch_dtype"), ("5.0.0", "dtype"), ("5.2.9", "dtype")]
+)
+@pytest.mark.parametrize("hub", [True, False])
+def test_what_transformers_is_asked_for(version, name, hub, monkeypatch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    calls = []
+
+    def from_pretrained(*arguments, **options):
+        calls.append((arguments, options))
+        return SimpleNamespace(config=None)
+
+    model = transformers.AutoModelForImageTextToText
+    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(model, "from_pretrained", from_pretrained)
+    (tmp_path / "config.json").write_text("{}")
+    TransformersVLM("hf://owner/name@main" if hub else tmp_path, torch.float16).build()
+    [((path,), options)] = calls
+    source = {"revision": "main"} if hub else {"local_files_only": True}
+    assert str(path) == ("owner/name" if hub else str(tmp_path))
+    assert options == {
+        name: torch.float16,
+        "use_safetensors": True,
+        "trust_remote_code": False,  # code that comes with a model is never run
+        **source,
+    }
 
 
 def questions():

@@ -132,9 +132,9 @@ def evaluate(
     """Hold methods against the exactly tilted law: rewards, distances and costs, with errors.
 
     Every method runs at every strength from the noise of the same base pictures. The tilted law is
-    known from draws that no method has seen. Writes table.csv, .md, .tex and .json, records of all
-    pictures, and some of the pictures. The same command goes on after an interruption, prompt by
-    prompt, and makes prompts again of which something failed.
+    known from draws that no method has seen. Writes table.csv, .md, .tex and .json, page.html with
+    curves and pictures, records of all pictures, and some of the pictures. The same command goes on
+    after an interruption, prompt by prompt, and makes prompts again of which something failed.
 
     Exit code: 0, or 2 if something failed, 130 if interrupted, 1 for all other errors.
     """

@@ -10,7 +10,7 @@ from evaluations import PROMPTS
 from processes_of_a_run import launch
 from rwguidance.app.cli import main
 from rwguidance.app.commands.method_specs import parse_methods
-from rwguidance.evaluation import load_results
+from rwguidance.evaluation import console, load_results
 from rwguidance.generation import BestOfN, Importance, PlugInMean
 
 pytestmark = [
@@ -53,7 +53,9 @@ def own(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, capsys, own, tmp_path):
-    def command(*changes, **named):
+    def command(*changes, page=False, **named):
+        if not page:
+            monkeypatch.setattr(console, "write_page", lambda *arguments: "page.html")
         options = {"backbone": f"{own}:law", "reward": f"{own}:bright", "held_out": f"{own}:red",
                    "embedding": f"{own}:flat", "prompts": tmp_path / "prompts.txt", "images": 2,
                    "seeds": "0,1", "strengths": "0.25,1", "steps": 3, "target_draws": 20,
@@ -74,7 +76,7 @@ METHODS = ("--method", "importance:bank=16", "--method", "best-of-n:n=3")
 
 def test_a_line_makes_a_table(command, own, tmp_path):
     exact = ("--method", f"{own}:Moved:factor=2", "--method", f"{own}:reference")
-    code, out, err = command(*METHODS, *exact)
+    code, out, err = command(*METHODS, *exact, page=True)
     assert code == 0, err
     for text in ("Reward and target", "Gains in what no method sees", "own.py:Moved:factor=2",
                  "Laws in own.py:flat", "tilted law", "rests on"):  # fmt: skip
@@ -86,6 +88,9 @@ def test_a_line_makes_a_table(command, own, tmp_path):
     assert gains["own.py:Moved:factor=2", "1.0"] == pytest.approx(
         2 * gains["own.py:reference", "1.0"]
     )
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert "rwguidance evaluate --backbone" in page
+    assert page.count("<img ") == 2 * 5  # each prompt, at one strength
     assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) == 2 * 8
     again = command(*METHODS, *exact)
     assert (again[0], again[1]) == (0, out)

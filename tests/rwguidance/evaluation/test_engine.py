@@ -9,6 +9,7 @@ import torch
 from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, assert_same, run
 from pixel_law import Brightness, Law
 from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, write_table
+from rwguidance.evaluation.appearance import APPEARANCE
 from rwguidance.generation import BestOfN, Importance, Network, PlugInMean, Store
 from rwguidance.generation.run import Run
 from rwguidance.networks import LatentShift
@@ -44,7 +45,7 @@ def test_every_cell_has_every_picture(whole):
     assert list(results.cells) == names
     assert (results.prompts, results.rewards) == (list(PROMPTS), ["reward", "red"])
     for pictures in results.cells.values():
-        assert set(pictures.rewards) == {"reward", "red", "saturation", "high frequencies"}
+        assert set(pictures.rewards) == {"reward", "red", *APPEARANCE}
         assert {tuple(values.shape) for values in pictures.rewards.values()} == {(2, 6)}
         assert pictures.embeddings["pixels"].shape == (2, 6, 3)
         mean = pictures.embeddings["pixels"].double().mean(-1)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 import zoo
 from rwguidance.evaluation import embeddings
+from rwguidance.support.fingerprint import fingerprint
 
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
@@ -142,6 +143,35 @@ def test_a_reward_lends_its_tower(name, tmp_path):
     prompts = ["a", "b", "c"]
     cosine = (found / found.norm(dim=1, keepdim=True) * reward.encode_prompts(prompts)).sum(1)
     torch.testing.assert_close(reward.value(cosine), reward(IMAGES, prompts))
+
+
+def test_it_is_identified_by_its_weights_and_its_preprocessing(shufflenet, tmp_path):
+    load = lambda path: embeddings.load("torchvision:shufflenet_v2_x0_5", path)
+    key = fingerprint(load(shufflenet[1]))
+    other = {
+        k: v + 1 if k == "conv5.0.weight" else v for k, v in shufflenet[0].state_dict().items()
+    }
+    torch.save(other, tmp_path / "other.pth")
+    assert fingerprint(load(tmp_path / "other.pth")) != key
+    (tmp_path / "moved.pth").write_bytes(shufflenet[1].read_bytes())
+    moved = load(tmp_path / "moved.pth")
+    assert fingerprint(moved) == key
+    moved.about = "another crop"
+    assert fingerprint(moved) != key
+
+    save_file(
+        seeded(lambda: timm.create_model("test_vit")).state_dict(), tmp_path / "timm.safetensors"
+    )
+    save(tmp_path / "vit", seeded(lambda: transformers.ViTModel(vit())))
+    make = (
+        lambda: embeddings.load("timm:test_vit", tmp_path / "timm.safetensors"),
+        lambda: embeddings.load(f"transformers:{tmp_path / 'vit'}"),
+        lambda: embeddings.load("reward:pickscore", zoo.write("pickscore", tmp_path / "pick")),
+    )
+    (tmp_path / "pick").mkdir()
+    keys = [[fingerprint(one()) for one in make] for _ in range(2)]
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == 3
 
 
 def test_batches_are_put_together_on_the_cpu(shufflenet):

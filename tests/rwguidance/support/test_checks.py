@@ -96,6 +96,16 @@ FAIL = {
     "no time": (lambda: checks.times("a", None), TypeError, "a must be a number or .*got None"),
     "a time in words": (lambda: checks.times("a", "0.5"), TypeError, "a must be .*got str '0.5'"),
     "times in words": (lambda: checks.times("a", ["x"]), ValueError, "a must be .*got list"),
+    "times in columns": (
+        lambda: checks.times("a", [[0.1], [0.2]]),
+        ValueError,
+        r"a must have shape \(\) or \(B,\), got \(2, 1\)",
+    ),
+    "too many times": (
+        lambda: checks.times("a", [0.1, 0.2], 3),
+        ValueError,
+        r"a must have shape \(\) or \(3,\), got \(2,\)",
+    ),
     "ragged times": (lambda: checks.times("a", [[0.1], 0.2]), (TypeError, ValueError), "got list"),
     "boolean times": (lambda: checks.times("a", torch.tensor(True)), TypeError, "torch.bool"),
     "a late time": (lambda: checks.times("a", 2), ValueError, r"a must lie in \[0, 1\] .*got 2"),
