@@ -169,12 +169,11 @@ class PipelineBackbone(Backbone, ABC):
         """The scale of classifier-free guidance of a pipeline; None asks for its default.
 
         Raises:
+            TypeError: If it is no number.
             ValueError: If the pipeline cannot have it.
         """
 
-        if guidance_scale is not None and not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale}")
-        return guidance_scale
+        return checks.optional(checks.number, "guidance_scale", guidance_scale, 0)
 
     @abstractmethod
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:

@@ -242,7 +242,9 @@ class Bank:
 def _check_log_importance(values: Tensor, n: int) -> None:
     checks.tensor("log_importance", values, (n,))
     if not bool(values.isfinite().all()):
-        raise ValueError(f"log_importance must be finite, got {checks.bad_items(values[:, None])}")
+        raise ValueError(
+            f"log_importance must be finite, got NaN or inf in {checks.bad_items(values[:, None])}"
+        )
 
 
 def _check_bank_rewards(rewards: Tensor, n: int, condition: Any) -> None:

@@ -66,6 +66,7 @@ NO_RESULT = {
     "rewards.prompt_cache.PromptCache",
     "rewards.remote.server.RewardServer",
     "rewards.scoring.journal.Journal",
+    "rewards.scoring.journal.OwnJournal",
     "rewards.scoring.summaries.Tally",
     "rewards.table.RewardTable",
     "rewards.towers.WideModule",

@@ -156,7 +156,7 @@ def make(
         made += len(new)
         if failures:
             failed[prompt] = summarize(failures, len(missing))
-        if missing and i + 1 < len(own) and processes.first:
+        if missing and processes.first:
             _attempt(unwritten, table, write_table, table, rows, failed)
     report("prompts", len(own), len(own))
 

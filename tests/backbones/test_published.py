@@ -1,5 +1,6 @@
 """Backbones from a name, a folder, a file, a repository or a pipeline."""
 
+import math
 import shutil
 
 import diffusers
@@ -72,8 +73,9 @@ def test_guidance_that_a_model_does_not_have(folders):
         backbones.from_pipeline(backbones.tiny("flux-schnell"), 3.5)
     with pytest.raises(ValueError, match="holds a model that takes a guidance scale, so it is not"):
         backbones.load("flux-schnell", folders["flux"])
-    with pytest.raises(ValueError, match=r"guidance_scale must be at least 0, got -1"):
-        backbones.from_pipeline(backbones.tiny("sdxl"), -1.0)
+    for scale in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"guidance_scale must be at least 0.* got {scale}"):
+            backbones.from_pipeline(backbones.tiny("sdxl"), scale)
 
 
 def test_folders_that_hold_something_else(folders, tmp_path):
