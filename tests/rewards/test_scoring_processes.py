@@ -17,6 +17,7 @@ from pathlib import Path
 from rwguidance import rewards
 
 class Letters(rewards.Reward):
+    depends_on = ()
     spec = rewards.RewardSpec(
         name="letters", title="Letters", differentiable=False, needs_prompt=True,
         code_license="MIT", weights_license="none", formula="red times letters",

@@ -19,6 +19,8 @@ import torch
 from pixel_law import Brightness, Law
 
 class Dying(Law):
+    depends_on = ("schedule", "std")
+
     def forward(self, x_t, t, condition=None):
         rank, calls = os.environ.get("RANK", "0"), int(os.environ.get("DIES", "0"))
         with open(f"calls-{rank}", "a") as file:
@@ -28,6 +30,8 @@ class Dying(Law):
         return super().forward(x_t, t, condition)
 
 class Picky(Brightness):
+    depends_on = ("factor",)
+
     def forward(self, images, prompts):
         if "not this" in prompts:
             raise ValueError("not this one")
