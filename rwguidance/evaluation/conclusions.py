@@ -19,6 +19,9 @@ __all__ = ["cheapest", "doubts", "fallen", "nearer", "reached"]
 _NAMED = 4
 """Number of cells that a sentence names."""
 
+_TELLING = 0.2
+"""Standard error of a share up to which one that does not differ from 1 is said to be 1."""
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -31,10 +34,16 @@ def reached(rows: Rows) -> str:
 
     verdicts = []
     for side, verb in ((0, "reached by"), (1, "overshot by"), (-1, "not reached by")):
-        some = [row for row in _believed(rows) if _side(row, "share", 1) == side]
+        some = [row for row in _believed(rows) if _share_side(row) == side]
         if some:
             verdicts.append(f"{verb} {_list(some, 'share')}")
-    return f"The exactly tilted law is {'; '.join(verdicts)}." if verdicts else ""
+    said = f"The exactly tilted law is {'; '.join(verdicts)}." if verdicts else ""
+    known = [row for row in _believed(rows) if _side(row, "share", 1) is not None]
+    open_ones = [row for row in known if _share_side(row) is None]
+    if not open_ones:
+        return said
+    left = f"Errors are too large to tell of {_list(open_ones, 'share')}."
+    return f"{said} {left}" if said else left
 
 
 def fallen(rows: Rows, aligned: str, held_out: Sequence[str]) -> str:
@@ -86,7 +95,7 @@ def cheapest(rows: Rows) -> str:
     sentences = []
     for nats in dict.fromkeys(row["nats"] for row in _believed(rows)):
         there = [row for row in _believed(rows) if row["nats"] == nats]
-        there = [row for row in there if _side(row, "share", 1) in (0, 1)]
+        there = [row for row in there if _share_side(row) in (0, 1)]
         if len(there) > 1:
             best = min(there, key=lambda row: row["calls with draws"])
             calls = f"{best['calls with draws']:.3g} calls a picture with its draws"
@@ -131,6 +140,13 @@ def _methods(rows: Rows) -> Rows:
 
 def _believed(rows: Rows) -> Rows:
     return [row for row in _methods(rows) if not row.get("few", True)]
+
+
+def _share_side(row: Mapping[str, Any]) -> int | None:
+    """Returns whether a share is more than 1, less, or as good as 1; None if it cannot be told."""
+
+    side = _side(row, "share", 1)
+    return None if side == 0 and row["share error"] > _TELLING else side
 
 
 def _side(row: Mapping[str, Any], name: str, value: float) -> int | None:

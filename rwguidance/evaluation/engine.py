@@ -25,7 +25,7 @@ from ..generation.work import Forecast, Work
 from ..store import Store
 from ..support.checks import function, instance
 from ..support.files import replacing
-from ..support.fingerprint import NotKept, fingerprint_or_reason
+from ..support.fingerprint import NotKept
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction
@@ -227,14 +227,14 @@ def _evaluation(
         except ValueError as error:
             raise ValueError(f"{cell}: {error}") from None
     check_negative_prompt(backbone, plan.negative_prompt)
-    counted = Counted(rewards[plan.aligned])
-    kept = store or Store(plan.folder / "draws")
-    options = (plan.batch_size, plan.negative_prompt, kept, report)
-    runs = [MeteredRun(backbone, counted, times, seed, *options) for seed in plan.seeds]
-    run = Run(backbone, rewards[plan.aligned], times, plan.seeds[0], *options)
+    aligned = rewards[plan.aligned]
+    options = (plan.batch_size, plan.negative_prompt, store or Store(plan.folder / "draws"), report)
+    run = Run(backbone, aligned, times, plan.seeds[0], *options)
+    counted = Counted(aligned)
+    runs = [MeteredRun(backbone, counted, times, seed, *options, run) for seed in plan.seeds]
     judges = Judges(run, rewards, embeddings)
-    for run in judges.runs.values():
-        check_device(run)
+    for one in judges.runs.values():
+        check_device(one)
     forecast = _forecast(plan, len(times) - 1, say)
     return Evaluation(plan, runs, judges, forecast)
 
@@ -262,16 +262,13 @@ def _settings(plan: Plan, evaluation: Evaluation) -> dict[str, Any]:
 
     run, judges = evaluation.runs[0], evaluation.judges
     origin = {key: value for key, value in run.origin.items() if key != "seed"}
-    embeddings = {name: fingerprint_or_reason(value) for name, value in judges.embeddings.items()}
-    reasons = [
-        *plan.undescribed,
-        *(reason for one in judges.runs.values() for reason in one.undescribed),
-        *(reason for _, reason in embeddings.values() if reason),
-    ]
+    found = [pair for keys in judges.keys.values() for pair in keys.values()]
+    reasons = [*plan.undescribed, *run.undescribed, *(reason for _, reason in found if reason)]
+    key = lambda kind: {name: key for name, (key, _) in judges.keys[kind].items()}
     keys = {
         "undescribed": list(dict.fromkeys(reasons)),
-        "reward keys": {name: one.reward_key for name, one in judges.runs.items()},
-        "embedding keys": {name: key for name, (key, _) in embeddings.items()},
+        "reward keys": key("rewards"),
+        "embedding keys": key("embeddings"),
     }
     return dict(json.loads(json.dumps({**plan.settings, **origin, **keys})))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..generation.failures import reason, summarize
 from ..generation.run import Run, Scores
+from ..support.fingerprint import fingerprint_or_reason
 from ..tilt import RewardFunction
 from .appearance import APPEARANCE
 
@@ -52,6 +53,15 @@ class Judges:
         """Runs that score by each of the rewards."""
 
         return {name: replace(self.run, reward=reward) for name, reward in self.rewards.items()}
+
+    @cached_property
+    def keys(self) -> Mapping[str, Mapping[str, tuple[str | None, str]]]:
+        """Fingerprints by kind, `rewards` or `embeddings`, and name; or None and the reason."""
+
+        return {
+            kind: {name: fingerprint_or_reason(value) for name, value in values.items()}
+            for kind, values in (("rewards", self.rewards), ("embeddings", self.embeddings))
+        }
 
     def look(self, images: Tensor, prompt: str, known: Scores | None = None) -> Looks:
         """Returns what is seen of pictures of one prompt; what fails is left out and stated.

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +138,19 @@ class MeteredRun(Run):
     """A run whose draws a meter counts, and which keeps all banks of a prompt in memory.
 
     Arguments:
+        like: A run of the same model and reward that counts nothing.
         meters: The meter that counts now, alone in a list, or none.
     """
 
+    like: Run | None = None
     meters: list[Meter] = field(default_factory=list)
 
-    @cached_property
+    @property
     def _keys(self) -> dict[str, tuple[str | None, str]]:
-        """The fingerprints of a run that counts nothing, which has the same draws."""
+        """The fingerprints of the run that counts nothing, which has the same draws."""
 
-        assert isinstance(self.reward, Counted)
-        return Run(self.backbone, self.reward.reward, self.times)._keys
+        assert self.like is not None
+        return self.like._keys
 
     def draws(self, prompt: str, n: int, *stream: str | int) -> Tensor:
         with self._counted(n, stream):

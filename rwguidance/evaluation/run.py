@@ -18,6 +18,7 @@ from ..generation.base import Aligned, Method
 from ..generation.failures import reason
 from ..generation.pictures import save_picture
 from ..generation.work import Forecast
+from .judged import judged_draws
 from .judges import Judges, Looks, join
 from .meter import Counted, Meter, MeteredRun
 from .plan import Plan
@@ -163,13 +164,7 @@ class Evaluation:
         n, strengths = self.plan.target(number)
         if not n:
             return None
-        run, parts = self.runs[0], []
-        x_0 = run.draws(prompt, n, TARGET)
-        for start in range(0, n, self.plan.batch_size):
-            run.report("scores of the target", start, n)
-            images = run.decode(x_0[start : start + self.plan.batch_size])
-            parts.append(self.judges.look(images, prompt))
-        seen = join(parts)
+        seen = judged_draws(self.runs[0], self.judges, prompt, n, TARGET)
         failures.update({f"{name} of the {TARGET}": why for name, why in seen.errors.items()})
         return Draws(seen.rewards, seen.embeddings, strengths)
 

@@ -121,9 +121,15 @@ class Run:
             "reward": fingerprint_or_reason(self.reward),
         }
 
-    def _drawer(self, prompt: str, stream: Sequence[str | int]) -> Drawer | None:
-        """Returns where the draws of a stream are kept, unless their model cannot be told apart."""
+    def drawer(self, prompt: str, stream: Sequence[str | int]) -> Drawer | None:
+        """Returns where the draws of a stream are kept; None if they are not.
 
+        Arguments:
+            prompt: The prompt.
+            stream: Name of the stream, as for :meth:`draws`.
+        """
+
+        # What cannot be told apart from another model is not kept.
         if self.store is None or None in (self.origin["backbone"], self.origin["sampler"]):
             return None
         return self.store.of({**self.origin, "prompt": prompt, "stream": list(stream)})
@@ -203,6 +209,38 @@ class Run:
             FloatingPointError: If a draw is not finite, as when half precision overflows.
         """
 
+        return self._filled(*self._states(prompt, stream), n, "draws")
+
+    def reader(self, prompt: str, n: int, *stream: str | int) -> Callable[[range], Tensor]:
+        r"""Makes the first samples of a stream, as far as the store lacks them, to read some later.
+
+        So more of them can be used than memory holds. Without a store they are made when they are
+        read.
+
+        Arguments:
+            prompt: The prompt.
+            n: Number of draws.
+            stream: Name of the stream, as for :meth:`draws`.
+
+        Returns:
+            A function from numbers of draws, a batch of them, to clean states, (B, \*event).
+
+        Raises:
+            FloatingPointError: If a draw is not finite.
+        """
+
+        column, make = self._states(prompt, stream)
+        if column is None:
+            return make
+        tell = lambda done, total: self.report("draws", done, total)
+        column.fill(n, make, self.batch_size, tell)
+        return lambda rows: column.read(rows).to(self.device)
+
+    def _states(
+        self, prompt: str, stream: Sequence[str | int]
+    ) -> tuple[Column | None, Callable[[range], Tensor]]:
+        """Returns where the draws of a stream are kept, if they are, and what makes some."""
+
         def make(numbers: range) -> Tensor:
             names = [("draw", *stream, prompt, i) for i in numbers]
             x_0 = self.sample(self.backbone, prompt, names)
@@ -212,9 +250,8 @@ class Run:
                 )
             return x_0
 
-        drawer = self._drawer(prompt, stream)
-        column = None if drawer is None else drawer.column("x_0")
-        return self._filled(column, n, "draws", make)
+        drawer = self.drawer(prompt, stream)
+        return None if drawer is None else drawer.column("x_0"), make
 
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         """Returns samples of a stream with their rewards, from the store as far as it has them.
@@ -243,14 +280,14 @@ class Run:
                 return tilt.score(x_0[numbers.start : numbers.stop], [prompt] * len(numbers))
 
         key = {"reward": self.reward_key}
-        drawer = None if self.reward_key is None else self._drawer(prompt, stream)
+        drawer = None if self.reward_key is None else self.drawer(prompt, stream)
         name = f"rewards/{type(self.reward).__name__}"
         column = None if drawer is None else drawer.column(name, key)
-        rewards = self._filled(column, n, "rewards of draws", make)
+        rewards = self._filled(column, make, n, "rewards of draws")
         return Bank(x_0, [prompt] * n, rewards, {**self.origin, "prompt": prompt, **key})
 
     def _filled(
-        self, column: Column | None, n: int, stage: str, make: Callable[[range], Tensor]
+        self, column: Column | None, make: Callable[[range], Tensor], n: int, stage: str
     ) -> Tensor:
         """Returns the first `n` entries of a column, or makes them all where there is none."""
 

@@ -112,6 +112,17 @@ def test_sentences_say_who_is_nearer():
     assert reached(rows).startswith("The exactly tilted law is not reached by away at 0.75 nats (-")
 
 
+def test_what_cannot_be_told_is_not_said_to_be_reached(results):
+    row = {"method": "vague", "nats": 1.0, "few": False, "share": 0.4, "share error": 0.5}
+    assert reached([row]) == "Errors are too large to tell of vague at 1 nats (0.4 ± 0.5)."
+    assert "reached by exact" in reached([*rows_of(results), row])
+    assert reached([*rows_of(results), row]).endswith("to tell of vague at 1 nats (0.4 ± 0.5).")
+    sure = row | {"share error": 0.1}
+    assert (
+        reached([sure]) == "The exactly tilted law is not reached by vague at 1 nats (0.4 ± 0.1)."
+    )
+
+
 def test_nothing_is_said_of_nothing(results):
     rows = rows_of(results)[:1]
     assert reached(rows) == fallen(rows, "aligned", ["falls"]) == nearer(rows, "itself") == ""

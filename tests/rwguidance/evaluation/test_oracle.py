@@ -21,7 +21,7 @@ WORDS = [f"{'a' * i}{letter}" for i in range(1, 9) for letter in "bcd"]
 def found(tmp_path_factory):
     methods = {
         "exact": Moved(1.0),
-        "resampled": BestOfN(32, kl=1.0),
+        "resampled": BestOfN(16, kl=1.0),
         "base again": Moved(0.0),
         "backwards": Moved(-1.0),
         "twice": Moved(2.0),
@@ -42,7 +42,7 @@ def test_shares_are_those_of_the_laws(found):
     for name, factor in (("exact", 1.0), ("backwards", -1.0), ("twice", 2.0)):
         within(rows[name], "share", factor)
         assert rows[name]["share error"] < 0.1
-    # Resampling exactly from the weights of 32 samples errs by their number.
+    # Resampling exactly from the weights of 16 samples errs by their number.
     within(rows["resampled"], "share", 1.0, z=4.0)
     assert rows["base again"]["share"] == 0.0
 
