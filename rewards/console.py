@@ -177,7 +177,8 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
 
     Arguments:
         scores: The scores of a run.
-        specs: The facts about its rewards, by name, for their usual ranges; None omits these.
+        specs: The facts about its rewards, by name, for their usual ranges; None omits these, as
+            does a table of base pictures and aligned ones.
     """
 
     from rich.console import Console
@@ -193,6 +194,7 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
     table.add_column("reward")
     if any(summary.kind for summary in scores.summaries):
         table.add_column("kind")
+        specs = None  # in place of the usual ranges, for which there is no room in 80 columns
     for heading in ("rows", "images", "mean", "SE", "min", "max", *(["usual"] if specs else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in scores.summaries:
