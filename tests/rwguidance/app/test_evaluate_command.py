@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 
 import pytest
@@ -63,6 +64,7 @@ def command(monkeypatch, capsys, own, tmp_path):
         line = [part for key, value in options.items() if value is not None
                 for part in (f"--{key.replace('_', '-')}", str(value))]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["rwguidance", "evaluate", *line, *changes])
+        monkeypatch.setattr(os, "fsync", lambda file: None)  # which the tests of the store ask for
         with pytest.raises(SystemExit) as stop:
             main()
         captured = capsys.readouterr()

@@ -11,7 +11,7 @@ from synthetic_results import SLOPE, rewards_of, shift_of, synthetic
 
 
 def test_means_and_their_errors_are_those_of_the_tilted_law():
-    results = synthetic(prompts=200, images=1, draws=400, strengths=(0.125, 0.5))
+    results = synthetic(prompts=100, images=1, draws=400, strengths=(0.125, 0.5))
     for nats, target in results.targets.items():
         for name, slope in (("aligned", SLOPE), ("follows", 0.5), ("falls", -1.0)):
             z = (target.means[name] - slope * shift_of(nats)) / target.errors[name]
