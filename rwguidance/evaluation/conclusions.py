@@ -108,7 +108,7 @@ def doubts(results: Results) -> list[str]:
 
     found = []
     for nats, target in results.targets.items():
-        if target.few:
+        if target.few and any(results.draws):  # else none was asked for
             rests = "no draws" if math.isnan(target.effective) else f"{target.effective:.1f} draws"
             found.append(
                 f"The target at {nats:g} nats rests on {rests} that count, fewer than {FEW}: what "

@@ -140,3 +140,6 @@ def test_doubts_are_named(results):
     assert omitted == "small bank at 4 nats was left out: kl must be less."
     assert failed.startswith("1 things failed, of which the first is overshoots at 1 nats, for")
     assert unfinished == "2 prompts are not finished."
+    assert len(doubts(results)) == 2
+    (failed,) = doubts(replace(results, draws=[None] * 8))  # no target was asked for
+    assert failed.startswith("1 things failed")
