@@ -1,5 +1,6 @@
 """Autoencoders in the place of a pipeline's own: what they compute, in which units, what fits."""
 
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -242,6 +243,10 @@ def test_what_is_no_autoencoder(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"with taesdxl_encoder.* and taesdxl.*{held}"):
         load(tmp_path)
     write(tmp_path, "taesdxl", decoder, encoder)
+    (tmp_path / "half").mkdir()
+    shutil.copy(tmp_path / "taesdxl_encoder.safetensors", tmp_path / "half")
+    with pytest.raises(FileNotFoundError, match=r"half holds taesdxl_encoder\.safetensors;"):
+        load(tmp_path / "half")
     with pytest.raises(ValueError, match=r"do not hold a tiny autoencoder in its original layout"):
         load(tmp_path)
     backbones.tiny("sdxl").unet.save_pretrained(tmp_path)

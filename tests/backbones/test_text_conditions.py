@@ -49,6 +49,8 @@ def test_a_condition_is_a_sequence_of_prompts_with_their_embeddings(key, monkeyp
     assert list(condition[[]]) == []
     with pytest.raises(TypeError, match="index must be a slice or a sequence of integers, got 1"):
         condition[1]
+    with pytest.raises(TypeError, match="index must be a slice or a sequence of integers, got"):
+        condition[[0, "1"]]
 
 
 @pytest.mark.parametrize("key", ["sdxl-cfg", "sd3-cfg"])

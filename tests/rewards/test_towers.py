@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common import randn
-from rewards.towers import unit
+from rewards.towers import LogitScale, unit
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -17,6 +17,17 @@ def test_embeddings_are_normalized_in_float32_or_wider(dtype):
     # A norm of 768 squares, its root and one division: rounding alone, 2e-3 in bfloat16.
     bound = 8 * torch.finfo(working).eps
     assert float(((found.double() - exact) / exact).abs().max()) <= bound
+
+
+def test_a_learned_scale_is_no_parameter_and_trains_no_other():
+    learned = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float16))
+    scale = LogitScale(learned)
+    x = randn(0, 3).float().requires_grad_()
+    value = scale(x)
+    torch.testing.assert_close(value.detach(), x.detach() * torch.tensor(2.0).exp())
+    assert not list(scale.parameters())
+    assert not scale.log_scale.requires_grad
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], value.detach() / x.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
