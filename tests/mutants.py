@@ -97,8 +97,8 @@ MUTANTS = [
     Mutant(
         "gains of the tilted law: over nothing, not over its draws",
         "evaluation/slopes.py",
-        "float(mean - draws.rewards[one].mean())",
-        "float(mean)",
+        "means[one] - results.draw_means(one) for",
+        "means[one] for",
         "test_hacking",
     ),
     Mutant(
@@ -264,16 +264,16 @@ MUTANTS = [
     ),
     Mutant(
         "share: of the mean shares of prompts",
-        "evaluation/figures.py",
-        "float(gain.sum() / way.sum())",
-        "float((gain / way).mean())",
+        "metrics/targets.py",
+        "float(ratio(gain.sum(), way.sum()))",
+        "float(ratio(gain, way).mean())",
         "evaluation/test_figures",
     ),
     Mutant(
         "share: the way is the gain of the method",
         "evaluation/figures.py",
-        "way = target.means[results.aligned] - _draws_mean(results)",
-        "way = _draws_mean(results) - target.means[results.aligned]",
+        "way = target.means[results.aligned] - results.draw_means(results.aligned)",
+        "way = results.draw_means(results.aligned) - target.means[results.aligned]",
         "evaluation/test_figures",
     ),
     Mutant(

@@ -19,6 +19,7 @@ from typing import Any
 from ..backbone import Backbone
 from ..generation.base import Method
 from ..generation.extensions import check_negative_prompt, sampling_times
+from ..generation.folder import differences
 from ..generation.pairs import check_device
 from ..generation.run import Report, Run
 from ..generation.work import Forecast, Work
@@ -307,11 +308,7 @@ def _differences(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     label = folder / _PLAN
     if not label.exists() or not any(folder.glob("prompts/*.safetensors")):
         return []
-    try:
-        found = dict(json.loads(label.read_text(encoding="utf-8")))
-    except ValueError:
-        found = {}
-    return [key for key in settings if found.get(key) != settings[key]]
+    return differences(label, settings)
 
 
 def _path(folder: Path, number: int) -> Path:

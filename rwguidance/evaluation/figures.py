@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics, statistics
+from ..metrics.targets import share_of_gains
 from ..support.randomness import generator_for
 from .appearance import APPEARANCE
 from .results import BASE, Cell, Pictures, Results
@@ -38,12 +39,13 @@ def rows_of(results: Results) -> list[Row]:
 
     if not results.prompts:
         return []
-    path = _Path(results)
-    rows = [_row(results, cell, pictures, path) for cell, pictures in results.cells.items()]
+    path, distances = _Path(results), _Distances(results)
+    rows = [_row(results, cell, path, distances) for cell in results.cells]
     return rows + [_tilted_row(results, target) for target in results.targets.values()]
 
 
-def _row(results: Results, cell: Cell, pictures: Pictures, path: "_Path") -> Row:
+def _row(results: Results, cell: Cell, path: "_Path", distances: "_Distances") -> Row:
+    pictures = results.cells[cell]
     rewards = pictures.rewards[results.aligned]
     row: Row = {
         "method": cell.method,
@@ -57,14 +59,14 @@ def _row(results: Results, cell: Cell, pictures: Pictures, path: "_Path") -> Row
             row |= _gains(results, cell, name, pictures.rewards[name])
     target = None if cell.nats is None else results.targets.get(cell.nats)
     if target is not None:
-        row |= _share(results, pictures, target)
+        row |= _share(results, cell, target)
         row |= {"effective draws": target.effective, "few": target.few}
     if cell != BASE:
-        row |= path.spent(pictures.rewards[results.aligned])
+        row |= path.spent(cell)
     for name in results.embeddings:
         row |= _diversity(name, pictures.embeddings.get(name))
         if target is not None:
-            row |= _distances(results, name, pictures, target)
+            row |= distances.row(name, pictures, target)
     return row | _costs(results, pictures)
 
 
@@ -88,16 +90,13 @@ def _gains(results: Results, cell: Cell, name: str, values: Tensor) -> Row:
     return row | {f"{name} p": statistics.signed_rank_test(after, before, unit)}
 
 
-def _share(results: Results, pictures: Pictures, target: Target) -> Row:
+def _share(results: Results, cell: Cell, target: Target) -> Row:
     """Returns the share of the tilted law's gain, by the jackknife over prompts."""
 
-    gain = _gain(pictures.rewards[results.aligned], results.base.rewards[results.aligned])
-    way = target.means[results.aligned] - _draws_mean(results)
+    gain = results.gains(cell, results.aligned)
+    way = target.means[results.aligned] - results.draw_means(results.aligned)
     known = gain.isfinite() & way.isfinite()
-    gain, way = gain[known], way[known]
-    value = float(gain.sum() / way.sum()) if len(gain) else math.nan
-    without = (gain.sum() - gain) / (way.sum() - way)
-    return _pair("share", (value, statistics.jackknife_error(without)))
+    return _pair("share", share_of_gains(gain[known], way[known]))
 
 
 class _Path:
@@ -111,20 +110,20 @@ class _Path:
         top = 4 * max(results.strengths, default=0.0)
         grid = [nats for nats in _GRID if nats <= max(top, _GRID[2])]
         levels = curve(results.draws, results.aligned, grid)
-        self.base = results.base.rewards[results.aligned]
+        self.results = results
         self.known = levels[:, 0].isfinite()
         # Where the draws of a prompt do not reach, the mean over prompts is none.
         reached = levels[self.known].isfinite().all(0).cumprod(0).bool()
         self.gains = (levels - levels[:, :1])[:, reached]
         self.grid = torch.tensor(grid, dtype=torch.float64)[reached]
 
-    def spent(self, rewards: Tensor) -> Row:
+    def spent(self, cell: Cell) -> Row:
         """Returns the least divergence that a method has spent, in nats, on average over prompts.
 
         A method beyond the end of the curve has that end, and no error.
         """
 
-        gain = _gain(rewards, self.base)
+        gain = self.results.gains(cell, self.results.aligned)
         known = gain.isfinite() & self.known
         if not bool(known.any()) or len(self.grid) < 2:
             return {}
@@ -162,41 +161,55 @@ def _diversity(name: str, embeddings: Tensor | None) -> Row:
     return _pair(f"{name} diversity", (figure.value, figure.error))
 
 
-def _distances(results: Results, name: str, pictures: Pictures, target: Target) -> Row:
-    """Returns energy distances of a cell and of the base to the tilted law.
+class _Distances:
+    """Energy distances to the tilted law, of which that of the base is computed once.
 
     With several pictures of each prompt the laws of every prompt are compared, and of all prompts
     together otherwise.
     """
 
-    sets = [pictures.embeddings.get(name), results.base.embeddings.get(name)]
-    if any(one is None for one in sets):
-        return {}
-    values = [one for one in sets if one is not None]
-    where = [
-        i
-        for i, log_w in enumerate(target.log_weights)
-        if log_w is not None and all(bool(one[i].isfinite().all()) for one in values)
-    ]
-    pooled = values[0].shape[1] < 2
-    if len(where) < (3 if pooled else 1):
-        return {}
-    tilted = _tilted_sample(results, name, target, where, pooled)
-    figures = []
-    for embeddings in values:
-        sample = _sample(embeddings, where)
-        assert sample is not None
-        figures.append(metrics.energy_distance(sample, tilted, pooled=pooled))
-    own, base = figures
-    nearer = base.value - own.value, math.hypot(base.error, own.error)
-    if not pooled:  # else the errors are taken as independent, which makes theirs too large
-        before, after = ([one.by_group[i] for i in where] for one in (base, own))
-        nearer = statistics.paired_difference(before, after)
-    return (
-        _pair(f"{name} energy", (own.value, own.error))
-        | _pair(f"{name} base energy", (base.value, base.error))
-        | _pair(f"{name} nearer", nearer)
-    )
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self._of_base: dict[tuple[Any, ...], metrics.Figure] = {}
+
+    def row(self, name: str, pictures: Pictures, target: Target) -> Row:
+        """Returns the distances of a cell and of the base, over the prompts that have both."""
+
+        sets = [pictures.embeddings.get(name), self.results.base.embeddings.get(name)]
+        if any(one is None for one in sets):
+            return {}
+        own, base = [one for one in sets if one is not None]
+        where = [
+            i
+            for i, log_w in enumerate(target.log_weights)
+            if log_w is not None and all(bool(one[i].isfinite().all()) for one in (own, base))
+        ]
+        pooled = own.shape[1] < 2
+        if len(where) < (3 if pooled else 1):
+            return {}
+        tilted = _tilted_sample(self.results, name, target, where, pooled)
+        after = _energy(own, where, tilted, pooled)
+        key = name, target.nats, *where
+        if key not in self._of_base:
+            self._of_base[key] = _energy(base, where, tilted, pooled)
+        before = self._of_base[key]
+        nearer = before.value - after.value, math.hypot(before.error, after.error)
+        if not pooled:  # else the errors are taken as independent, which makes theirs too large
+            values = ([one.by_group[i] for i in where] for one in (before, after))
+            nearer = statistics.paired_difference(*values)
+        return (
+            _pair(f"{name} energy", (after.value, after.error))
+            | _pair(f"{name} base energy", (before.value, before.error))
+            | _pair(f"{name} nearer", nearer)
+        )
+
+
+def _energy(
+    embeddings: Tensor, where: Sequence[int], tilted: metrics.Sample, pooled: bool
+) -> metrics.Figure:
+    sample = _sample(embeddings, where)
+    assert sample is not None
+    return metrics.energy_distance(sample, tilted, pooled=pooled)
 
 
 def _tilted_sample(
@@ -244,7 +257,7 @@ def _tilted_row(results: Results, target: Target) -> Row:
     }
     for name, means in target.means.items():
         known = means.isfinite()
-        base = _draws_mean(results, name)
+        base = results.draw_means(name)
         row |= _pair(name, statistics.mean_and_error(means[known]))
         row |= _pair(f"{name} gain", statistics.paired_difference(means[known], base[known]))
     where = [i for i, log_w in enumerate(target.log_weights) if log_w is not None]
@@ -272,21 +285,6 @@ def _costs(results: Results, pictures: Pictures) -> Row:
         "seconds with draws": cost["seconds"] + cost["draws"] * draw["seconds"],
         "memory": float(pictures.costs["memory"].nan_to_num(nan=-1).max()),
     }
-
-
-def _gain(after: Tensor, before: Tensor) -> Tensor:
-    """Returns the mean gain of each prompt, over pictures that have both rewards, (P,)."""
-
-    difference = after - before
-    return torch.where(difference.isfinite(), difference, math.nan).nanmean(1)
-
-
-def _draws_mean(results: Results, name: str | None = None) -> Tensor:
-    """Returns the mean of a reward over the draws of each prompt, NaN without draws, (P,)."""
-
-    name = results.aligned if name is None else name
-    means = [math.nan if one is None else float(one.rewards[name].mean()) for one in results.draws]
-    return torch.tensor(means, dtype=torch.float64)
 
 
 def _pair(name: str, value: tuple[float, float]) -> Row:

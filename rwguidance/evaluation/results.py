@@ -7,12 +7,14 @@ the reward that is aligned to, they stand for the exactly tilted law
 (:mod:`rwguidance.evaluation.targets`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .targets import Draws, Target, tilted
@@ -121,3 +123,26 @@ class Results:
         """The pictures of the model alone."""
 
         return self.cells[BASE]
+
+    def gains(self, cell: Cell, name: str) -> Tensor:
+        """Returns the mean gain of a reward over the base in each prompt, in its unit, (P,).
+
+        It is over the pictures that have both rewards, and NaN where there are none.
+
+        Arguments:
+            cell: One of the cells.
+            name: Name of the reward.
+        """
+
+        gain = self.cells[cell].rewards[name] - self.base.rewards[name]
+        return torch.where(gain.isfinite(), gain, math.nan).nanmean(1)
+
+    def draw_means(self, name: str) -> Tensor:
+        """Returns the mean of a reward over the draws of each prompt, NaN without draws, (P,).
+
+        Arguments:
+            name: Name of the reward.
+        """
+
+        means = [math.nan if one is None else float(one.rewards[name].mean()) for one in self.draws]
+        return torch.tensor(means, dtype=torch.float64)

@@ -9,8 +9,6 @@ is the *slope*, in units of the other reward per unit of the one that is aligned
 tilted law has a slope, too: a method whose slope is smaller earns its gain by other means.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -86,26 +84,11 @@ def _slope(gains: Tensor) -> Measured:
 def _gains(results: Results, cell: Cell, name: str) -> Tensor:
     """Returns gains of another reward and of the aligned one over the base, with shape (2, P)."""
 
-    rows = []
-    for one in (name, results.aligned):
-        gain = results.cells[cell].rewards[one] - results.base.rewards[one]
-        rows.append(torch.where(gain.isfinite(), gain, math.nan).nanmean(1))
-    return torch.stack(rows)
+    return torch.stack([results.gains(cell, one) for one in (name, results.aligned)])
 
 
 def _target_gains(results: Results, nats: float, name: str) -> Tensor:
     """Returns gains of the tilted law over the mean of its draws, with shape (2, P)."""
 
-    target = results.targets[nats]
-    return torch.stack(
-        [
-            torch.tensor(
-                [
-                    math.nan if draws is None else float(mean - draws.rewards[one].mean())
-                    for mean, draws in zip(target.means[one], results.draws, strict=True)
-                ],
-                dtype=torch.float64,
-            )
-            for one in (name, results.aligned)
-        ]
-    )
+    means = results.targets[nats].means
+    return torch.stack([means[one] - results.draw_means(one) for one in (name, results.aligned)])

@@ -20,7 +20,7 @@ from .pictures import read_facts, save_picture
 from .results import KINDS, Row
 from .run import Scores
 
-__all__ = ["Folder", "Pictures", "check_settings"]
+__all__ = ["Folder", "Pictures", "check_settings", "differences"]
 
 _SETTINGS = "settings.json"
 
@@ -167,17 +167,29 @@ def check_settings(path: Path, settings: Mapping[str, Any], complete: bool = Fal
     label = path / _SETTINGS
     if not label.exists() or not any(path.glob("*/*.png")):
         return
-    try:
-        found = dict(json.loads(label.read_text(encoding="utf-8")))
-    except ValueError:
-        found = {}
-    keys = {**settings, **found} if complete else settings
-    differ = [key for key in keys if found.get(key) != settings.get(key)]
+    differ = differences(label, settings, complete)
     if differ:
         raise ValueError(
             f"{path} holds pictures of other settings: {', '.join(differ)} differ; write "
             "elsewhere, or replace them with restart=True (on the command line, --restart)"
         )
+
+
+def differences(label: Path, settings: Mapping[str, Any], complete: bool = False) -> list[str]:
+    """Returns the names of settings that are others in a file; all where it is damaged.
+
+    Arguments:
+        label: The file, which is there.
+        settings: Settings, as JSON reads them back.
+        complete: Whether these are all settings; the file's may be more otherwise.
+    """
+
+    try:
+        found = dict(json.loads(label.read_text(encoding="utf-8")))
+    except ValueError:
+        found = {}
+    keys = {**settings, **found} if complete else settings
+    return [key for key in keys if found.get(key) != settings.get(key)]
 
 
 def _reward(scores: Scores, i: int) -> dict[str, Any]:

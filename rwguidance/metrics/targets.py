@@ -45,10 +45,23 @@ def share_of_target(method: Sample, base: Sample, tilted: Sample) -> Figure:
         check_same_groups("base", base, name, part)
     means = {name: _means(part, base) for name, part in sets.items()}
     gain, way = means["method"] - means["base"], means["tilted"] - means["base"]
+    value, error = share_of_gains(gain, way)
+    return Figure(value, error, len(gain), float(tilted.ess().median()))
+
+
+def share_of_gains(gain: Tensor, way: Tensor) -> tuple[float, float]:
+    """Returns the ratio of the sums of two gains, with its error by the jackknife over groups.
+
+    It is NaN where the target gains nothing, and its error with fewer than two groups.
+
+    Arguments:
+        gain: Gain of the method in each group, with shape (G,).
+        way: Gain of the tilted law in each group, with shape (G,).
+    """
+
     ratio = lambda a, b: torch.where(b == 0, math.nan, a / b)
     value = float(ratio(gain.sum(), way.sum()))
-    error = jackknife_error(ratio(gain.sum() - gain, way.sum() - way))
-    return Figure(value, error, len(gain), float(tilted.ess().median()))
+    return value, jackknife_error(ratio(gain.sum() - gain, way.sum() - way))
 
 
 def _means(x: Sample, like: Sample) -> Tensor:

@@ -60,7 +60,7 @@ class Sources:
         from rwguidance import rewards
 
         if not is_own(name):
-            path, options = self.paths.get(name), self.options.get(name, {})
+            path, options = self._settings(name)
             return rewards.load(name, path, self.device, **options)
         function: RewardFunction = self._own("reward", name, "a function of images and prompts")
         return function
@@ -77,7 +77,7 @@ class Sources:
         from rwguidance.evaluation import embeddings
 
         if not is_own(name):
-            path, options = self.paths.get(name), self.options.get(name, {})
+            path, options = self._settings(name)
             return embeddings.load(name, path, self.device, **options)
         function: Embedding = self._own("embedding", name, "a function of images")
         return function
@@ -92,7 +92,7 @@ class Sources:
 
         value = load_object(name)
         if isinstance(value, type) and issubclass(value, nn.Module):
-            path, options = self.paths.get(name), self.options.get(name, {})
+            path, options = self._settings(name)
             return build(kind, name, value, path, self.device, None, options)
         self._refuse_settings(name)
         if isinstance(value, nn.Module):
@@ -121,8 +121,13 @@ class Sources:
                 self._refuse_settings(name)
                 return value.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
             backbones.register(name)(value)
-        path, options = self.paths.get(name), self.options.get(name, {})
+        path, options = self._settings(name)
         return backbones.load(name, path, self.device, self.dtype, **options)
+
+    def _settings(self, name: str) -> tuple[str | None, Mapping[str, Any]]:
+        """Returns the path and the keywords that were given for a name."""
+
+        return self.paths.get(name), self.options.get(name, {})
 
     def _refuse_settings(self, name: str) -> None:
         if name in self.paths or name in self.options:

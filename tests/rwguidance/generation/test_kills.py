@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from children import in_child
 from pixel_law import Law, run
 from rwguidance.generation import BestOfN, Importance, Store
 from rwguidance.prediction import Prediction
@@ -37,19 +38,6 @@ def content(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
     return {str(path.relative_to(folder)): digest(path) for path in files}
-
-
-def in_child(action):
-    """Exit code of a child process that does something; it has its own memory and locks."""
-
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def killed(root, method, k):

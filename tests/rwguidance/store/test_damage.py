@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from children import in_child
 from rwguidance.store import Damaged, Store
 from rwguidance.support.randomness import generator_for, normal
 
@@ -225,19 +226,6 @@ def test_a_damaged_label_never_blocks_its_drawer(filled, damage):
         warnings.simplefilter("error")
         assert len(list(store(filled).drawers())) == 1
         store(filled).of({"prompt": "a"})
-
-
-def in_child(action):
-    """Exit code of a child process that does something."""
-
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def killed(root, name, k):
