@@ -267,7 +267,7 @@ MUTANTS = [
         "metrics/targets.py",
         "float(ratio(gain.sum(), way.sum()))",
         "float(ratio(gain, way).mean())",
-        "evaluation/test_figures",
+        "test_neighbors",
     ),
     Mutant(
         "share: the way is the gain of the method",
