@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -174,6 +173,7 @@ def _pil_will_do(images: Tensor, size: tuple[int, int], windows: Sequence[Window
 def _resize_by_pil(images: Tensor, size: tuple[int, int], windows: Sequence[Window]) -> Tensor:
     """The pixels of the published order, columns before rows, whichever PIL prefers itself."""
 
+    import numpy
     from PIL.Image import Resampling, fromarray
 
     height, (top, rows), (left, columns) = images.shape[-2], *windows
