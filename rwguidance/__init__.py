@@ -19,6 +19,7 @@ from .estimators import (
 from .guidance import GuidedModel
 from .models import DenoiserModel, Model, NoiseModel, ScoreModel, VelocityModel
 from .noise_space import Selection, best_of_n, flow_map, pcn, soft_best_of_n
+from .pooling import Pooled, pool
 from .prediction import Prediction
 from .samplers import DDIM, Heun, Sampler, Transition, UnreliableEstimate, sample
 from .schedules import (
@@ -55,6 +56,7 @@ __all__ = [
     "Model",
     "NoiseModel",
     "PlugIn",
+    "Pooled",
     "Prediction",
     "RectifiedSchedule",
     "Sampler",
@@ -78,6 +80,7 @@ __all__ = [
     "metrics",
     "networks",
     "pcn",
+    "pool",
     "rewards",
     "sample",
     "soft_best_of_n",
