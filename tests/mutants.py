@@ -403,6 +403,20 @@ MUTANTS = [
         "test_importance",
     ),
     Mutant(
+        "importance: noise that knows nothing of x_0 is asked about it",
+        "estimators/importance.py",
+        "(t == model.start)",
+        "(t > model.start)",
+        "test_start",
+    ),
+    Mutant(
+        "guided model: the start stays behind",
+        "guidance.py",
+        "self.base if self.start is None else self.base.starting(self.start)",
+        "self.base",
+        "test_start",
+    ),
+    Mutant(
         "importance: a gradient through the factor of a kernel",
         "estimators/importance.py",
         "self.kernel.temper(log_kernel.detach())",

@@ -8,9 +8,10 @@ With draws :math:`x^1, \dots, x^N \sim p(x_0 | y)` and their log-weights :math:`
 
 where :math:`\omega` and :math:`\tilde\omega` are the softmaxes of :math:`\ell` and of
 :math:`\ell + \log w`. Draws of another law than p have a log-importance, which is added to
-:math:`\ell`. Two softmaxes over *one* bank: after the kernel has collapsed onto the
-nearest draw both agree and the shift vanishes, whereas subtracting the model's own mean would pull
-the sample onto that draw.
+:math:`\ell`. At the time :attr:`Model.start <rwguidance.Model.start>`, where a run began from noise
+drawn without :math:`x_0`, the kernel is flat: :math:`\ell = 0`. Two softmaxes over *one* bank:
+after the kernel has collapsed onto the nearest draw both agree and the shift vanishes, whereas
+subtracting the model's own mean would pull the sample onto that draw.
 """
 
 import math
@@ -195,13 +196,15 @@ class ImportanceSampling(ConditionalExpectation):
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         groups = self._groups(x_t, condition)
         scales = model.schedule.at(t, like=x_t)
+        # Where a run began from noise that knows nothing of x_0, the posterior is the prior.
+        flat = None if model.start is None else (t == model.start).to(x_t.device).reshape(-1, 1)
         states = x_t.flatten(1)
         hint = (
             f"Importance sampling had {len(x_t)} samples and {len(self.x_0)} draws: use a smaller "
             "bank, bank.to(dtype=torch.bfloat16), or a smaller batch"
         )
         with torch.autocast(x_t.device.type, enabled=False), memory.advice(hint):
-            parts = [self._estimate(states, index, group, scales) for index, group in groups]
+            parts = [self._estimate(states, index, group, scales, flat) for index, group in groups]
         indices = [index for index, _ in groups]
         merged = {name: _merge([part[name] for part in parts], indices) for name in parts[0]}
 
@@ -266,7 +269,7 @@ class ImportanceSampling(ConditionalExpectation):
             )
 
     def _estimate(
-        self, states: Tensor, index: Tensor, group: int, scales: Scales
+        self, states: Tensor, index: Tensor, group: int, scales: Scales, flat: Tensor | None
     ) -> dict[str, Tensor]:
         """The estimate for the rows `index` of a batch, which share one condition."""
 
@@ -275,12 +278,8 @@ class ImportanceSampling(ConditionalExpectation):
         dtype = working_dtype(states.dtype, draws.dtype)
         self._check_range(dtype)
         whole = len(index) == len(states)
-        alpha, sigma = (
-            value.flatten(1).to(dtype)
-            if whole or len(value) == 1
-            else value.flatten(1)[index].to(dtype)
-            for value in (scales.alpha, scales.sigma)
-        )
+        mine = lambda value: value if whole or len(value) == 1 else value[index]
+        alpha, sigma = (mine(v.flatten(1)).to(dtype) for v in (scales.alpha, scales.sigma))
         center, half_norm, log_w = (
             value.to(dtype)
             for value in (self.center[group], self.half_norm[rows], self.log_w[rows])
@@ -294,6 +293,8 @@ class ImportanceSampling(ConditionalExpectation):
         # Divided twice: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
         tiny = torch.finfo(dtype).tiny
         log_kernel = log_kernel.div_(sigma.clamp_min(tiny)).div_(sigma.clamp_min(tiny))
+        if flat is not None:
+            log_kernel = log_kernel.masked_fill_(mine(flat), 0)
         temper = None if self.kernel is None else self.kernel.temper(log_kernel.detach())
         if temper is not None:
             log_kernel = log_kernel.mul_(temper.clamp_min(tiny))
