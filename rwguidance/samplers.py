@@ -316,8 +316,8 @@ def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
 ADVICE = {
     "window": "guide only at higher noise, window=(t, 1.0)",
     "start": "begin with model.starting(t) if the first states are noise drawn without x_0",
-    "kernel": "flatten the kernel, ImportanceSampling(..., kernel=TargetESS(0.05)), at the price "
-    "of bias",
+    "kernel": "flatten the kernel, ImportanceSampling(..., kernel=LeaveOneOut()), at the price of "
+    "bias",
     "beta": "tilt less, with a larger beta",
     "bank": "use a larger bank",
 }

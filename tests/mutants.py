@@ -383,16 +383,16 @@ MUTANTS = [
     ),
     Mutant(
         "importance: alpha missing from the squared norm",
-        "estimators/importance.py",
+        "estimators/draws.py",
         "addcmul_(alpha**2, half_norm, value=-1)",
         "addcmul_(alpha, half_norm, value=-1)",
         "test_importance",
     ),
     Mutant(
         "importance: sigma instead of sigma squared",
-        "estimators/importance.py",
-        ".div_(sigma.clamp_min(tiny)).div_(sigma.clamp_min(tiny))",
-        ".div_(sigma.clamp_min(tiny))",
+        "estimators/draws.py",
+        "log_kernel.div_(sigma).div_(sigma)",
+        "log_kernel.div_(sigma)",
         "test_importance",
     ),
     Mutant(
@@ -401,6 +401,27 @@ MUTANTS = [
         "tilted - weight",
         "weight - tilted",
         "test_importance",
+    ),
+    Mutant(
+        "leave one out: none is left out",
+        "estimators/kernels.py",
+        "draws.log_kernel(x_t, alpha, sigma, without=held)",
+        "draws.log_kernel(x_t, alpha, sigma)",
+        "test_leave_one_out",
+    ),
+    Mutant(
+        "leave one out: held-out draws of another law count alike",
+        "estimators/kernels.py",
+        "log_omega.softmax(0)[held]",
+        "torch.ones_like(log_omega)[held]",
+        "test_leave_one_out",
+    ),
+    Mutant(
+        "leave one out: the largest error",
+        "estimators/kernels.py",
+        "risks.argmin()",
+        "risks.argmax()",
+        "test_leave_one_out",
     ),
     Mutant(
         "importance: noise that knows nothing of x_0 is asked about it",
@@ -419,8 +440,8 @@ MUTANTS = [
     Mutant(
         "importance: a gradient through the factor of a kernel",
         "estimators/importance.py",
-        "self.kernel.temper(log_kernel.detach())",
-        "self.kernel.temper(log_kernel)",
+        "self.kernel.temper(log_kernel.detach(), draws, alpha, sigma)",
+        "self.kernel.temper(log_kernel, draws, alpha, sigma)",
         "test_importance",
     ),
     Mutant(
@@ -824,7 +845,7 @@ MUTANTS = [
     Mutant(
         "importance: draws of another law count as those of the model",
         "estimators/importance.py",
-        "log_kernel = log_kernel.add_(self.log_importance[rows].to(dtype))",
+        "log_kernel = log_kernel.add_(draws.log_importance.to(dtype))",
         "pass",
         "test_importance",
     ),

@@ -25,7 +25,7 @@ _PROMPTS = 20
 
 _ADVICE = {
     "window": "guide only at higher noise, --window t 1",
-    "kernel": "flatten the kernel, --ess 0.05, at the price of bias",
+    "kernel": "flatten the kernel, --leave-one-out, at the price of bias",
     "beta": "tilt less, with a smaller --kl or a larger --beta",
     "bank": "use a larger --bank",
 }
