@@ -3,7 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ..estimators import ConditionalExpectation, ImportanceSampling, TargetESS
+from ..estimators import (
+    ConditionalExpectation,
+    ImportanceSampling,
+    Kernel,
+    LeaveOneOut,
+    TargetESS,
+)
 from ..support import checks
 from .base import Guided, set_checked
 from .run import Run
@@ -24,12 +30,14 @@ class Importance(Guided):
         beta: Temperature, in reward units.
         kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
             follows from it; 1 on the command line if neither is given.
-        ess: Share of the bank to keep effective by flattening the kernel; without it the kernel is
-            exact.
+        ess: Share of the bank to keep effective by flattening the kernel; without it and
+            `leave_one_out` the kernel is exact.
+        leave_one_out: Whether to flatten the kernel of each prompt and step as much as predicts the
+            rewards of its bank best.
 
     Raises:
-        ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
-            for `kl` ends at log(bank).
+        ValueError: If not one of `beta` and `kl` is given, both `ess` and `leave_one_out` are, or a
+            value is out of its range, which for `kl` ends at log(bank).
         TypeError: If a value is of the wrong kind.
     """
 
@@ -39,6 +47,7 @@ class Importance(Guided):
     beta: float | None = None
     kl: float | None = None
     ess: float | None = None
+    leave_one_out: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +58,8 @@ class Importance(Guided):
             ess=checks.optional(checks.number, "ess", self.ess, above=0, below=1),
         )
         check_one(self.beta, self.kl)
+        if checks.flag("leave_one_out", self.leave_one_out) and self.ess is not None:
+            raise ValueError(f"give ess or leave_one_out, not both, got ess = {self.ess}")
 
     @classmethod
     def from_options(cls, **settings: Any) -> "Importance":
@@ -69,7 +80,9 @@ class Importance(Guided):
         bank = run.bank(prompt, self.bank, "bank")
         assert bank.rewards is not None
         tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
-        kernel = None if self.ess is None else TargetESS(self.ess)
+        kernel: Kernel | None = None if self.ess is None else TargetESS(self.ess)
+        if self.leave_one_out:
+            kernel = LeaveOneOut()
         log_w = tilt.weigh(bank.rewards).double()
         target = (log_w.softmax(0) * bank.rewards.double().nan_to_num(neginf=0.0)).sum()
         facts = {
