@@ -7,7 +7,7 @@ from dataclasses import Field, fields, is_dataclass, replace
 from inspect import Parameter
 from typing import Annotated, Any
 
-__all__ = ["as_command", "run", "run_several"]
+__all__ = ["as_command", "run"]
 
 
 def run(function: Callable[..., Any]) -> None:
@@ -16,21 +16,6 @@ def run(function: Callable[..., Any]) -> None:
     import typer
 
     typer.run(as_command(function))
-
-
-def run_several(*functions: Callable[..., Any]) -> None:
-    """Runs one of several functions, the one that the command line names, see :func:`as_command`.
-
-    Arguments:
-        functions: Functions to choose from.
-    """
-
-    import typer
-
-    app = typer.Typer(add_completion=False)
-    for function in functions:
-        app.command(function.__name__)(as_command(function))
-    app()
 
 
 def as_command(function: Callable[..., Any]) -> Callable[..., Any]:
