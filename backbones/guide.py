@@ -43,6 +43,11 @@ def guide(
     adapts, called in a way that the adapter knows: without rescaled, skip-layer or true
     classifier-free guidance and without image prompts.
 
+    A run that begins from noise alone has its first time as :attr:`rwguidance.Model.start`, where
+    the noising kernel is flat. Runs of pipelines that take a picture (img2img, inpainting: those
+    with a `strength`) have none, nor calls with both latents and times of their own, nor runs that
+    skip the first timesteps of the scheduler.
+
     States and times are those of the adapter: :math:`\alpha_t x_0 + \sigma_t \epsilon` whatever the
     scheduler keeps, and with FLUX latents of shape (B, 16, H, W) instead of tokens. Random numbers
     that an estimator draws are a function of the state and do not disturb those of the sampler.

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +80,7 @@ class StepGuidance:
 
         _check_origin(self.estimator, arguments)
         outer, self._pipe = self.call, pipe
-        self.call = _Call(within=True)
+        self.call = _Call(within=True, from_noise=_begins_from_noise(pipe, arguments))
         try:
             yield
             self._report()
@@ -111,6 +112,7 @@ class StepGuidance:
 
         t = self.coordinates.time(scheduler, timestep)
         tokens = sample.shape[1] if self._packed(sample) else None
+        self.call.begin(scheduler, timestep, t)
         x_t, prediction = self.coordinates.read(
             self._unpack(output, tokens), self._unpack(sample, tokens), t
         )
@@ -132,6 +134,7 @@ class StepGuidance:
         # A network that is evaluated again differs by its rounding.
         tolerance = max(1e-3, 4 * torch.finfo(dtype).eps)
         base = Recorded(self.coordinates, x_t, t, prediction, condition, again, tolerance)
+        base = base.starting(self.call.start)
         model = GuidedModel(base, self.estimator, self.scale, self.window)
         try:
             with _own_randomness(x_t, t):
@@ -161,7 +164,8 @@ class StepGuidance:
 
     def _report(self) -> None:
         if self.call.doubts:
-            text = explain_doubts(self.call.doubts)
+            assert self.call.first is not None
+            text = explain_doubts(self.call.doubts, self.call.first, self.call.start)
             warnings.warn(text, UnreliableEstimate, stacklevel=4)
 
     def _packed(self, sample: Tensor) -> bool:
@@ -211,6 +215,9 @@ class _Call:
         encoded: Result of the first `encode_prompt` of the call; None before it.
         doubts: The doubts about the estimates so far.
         last_steps: Number of steps at the last time so far.
+        from_noise: Whether its first state may be noise alone.
+        first: Time of its first step; None before it.
+        start: The same if the first state is noise alone, or None.
     """
 
     within: bool = False
@@ -219,6 +226,34 @@ class _Call:
     encoded: Any = None
     doubts: list[tuple[float, float]] = field(default_factory=list)
     last_steps: int = 0
+    from_noise: bool = True
+    first: float | None = None
+    start: float | None = None
+
+    def begin(self, scheduler: Any, timestep: Any, t: Tensor) -> None:
+        """Takes note of the first step of a run; the others change nothing.
+
+        Runs that begin from a picture skip the first timesteps of the scheduler.
+        """
+
+        noisiest = float(timestep) == float(scheduler.timesteps[0])
+        if self.first is None or noisiest:  # a run outside of a call may have been stopped
+            self.first = float(t)
+            self.start = self.first if noisiest and self.from_noise else None
+
+
+def _begins_from_noise(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """True if a call begins from noise that knows nothing of a picture, as far as it tells.
+
+    Calls of pipelines that take a `strength` begin from a picture, of which even strength 1 may
+    leave a trace. Latents are noise, as diffusers has it, unless times of the caller's go with them
+    or the call goes on where another one ended.
+    """
+
+    given = {name for name, value in arguments.items() if value is not None}
+    takes_picture = "strength" in inspect.signature(type(pipe).__call__).parameters
+    own = "latents" in given and bool(given & {"timesteps", "sigmas"})
+    return not (takes_picture or own or "denoising_start" in given)
 
 
 def _check_origin(estimator: ConditionalExpectation, arguments: Mapping[str, Any]) -> None:

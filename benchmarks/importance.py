@@ -49,7 +49,7 @@ class Case:
         draws: int = DRAWS,
         dimension: int = DIMENSION,
         dtype: torch.dtype = torch.float32,
-        kernel: rw.estimators.importance.Kernel | None = None,
+        kernel: rw.estimators.Kernel | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(SEED)
         x_0 = torch.randn(draws, dimension, generator=generator)

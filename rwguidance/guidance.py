@@ -63,6 +63,10 @@ class GuidedModel(Model):
             self, base=self.base, estimator=self.estimator, scale=self.scale, window=self.window
         )
 
+    @property
+    def start(self) -> float | None:
+        return super().start if self.base.start is None else self.base.start
+
     def forward(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Prediction:
         times = shared_time(t)
         low, high = self.window
@@ -72,7 +76,8 @@ class GuidedModel(Model):
             raise ValueError(f"scale must be finite, got {scale.tolist()} at t = {times.tolist()}")
         if not bool(scale.any()):
             return self.base(x_t, t, condition)
-        estimate = self.estimator(self.base, x_t, t, condition)
+        base = self.base if self.start is None else self.base.starting(self.start)
+        estimate = self.estimator(base, x_t, t, condition)
         shift = estimate.shift
         scale = scale.reshape(-1, *(1,) * (x_t.ndim - 1)).to(shift)
         # A sample that is not guided takes no part in 0 * shift, which could be NaN.

@@ -9,7 +9,7 @@ They are never in half precision, where a step is 4 of 1,000 timesteps.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from .schedules import Schedule, as_times
 from .support import checks
 
 __all__ = ["DenoiserModel", "Model", "NoiseModel", "ScoreModel", "VelocityModel"]
+
+M = TypeVar("M", bound="Model")
 
 
 class Model(nn.Module, ABC):
@@ -34,10 +36,45 @@ class Model(nn.Module, ABC):
     depends_on: ClassVar[tuple[str, ...]]
     """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
 
+    __slots__ = ("_start",)  # the one thing that a view has to itself
+    _start: float | None
+
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         checks.instance("schedule", schedule, Schedule, "a Schedule")
         self.schedule = schedule
+
+    def starting(self: M, t: float | None) -> M:
+        r"""Returns a view of the model, which shares all but this time, for a run from pure noise.
+
+        A state of the path holds :math:`\alpha_t x_0`, and where generators begin :math:`\alpha_t`
+        is seldom zero. But they begin from noise drawn without :math:`x_0`, of which it tells
+        nothing: there the posterior is the prior, whatever :math:`\alpha_t`, and estimators that
+        weigh draws by the noising kernel weigh them all alike.
+
+        Arguments:
+            t: First time of the run, in [0, 1], exactly as the model will be called at it. None for
+                a run that begins from a picture, or from states of the path itself.
+
+        Raises:
+            TypeError: If the time is no number.
+            ValueError: If the time lies outside [0, 1].
+        """
+
+        start = checks.optional(checks.number, "t", t, 0, 1)
+        view = type(self).__new__(type(self))
+        view.__dict__ = self.__dict__
+        view._start = start
+        return view
+
+    @property
+    def start(self) -> float | None:
+        """Time at which the present run began from noise that knows nothing of the clean state.
+
+        None if there is no such run. Only views of a model have one, see :meth:`starting`.
+        """
+
+        return getattr(self, "_start", None)
 
     def __call__(self, x_t: Tensor, t: float | Tensor, condition: Any = None) -> Prediction:
         r"""Checks states and times, and runs :meth:`forward`.

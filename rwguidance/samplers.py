@@ -252,7 +252,8 @@ def sample(
                 trace(float(t), prediction)
             doubts += doubts_of(float(t), prediction)
     if doubts:
-        warnings.warn(explain_doubts(doubts), UnreliableEstimate, stacklevel=2)
+        text = explain_doubts(doubts, float(grid[0]), model.start, known=False)
+        warnings.warn(text, UnreliableEstimate, stacklevel=2)
     return x_t
 
 
@@ -312,16 +313,41 @@ def doubts_of(t: float, prediction: Prediction) -> list[tuple[float, float]]:
     return [(t, float(diagnostics["ess_tilted"].median()))]
 
 
-ADVICE = (
-    "Guide only at higher noise, window=(t, 1.0); flatten the kernel, "
-    "ImportanceSampling(..., kernel=TargetESS(0.05)), at the price of bias; or use a larger bank."
-)
+ADVICE = {
+    "window": "guide only at higher noise, window=(t, 1.0)",
+    "start": "begin with model.starting(t) if the first states are noise drawn without x_0",
+    "kernel": "flatten the kernel, ImportanceSampling(..., kernel=LeaveOneOut()), at the price of "
+    "bias",
+    "beta": "tilt less, with a larger beta",
+    "bank": "use a larger bank",
+}
 """What to do about doubts; a command that has options for it says it in their names."""
 
 
-def explain_doubts(doubts: list[tuple[float, float]]) -> str:
-    """Returns the warning about the steps that :func:`doubts_of` collected."""
+def explain_doubts(
+    doubts: list[tuple[float, float]], first: float, start: float | None, known: bool = True
+) -> str:
+    """Returns the warning about the steps that :func:`doubts_of` collected, with what can be done.
+
+    Arguments:
+        doubts: The steps, at least one.
+        first: First time of the run.
+        start: Time at which the run began from pure noise, as :attr:`rwguidance.Model.start`.
+        known: Whether a start that is None says that it did not.
+    """
 
     steps = ", ".join(f"t={t:.3g} ({ess:.1f} effective draws)" for t, ess in doubts[:6])
     more = f" and {len(doubts) - 6} more steps" if len(doubts) > 6 else ""
-    return f"most importance-sampling estimates are meaningless at {steps}{more}. {ADVICE}"
+    times = [t for t, _ in doubts]
+    helps = {
+        "window": first not in times,  # no noise is higher than that of the first step
+        "start": first in times and start is None and not known,
+        "kernel": any(t != start for t in times),  # at the start it is flat
+        "beta": start in times,
+        "bank": True,
+    }
+    *others, last = (advice for name, advice in ADVICE.items() if helps[name])
+    return (
+        f"most importance-sampling estimates are meaningless at {steps}{more}. "
+        f"You can {'; '.join(others)}; or {last}."
+    )

@@ -39,6 +39,27 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "pool: guided draws count as those of the law",
+        "pooling.py",
+        "torch.full_like(r, math.log(count)), log_n + _times(reached, r) - log_z",
+        "torch.full_like(r, math.log(count)), torch.full_like(r, log_n)",
+        "test_pooling",
+    ),
+    Mutant(
+        "pool: the constant of the guided law is left out",
+        "pooling.py",
+        "log_n + _times(reached, r) - log_z",
+        "log_n + _times(reached, r)",
+        "test_pooling",
+    ),
+    Mutant(
+        "systematic resampling: every place has an offset of its own",
+        "weights.py",
+        "offset = torch.rand((), generator=generator, dtype=torch.float64)",
+        "offset = torch.rand(n, generator=generator, dtype=torch.float64)",
+        "test_pooling",
+    ),
+    Mutant(
         "standard error: over values, not over units",
         "statistics.py",
         "means = _means_of_units(means, list(unit))",
@@ -383,16 +404,16 @@ MUTANTS = [
     ),
     Mutant(
         "importance: alpha missing from the squared norm",
-        "estimators/importance.py",
+        "estimators/draws.py",
         "addcmul_(alpha**2, half_norm, value=-1)",
         "addcmul_(alpha, half_norm, value=-1)",
         "test_importance",
     ),
     Mutant(
         "importance: sigma instead of sigma squared",
-        "estimators/importance.py",
-        ".div_(sigma.clamp_min(tiny)).div_(sigma.clamp_min(tiny))",
-        ".div_(sigma.clamp_min(tiny))",
+        "estimators/draws.py",
+        "log_kernel.div_(sigma).div_(sigma)",
+        "log_kernel.div_(sigma)",
         "test_importance",
     ),
     Mutant(
@@ -403,10 +424,45 @@ MUTANTS = [
         "test_importance",
     ),
     Mutant(
+        "leave one out: none is left out",
+        "estimators/kernels.py",
+        "draws.log_kernel(x_t, alpha, sigma, without=held)",
+        "draws.log_kernel(x_t, alpha, sigma)",
+        "test_leave_one_out",
+    ),
+    Mutant(
+        "leave one out: held-out draws of another law count alike",
+        "estimators/kernels.py",
+        "log_omega.softmax(0)[held]",
+        "torch.ones_like(log_omega)[held]",
+        "test_leave_one_out",
+    ),
+    Mutant(
+        "leave one out: the largest error",
+        "estimators/kernels.py",
+        "risks.argmin()",
+        "risks.argmax()",
+        "test_leave_one_out",
+    ),
+    Mutant(
+        "importance: noise that knows nothing of x_0 is asked about it",
+        "estimators/importance.py",
+        "(t == model.start)",
+        "(t > model.start)",
+        "test_start",
+    ),
+    Mutant(
+        "guided model: the start stays behind",
+        "guidance.py",
+        "self.base if self.start is None else self.base.starting(self.start)",
+        "self.base",
+        "test_start",
+    ),
+    Mutant(
         "importance: a gradient through the factor of a kernel",
         "estimators/importance.py",
-        "self.kernel.temper(log_kernel.detach())",
-        "self.kernel.temper(log_kernel)",
+        "self.kernel.temper(log_kernel.detach(), draws, alpha, sigma)",
+        "self.kernel.temper(log_kernel, draws, alpha, sigma)",
         "test_importance",
     ),
     Mutant(
@@ -831,7 +887,7 @@ MUTANTS = [
     Mutant(
         "importance: draws of another law count as those of the model",
         "estimators/importance.py",
-        "log_kernel = log_kernel.add_(self.log_importance[rows].to(dtype))",
+        "log_kernel = log_kernel.add_(draws.log_importance.to(dtype))",
         "pass",
         "test_importance",
     ),

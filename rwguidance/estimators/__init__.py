@@ -1,7 +1,8 @@
 r"""Estimators of :math:`h_t(x_t) = E[w(x_0) | x_t]` and of the shift it causes."""
 
 from .base import ConditionalExpectation, Estimate
-from .importance import ImportanceSampling, Kernel, TargetESS, Tempered
+from .importance import ImportanceSampling
+from .kernels import Kernel, LeaveOneOut, TargetESS, Tempered
 from .learned import LearnedExpectation, LearnedShift
 from .plug_in import PlugIn
 
@@ -12,6 +13,7 @@ __all__ = [
     "Kernel",
     "LearnedExpectation",
     "LearnedShift",
+    "LeaveOneOut",
     "PlugIn",
     "TargetESS",
     "Tempered",

@@ -45,7 +45,12 @@ class Estimate:
 
 
 class ConditionalExpectation(nn.Module, ABC):
-    r"""An estimator of :math:`h_t(x_t) = E[w(x_0) | x_t]`."""
+    r"""An estimator of :math:`h_t(x_t) = E[w(x_0) | x_t]`.
+
+    It is asked for states of the path, :math:`\alpha_t x_0 + \sigma_t \epsilon`. At the time
+    ``model.start`` they are noise that knows nothing of :math:`x_0`: there :math:`h` is the prior's
+    :math:`E[w]`, and the shift that of the prior, whatever the state.
+    """
 
     depends_on: ClassVar[tuple[str, ...]]
     """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""

@@ -8,15 +8,15 @@ With draws :math:`x^1, \dots, x^N \sim p(x_0 | y)` and their log-weights :math:`
 
 where :math:`\omega` and :math:`\tilde\omega` are the softmaxes of :math:`\ell` and of
 :math:`\ell + \log w`. Draws of another law than p have a log-importance, which is added to
-:math:`\ell`. Two softmaxes over *one* bank: after the kernel has collapsed onto the
-nearest draw both agree and the shift vanishes, whereas subtracting the model's own mean would pull
-the sample onto that draw.
+:math:`\ell`. At the time :attr:`Model.start <rwguidance.Model.start>`, where a run began from noise
+drawn without :math:`x_0`, the kernel is flat: :math:`\ell = 0`. Two softmaxes over *one* bank:
+after the kernel has collapsed onto the nearest draw both agree and the shift vanishes, whereas
+subtracting the model's own mean would pull the sample onto that draw.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,95 +30,16 @@ from ..support.describe import summary
 from ..tilt import Tilt
 from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm
+from .draws import Draws, centered, weighted_sum
+from .kernels import Kernel, ess
 
-__all__ = ["ImportanceSampling", "Kernel", "TargetESS", "Tempered"]
+__all__ = ["ImportanceSampling"]
 
 _MEANINGFUL_ESS = 5
 """With fewer effective draws than this, a difference of two weighted means is mostly noise."""
 
 _ROWS_BYTES = 2**26
 """Bound on two float32 (rows, N) blocks of log-weights; larger batches are split."""
-
-_CAST_BYTES = 2**22
-"""Bound on one block of draws that is widened to the working dtype (but 16 draws at least)."""
-
-
-class Kernel(ABC):
-    r"""Trades bias for effective draws by flattening the noising kernel, :math:`\kappa \ell`."""
-
-    depends_on: ClassVar[tuple[str, ...]]
-    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
-
-    def __repr__(self) -> str:
-        return summary(self, **vars(self))
-
-    @abstractmethod
-    def temper(self, log_kernel: Tensor) -> Tensor:
-        r"""The factor :math:`\kappa \in (0, 1]` of each row, with shape (B, 1).
-
-        Arguments:
-            log_kernel: :math:`\ell` up to a constant, at most 0, in nats, with shape (B, N).
-        """
-
-
-class Tempered(Kernel):
-    r"""Flattens the kernel by a fixed factor, the same at every time.
-
-    Arguments:
-        factor: :math:`\kappa` in (0, 1]; 1 is exact.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of range.
-    """
-
-    depends_on = ("factor",)
-
-    def __init__(self, factor: float) -> None:
-        self.factor = checks.number("factor", factor, above=0, high=1)
-
-    def temper(self, log_kernel: Tensor) -> Tensor:
-        return log_kernel.new_full((len(log_kernel), 1), self.factor)
-
-
-class TargetESS(Kernel):
-    r"""Flattens the kernel of each sample just enough to keep a share of the bank effective.
-
-    The factor is the largest :math:`\kappa \leq 1` with ESS of :math:`\kappa \ell` at least
-    `fraction` N. Where the bank is good enough the kernel stays exact. Where it is not, the
-    estimate is that of a noisier state, whose noise has variance :math:`\sigma_t^2 / \kappa`: it
-    points the right way, where the exact kernel returns noise, but it is too long. For a Gaussian
-    law of variance c and a linear reward the factor is :math:`(\sigma_t^2 + \alpha_t^2 c) /
-    (\sigma_t^2 + \kappa \alpha_t^2 c) \leq 1 / \kappa`. Near the data end this grows large: combine
-    it with a window there.
-
-    Arguments:
-        fraction: Share of the bank to keep, in (0, 1).
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of range.
-    """
-
-    depends_on = ("fraction",)
-
-    def __init__(self, fraction: float) -> None:
-        self.fraction = checks.number("fraction", fraction, above=0, below=1)
-
-    def temper(self, log_kernel: Tensor) -> Tensor:
-        target = self.fraction * log_kernel.shape[1]
-        enough = lambda factor: _ess((factor * log_kernel).softmax(1))[:, None] >= target
-        # Weights within a ratio e^c of each other have ESS / N >= 1 / cosh(c / 2)^2, so that:
-        spread = 2 * math.acosh(self.fraction**-0.5)
-        width = -log_kernel.masked_fill(log_kernel == -math.inf, 0).amin(1, keepdim=True)
-        low = torch.log(spread / width.clamp_min(spread))
-        high = torch.zeros_like(low)
-        low = torch.where(enough(high.exp()), high, low)
-        for _ in range(30):
-            middle = (low + high) / 2
-            passed = enough(middle.exp())
-            low, high = torch.where(passed, middle, low), torch.where(passed, high, middle)
-        return low.exp()
 
 
 class ImportanceSampling(ConditionalExpectation):
@@ -172,6 +93,7 @@ class ImportanceSampling(ConditionalExpectation):
         self.kernel = kernel
         self.origin = bank.origin
         self.rows = bank.rows
+        self._kept: list[dict[Hashable, float]] = [{} for _ in bank.rows]
         self._largest = float(log_all[log_all.isfinite()].abs().max())
         options = {} if kernel is None else {"kernel": kernel}
         self._line = summary(self, bank=bank, tilt=tilt, **options)
@@ -185,7 +107,7 @@ class ImportanceSampling(ConditionalExpectation):
         self.register_buffer("x_0", bank.x_0.flatten(1), persistent=False)
         self.register_buffer("log_w", log_w, persistent=False)
         self.register_buffer("log_importance", log_importance, persistent=False)
-        centers, half_norm = _center(self.x_0, self.rows)
+        centers, half_norm = centered(self.x_0, list(self.rows.values()))
         self.register_buffer("center", centers, persistent=False)
         self.register_buffer("half_norm", half_norm, persistent=False)
 
@@ -195,13 +117,15 @@ class ImportanceSampling(ConditionalExpectation):
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         groups = self._groups(x_t, condition)
         scales = model.schedule.at(t, like=x_t)
+        # Where a run began from noise that knows nothing of x_0, the posterior is the prior.
+        flat = None if model.start is None else (t == model.start).to(x_t.device).reshape(-1, 1)
         states = x_t.flatten(1)
         hint = (
             f"Importance sampling had {len(x_t)} samples and {len(self.x_0)} draws: use a smaller "
             "bank, bank.to(dtype=torch.bfloat16), or a smaller batch"
         )
         with torch.autocast(x_t.device.type, enabled=False), memory.advice(hint):
-            parts = [self._estimate(states, index, group, scales) for index, group in groups]
+            parts = [self._estimate(states, index, group, scales, flat) for index, group in groups]
         indices = [index for index, _ in groups]
         merged = {name: _merge([part[name] for part in parts], indices) for name in parts[0]}
 
@@ -266,110 +190,64 @@ class ImportanceSampling(ConditionalExpectation):
             )
 
     def _estimate(
-        self, states: Tensor, index: Tensor, group: int, scales: Scales
+        self, states: Tensor, index: Tensor, group: int, scales: Scales, flat: Tensor | None
     ) -> dict[str, Tensor]:
         """The estimate for the rows `index` of a batch, which share one condition."""
 
-        rows = list(self.rows.values())[group]
-        draws = self.x_0[rows]
-        dtype = working_dtype(states.dtype, draws.dtype)
+        draws = self._draws(group)
+        dtype = working_dtype(states.dtype, draws.x_0.dtype)
         self._check_range(dtype)
         whole = len(index) == len(states)
-        alpha, sigma = (
-            value.flatten(1).to(dtype)
-            if whole or len(value) == 1
-            else value.flatten(1)[index].to(dtype)
-            for value in (scales.alpha, scales.sigma)
-        )
-        center, half_norm, log_w = (
-            value.to(dtype)
-            for value in (self.center[group], self.half_norm[rows], self.log_w[rows])
-        )
-        x_t = (states if whole else states[index]).to(dtype)
+        mine = lambda value: value if whole or len(value) == 1 else value[index]
+        alpha, sigma = (mine(v.flatten(1)).to(dtype) for v in (scales.alpha, scales.sigma))
+        log_kernel = draws.log_kernel(mine(states).to(dtype), alpha, sigma)
+        temper = log_kernel.new_ones(len(log_kernel), 1)
+        if flat is not None:
+            log_kernel = log_kernel.masked_fill_(mine(flat), 0)
+        if self.kernel is not None and (flat is None or not bool(mine(flat).all())):
+            temper = self.kernel.temper(log_kernel.detach(), draws, alpha, sigma)
+            log_kernel = log_kernel.mul_(temper.clamp_min(torch.finfo(dtype).tiny))
+        if draws.log_importance is not None:
+            log_kernel = log_kernel.add_(draws.log_importance.to(dtype))
 
-        # -|x_t - alpha x|^2 / 2 up to what is constant in x; centering keeps the products small.
-        log_kernel = _dot(torch.addcmul(x_t, alpha, center, value=-1).mul_(alpha), draws)
-        log_kernel = log_kernel.addcmul_(alpha**2, half_norm, value=-1)
-        log_kernel = log_kernel.sub_(log_kernel.detach().amax(1, keepdim=True))
-        # Divided twice: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
-        tiny = torch.finfo(dtype).tiny
-        log_kernel = log_kernel.div_(sigma.clamp_min(tiny)).div_(sigma.clamp_min(tiny))
-        temper = None if self.kernel is None else self.kernel.temper(log_kernel.detach())
-        if temper is not None:
-            log_kernel = log_kernel.mul_(temper.clamp_min(tiny))
-        if self.log_importance is not None:
-            log_kernel = log_kernel.add_(self.log_importance[rows].to(dtype))
-
-        # At most three (B, N) blocks are alive at any time.
-        log_sum, weight = log_kernel.logsumexp(1), log_kernel.softmax(1)
-        log_tilted = log_kernel + log_w
-        del log_kernel
-        log_h = log_tilted.logsumexp(1) - log_sum
-        shape = pareto_k(log_tilted.detach())
-        tilted = log_tilted.softmax(1)
-        del log_tilted
-        part = {
-            "log_h": log_h,
-            "ess": _ess(weight),
-            "ess_tilted": _ess(tilted),
-            "max_weight": tilted.amax(1),
-            "pareto_k": shape,
-        }
-        difference = tilted - weight
-        del weight, tilted
-        part["shift"] = _weighted_sum(difference, draws)
-        if temper is not None:
+        part = _weighted(log_kernel, draws)
+        if self.kernel is not None:
             part["temper"] = temper.squeeze(1)
         return part
 
-
-def _center(draws: Tensor, groups: dict[Any, slice]) -> tuple[Tensor, Tensor]:
-    """Mean of every group, (G, D), and half the squared distance of every draw to it, (N,)."""
-
-    dtype = working_dtype(draws.dtype)
-    centers, half_norms = [], []
-    for rows in groups.values():
-        total = sum(block.sum(0) for block in _blocks(draws[rows], dtype))
-        center = total / (rows.stop - rows.start)
-        for block in _blocks(draws[rows], dtype):
-            half_norms.append(0.5 * (block - center).square().sum(1))
-        centers.append(center)
-    return torch.stack(centers), torch.cat(half_norms)
+    def _draws(self, group: int) -> Draws:
+        rows = list(self.rows.values())[group]
+        log_importance = None if self.log_importance is None else self.log_importance[rows]
+        return Draws(
+            self.x_0[rows],
+            self.center[group],
+            self.half_norm[rows],
+            self.log_w[rows],
+            log_importance,
+            self._kept[group],
+        )
 
 
-def _blocks(draws: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The draws in `dtype`, in blocks small enough that no second bank is ever held."""
+def _weighted(log_kernel: Tensor, draws: Draws) -> dict[str, Tensor]:
+    """The estimate that a kernel makes of draws."""
 
-    # Blocks that fit the cache of a CPU are fastest there; elsewhere every launch costs.
-    most = _CAST_BYTES if draws.device.type == "cpu" else 16 * _CAST_BYTES
-    size = max(16, most // (draws.shape[1] * dtype.itemsize))
-    return (block.to(dtype) for block in draws.split(size))
-
-
-def _dot(states: Tensor, draws: Tensor) -> Tensor:
-    if draws.dtype == states.dtype:
-        return states @ draws.T
-    products = states.new_empty(len(states), len(draws))
-    start = 0
-    for block in _blocks(draws, states.dtype):
-        products[:, start : start + len(block)] = states @ block.T
-        start += len(block)
-    return products
-
-
-def _weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
-    if draws.dtype == weights.dtype:
-        return weights @ draws
-    total = weights.new_zeros(len(weights), draws.shape[1])
-    start = 0
-    for block in _blocks(draws, weights.dtype):
-        total.addmm_(weights[:, start : start + len(block)], block)
-        start += len(block)
-    return total
-
-
-def _ess(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight, dim=1) ** -2
+    # At most three (B, N) blocks are alive at any time.
+    log_sum, weight = log_kernel.logsumexp(1), log_kernel.softmax(1)
+    log_tilted = log_kernel + draws.log_w.to(log_kernel.dtype)
+    del log_kernel
+    log_h = log_tilted.logsumexp(1) - log_sum
+    shape = pareto_k(log_tilted.detach())
+    tilted = log_tilted.softmax(1)
+    del log_tilted
+    difference = tilted - weight
+    return {
+        "log_h": log_h,
+        "ess": ess(weight),
+        "ess_tilted": ess(tilted),
+        "max_weight": tilted.amax(1),
+        "pareto_k": shape,
+        "shift": weighted_sum(difference, draws.x_0),
+    }
 
 
 def _merge(parts: list[Tensor], indices: list[Tensor]) -> Tensor:

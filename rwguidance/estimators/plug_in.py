@@ -4,7 +4,8 @@ r"""The plug-in estimator: the weight at the posterior mean, the baseline everyb
 
 First order only. It ignores the spread of :math:`x_0` given :math:`x_t`, hence overshoots by the
 factor :math:`I + P H` where the log-weight is concave with curvature H and the posterior has
-covariance P, most at high noise; and it never chooses between modes.
+covariance P, most at high noise; and it never chooses between modes. It takes the model's word for
+D, also at the time :attr:`rwguidance.Model.start`.
 """
 
 from typing import Any

@@ -23,10 +23,12 @@ __all__ = ["Terminal", "print_generated", "run_generate"]
 _PROMPTS = 20
 """Number of prompts that the summary lists."""
 
-_ADVICE = (
-    "Guide only at higher noise, --window t 1; flatten the kernel, --ess 0.05, at the price of "
-    "bias; or use a larger --bank."
-)
+_ADVICE = {
+    "window": "guide only at higher noise, --window t 1",
+    "kernel": "flatten the kernel, --leave-one-out, at the price of bias",
+    "beta": "tilt less, with a smaller --kl or a larger --beta",
+    "bank": "use a larger --bank",
+}
 """What :data:`rwguidance.samplers.ADVICE` is on the command line."""
 
 
@@ -86,7 +88,9 @@ class Terminal:
         def hear(warning: Warning) -> None:
             text = str(warning)
             if isinstance(warning, UnreliableEstimate):
-                doubts.append(text.replace(ADVICE, _ADVICE))
+                for name, advice in _ADVICE.items():
+                    text = text.replace(ADVICE[name], advice)
+                doubts.append(text)
             elif text not in said:
                 said.add(text)
                 self.keeps = self.keeps and not isinstance(warning, NotKept)

@@ -191,6 +191,7 @@ class Run:
         generators = [generator_for(self.seed, *name) for name in names]
         x_1 = torch.cat([self.backbone.draw_noise(1, generator) for generator in generators])
         sampler = self.backbone.sampler
+        model = model.starting(float(self.times[0]))
         with torch.no_grad():
             return sample(model, sampler, x_1, self.times, condition, generators, trace=trace)
 

@@ -102,7 +102,7 @@ def own_loop(key, pipe, estimator, steps, prompts=PROMPTS, **keywords):
     model = GuidedModel(backbone, estimator, **keywords)
     with torch.no_grad():
         condition, times = backbone.condition(prompts), backbone.times(steps)
-        return sample(model, DDIM(eta), x_1, times, condition, generator)
+        return sample(model.starting(times[0]), DDIM(eta), x_1, times, condition, generator)
 
 
 @pytest.mark.parametrize(

@@ -490,11 +490,11 @@ def test_a_tilted_mixture_is_sampled(name, kind):
 # The warning.
 
 
-def hopeless(kernel=None):
+def hopeless(kernel=None, beta=2.0):
     bank = Bank(randn(0, 64, 200))
     return GuidedModel(
         toy.Gaussian(torch.zeros(200), torch.eye(200)).model(RectifiedSchedule()),
-        ImportanceSampling(bank, Tilt(lambda x, condition: x[:, 0], 2.0), kernel),
+        ImportanceSampling(bank, Tilt(lambda x, condition: x[:, 0], beta), kernel),
     )
 
 
@@ -507,7 +507,7 @@ def test_a_hopeless_bank_is_reported_once_per_run_with_advice():
     assert re.search(
         r"at t=0.5 \(1\.\d effective draws\), t=0.3 \(1\.\d .*\), t=0.1 \(1\.", message
     )
-    for advice in ("window=(t, 1.0)", "kernel=TargetESS(0.05)", "larger bank"):
+    for advice in ("window=(t, 1.0)", "kernel=LeaveOneOut()", "larger bank"):
         assert advice in message
     assert record[0].filename == __file__
     with pytest.warns(UnreliableEstimate) as again:
@@ -525,8 +525,25 @@ def test_the_effective_draws_of_a_warning_are_their_median():
 
 
 def test_many_hopeless_steps_are_summarized():
-    with pytest.warns(UnreliableEstimate, match=r"t=0\.\d+ .* and 13 more steps\. Guide only at"):
-        sample(hopeless(), DDIM(), randn(1, 4, 200), torch.linspace(0.5, 0.02, 20))
+    with pytest.warns(UnreliableEstimate, match=r"t=0\.\d+ .* and 13 more steps\. You can guide"):
+        sample(hopeless(), DDIM(), randn(1, 4, 200), [1, *torch.linspace(0.5, 0.02, 20).tolist()])
+
+
+def test_advice_is_what_can_be_done():
+    # At the first time there is no higher noise; where noise is pure, the kernel is flat already.
+    x_1, times = randn(1, 4, 200), (0.5, 0.3)
+    with pytest.warns(UnreliableEstimate) as record:
+        sample(hopeless(), DDIM(), x_1, times)
+    assert "higher noise" not in str(record[0].message)
+    assert "model.starting(t)" in str(record[0].message)
+    strong = hopeless(beta=0.2)
+    with pytest.warns(UnreliableEstimate) as record:
+        sample(strong.starting(0.5), DDIM(), x_1, (0.5, 0))
+    message = str(record[0].message)
+    assert "You can tilt less, with a larger beta; or use a larger bank." in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample(hopeless().starting(0.5), DDIM(), x_1, (0.5, 0))
 
 
 def test_the_advice_helps():

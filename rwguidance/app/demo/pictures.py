@@ -313,6 +313,7 @@ class _Run:
 
         started = time.perf_counter()
         times = backbone.times(self.case.steps)
+        model = model.starting(float(times[0]))
         # Expected after the first step; the table shows the draws.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnreliableEstimate)

@@ -21,8 +21,7 @@ from rwguidance import (
     Tilt,
     VESchedule,
 )
-from rwguidance.estimators import importance
-from rwguidance.estimators.importance import Kernel
+from rwguidance.estimators import Kernel
 from rwguidance.toy import Empirical
 from rwguidance.weights import pareto_k
 
@@ -307,8 +306,9 @@ def test_blocks_of_rows_and_of_draws_change_nothing(monkeypatch, schedule, dtype
         bank, tilt = scored(points, rewards, condition=condition)
         whole = ImportanceSampling(bank, tilt, kernel)(Zero(schedule), x_t, t, asked)
         with monkeypatch.context() as patch:
-            patch.setattr(importance, "_ROWS_BYTES", 2 * 8 * 37)  # two rows at once
-            patch.setattr(importance, "_CAST_BYTES", 5 * 6 * 8)  # five draws at once
+            here = "rwguidance.estimators"
+            patch.setattr(f"{here}.importance._ROWS_BYTES", 2 * 8 * 37)  # two rows at once
+            patch.setattr(f"{here}.draws._CAST_BYTES", 5 * 6 * 8)  # five draws at once
             parts = ImportanceSampling(bank, tilt, kernel)(Zero(schedule), x_t, t, asked)
         # products of size |x|^2 < 100 are summed in another order, then divided by sigma^2; the
         # bank's own norms are kept in its dtype, float32 or wider
@@ -487,7 +487,7 @@ def test_target_ess_holds_its_target_and_is_tight(seed, d, n, schedule, t, fract
 class Steep(Kernel):
     """A kernel whose factor depends smoothly on the log-kernel, as that of no constant does."""
 
-    def temper(self, log_kernel):
+    def temper(self, log_kernel, draws, alpha, sigma):
         return log_kernel.mean(1, keepdim=True).exp() / 2 + 0.1
 
 

@@ -141,6 +141,7 @@ def test_a_draw_by_weight_has_the_tilted_law(tmp_path):
         (lambda: Importance(bank=1, beta=1.0), "bank must be at least 2"),
         (lambda: Importance(bank=8, kl=3.0), r"less than log\(bank\) = 2.08"),
         (lambda: Importance(beta=1.0, ess=1.5), r"ess must lie in \(0, 1\)"),
+        (lambda: Importance(beta=1.0, ess=0.5, leave_one_out=True), "ess or leave_one_out"),
         (lambda: PlugInMean(0.0), "beta must be positive"),
         (lambda: PlugInMean(1.0, prior_variance=math.nan), "prior_variance must be positive"),
         (lambda: Importance(beta=1.0, window=(0.9, 0.1)), "window must be times"),
@@ -179,7 +180,8 @@ def test_settings_of_another_kind_are_refused_by_name(make, message):
 def test_numbers_of_other_libraries_become_those_that_json_can_hold():
     method = Importance(bank=numpy.int64(8), beta=numpy.float32(0.5), scale=torch.tensor(2))
     assert json.loads(json.dumps(method.settings())) == {
-        "bank": 8, "beta": 0.5, "kl": None, "ess": None, "scale": 2.0, "window": [0.0, 1.0],
+        "bank": 8, "beta": 0.5, "kl": None, "ess": None, "leave_one_out": False,
+        "scale": 2.0, "window": [0.0, 1.0],
     }  # fmt: skip
 
 
