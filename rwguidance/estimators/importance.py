@@ -265,13 +265,15 @@ def _weighted(log_kernel: Tensor, draws: Draws, tail: bool) -> dict[str, Tensor]
     del log_kernel
     part = {
         "log_h": log_h,
-        "ess": ess(weight.detach()),
-        "ess_tilted": ess(tilted.detach()),
-        "max_weight": tilted.detach().amax(1),
+        "ess": ess(weight),
+        "ess_tilted": ess(tilted),
+        "max_weight": tilted.amax(1),
     }
     if shape is not None:
         part["pareto_k"] = shape
-    part["shift"] = weighted_sum(tilted.sub_(weight), draws.x_0)
+    graph = tilted.requires_grad  # which keeps the weights
+    difference = tilted - weight if graph else tilted.sub_(weight)
+    part["shift"] = weighted_sum(difference, draws.x_0)
     return part
 
 
