@@ -124,7 +124,7 @@ def from_pil(image: "Image") -> Tensor:
             f"got {image.mode!r}; scale it to 8 bits first"
         )
     levels = torch.from_numpy(numpy.array(image.convert("RGB"), dtype=numpy.uint8))
-    return levels.permute(2, 0, 1).float() / 255
+    return levels.permute(2, 0, 1).contiguous().float().div_(255)
 
 
 def to_pil(images: Tensor) -> "list[Image]":

@@ -3,8 +3,9 @@ r"""Preprocessing of images for a tower: resizing exactly as the reference does,
 Most references hand 8-bit images to PIL. PIL resizes columns, rounds to 8 bits, resizes rows, and
 rounds again; its coefficients are integers over :math:`2^{22}`. All of that fits exactly into
 float64 matrix products, so :func:`resize` in mode ``"reference"`` returns the very same pixels, and
-passes the gradient straight through the three roundings. Mode ``"fast"`` is the same linear map
-in the images' own precision, without the roundings.
+passes the gradient straight through the three roundings. Where no gradient is asked, PIL itself is,
+which is several times faster on a processor. Mode ``"fast"`` is the same linear map in the images'
+own precision, without the roundings.
 
 Since version 13, PIL resizes rows first in images that shrink much more in height than in width.
 Published scores are older than that, so the order here is always the older one.
@@ -141,6 +142,8 @@ def resize(
 
     windows = windows or [(0, length) for length in size]
     images = images.to(working_dtype(images.dtype))
+    if mode == "reference" and _pil_will_do(images, size, windows):
+        return _resize_by_pil(images, size, windows)
     rows, columns = (
         None
         if old == new and window == (0, new)
@@ -153,6 +156,35 @@ def resize(
     with torch.autocast(images.device.type, enabled=False):
         x = images if columns is None else images @ columns.to(images).T
         return x if rows is None else rows.to(x) @ x
+
+
+def _pil_will_do(images: Tensor, size: tuple[int, int], windows: Sequence[Window]) -> bool:
+    """Whether nobody asks for a gradient or a graph, and PIL makes little that is cropped."""
+
+    differentiated = torch.is_grad_enabled() and images.requires_grad
+    if images.device.type != "cpu" or differentiated or torch.compiler.is_compiling():
+        return False
+    height, width = images.shape[-2:]
+    (_, rows), (_, columns) = windows
+    made = height * size[1] + size[0] * columns
+    return made <= _PIL_EXCESS * (height * width + height * columns + rows * columns)
+
+
+def _resize_by_pil(images: Tensor, size: tuple[int, int], windows: Sequence[Window]) -> Tensor:
+    """The pixels of the published order, columns before rows, whichever PIL prefers itself."""
+
+    import numpy
+    from PIL.Image import Resampling, fromarray
+
+    height, (top, rows), (left, columns) = images.shape[-2], *windows
+    resized = images.new_empty(len(images), images.shape[1], rows, columns)
+    for image, out in zip(images, resized, strict=True):  # one at a time stays in the cache
+        levels = _to_levels(255 * image).movedim(0, -1).contiguous().numpy()
+        narrow = fromarray(levels).resize((size[1], height), Resampling.BICUBIC)
+        narrow = narrow.crop((left, 0, left + columns, height))
+        small = narrow.resize((columns, size[0]), Resampling.BICUBIC)
+        out.copy_(torch.from_numpy(numpy.array(small)[top : top + rows]).movedim(-1, 0))
+    return resized / 255
 
 
 class _EightBit(torch.autograd.Function):
@@ -181,6 +213,9 @@ class _EightBit(torch.autograd.Function):
             gradient = gradient @ columns.to(gradient)
         return gradient, None, None
 
+
+_PIL_EXCESS = 4
+"""Pixels that PIL may make, which crops last, over those of the image and of the result."""
 
 _BLOCK = 32
 """Rows of a band matrix that are multiplied at once."""

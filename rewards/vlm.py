@@ -152,6 +152,10 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         transformers = require("transformers", _WHO)
         # The name of this argument has changed; without it, one version takes what the file has,
         # and the other float32.
+        if not hasattr(transformers, "AutoModelForImageTextToText"):
+            raise ImportError(
+                f"a {_WHO} needs transformers 4.46 or later, got {transformers.__version__}"
+            )
         dtype = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
         model: nn.Module = self._load(
             transformers.AutoModelForImageTextToText,

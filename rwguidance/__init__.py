@@ -20,6 +20,7 @@ from .estimators import (
 from .guidance import GuidedModel
 from .models import DenoiserModel, Model, NoiseModel, ScoreModel, VelocityModel
 from .noise_space import Selection, best_of_n, flow_map, pcn, soft_best_of_n
+from .pooling import Pooled, pool
 from .prediction import Prediction
 from .samplers import DDIM, Heun, Sampler, Transition, UnreliableEstimate, sample
 from .schedules import (
@@ -57,6 +58,7 @@ __all__ = [
     "Model",
     "NoiseModel",
     "PlugIn",
+    "Pooled",
     "Prediction",
     "RectifiedSchedule",
     "Sampler",
@@ -80,6 +82,7 @@ __all__ = [
     "metrics",
     "networks",
     "pcn",
+    "pool",
     "rewards",
     "sample",
     "soft_best_of_n",

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from .support import checks, memory
 from .support.conditions import condition_keys
 from .support.files import replacing
 from .tilt import Tilt, check_rewards
+
+if TYPE_CHECKING:
+    from .models import Model
 
 __all__ = ["Bank"]
 
@@ -155,6 +158,24 @@ class Bank:
                 condition = None if self.condition is None else self.condition[rows]
                 scores.append(tilt.score(self.x_0[rows], condition))
         return replace(self, rewards=torch.cat(scores))
+
+    def anneal(self, model: "Model", tilt: Tilt, draw: Any, times: Any, **options: Any) -> "Bank":
+        """Returns a bank that serves a tilt too strong for these draws, see :mod:`.annealing`.
+
+        Draws of intermediate tilts join, with log-importances. Arguments, errors and warnings are
+        those of :func:`rwguidance.annealing.anneal`.
+
+        Arguments:
+            model: The model.
+            tilt: The tilt that the bank is to serve.
+            draw: A function that draws the noise at the first of the times.
+            times: Times of a run.
+            options: Other arguments of the function: the draws of a stage, the sampler, ...
+        """
+
+        from .annealing import anneal  # which samples, and so knows banks
+
+        return anneal(self, model, tilt, draw, times, **options)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None

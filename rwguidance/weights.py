@@ -12,7 +12,7 @@ from torch import Tensor
 from .support import checks
 from .support.randomness import Generators, normal
 
-__all__ = ["ess", "gumbel", "log_mean_exp", "log_uniform", "pareto_k"]
+__all__ = ["ess", "gumbel", "log_mean_exp", "log_uniform", "pareto_k", "systematic"]
 
 
 def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -72,6 +72,47 @@ def gumbel(shape: Sequence[int], generator: Generators = None) -> Tensor:
     """
 
     return -torch.log(-log_uniform(shape, generator))
+
+
+def systematic(log_w: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    r"""Draws `n` indices with equal expected counts :math:`n \omega_i`, by one uniform number.
+
+    Index i comes :math:`\lfloor n \omega_i \rfloor` or :math:`\lceil n \omega_i \rceil` times,
+    where :math:`\omega` is the softmax of `log_w`: the counts vary less than those of independent
+    draws, and no copy is made that the weights do not ask for. The indices come in random order.
+
+    Arguments:
+        log_w: Log-weights, in nats, with shape (N,). May hold -inf, but not only.
+        n: Number of indices, at least 1.
+        generator: Source of randomness.
+
+    Returns:
+        Indices, int64, with shape (n,), on the device of `log_w`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If all weights are zero, one is NaN or infinite, or `n` is less than 1.
+
+    References:
+        | Comparison of Resampling Schemes for Particle Filtering (Douc et al., 2005),
+          arXiv:cs/0507025
+    """
+
+    checks.tensor("log_w", log_w)
+    n = checks.integer("n", n, 1)
+    if log_w.ndim != 1 or bool(log_w.isnan().any()) or not bool(log_w.max().isfinite()):
+        raise ValueError(
+            "log_w must be a row (N,) of log-weights that are not NaN or +inf, and not all -inf, "
+            f"got {checks.described(log_w)} with largest value {float(log_w.max())}"
+        )
+    share = log_w.double().cpu().softmax(0)
+    # Without the rounding of the last sum no number falls beyond an index of some weight.
+    edges = share.cumsum(0)
+    edges = edges / edges[-1].clone()
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    places = (torch.arange(n, dtype=torch.float64) + offset) / n
+    picks = torch.searchsorted(edges, places, right=True).clamp(max=int(share.nonzero().max()))
+    return picks[torch.randperm(n, generator=generator)].to(log_w.device)
 
 
 def pareto_k(log_w: Tensor) -> Tensor:

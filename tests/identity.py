@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import types
 from dataclasses import dataclass, field
 
 import torch
@@ -107,7 +108,9 @@ def classes_with_state(*packages):
         for name in [package.__name__, *(m.name for m in inside if "__main__" not in m.name)]:
             module = importlib.import_module(name)
             for cls in (getattr(module, n) for n in getattr(module, "__all__", ())):
-                if isinstance(cls, type) and has_state(cls):
+                # In Python 3.10 an alias such as dict[str, int] passes for a type.
+                named = isinstance(cls, type) and not isinstance(cls, types.GenericAlias)
+                if named and has_state(cls):
                     found[f"{cls.__module__}.{cls.__qualname__}"] = cls
     return found
 

@@ -39,6 +39,48 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "annealing: log-importances are those of the first guess of the constants",
+        "annealing.py",
+        "        if change < _TOLERANCE:",
+        "        if change > -1:",
+        "test_annealing",
+    ),
+    Mutant(
+        "annealing: stages count alike, whatever their draws",
+        "annealing.py",
+        "log_n = torch.tensor(counts, dtype=torch.float64).log()",
+        "log_n = torch.ones(len(counts), dtype=torch.float64).log()",
+        "test_annealing",
+    ),
+    Mutant(
+        "annealing: a stage is drawn at the whole tilt",
+        "annealing.py",
+        "betas = [beta / power for beta in tilt.betas]",
+        "betas = list(tilt.betas)",
+        "test_annealing",
+    ),
+    Mutant(
+        "pool: guided draws count as those of the law",
+        "pooling.py",
+        "torch.full_like(r, math.log(count)), log_n + _times(reached, r) - log_z",
+        "torch.full_like(r, math.log(count)), torch.full_like(r, log_n)",
+        "test_pooling",
+    ),
+    Mutant(
+        "pool: the constant of the guided law is left out",
+        "pooling.py",
+        "log_n + _times(reached, r) - log_z",
+        "log_n + _times(reached, r)",
+        "test_pooling",
+    ),
+    Mutant(
+        "systematic resampling: every place has an offset of its own",
+        "weights.py",
+        "offset = torch.rand((), generator=generator, dtype=torch.float64)",
+        "offset = torch.rand(n, generator=generator, dtype=torch.float64)",
+        "test_pooling",
+    ),
+    Mutant(
         "standard error: over values, not over units",
         "statistics.py",
         "means = _means_of_units(means, list(unit))",

@@ -140,12 +140,12 @@ def _transformers(folder: str) -> Extractor:
         )
     lost = sorted(found["missing_keys"])
     # A classifier has no pooler of its own; a random one would be no feature.
-    pooled = not any(key.startswith("pooler.") for key in lost)
-    if any(not key.startswith("pooler.") for key in lost):
+    pooler = [key for key in lost if "pooler" in key.split(".")]  # old versions name the whole path
+    if len(pooler) < len(lost):
         raise ValueError(f"{name} lacks weights, which would be random: {', '.join(lost[:5])}")
     processor = library.AutoImageProcessor.from_pretrained(place, **_OFFLINE)
     prepare = lambda x: processor(images=x, do_rescale=False, return_tensors="pt")["pixel_values"]
-    features = _ImageFeatures(network, pooled)
+    features = _ImageFeatures(network, pooled=not pooler)
     return Extractor(name, prepare, features, about=processor.to_json_string())
 
 

@@ -10,7 +10,7 @@
 
 from ..store import Store
 from .base import Method
-from .methods import BestOfN, Importance, Network, PlugInMean
+from .methods import BestOfN, Importance, Network, PlugInMean, Pool, Resample
 from .pairs import generate
 from .results import Generated, Row
 
@@ -21,6 +21,8 @@ __all__ = [
     "Method",
     "Network",
     "PlugInMean",
+    "Pool",
+    "Resample",
     "Row",
     "Store",
     "generate",

@@ -190,7 +190,7 @@ def set_checked(settings: Any, **values: Any) -> None:
 def _note(seen: list[Tensor], prediction: Prediction) -> None:
     diagnostics = prediction.diagnostics or {}
     if "ess_tilted" in diagnostics:
-        seen.append(diagnostics["ess_tilted"].double().cpu())
+        seen.append(diagnostics["ess_tilted"].cpu())
 
 
 def _effective_draws(seen: list[Tensor], n: int) -> list[dict[str, Any]]:

@@ -12,99 +12,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..estimators import (
-    ConditionalExpectation,
-    ImportanceSampling,
-    Kernel,
-    LearnedExpectation,
-    LearnedShift,
-    LeaveOneOut,
-    PlugIn,
-    TargetESS,
-)
+from ..estimators import ConditionalExpectation, LearnedExpectation, LearnedShift, PlugIn
 from ..networks import LatentExpectation, load
 from ..support import checks
 from ..support.randomness import generator_for
-from ..tilt import Tilt
 from ..weights import gumbel
 from .base import Aligned, Guided, Method, set_checked
+from .importance import Importance
+from .pooled import Pool, Resample
 from .run import Run
+from .strength import check_one, checked_strength, tilt_of, with_strength
 from .work import Work
 
-__all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean"]
-
-
-@dataclass(frozen=True)
-class Importance(Guided):
-    r"""Guidance by importance sampling from a bank of draws: no gradient, no training.
-
-    The estimator is :class:`~rwguidance.ImportanceSampling`.
-
-    Arguments:
-        bank: Number of draws per prompt.
-        beta: Temperature, in reward units.
-        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
-            follows from it; 1 on the command line if neither is given.
-        ess: Share of the bank to keep effective by flattening the kernel; without it and
-            `leave_one_out` the kernel is exact.
-        leave_one_out: Whether to flatten the kernel of each prompt and step as much as predicts the
-            rewards of its bank best.
-
-    Raises:
-        ValueError: If not one of `beta` and `kl` is given, both `ess` and `leave_one_out` are, or a
-            value is out of its range, which for `kl` ends at log(bank).
-        TypeError: If a value is of the wrong kind.
-    """
-
-    name: ClassVar[str] = "importance"
-
-    bank: int = 64
-    beta: float | None = None
-    kl: float | None = None
-    ess: float | None = None
-    leave_one_out: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        set_checked(
-            self,
-            bank=checks.integer("bank", self.bank, 2),
-            **_checked_strength(self.beta, self.kl, "bank", self.bank),
-            ess=checks.optional(checks.number, "ess", self.ess, above=0, below=1),
-        )
-        _check_one(self.beta, self.kl)
-        if checks.flag("leave_one_out", self.leave_one_out) and self.ess is not None:
-            raise ValueError(f"give ess or leave_one_out, not both, got ess = {self.ess}")
-
-    @classmethod
-    def from_options(cls, **settings: Any) -> "Importance":
-        return cls(**_with_strength(settings))
-
-    def at(self, nats: float) -> "Importance":
-        return replace(self, beta=None, kl=nats)
-
-    @property
-    def shared_draws(self) -> int:
-        return self.bank
-
-    def work(self, images: int, steps: int, batch_size: int) -> Work:
-        bank = Work.of_samples(self.bank, steps, batch_size)
-        return super().work(images, steps, batch_size) + bank
-
-    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        bank = run.bank(prompt, self.bank, "bank")
-        assert bank.rewards is not None
-        tilt = _tilt(run, prompt, self.beta, self.kl, self.bank)
-        kernel: Kernel | None = None if self.ess is None else TargetESS(self.ess)
-        if self.leave_one_out:
-            kernel = LeaveOneOut()
-        log_w = tilt.weigh(bank.rewards).double()
-        target = (log_w.softmax(0) * bank.rewards.double().nan_to_num(neginf=0.0)).sum()
-        facts = {
-            "beta": tilt.betas[0],
-            "tilted mean": float(target),
-        }
-        return ImportanceSampling(bank, tilt, kernel), facts
+__all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean", "Pool", "Resample"]
 
 
 @dataclass(frozen=True)
@@ -177,14 +97,14 @@ class PlugInMean(Guided):
         set_checked(
             self,
             bank=checks.integer("bank", self.bank, 2),
-            **_checked_strength(self.beta, self.kl, "bank", self.bank),
+            **checked_strength(self.beta, self.kl, "bank", self.bank),
             prior_variance=checks.number("prior_variance", self.prior_variance, above=0),
         )
-        _check_one(self.beta, self.kl)
+        check_one(self.beta, self.kl)
 
     @classmethod
     def from_options(cls, **settings: Any) -> "PlugInMean":
-        return cls(**_with_strength(settings))
+        return cls(**with_strength(settings))
 
     def at(self, nats: float) -> "PlugInMean":
         return replace(self, beta=None, kl=nats)
@@ -199,7 +119,7 @@ class PlugInMean(Guided):
         return super().work(images, steps, batch_size) + looks + bank
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        tilt = _tilt(run, prompt, self.beta, self.kl, self.bank)
+        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
         estimator = PlugIn(tilt, jacobian=False, prior_variance=self.prior_variance)
         return estimator, {"beta": tilt.betas[0]}
 
@@ -239,7 +159,7 @@ class BestOfN(Method):
             self,
             n=checks.integer("n", self.n, 2),
             draws=checks.integer("draws", self.draws, 2),
-            **_checked_strength(self.beta, self.kl, "draws", self.draws),
+            **checked_strength(self.beta, self.kl, "draws", self.draws),
         )
         if self.beta is not None and self.kl is not None:
             raise ValueError(f"give beta or kl, not both, got {self.beta} and {self.kl}")
@@ -262,7 +182,7 @@ class BestOfN(Method):
     ) -> Aligned:
         beta = None
         if self.beta is not None or self.kl is not None:
-            make = lambda: _tilt(run, prompt, self.beta, self.kl, self.draws)
+            make = lambda: tilt_of(run, prompt, self.beta, self.kl, self.draws)
             beta = run.keep("tilt", (self, prompt), make).betas[0]
         chosen, each = [], []
         for x_0, reward, number in zip(base, rewards, numbers, strict=True):
@@ -280,40 +200,7 @@ class BestOfN(Method):
         return Aligned(torch.stack(chosen), {} if beta is None else {"beta": beta}, each)
 
 
-def _checked_strength(
-    beta: float | None, kl: float | None, name: str, draws: int
-) -> dict[str, float | None]:
-    """Returns a temperature and a divergence that so many draws may reach, of which one is used."""
-
-    beta = checks.optional(checks.number, "beta", beta, above=0)
-    kl = checks.optional(checks.number, "kl", kl, above=0)
-    if kl is not None and kl >= math.log(draws):
-        raise ValueError(f"kl must be less than log({name}) = {math.log(draws):.3g} nats, got {kl}")
-    return {"beta": beta, "kl": kl}
-
-
-def _check_one(beta: float | None, kl: float | None) -> None:
-    if (beta is None) == (kl is None):
-        raise ValueError(f"give beta or kl, one of them, got {beta} and {kl}")
-
-
-def _with_strength(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings of the command line, where a strength that is not given is one nat."""
-
-    return settings if {"beta", "kl"} & settings.keys() else {"kl": 1.0, **settings}
-
-
-def _tilt(run: Run, prompt: str, beta: float | None, kl: float | None, draws: int) -> Tilt:
-    """Returns the tilt at a temperature, or at one that follows from draws of the prompt."""
-
-    decode = run.backbone.decode
-    if kl is None:
-        assert beta is not None
-        return Tilt(run.reward, beta, decode)
-    return Tilt.for_kl(run.reward, run.bank(prompt, draws, "bank"), kl, decode)
-
-
 METHODS: Mapping[str, type[Method]] = {
-    method.name: method for method in (Importance, Network, PlugInMean, BestOfN)
+    method.name: method for method in (Importance, Pool, Resample, Network, PlugInMean, BestOfN)
 }
 """The methods of ``rwguidance generate`` by name."""

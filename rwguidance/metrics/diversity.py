@@ -61,7 +61,8 @@ def _components(features: Tensor, threshold: float, distance: Kernel) -> int:
     for rows, columns, values in in_blocks(features, features, distance):
         i, j = (values <= threshold).nonzero(as_tuple=True)
         i, j = torch.cat((i + rows.start, everyone)), torch.cat((j + columns.start, known))
-        graph = coo_array((torch.ones(len(i)).numpy(), (i.numpy(), j.numpy())), shape=(n, n))
+        ends = i.int().numpy(), j.int().numpy()  # what scipy 1.11 takes
+        graph = coo_array((torch.ones(len(i)).numpy(), ends), shape=(n, n))
         labels = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
         first = torch.full((n,), n).scatter_reduce_(0, labels, everyone, "amin")
         known = first[labels]

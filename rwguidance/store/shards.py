@@ -62,7 +62,7 @@ class Shard:
 
         # One entry: the order of several in the file is left to chance.
         label = {"rwguidance": json.dumps([owner, start])}
-        data = save({"values": values.detach().cpu().contiguous()}, label)
+        data = save({"values": values.cpu().contiguous()}, label)
         shard = cls(start, start + len(values), hashlib.sha256(data).hexdigest(), len(data))
         with replacing(folder / shard.name, durable=True) as partial:
             partial.write_bytes(data)

@@ -59,6 +59,7 @@ __all__ = [
     "CAPTION_DROPOUT",
     "OPTIONS",
     "drop_captions",
+    "embed_captions",
     "export",
     "flow_matching_loss",
     "log_counts",
@@ -66,6 +67,7 @@ __all__ = [
     "predict_velocity",
     "read",
     "train",
+    "velocity",
     "write_teacher",
 ]
 
@@ -167,7 +169,8 @@ def log_counts(count: int, generator: Generator) -> Tensor:
         generator: Source of the random numbers.
     """
 
-    return torch.rand(count, generator=generator) * math.log(_MOST_ZEROS)
+    uniform = torch.rand(count, generator=generator, device=generator.device)
+    return uniform * math.log(_MOST_ZEROS)
 
 
 def predict_velocity(
@@ -184,10 +187,45 @@ def predict_velocity(
     """
 
     transformer, *encoders = parts
+    return velocity(transformer, x_t, t, *embed_captions(encoders, tokens), log_count)
+
+
+def embed_captions(encoders: Sequence[nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the embeddings of captions that the transformer sees, of each token and pooled.
+
+    Arguments:
+        encoders: Both text encoders.
+        tokens: Tokens of the captions, with shape (B, L).
+
+    Returns:
+        Embeddings with shapes (B, L + 1, D), the last of each the zeros that follow, and (B, E).
+    """
+
     outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
     text = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
     pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
-    text = torch.cat((text, torch.zeros_like(text[:, :1])), dim=1)
+    return torch.cat((text, torch.zeros_like(text[:, :1])), dim=1), pooled
+
+
+def velocity(
+    transformer: nn.Module,
+    x_t: Tensor,
+    t: Tensor,
+    text: Tensor,
+    pooled: Tensor,
+    log_count: Tensor,
+) -> Tensor:
+    """Returns the velocity at noisy latents, given the embeddings of :func:`embed_captions`.
+
+    Arguments:
+        transformer: The transformer, with `CountedAttention`.
+        x_t: Noisy latents, with shape (B, C, H, W).
+        t: Times in [0, 1], with shape (B,).
+        text: Embeddings of the tokens, with shape (B, L + 1, D).
+        pooled: Embeddings of the captions, with shape (B, E).
+        log_count: Logarithm of how many zeros follow the tokens, with shape (B,).
+    """
+
     for processor in cast(Any, transformer).attn_processors.values():
         processor.log_count = log_count
     predicted: Tensor = transformer(

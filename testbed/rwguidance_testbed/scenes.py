@@ -200,6 +200,8 @@ def scenes_with_caption(
 def render(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tensor:
     """Returns the pictures of scenes, in [0, 1], with shape (B, 3, size, size).
 
+    They are on the device of the drawings.
+
     Arguments:
         drawings: Drawings that the scenes refer to.
         scenes: Scenes to render.
@@ -207,7 +209,7 @@ def render(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tenso
     """
 
     pixels = drawings.pixels[[scene.drawing for scene in scenes]].float() / 255
-    column = lambda values: torch.tensor(values, dtype=torch.float32)
+    column = lambda values: torch.tensor(values, dtype=torch.float32, device=pixels.device)
     scale = column([scene.scale for scene in scenes])
     angle = column([math.radians(scene.angle) for scene in scenes])
     place = column([scene.place for scene in scenes])
@@ -220,7 +222,8 @@ def render(drawings: Drawings, scenes: Sequence[Scene], size: int = 64) -> Tenso
     fine = F.grid_sample(pixels, grid, align_corners=False)
     picture = F.avg_pool2d(fine, 2)
     color, alpha = picture[:, :3], picture[:, 3:]
-    turned = torch.einsum("bij,bjhw->bihw", _hue_rotation([s.hue for s in scenes]), color)
+    turns = _hue_rotation(column([math.radians(scene.hue) for scene in scenes]))
+    turned = torch.einsum("bij,bjhw->bihw", turns, color)
     ground = column([scene.background for scene in scenes])[:, :, None, None]
     return (turned.clamp(min=0).minimum(alpha) + (1 - alpha) * ground).clamp(0, 1)
 
@@ -244,10 +247,9 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _hue_rotation(degrees: Sequence[float]) -> Tensor:
+def _hue_rotation(theta: Tensor) -> Tensor:
     """Returns rotations of the colors about the gray axis, (B, 3, 3); grays stay as they are."""
 
-    theta = torch.tensor([math.radians(d) for d in degrees])
     cos, sin = theta.cos(), theta.sin()
     same = cos + (1 - cos) / 3
     plus = (1 - cos) / 3 + sin / math.sqrt(3)

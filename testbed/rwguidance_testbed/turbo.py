@@ -218,7 +218,8 @@ def predict_noise(
         pooled: Embeddings of the captions, with shape (B, E).
     """
 
-    sizes = x_t.new_tensor(SIZES).expand(len(x_t), -1)
+    # Made where the latents are: a copy to a device could not be part of a graph of kernels.
+    sizes = torch.stack([x_t.new_full((len(x_t),), size) for size in SIZES], dim=1)
     added = {"text_embeds": pooled, "time_ids": sizes}
     noise: Tensor = unet(x_t, step, text, added_cond_kwargs=added, return_dict=False)[0]
     return noise

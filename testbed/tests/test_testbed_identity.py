@@ -22,6 +22,8 @@ WITHIN = {"encoders.hps.HPS", "encoders.judge.Judge", "encoders.pick.Pick"}
 
 NO_RESULT = {
     # They make weights, and no saved result is looked up by them.
+    "decoder.PatchDiscriminator",
+    "decoder.Sharpening",
     "distill.students.FlowStudent",
     "distill.teachers.FlowTeacher",
     "distill.teachers.NoiseTeacher",
@@ -36,6 +38,7 @@ NO_RESULT = {
     "training.ema.ExponentialMovingAverage",
     "training.loop.Run",
     "training.muon.Muon",
+    "training.timed.TimedRun",
 }
 
 PLUGINS = ("EmojiPick", "EmojiHPS", "EmojiGold", "EmojiMatch", "JudgeEmbedding")

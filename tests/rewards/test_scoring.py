@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import inspect
 import itertools
 import math
 import sys
@@ -17,7 +18,7 @@ import torch
 import rewards.scoring.batches
 from rewards.images import from_pil
 from rewards.prompt_files import Item, Job, plan
-from rewards.scoring import Best, journal_path, score
+from rewards.scoring import Best, check_output, journal_path, score
 from rewards.scoring.summaries import Tally
 from scored_folders import (
     IMAGES,
@@ -255,3 +256,9 @@ def test_an_image_is_decoded_once_for_all_prompts_and_rewards(folder, monkeypatc
     score_(job, "brightness", "redness", "moody", batch_size=2)
     assert sorted(opened) == sorted(Path(image).name for image in IMAGES)
     assert sum(SEEN) == len(IMAGES), "what needs no prompt sees an image once"
+
+
+def test_what_is_checked_before_has_the_defaults_of_the_work():
+    work, check = (inspect.signature(function).parameters for function in (score, check_output))
+    for name in ("batch_size", "restart"):
+        assert check[name].default == work[name].default

@@ -224,9 +224,9 @@ def test_what_transformers_is_asked_for(version, name, hub, monkeypatch, tmp_pat
         calls.append((arguments, options))
         return SimpleNamespace(config=None)
 
-    model = transformers.AutoModelForImageTextToText
+    model = SimpleNamespace(from_pretrained=from_pretrained)  # versions before 4.46 have none
+    monkeypatch.setattr(transformers, "AutoModelForImageTextToText", model, raising=False)
     monkeypatch.setattr(transformers, "__version__", version)
-    monkeypatch.setattr(model, "from_pretrained", from_pretrained)
     (tmp_path / "config.json").write_text("{}")
     TransformersVLM("hf://owner/name@main" if hub else tmp_path, torch.float16).build()
     [((path,), options)] = calls

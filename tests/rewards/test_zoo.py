@@ -414,7 +414,7 @@ def test_loading_draws_no_random_numbers_and_trains_nothing(reward):
 # Anything that comes in.
 
 
-@settings(max_examples=500)
+@settings(max_examples=100)
 @given(
     prompt=st.text(max_size=300),
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),

@@ -89,8 +89,8 @@ def train(
         data: Folder of the drawings.
         seed: Seed of captions and noise.
         every: Steps between two exports with a contact sheet.
-        start: Folder of a pipeline as `turbo` writes it from which that student starts. Default:
-            the teacher, or new weights if that is a flow.
+        start: Folder of a pipeline of the student's class to start from. Default: the teacher, or
+            new weights if that is of the other class.
         options: Options of the training.
 
     Raises:
@@ -127,7 +127,8 @@ def _student(
     fresh = options.fresh
     if kind == "flow":
         velocity = options.compile(flow.predict_velocity)
-        return FlowStudent(teacher, drawings, fresh, seed, options.own, velocity)
+        first = None if start is None else flow.read(start, teacher.pipe.vae).transformer
+        return FlowStudent(teacher, drawings, fresh, seed, options.own, velocity, first)
     pipe = teacher.pipe if start is None else turbo.read(start, teacher.pipe.vae)
     if hasattr(pipe, "transformer"):
         pipe = turbo.new(pipe, options.smoke, seed)
@@ -195,7 +196,7 @@ def _settings(kind: str, start: Path | None, seed: int, options: DistillationOpt
     )
     if kind == "flow":
         settings += f" --own {options.own}"
-    elif start is not None:
+    if start is not None:
         settings += f" --start .../{start.name}"
     return f"{settings} --kept {options.kept} --seed {seed}"
 

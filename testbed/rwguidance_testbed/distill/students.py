@@ -24,7 +24,7 @@ from .. import flow, turbo
 from ..data import Drawings
 from ..scenes import sample_scenes
 from ..tokenizer import tokenize
-from ..training.attention import unfused_processor
+from ..training.attention import CountedAttention, unfused_processor
 from ..training.ema import ExponentialMovingAverage
 from .teachers import FlowTeacher, Teacher, frozen_parts
 
@@ -136,12 +136,13 @@ class FlowStudent(Student):
     """The student of four windows, see :mod:`rwguidance_testbed.distill.command`.
 
     Arguments:
-        teacher: Teacher, which it starts from, too.
+        teacher: The teacher.
         drawings: Drawings from whose captions paths start.
         fresh: Number of paths followed at a time.
         seed: Seed of captions and noise.
         own: Share of upper ends that the student's own steps led to.
         velocity: The function :func:`rwguidance_testbed.flow.predict_velocity`, or that compiled.
+        start: Transformer to start from; None is the teacher's.
 
     Raises:
         ValueError: If the teacher is not a flow.
@@ -158,10 +159,13 @@ class FlowStudent(Student):
         seed: int = 0,
         own: float = 0.5,
         velocity: Callable[..., Tensor] = flow.predict_velocity,
+        start: Any = None,
     ) -> None:
         if not isinstance(teacher, FlowTeacher):
             raise ValueError("the teacher of a flow must be a StableDiffusion3Pipeline")
-        super().__init__(teacher.pipe.transformer, teacher, drawings, fresh, seed)
+        first = teacher.pipe.transformer if start is None else start
+        super().__init__(first, teacher, drawings, fresh, seed)
+        self.network.set_attn_processor(CountedAttention())
         diffusers = require("diffusers", "the test bed needs", "backbones")
         self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         self.scheduler.set_timesteps(len(_WINDOW_STEPS))

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-__all__ = ["BufferedOptions", "Options"]
+__all__ = ["BufferedOptions", "Options", "compute_on"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -58,3 +58,16 @@ class BufferedOptions(Options):
         if not self.compiled:
             return function
         return cast(_Function, torch.compile(function, dynamic=False))
+
+
+def compute_on(device: str, threads: int) -> torch.device:
+    """Returns a device, after PyTorch was told the number of threads and not to be too exact.
+
+    Arguments:
+        device: Name of the device; on a GPU matrices are multiplied in TF32.
+        threads: Threads of PyTorch on the CPU.
+    """
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if device.startswith("cuda") else "highest")
+    return torch.device(device)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import sys
 import types
 
@@ -16,8 +17,9 @@ from rwguidance import RectifiedSchedule, backbones, networks, rewards, toy
 from rwguidance.app.cli import main
 from rwguidance.app.demo import run
 from rwguidance.app.demo.digits import PROMPTS, Digits, lightness, thickness
+from rwguidance.app.demo.figures import draw_pictures
 from rwguidance.app.demo.mixture import problem
-from rwguidance.app.demo.pictures import Case, Mean, Row, Scorer, Settings, align, verdict
+from rwguidance.app.demo.pictures import Case, Mean, Pairs, Row, Scorer, Settings, align, verdict
 from rwguidance.evaluation import prompts
 from rwguidance.prediction import Prediction
 from rwguidance.support.randomness import normal
@@ -346,3 +348,27 @@ class TestCommand:
         code, out, err = command("--out", str(tmp_path))
         assert (code, out) == (1, "")
         assert err == f"error: the demo needs {module}: pip install 'rwguidance[demo]'\n"
+
+
+def test_a_sheet_has_every_picture_whole_and_in_its_place(tmp_path):
+    shape = (2, 3, 2)  # models, prompts, pictures: of base and aligned, all of their own color
+    number = torch.arange(24).reshape(2, *shape)
+    color = torch.stack((10 * number, 255 - 10 * number, 5 + 3 * number), -1) / 255
+    pictures = color[..., None, None].expand(*number.shape, 3, 8, 8)
+    base, aligned = pictures
+    blocks = [Pairs(f"model {i}", base[i], aligned[i]) for i in range(2)]
+    draw_pictures(["a", "b", "c"], blocks, tmp_path / "sheet.png", columns=2, rows=2)
+    sheet = torch.from_numpy(numpy.array(Image.open(tmp_path / "sheet.png")))
+    places = torch.empty(2, *shape, 2)
+    for index in itertools.product(*map(range, number.shape)):
+        rows, columns = (sheet == (255 * color[index]).round()).all(-1).nonzero(as_tuple=True)
+        assert len(rows) == 128 * 128
+        assert (rows.max() - rows.min(), columns.max() - columns.min()) == (127, 127)
+        places[index] = torch.tensor([rows.min(), columns.min()])
+    down, right = places.unbind(-1)
+    assert (down[0] == down[1]).all()  # base and aligned, beside each other
+    assert (right[0] < right[1]).all()
+    assert (right[:, 0] < right[:, 1]).all()  # models
+    assert (down[..., 0] < down[..., 1]).all()  # pictures of a prompt
+    assert (right[:, :, 0] < right[:, :, 1]).all()  # prompts: two columns,
+    assert (down[:, :, 0] < down[:, :, 2]).all()  # and another row

@@ -142,7 +142,7 @@ def test_every_method_has_its_name_and_no_other_is_taken(parse):
     assert parse(*names)["method"] == "importance"
     for name in METHODS:
         assert parse(*names, "--method", name)["method"] == name
-    with pytest.raises(Exception, match="is not one of 'importance', 'network'"):
+    with pytest.raises(Exception, match="is not one of 'importance', 'pool', 'resample'"):
         parse(*names, "--method", "magic")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rwguidance.evaluation.conclusions import cheapest, doubts, fallen, nearer, reached
 from rwguidance.evaluation.figures import rows_of
+from rwguidance.evaluation.results import Failure
 from rwguidance.evaluation.table import write_table
 from synthetic_results import synthetic
 
@@ -131,14 +132,15 @@ def test_nothing_is_said_of_nothing(results):
 
 def test_doubts_are_named(results):
     plan = {
-        "developed on": ["Prompt 3!", "another"],
+        "developed on": ["Prompt 5", "Prompt 3!", "another"],
         "omitted": [["small bank", 4.0, "kl must be less"]],
         "prompts": [f"prompt {i}" for i in range(10)],
     }
-    _, reused, omitted, failed, unfinished = doubts(replace(results, plan=plan))
-    assert reused.startswith("Settings were chosen on 1 of the 8 prompts, such as 'prompt 3'")
+    failures = (*results.failures, Failure("prompt 1", "small bank", "another reason"))
+    _, reused, omitted, failed, unfinished = doubts(replace(results, plan=plan, failures=failures))
+    assert reused.startswith("Settings were chosen on 2 of the 8 prompts, such as 'prompt 3'")
     assert omitted == "small bank at 4 nats was left out: kl must be less."
-    assert failed.startswith("1 things failed, of which the first is overshoots at 1 nats, for")
+    assert failed.startswith("2 things failed, of which the first is overshoots at 1 nats, for")
     assert unfinished == "2 prompts are not finished."
     assert len(doubts(results)) == 2
     (failed,) = doubts(replace(results, draws=[None] * 8))  # no target was asked for

@@ -14,7 +14,7 @@ from rwguidance.generation import BestOfN, Importance, Store
 from rwguidance.prediction import Prediction
 
 METHODS = {"importance": Importance(bank=5, kl=0.5), "best-of-n": BestOfN(4)}
-KILLS = 12
+KILLS = 6
 
 
 class Rounding(Law):

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from rwguidance.generation import BestOfN, Importance, Method, Network, PlugInMean
+from rwguidance.generation import (
+    BestOfN,
+    Importance,
+    Method,
+    Network,
+    PlugInMean,
+    Pool,
+    Resample,
+)
 from rwguidance.generation.base import Guided
 from rwguidance.generation.methods import METHODS
 from rwguidance.generation.settings import (
@@ -58,7 +66,7 @@ def by_name(method):
 
 
 def test_every_method_stands_under_its_name_with_a_summary():
-    assert set(METHODS.values()) == {Importance, Network, PlugInMean, BestOfN}
+    assert set(METHODS.values()) == {Importance, Pool, Resample, Network, PlugInMean, BestOfN}
     for name, method in METHODS.items():
         assert method.name == name
         assert summary(method).endswith(".")
@@ -93,14 +101,17 @@ def test_a_dataclass_is_all_that_a_method_needs():
 def test_an_option_of_several_methods_says_what_it_is_to_each():
     options = {option.name: option for option in method_options({**METHODS, "walk": Walk})}
     assert options["bank"].meanings == {
-        by_name(Importance)["bank"].meaning: "importance, default 64",
+        by_name(Importance)["bank"].meaning: "importance, resample, default 64",
+        by_name(Pool)["bank"].meaning: "pool, default 32",
         by_name(PlugInMean)["bank"].meaning: "plug-in, default 64",
         by_name(BestOfN)["n"].meaning: "best-of-n, default 16",
         by_name(Walk)["length"].meaning: "walk, required",
     }
-    assert options["beta"].meanings["Temperature, in reward units."] == "importance, plug-in"
+    assert options["beta"].meanings["Temperature, in reward units."] == (
+        "importance, pool, resample, plug-in"
+    )
     assert options["scale"].help == (
-        "Factor of the shift; 1 is exact (importance, network, plug-in, walk, default 1)."
+        "Factor of the shift; 1 is exact (importance, pool, network, plug-in, walk, default 1)."
     )
 
 

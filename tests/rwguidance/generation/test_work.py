@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pixel_law import QUIET, Brightness, Law, run
-from rwguidance.generation import BestOfN, Importance, PlugInMean
+from rwguidance.generation import BestOfN, Importance, PlugInMean, Pool, Resample
 from rwguidance.generation.work import Forecast, Work
 
 pytestmark = QUIET
@@ -21,7 +21,13 @@ class Counted(Law):
         return super().decode(latents)
 
 
-METHODS = [Importance(bank=7, beta=5.0), BestOfN(4), PlugInMean(5.0)]
+METHODS = [
+    Importance(bank=7, beta=5.0),
+    Pool(bank=7, beta=5.0, pictures=4),
+    Resample(bank=7, beta=5.0, pictures=4),
+    BestOfN(4),
+    PlugInMean(5.0),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

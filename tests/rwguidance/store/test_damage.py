@@ -228,10 +228,10 @@ def test_a_damaged_label_never_blocks_its_drawer(filled, damage):
         store(filled).of({"prompt": "a"})
 
 
-def killed(root, name, k):
-    """Fills a column, and dies at the k-th call of a function of `os`, before or after it."""
+def killed(root, owner, name, k):
+    """Fills a column, and dies at the k-th call of a function, before or after it."""
 
-    function, seen = getattr(os, name), []
+    function, seen = getattr(owner, name), []
 
     def count(*arguments, **keywords):
         seen.append(arguments)
@@ -242,7 +242,7 @@ def killed(root, name, k):
             os._exit(9)
         return result
 
-    setattr(os, name, count)
+    setattr(owner, name, count)
     filling(root, [])
 
 
@@ -252,13 +252,13 @@ def filling(root, made):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-@pytest.mark.parametrize("name", ["replace", "unlink"])
-def test_whoever_is_killed_loses_one_batch_at_most(tmp_path, name):
+@pytest.mark.parametrize(("owner", "name"), [(os, "replace"), (Path, "unlink")])
+def test_whoever_is_killed_loses_one_batch_at_most(tmp_path, owner, name):
     k, code = 0, 9
     while code == 9:
         k += 1
         root = tmp_path / str(k)
-        code = in_child(lambda root=root, k=k: killed(root, name, k))
+        code = in_child(lambda root=root, k=k: killed(root, owner, name, k))
         there = Store(root, shard_bytes=600).of({"prompt": "a"}).column("x_0")
         left = [rows for rows in batches() if there.missing(rows)]
         made = []

@@ -28,7 +28,7 @@ def data():
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmData"))
 
-bound = data() + 2**25                            # bytes, 1/4 of the draws
+bound = data() + 3 * 2**24                        # bytes, 3/8 of the draws
 resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 column.fill(N, make, BATCH)
 total = 0
