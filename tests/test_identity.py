@@ -27,6 +27,7 @@ from rwguidance import (
     ImportanceSampling,
     LearnedExpectation,
     LearnedShift,
+    LeaveOneOut,
     PlugIn,
     RectifiedSchedule,
     TargetESS,
@@ -163,6 +164,7 @@ def core():
         "DDIM": Case(DDIM, {}, {"eta": 0.5}),
         "Heun": Case(Heun),
         "Tempered": Case(Tempered, {"factor": 0.5}, {"factor": 0.25}),
+        "LeaveOneOut": Case(LeaveOneOut, {}, {"factors": (1.0, 0.5), "seed": 1}),
         "TargetESS": Case(TargetESS, {"fraction": 0.5}, {"fraction": 0.25}),
         "Tilt": Case(
             Tilt,
@@ -194,8 +196,9 @@ def core():
                     bank(log_importance=torch.arange(12.0)),
                 ),
                 "tilt": tilt(0.5),
-                "kernel": Each(Tempered(0.5), Tempered(0.25), TargetESS(0.5)),
+                "kernel": Each(Tempered(0.5), Tempered(0.25), TargetESS(0.5), LeaveOneOut()),
             },
+            {"pareto_k": True},
         ),
         "LearnedExpectation": Case(
             LearnedExpectation, {"network": net()}, {"network": net(seed=1)}

@@ -66,14 +66,14 @@ class Draws:
 
         # Up to what is constant in the draw; centering keeps the products small.
         center, half_norm = self.center.to(x_t.dtype), self.half_norm.to(x_t.dtype)
-        log_kernel = dot(torch.addcmul(x_t, alpha, center, value=-1).mul_(alpha), self.x_0)
-        log_kernel = log_kernel.addcmul_(alpha**2, half_norm, value=-1)
+        log_kernel = dot(torch.addcmul(x_t, alpha, center, value=-1), self.x_0)
+        log_kernel = log_kernel.addcmul_(alpha, half_norm, value=-1)
         if without is not None:
             log_kernel = log_kernel.scatter_(1, without[:, None], -torch.inf)
         log_kernel = log_kernel.sub_(log_kernel.detach().amax(1, keepdim=True))
-        # Divided twice: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
+        # In two steps: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
         sigma = sigma.clamp_min(torch.finfo(x_t.dtype).tiny)
-        return log_kernel.div_(sigma).div_(sigma)
+        return log_kernel.mul_(alpha / sigma).div_(sigma)
 
 
 def centered(draws: Tensor, groups: list[slice]) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,13 @@ _ROWS_BYTES = 2**26
 """Bound on two float32 (rows, N) blocks of log-weights; larger batches are split."""
 
 
+_CACHE_BYTES = 2**19
+"""Size of a float32 (rows, N) block that a CPU keeps at hand from pass to pass."""
+
+_LEAST_ROWS = 64
+"""Rows that a product takes at once, where fewer would be slow."""
+
+
 class ImportanceSampling(ConditionalExpectation):
     r"""Self-normalized importance sampling on a bank of prior draws; needs no gradient.
 
@@ -53,6 +60,7 @@ class ImportanceSampling(ConditionalExpectation):
     - ``ess``, ``ess_tilted``: effective draws of :math:`\omega` and :math:`\tilde\omega`,
     - ``max_weight``: the largest :math:`\tilde\omega_i`,
     - ``pareto_k``: tail shape of :math:`\tilde\omega` (see :func:`rwguidance.weights.pareto_k`),
+      if it is asked for,
     - ``temper``: the factor :math:`\kappa`, if the kernel is not exact,
     - ``shift_norm``: length of the shift, in data units,
     - ``reliable``: false where ``ess_tilted`` < 5: there the estimate means nothing.
@@ -61,6 +69,8 @@ class ImportanceSampling(ConditionalExpectation):
         bank: Draws for every condition that will be asked for, scored here if they are not yet.
         tilt: The tilt, applied to the bank's rewards.
         kernel: None for the exact kernel, or one that trades bias for effective draws.
+        pareto_k: Whether to report the tail shape, which takes longer than all the rest where
+            states have few dimensions. Warnings do without it.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -74,7 +84,9 @@ class ImportanceSampling(ConditionalExpectation):
 
     depends_on = ("kernel", "rows", "conditional", "event")
 
-    def __init__(self, bank: Bank, tilt: Tilt, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self, bank: Bank, tilt: Tilt, kernel: Kernel | None = None, pareto_k: bool = False
+    ) -> None:
         super().__init__()
         checks.instance("bank", bank, Bank, "a Bank")
         checks.instance("tilt", tilt, Tilt, "a Tilt")
@@ -91,6 +103,7 @@ class ImportanceSampling(ConditionalExpectation):
                 raise ValueError(f"every draw of condition {key!r} has zero weight (reward -inf)")
 
         self.kernel = kernel
+        self.pareto_k = checks.flag("pareto_k", pareto_k)
         self.origin = bank.origin
         self.rows = bank.rows
         self._kept: list[dict[Hashable, float]] = [{} for _ in bank.rows]
@@ -178,6 +191,8 @@ class ImportanceSampling(ConditionalExpectation):
             members = {number: index[group == number] for number in group.unique().tolist()}
         most = max(rows.stop - rows.start for rows in self.rows.values())
         size = max(1, _ROWS_BYTES // (8 * most))
+        if index.device.type == "cpu":  # weights that fit its cache, and rows enough for products
+            size = min(size, max(_LEAST_ROWS, _CACHE_BYTES // (4 * most)))
         return [(part, number) for number, rows in members.items() for part in rows.split(size)]
 
     def _check_range(self, dtype: torch.dtype) -> None:
@@ -210,8 +225,9 @@ class ImportanceSampling(ConditionalExpectation):
         if draws.log_importance is not None:
             log_kernel = log_kernel.add_(draws.log_importance.to(dtype))
 
-        part = _weighted(log_kernel, draws)
+        part = _weighted(log_kernel, draws, self.pareto_k)
         if self.kernel is not None:
+            temper = temper if flat is None else temper.masked_fill(mine(flat), 1)
             part["temper"] = temper.squeeze(1)
         return part
 
@@ -228,26 +244,38 @@ class ImportanceSampling(ConditionalExpectation):
         )
 
 
-def _weighted(log_kernel: Tensor, draws: Draws) -> dict[str, Tensor]:
-    """The estimate that a kernel makes of draws."""
+def _weighted(log_kernel: Tensor, draws: Draws, tail: bool) -> dict[str, Tensor]:
+    """The estimate that a kernel makes of draws, and what tells how far to trust it."""
 
-    # At most three (B, N) blocks are alive at any time.
-    log_sum, weight = log_kernel.logsumexp(1), log_kernel.softmax(1)
-    log_tilted = log_kernel + draws.log_w.to(log_kernel.dtype)
+    log_w = draws.log_w
+    top = log_w.amax()
+    # At most three (B, N) blocks are alive at any time, and one exponential is taken of each entry.
+    weight = log_kernel.softmax(1)
+    tilted = weight * (log_w - top).exp().to(weight.dtype)
+    mass = tilted.sum(1, keepdim=True)
+    shape = pareto_k((log_kernel + log_w.to(weight.dtype)).detach()) if tail else None
+    limits = torch.finfo(weight.dtype)
+    if bool((mass.detach() > log_kernel.shape[1] * limits.tiny / limits.eps).all()):
+        log_h = mass.squeeze(1).log() + top.to(weight.dtype)
+        tilted = tilted.div_(mass)
+    else:  # what was rounded to zero might count
+        log_tilted = log_kernel + log_w.to(weight.dtype)
+        log_h = log_tilted.logsumexp(1) - log_kernel.logsumexp(1)
+        tilted = log_tilted.softmax(1)
+        del log_tilted
     del log_kernel
-    log_h = log_tilted.logsumexp(1) - log_sum
-    shape = pareto_k(log_tilted.detach())
-    tilted = log_tilted.softmax(1)
-    del log_tilted
-    difference = tilted - weight
-    return {
+    part = {
         "log_h": log_h,
         "ess": ess(weight),
         "ess_tilted": ess(tilted),
         "max_weight": tilted.amax(1),
-        "pareto_k": shape,
-        "shift": weighted_sum(difference, draws.x_0),
     }
+    if shape is not None:
+        part["pareto_k"] = shape
+    graph = tilted.requires_grad  # which keeps the weights
+    difference = tilted - weight if graph else tilted.sub_(weight)
+    part["shift"] = weighted_sum(difference, draws.x_0)
+    return part
 
 
 def _merge(parts: list[Tensor], indices: list[Tensor]) -> Tensor:

@@ -25,6 +25,12 @@ __all__ = ["Kernel", "LeaveOneOut", "TargetESS", "Tempered"]
 _STATES = 256
 """Noised draws on which :class:`LeaveOneOut` compares factors."""
 
+_TOLERANCE = 1e-3
+"""Bound on what :class:`TargetESS` exceeds its target by, relatively."""
+
+_STEPS = 40
+"""Bound on its steps, of which it takes about six: those of bisection, should Newton's fail."""
+
 _BLOCK_BYTES = 2**26
 """Bound on the states that are compared at once."""
 
@@ -90,19 +96,44 @@ class TargetESS(Kernel):
         self.fraction = checks.number("fraction", fraction, above=0, below=1)
 
     def temper(self, log_kernel: Tensor, draws: Draws, alpha: Tensor, sigma: Tensor) -> Tensor:
-        target = self.fraction * log_kernel.shape[1]
-        enough = lambda factor: ess((factor * log_kernel).softmax(1))[:, None] >= target
         # Weights within a ratio e^c of each other have ESS / N >= 1 / cosh(c / 2)^2, so that:
         spread = 2 * math.acosh(self.fraction**-0.5)
-        width = -log_kernel.masked_fill(log_kernel == -math.inf, 0).amin(1, keepdim=True)
-        low = torch.log(spread / width.clamp_min(spread))
+        finite = log_kernel.masked_fill(log_kernel == -math.inf, 0)
+        low = torch.log(spread / (-finite.amin(1, keepdim=True)).clamp_min(spread))
         high = torch.zeros_like(low)
-        low = torch.where(enough(high.exp()), high, low)
-        for _ in range(30):
-            middle = (low + high) / 2
-            passed = enough(middle.exp())
-            low, high = torch.where(passed, middle, low), torch.where(passed, high, middle)
+        log_target = math.log(self.fraction * log_kernel.shape[1])
+        factor = high
+        for _ in range(_STEPS):
+            excess, slope = _log_ess(log_kernel, finite, factor.exp())
+            excess = excess - log_target
+            low, high = torch.where(excess >= 0, factor, low), torch.where(excess < 0, factor, high)
+            # Aimed at half of the tolerance, so that the target itself is kept.
+            newton = factor - (excess - _TOLERANCE / 2) / slope
+            inside = (newton > low) & (newton < high)
+            factor = torch.where(inside, newton, (low + high) / 2)
+            found = (high == 0) & (low == 0) | ((excess >= 0) & (excess <= _TOLERANCE))
+            factor = torch.where(found, low, factor)
+            if bool(found.all()):
+                break
         return low.exp()
+
+
+def _log_ess(log_kernel: Tensor, finite: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The logarithm of the ESS of :math:`\kappa \ell`, and its slope in :math:`\log \kappa`.
+
+    .. math:: \log \mathrm{ESS} = 2 \log \sum_i e_i - \log \sum_i e_i^2, \qquad
+        \frac{d \log \mathrm{ESS}}{d \log \kappa} = 2 \kappa \Big(
+        \frac{\sum_i e_i \ell_i}{\sum_i e_i} - \frac{\sum_i e_i^2 \ell_i}{\sum_i e_i^2} \Big)
+
+    with :math:`e_i = \exp(\kappa \ell_i)`, the largest of which is 1.
+    """
+
+    e = (factor * log_kernel).exp_()
+    moment = lambda e: (e.sum(1, keepdim=True), torch.linalg.vecdot(e, finite)[:, None])
+    total, first = moment(e)
+    square, second = moment(e.square_())
+    slope = 2 * factor * (first / total - second / square)
+    return 2 * total.log() - square.log(), slope
 
 
 class LeaveOneOut(Kernel):

@@ -39,12 +39,15 @@ class PlugIn(ConditionalExpectation):
     .. math:: p_t = \frac{v \, \sigma_t^2}{\sigma_t^2 + \alpha_t^2 v},
 
     which costs no backward pass through the model and is defined at both ends of the path.
-    Damping divides the shift by :math:`1 + k \, p_t`. It is exact for a Gaussian prior of
+    Damping divides the shift by :math:`1 + k \, p_t`, by default that without the Jacobian. It is
+    exact for a Gaussian prior of
     covariance v I and a quadratic reward :math:`r = -\beta k \|x - m\|^2 / 2`.
 
     Arguments:
         tilt: The tilt; its rewards must be differentiable in the state.
-        jacobian: Whether to differentiate through the model.
+        jacobian: Whether to differentiate through the model. None does if there is no damping:
+            where damping knows the isotropic p alone, it fits the shift without the Jacobian, and
+            between two modes the model's own P is far from that.
         damping: Curvature k of the log-weight, in nats per squared data unit; None for
             no damping.
         prior_variance: Variance v of the data, per dimension, in squared data units. Used by the
@@ -65,15 +68,16 @@ class PlugIn(ConditionalExpectation):
     def __init__(
         self,
         tilt: Tilt,
-        jacobian: bool = True,
+        jacobian: bool | None = None,
         damping: float | None = None,
         prior_variance: float = 1.0,
     ) -> None:
         super().__init__()
         checks.instance("tilt", tilt, Tilt, "a Tilt")
         self.tilt = tilt
-        self.jacobian = checks.flag("jacobian", jacobian)
         self.damping: float | None = checks.optional(checks.number, "damping", damping, 0)
+        whole = self.damping is None if jacobian is None else jacobian
+        self.jacobian = checks.flag("jacobian", whole)
         self.prior_variance = checks.number("prior_variance", prior_variance, above=0)
 
     def __repr__(self) -> str:

@@ -17,6 +17,9 @@ __all__ = ["Oracle"]
 class Oracle(ConditionalExpectation):
     """The exact estimator: closed forms instead of an estimate.
 
+    It takes states to be those of the path, with a trace of the clean state, also at the time
+    :attr:`rwguidance.Model.start`.
+
     Arguments:
         law: The law that the base model samples.
         tilt: A tilt that is closed with it.

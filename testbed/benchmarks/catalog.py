@@ -130,7 +130,9 @@ class Pooled(rw.ConditionalExpectation):
 def importance(kernel: Any = None) -> Make:
     """Returns a function that makes importance sampling with a kernel."""
 
-    return lambda material: rw.ImportanceSampling(material.bank, material.tilt, kernel)
+    return lambda material: rw.ImportanceSampling(
+        material.bank, material.tilt, kernel, pareto_k=True
+    )
 
 
 def pooled(side: int) -> Make:

@@ -91,7 +91,7 @@ def _estimators(
 
     estimators: dict[str, ConditionalExpectation] = {
         "exact": Oracle(prior, tilt),
-        "importance": ImportanceSampling(bank, tilt),
+        "importance": ImportanceSampling(bank, tilt, pareto_k=True),
         "  TargetESS(0.05)": ImportanceSampling(bank, tilt, TargetESS(0.05)),
         "plug-in": PlugIn(tilt),
         "  no Jacobian": PlugIn(tilt, jacobian=False),

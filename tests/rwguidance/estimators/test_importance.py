@@ -21,7 +21,7 @@ from rwguidance import (
     Tilt,
     VESchedule,
 )
-from rwguidance.estimators import Kernel
+from rwguidance.estimators import Kernel, kernels
 from rwguidance.toy import Empirical
 from rwguidance.weights import pareto_k
 
@@ -401,7 +401,6 @@ def test_it_works_without_gradients(mode, schedule):
             bank, tilt = scored(randn(0, 40, 3), rewards_of(1, 40))
             inside = ImportanceSampling(bank, tilt, kernel)
             actual = inside(Zero(schedule), randn(2, 4, 3), t)
-        # The temper is found to one part in 2^30, where the effective sample size is flat.
         assert_equal_estimates(actual, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -476,8 +475,7 @@ def test_target_ess_holds_its_target_and_is_tight(seed, d, n, schedule, t, fract
     assert bool(((factor > 0) & (factor <= 1)).all())
     assert bool((ess >= target * (1 - 1e-9)).all())
     flattened = factor < 1
-    # bisection of log kappa, over less than 30 nats, to one part in 2^30
-    assert bool((ess[flattened] <= target * (1 + 1e-6)).all())
+    assert bool((ess[flattened] <= target * (1 + 1.1e-3)).all())
     clear = (exact.diagnostics["ess"] - target).abs() > 1e-9 * target
     assert torch.equal(~flattened[clear], (exact.diagnostics["ess"] >= target)[clear])
     torch.testing.assert_close(estimate.shift[~flattened], exact.shift[~flattened])
@@ -555,7 +553,8 @@ def test_diagnostics_are_the_naive_formulas(seed, n, schedule, t, factor):
     points, rewards = randn(seed, n, 2), rewards_of(seed + 1, n)
     x_t = near(points, schedule, t, seed + 3, 4)
     kernel = Tempered(factor)
-    estimate = ImportanceSampling(*scored(points, rewards), kernel)(Zero(schedule), x_t, t)
+    estimator = ImportanceSampling(*scored(points, rewards), kernel, pareto_k=True)
+    estimate = estimator(Zero(schedule), x_t, t)
     alpha, sigma, _, _ = scales_at(schedule, t)
     square = ((x_t[:, None] - alpha * points) ** 2).sum(-1)
     log_kernel = -factor * square / (2 * sigma**2)
@@ -586,6 +585,80 @@ def test_estimates_call_the_model_once_and_carry_its_prediction():
     estimate = ImportanceSampling(*scored(points, rewards))(model, x_t, 0.5)
     assert model.calls == 1
     assert torch.equal(estimate.prediction.noise, x_t / 0.5)
+
+
+def test_the_tail_is_fitted_only_if_it_is_asked_for():
+    bank, tilt = scored(randn(0, 60, 5), randn(1, 60))
+    model, x_t = Zero(RectifiedSchedule()), randn(2, 4, 5)
+    plain = ImportanceSampling(bank, tilt)(model, x_t, 0.5)
+    asked = ImportanceSampling(bank, tilt, pareto_k=True)(model, x_t, 0.5)
+    assert asked.diagnostics.keys() - plain.diagnostics.keys() == {"pareto_k"}
+    assert torch.equal(asked.shift, plain.shift)
+    assert bool(asked.diagnostics["pareto_k"].isfinite().all())
+    with pytest.raises(TypeError, match="pareto_k must be"):
+        ImportanceSampling(bank, tilt, pareto_k=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("t", [0.9, 0.3, 0.05, 0.01])
+@pytest.mark.parametrize("strength", [0.1, 10.0, 60.0, 300.0, 1e4, 1e6])
+def test_extreme_strengths_agree_with_sums_of_exponentials_in_logs(strength, t, dtype):
+    # One exponential serves both laws until what it rounds to zero counts; then the logs do.
+    points, rewards = randn(0, 50, 3).to(dtype), strength * rewards_of(1, 50)
+    x_t = near(points, RectifiedSchedule(), t, 3, 6).to(dtype)
+    estimator = ImportanceSampling(*scored(points, rewards, 1.0))
+    estimate = estimator(Zero(RectifiedSchedule()), x_t, t)
+    wide, x = points.double(), x_t.double()
+    log_kernel = -torch.cdist(x, (1 - t) * wide).square() / (2 * t**2)
+    log_tilted = log_kernel + rewards
+    log_h = log_tilted.logsumexp(1) - log_kernel.logsumexp(1)
+    weight, tilted = log_kernel.softmax(1), log_tilted.softmax(1)
+    eps = torch.finfo(dtype).eps
+    size = log_kernel.amax().abs() + 16 / t**2 + strength  # of what is subtracted in the precision
+    atol = float(16 * eps * size)
+    torch.testing.assert_close(estimate.log_h.double(), log_h, rtol=8 * eps, atol=atol)
+    if atol > 0.1:
+        return  # rounding alone decides between draws
+    shift = (tilted - weight) @ wide
+    torch.testing.assert_close(estimate.shift.double(), shift, rtol=0, atol=8 * atol)
+    for name, value in (("ess", weight), ("ess_tilted", tilted)):
+        expected = 1 / value.square().sum(1)
+        actual = estimate.diagnostics[name].double()
+        torch.testing.assert_close(actual, expected, rtol=8 * atol + 1e-6, atol=0)
+
+
+def test_what_one_exponential_rounds_to_zero_still_counts():
+    # The best draw is e^-200 as likely as the nearest, and e^300 times as good.
+    points = torch.tensor([[0.0], [1.0], [1.01]])
+    rewards = torch.tensor([0.0, 300.0, 301.0])
+    estimator = ImportanceSampling(*scored(points, rewards, 1.0))
+    t = 0.0477
+    estimate = estimator(Zero(RectifiedSchedule()), torch.zeros(1, 1), t)
+    log_kernel = -(((1 - t) * points[:, 0].double()) ** 2) / (2 * t**2)
+    assert log_kernel[1] < -190
+    log_tilted = log_kernel + rewards
+    expected = log_tilted.logsumexp(0) - log_kernel.logsumexp(0)
+    torch.testing.assert_close(estimate.log_h.double()[0], expected, rtol=1e-5, atol=1e-4)
+    shift = (log_tilted.softmax(0) - log_kernel.softmax(0)) @ points[:, 0].double()
+    torch.testing.assert_close(estimate.shift.double()[0, 0], shift, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("n", [3, 10, 300, 5000])
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.5, 0.95])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 1e3, 1e6])
+def test_target_ess_is_found_in_few_steps(monkeypatch, n, fraction, spread):
+    steps = []
+    inner = kernels._log_ess
+    monkeypatch.setattr(kernels, "_log_ess", lambda *a: steps.append(1) or inner(*a))
+    log_kernel = -spread * randn(n, 20, n).square()
+    log_kernel = log_kernel - log_kernel.amax(1, keepdim=True)
+    factor = TargetESS(fraction).temper(log_kernel, None, None, None)
+    assert len(steps) <= 16
+    weight = (factor * log_kernel).softmax(1)
+    found, target = 1 / weight.square().sum(1), fraction * n
+    assert bool((found >= target * (1 - 1e-9)).all())
+    flattened = factor[:, 0] < 1
+    assert bool((found[flattened] <= max(target, 1) * (1 + 1.1e-3)).all())
 
 
 def test_reliable_tells_a_good_bank_from_a_collapsed_one():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common import SCHEDULES, assert_rounds_to, inner_times, randn, schedules, seeds
 from problems import all_times, law_of, mixture, scales_at, symmetric, tilt_of, visited
 from rwguidance import NoiseModel, PlugIn, RectifiedSchedule, Tilt
-from rwguidance.toy import Gaussian, Linear, Quadratic, Step
+from rwguidance.toy import Gaussian, GaussianMixture, Linear, Quadratic, Step
 
 dims = st.integers(1, 64)
 variances = st.floats(0.05, 5.0)
@@ -290,3 +290,39 @@ def test_bad_settings_are_refused():
     for variance in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="prior_variance must be positive"):
             PlugIn(tilt, prior_variance=variance)
+
+
+@pytest.mark.parametrize(
+    ("damping", "jacobian", "uses"),
+    [(None, None, True), (1.0, None, False), (1.0, True, True), (None, False, False)],
+)
+def test_damping_leaves_the_jacobian_out_unless_it_is_asked_for(damping, jacobian, uses):
+    tilt = Tilt(Linear(torch.ones(2).double()), 1.0)
+    estimator = PlugIn(tilt, jacobian, damping)
+    assert estimator.jacobian is uses
+    law, x_t = mixture(1, 2), randn(2, 3, 2)
+    model = law.model(RectifiedSchedule())
+    explicit = PlugIn(tilt, uses, damping)(model, x_t, 0.5)
+    assert torch.equal(estimator(model, x_t, 0.5).shift, explicit.shift)
+
+
+@pytest.mark.parametrize("strength", [1.0, 3.0])
+def test_between_two_modes_the_damped_shift_is_nearer_to_the_truth_without_the_jacobian(strength):
+    means = torch.tensor([[-2.5, 0.0], [2.5, 0.0]]).double()
+    covariances = 0.5 * torch.eye(2).double().expand(2, 2, 2)
+    law = GaussianMixture(torch.zeros(2).double(), means, covariances)
+    center, precision = torch.tensor([0.0, 2.5]).double(), 2 * torch.eye(2).double()
+    tilt = Tilt(Quadratic(center, precision), 1 / strength)
+    schedule, generator = RectifiedSchedule(), torch.Generator().manual_seed(0)
+    model = law.model(schedule)
+    for t in (0.8, 0.6, 0.4):
+        x_t = schedule.perturb(law.sample(500, generator), t, randn(3, 500, 2))
+        _, exact = law.tilted_moments(tilt, x_t, t, schedule)
+        errors = [
+            (PlugIn(tilt, jacobian, 2 * strength, 0.5)(model, x_t, t).shift - exact)
+            .square()
+            .sum(1)
+            .mean()
+            for jacobian in (None, True)
+        ]
+        assert errors[0] < errors[1] / 2

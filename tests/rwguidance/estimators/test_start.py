@@ -113,6 +113,9 @@ def test_at_other_times_and_without_a_start_the_kernel_is_what_it_was(schedule):
     torch.testing.assert_close(mixed.shift[[0, 2]], plain.shift[[0, 2]])
     torch.testing.assert_close(mixed.shift[1:2], flat.shift)
     assert (plain.shift[1] - flat.shift[0]).norm() > 0.05 * flat.shift.norm()
+    halved = ImportanceSampling(bank, TILT, Tempered(0.5))(model.starting(0.6), x_t, t)
+    assert halved.diagnostics["temper"].tolist() == [0.5, 1.0, 0.5]
+    torch.testing.assert_close(halved.shift[1:2], flat.shift)
     # Exactly that time, and no other.
     near = estimator(model.starting(math.nextafter(0.6, 1)), x_t, t)
     torch.testing.assert_close(near.shift, plain.shift)
