@@ -50,8 +50,8 @@ class Model(nn.Module, ABC):
         A state of the path holds :math:`\alpha_t x_0`, and where generators begin :math:`\alpha_t`
         is seldom zero. But they begin from noise drawn without :math:`x_0`, of which it tells
         nothing: there the posterior is the prior, whatever :math:`\alpha_t`, and estimators that
-        weigh draws by the noising kernel weigh them all alike. Deep copies and pickles of a view are
-        of the model, without a start.
+        weigh draws by the noising kernel weigh them all alike. Deep copies and pickles of a view
+        have no start.
 
         Arguments:
             t: First time of the run, in [0, 1], exactly as the model will be called at it. None for
@@ -69,7 +69,7 @@ class Model(nn.Module, ABC):
         return view
 
     def __setstate__(self, state: Any) -> None:
-        # A start is of one run: where nn.Module would leave it to Python to copy it, too, it is not.
+        # A start is of one run, and not copied, which older versions of nn.Module leave to Python.
         super().__setstate__(state[0] if isinstance(state, tuple) else state)
 
     @property
