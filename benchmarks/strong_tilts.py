@@ -1,9 +1,9 @@
-"""Strong tilts in the plane: annealed banks beside banks of the law alone, as multiples of a floor.
+"""Strong tilts in the plane: annealed banks beside banks of the law alone, in multiples of a floor.
 
-Run `python benchmarks/strong_tilts.py`. Laws are mixtures of components N(mean, I / 2), the reward is
-minus the squared distance from (0, 2.5), and its strength 1 or 3, up to 7.5 nats. For each, 1,000
-guided samples are held against 1,000 exact draws: the W2 distance by exact transport over its mean
-between sets of exact draws, the floor, which is 1 where nothing is wrong.
+Run `python benchmarks/strong_tilts.py`. Laws are mixtures of components N(mean, I / 2), the reward
+is minus the squared distance from (0, 2.5), and its strength 1 or 3, up to 7.5 nats. For each,
+1,000 guided samples are held against 1,000 exact draws: the W2 distance by exact transport over its
+mean between sets of exact draws, the floor, which is 1 where nothing is wrong.
 """
 
 import argparse
