@@ -52,7 +52,7 @@ MODELS = {"sdxl-turbo": ("taesdxl", "sdxl-turbo", 4), "sd3.5-large-turbo": ("tae
 """Model by name: its encoder, a tiny pipeline with its scheduler, and its number of steps."""
 
 BANK, SPLITS, STATES, SEED = 64, 8, 8, 0
-console = Console(width=110)
+console = Console(width=120)
 
 
 class Still(rw.Model):
@@ -220,7 +220,7 @@ def show(name: str, figures: dict[str, Any]) -> None:
         f"cosine of the flat kernel {figures['cosine of the flat kernel']:.2f}",
         title_justify="left",
     )
-    steps = [f"ESS, t = {t:.2f}" for t in figures["times"][:-1]]
+    steps = [f"ESS at {t:.2f}" for t in figures["times"][:-1]]
     for label in ("kernel", *steps, "projection", "cosine / flat"):
         table.add_column(label, justify="left" if label == "kernel" else "right")
     pair = lambda value: f"{value[0]:.2f} +- {value[1]:.2f}"

@@ -50,7 +50,8 @@ class Model(nn.Module, ABC):
         A state of the path holds :math:`\alpha_t x_0`, and where generators begin :math:`\alpha_t`
         is seldom zero. But they begin from noise drawn without :math:`x_0`, of which it tells
         nothing: there the posterior is the prior, whatever :math:`\alpha_t`, and estimators that
-        weigh draws by the noising kernel weigh them all alike.
+        weigh draws by the noising kernel weigh them all alike. Deep copies and pickles of a view
+        have no start.
 
         Arguments:
             t: First time of the run, in [0, 1], exactly as the model will be called at it. None for
@@ -66,6 +67,10 @@ class Model(nn.Module, ABC):
         view.__dict__ = self.__dict__
         view._start = start
         return view
+
+    def __setstate__(self, state: Any) -> None:
+        # A start is of one run, and not copied, which older versions of nn.Module leave to Python.
+        super().__setstate__(state[0] if isinstance(state, tuple) else state)
 
     @property
     def start(self) -> float | None:

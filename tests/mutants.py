@@ -508,6 +508,13 @@ MUTANTS = [
         "test_plug_in",
     ),
     Mutant(
+        "plug-in: damping does not leave the Jacobian out",
+        "estimators/plug_in.py",
+        "self.damping is None if jacobian is None else jacobian",
+        "True if jacobian is None else jacobian",
+        "test_plug_in",
+    ),
+    Mutant(
         "plug-in: damping multiplies",
         "estimators/plug_in.py",
         "shift = shift / (1 + self.damping * self._posterior_variance(prediction))",

@@ -61,6 +61,12 @@ def test_a_view_shares_its_weights_and_leaves_the_model_as_it_was():
     assert view.starting(None).start is None
     assert (view.start, model.start) == (0.8, None)
     assert copy.deepcopy(model).start is None
+    again = copy.deepcopy(view)
+    assert (again.start, again.calls) == (None, 3)
+    again.calls = 4
+    assert view.calls == 3
+    again.__setstate__((again.__dict__, {"_start": 0.8}))  # as PyTorch without a __getstate__ does
+    assert (again.start, again.calls) == (None, 4)
 
 
 def test_a_guided_model_has_the_start_of_its_base():
