@@ -4,7 +4,7 @@ from rwguidance.support.aliases import alias
 
 alias(__name__, "rwguidance.backbones")  # under either name, it is one module
 
-from rwguidance.backbone import Backbone
+from rwguidance.backbone import Backbone, Generator, TextToImage
 
 from .conditioning import TextCondition
 from .flux import Flux
@@ -21,9 +21,11 @@ __all__ = [
     "SDXL",
     "Backbone",
     "Flux",
+    "Generator",
     "PipelineBackbone",
     "Published",
     "TextCondition",
+    "TextToImage",
     "available",
     "from_pipeline",
     "guide",

@@ -6,28 +6,32 @@ from typing import Any, TypeVar
 
 import torch
 
-from rwguidance.backbone import Backbone
+from rwguidance.backbone import TextToImage
 from rwguidance.support.registry import Registry, build
 
 __all__ = ["available", "load", "register"]
 
-B = TypeVar("B", bound=Callable[..., Backbone])
+B = TypeVar("B", bound=Callable[..., TextToImage])
 
 
 def _check(name: str, value: Any) -> None:
     loader = callable(value) and not isinstance(value, type)
-    if not loader and not (isinstance(value, type) and issubclass(value, Backbone)):
+    if not loader and not (isinstance(value, type) and issubclass(value, TextToImage)):
         raise TypeError(
-            f"backbone {name!r} must be a subclass of backbones.Backbone, got {value!r}; or a "
-            "function that returns one"
+            f"backbone {name!r} must be a subclass of backbones.Backbone or backbones.Generator, "
+            f"got {value!r}; or a function that returns one"
         )
 
 
-_registry: Registry[Callable[..., Backbone]] = Registry("backbone", "rwguidance.backbones", _check)
+_registry: Registry[Callable[..., TextToImage]] = Registry(
+    "backbone", "rwguidance.backbones", _check
+)
 
 
 def register(name: str) -> Callable[[B], B]:
-    """Decorator that makes a :class:`Backbone`, or a function that loads one, available by name.
+    """Decorator that makes a backbone, or a function that loads one, available by name.
+
+    It is a subclass of :class:`Backbone` or of :class:`Generator`.
 
     Raises:
         TypeError: If it is neither.
@@ -43,7 +47,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> Backbone:
+) -> TextToImage:
     """Builds a backbone, frozen and in eval mode.
 
     Arguments:
@@ -63,9 +67,10 @@ def load(
     """
 
     backbone = build("backbone", name, _registry.load(name), path, device, dtype, options)
-    if not isinstance(backbone, Backbone):
+    if not isinstance(backbone, TextToImage):
         raise TypeError(
-            f"the function registered as backbone {name!r} must return a backbones.Backbone, "
+            f"the function registered as backbone {name!r} must return a backbones.Backbone "
+            f"or backbones.Generator, "
             f"got {type(backbone).__name__}"
         )
     return backbone

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import toy
-from .backbone import Backbone
+from .backbone import Backbone, Generator
 from .bank import Bank
 from .estimators import (
     ConditionalExpectation,
@@ -49,6 +49,7 @@ __all__ = [
     "DenoiserModel",
     "DiscreteSchedule",
     "Estimate",
+    "Generator",
     "GuidedModel",
     "Heun",
     "ImportanceSampling",

@@ -606,6 +606,20 @@ MUTANTS = [
         "test_noise_gradient",
     ),
     Mutant(
+        "adapted pCN: steps grow where few are accepted",
+        "noise_space/adapted.py",
+        "(log_ratio.exp().to(log_odds) - self.target)",
+        "(self.target - log_ratio.exp().to(log_odds))",
+        "test_adapted_chains",
+    ),
+    Mutant(
+        "adapted pCN: chains in modes of their own may stop",
+        "noise_space/adapted.py",
+        "return still and _effective(trace) >= effective",
+        "return still",
+        "test_adapted_chains",
+    ),
+    Mutant(
         "noise space: candidates interleaved, conditions tiled",
         "noise_space/selection.py",
         "tiled = rows * count",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..backbone import Backbone
+from ..backbone import TextToImage
 from ..generation.base import Method
 from ..generation.extensions import check_negative_prompt, sampling_times
 from ..generation.folder import differences
@@ -43,7 +43,7 @@ _PLAN = "plan.json"
 
 
 def evaluate(
-    backbone: Backbone,
+    backbone: TextToImage,
     reward: RewardFunction,
     prompts: Sequence[str],
     out: Path | str,
@@ -107,7 +107,7 @@ def evaluate(
         RuntimeWarning: If the store cannot be written to, or a record is damaged.
     """
 
-    instance("backbone", backbone, Backbone, "a Backbone, such as backbones.load(name)")
+    instance("backbone", backbone, TextToImage, "a Backbone, such as backbones.load(name)")
     rewards = {aligned: reward, **(held_out or {})}
     for name, function_of in (*rewards.items(), *(embeddings or {}).items()):
         function(name, function_of, classes=False)
@@ -154,7 +154,7 @@ def claimed(plan: Plan) -> Iterator[None]:
 
 def run_plan(
     plan: Plan,
-    backbone: Backbone,
+    backbone: TextToImage,
     rewards: Mapping[str, RewardFunction],
     embeddings: Mapping[str, Embedding],
     store: Store | None = None,
@@ -212,7 +212,7 @@ def load_results(folder: Path | str) -> Results:
 
 def _evaluation(
     plan: Plan,
-    backbone: Backbone,
+    backbone: TextToImage,
     rewards: Mapping[str, RewardFunction],
     embeddings: Mapping[str, Embedding],
     store: Store | None,
@@ -222,15 +222,16 @@ def _evaluation(
     """Returns an evaluation with a run for each seed."""
 
     times = sampling_times(backbone, plan.steps)
-    for cell, method in plan.cells.items():
-        try:
-            method.check(times)
-        except ValueError as error:
-            raise ValueError(f"{cell}: {error}") from None
     check_negative_prompt(backbone, plan.negative_prompt)
     aligned = rewards[plan.aligned]
     options = (plan.batch_size, plan.negative_prompt, store or Store(plan.folder / "draws"), report)
     run = Run(backbone, aligned, times, plan.seeds[0], *options)
+    for cell, method in plan.cells.items():
+        try:
+            method.check(times)
+            method.check_run(run, plan.prompts[0])
+        except ValueError as error:
+            raise ValueError(f"{cell}: {error}") from None
     counted = Counted(aligned)
     runs = [MeteredRun(backbone, counted, times, seed, *options, run) for seed in plan.seeds]
     judges = Judges(run, rewards, embeddings)

@@ -1,5 +1,7 @@
 """What a method costs: states that the network sees, pictures decoded and scored, time, memory.
 
+The backward pass of a call counts as two more calls, whether of network, decoder or reward.
+
 Draws of the model that methods share, such as banks, are counted and not timed: whether they came
 from a store, or another method had them made, says nothing of the method.
 """
@@ -15,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone
+from ..backbone import TextToImage
 from ..bank import Bank
 from ..generation.run import Run
+from ..prediction import Prediction
 from ..tilt import RewardFunction
 
 __all__ = ["Counted", "Meter", "MeteredRun", "peak_memory", "reset_peak"]
@@ -49,7 +52,7 @@ class Meter:
         device: Device of the model.
     """
 
-    def __init__(self, backbone: Backbone, reward: Counted, device: torch.device) -> None:
+    def __init__(self, backbone: TextToImage, reward: Counted, device: torch.device) -> None:
         self.backbone, self.reward, self.device = backbone, reward, device
         self.network = self.decoder = self.scored = 0
         self.seconds, self.memory = 0.0, math.nan
@@ -111,13 +114,22 @@ class Meter:
 
         decode = self.backbone.decode
 
+        def called(kind: str, n: int, result: Any) -> None:
+            """Counts a call, and two more when a gradient passes back through its result."""
+
+            count(kind, n)
+            value = result.mean if isinstance(result, Prediction) else result
+            if value.requires_grad:
+                value.register_hook(lambda _: count(kind, 2 * n))
+
         def counted(latents: Tensor) -> Tensor:
-            count("decoder", len(latents))
-            return decode(latents)
+            images = decode(latents)
+            called("decoder", len(latents), images)
+            return images
 
         hooks = [
             module.register_forward_hook(
-                lambda _, inputs, __, kind=kind: count(kind, len(inputs[0]))
+                lambda _, inputs, result, kind=kind: called(kind, len(inputs[0]), result)
             )
             for module, kind in ((self.backbone, "network"), (self.reward, "scored"))
         ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..backbone import Generator
 from ..estimators import ConditionalExpectation
 from ..guidance import GuidedModel, check_strength
 from ..prediction import Prediction
@@ -90,6 +91,14 @@ class Method(ABC):
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raises ValueError if the method makes no sense at these times, before any work."""
 
+    def check_run(self, run: Run, prompt: str) -> None:  # noqa: B027
+        """Raises ValueError if the method cannot work with model, sampler and reward, before work.
+
+        Arguments:
+            run: The run.
+            prompt: One of its prompts, for a reward that has to be asked.
+        """
+
     @property
     def shared_draws(self) -> int:
         """Number of draws of each prompt, at most, that other methods on the prompt use as well."""
@@ -160,6 +169,14 @@ class Guided(Method):
                 f"got {self.window}"
             )
 
+    def check_run(self, run: Run, prompt: str) -> None:
+        if isinstance(run.backbone, Generator):
+            raise ValueError(
+                f"{self.name} needs a model with a path to guide along, which "
+                f"{type(run.backbone).__name__}, a Generator, does not have; best-of-n, pcn and "
+                "noise-gradient need none"
+            )
+
     @abstractmethod
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         """Returns the estimator for a prompt, and facts about it."""
@@ -172,7 +189,7 @@ class Guided(Method):
     ) -> Aligned:
         make = lambda: self.estimator(run, prompt)
         estimator, facts = run.keep("estimator", (self, prompt), make)
-        guided = GuidedModel(run.backbone, estimator, self.scale, self.window)
+        guided = GuidedModel(run.model, estimator, self.scale, self.window)
         names = [("image", prompt, i) for i in numbers]
         effective: list[Tensor] = []
         trace = lambda t, prediction: _note(effective, prediction)

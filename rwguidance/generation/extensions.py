@@ -8,9 +8,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeGuard
 
+import torch
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TextToImage
 
 __all__ = [
     "RecommendsSteps",
@@ -35,17 +36,23 @@ class TakesNegativePrompts(Protocol):
         """Returns a condition as :meth:`Backbone.condition` does, with one negative prompt."""
 
 
-def sampling_times(backbone: Backbone, steps: int | None) -> Tensor:
+def sampling_times(backbone: TextToImage, steps: int | None) -> Tensor:
     """Returns the times of a backbone for a number of steps.
 
     Arguments:
         backbone: The backbone.
-        steps: Number of steps; None is the number that the backbone recommends.
+        steps: Number of steps; None is the number that the backbone recommends. A generator makes
+            one, from 1 to 0.
 
     Raises:
-        ValueError: If `steps` is None and the backbone recommends no number.
+        ValueError: If `steps` is None and the backbone recommends no number, or a generator is to
+            make several.
     """
 
+    if not isinstance(backbone, Backbone):
+        if steps not in (None, 1):
+            raise ValueError(f"steps must be 1 for {type(backbone).__name__}, got {steps}")
+        return torch.tensor([1.0, 0.0], dtype=torch.float64)
     if steps is not None:
         return backbone.times(steps)
     if not _recommends_steps(backbone):
@@ -55,7 +62,7 @@ def sampling_times(backbone: Backbone, steps: int | None) -> Tensor:
     return backbone.times()
 
 
-def encode(backbone: Backbone, prompts: Sequence[str], negative_prompt: str | None) -> Any:
+def encode(backbone: TextToImage, prompts: Sequence[str], negative_prompt: str | None) -> Any:
     """Returns the condition of a backbone for prompts.
 
     Arguments:
@@ -75,14 +82,14 @@ def encode(backbone: Backbone, prompts: Sequence[str], negative_prompt: str | No
     return backbone.condition(prompts, negative_prompt)
 
 
-def check_negative_prompt(backbone: Backbone, negative_prompt: str | None) -> None:
+def check_negative_prompt(backbone: TextToImage, negative_prompt: str | None) -> None:
     """Raises TypeError if there is a negative prompt and the backbone takes none."""
 
     if negative_prompt is not None and not _takes_negative_prompts(backbone):
         raise TypeError(_refusal(backbone, negative_prompt))
 
 
-def _refusal(backbone: Backbone, negative_prompt: str) -> str:
+def _refusal(backbone: TextToImage, negative_prompt: str) -> str:
     return (
         "negative_prompt is for backbones whose method `condition` takes negative prompts, "
         f"which {type(backbone).__name__} does not, got {negative_prompt!r}"
@@ -93,7 +100,7 @@ def _recommends_steps(backbone: Backbone) -> TypeGuard[RecommendsSteps]:
     return _accepts(backbone.times)
 
 
-def _takes_negative_prompts(backbone: Backbone) -> TypeGuard[TakesNegativePrompts]:
+def _takes_negative_prompts(backbone: TextToImage) -> TypeGuard[TakesNegativePrompts]:
     return _accepts(backbone.condition, [], "")
 
 

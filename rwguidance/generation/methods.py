@@ -19,6 +19,7 @@ from ..support.randomness import generator_for
 from ..weights import gumbel
 from .base import Aligned, Guided, Method, set_checked
 from .importance import Importance
+from .noise import NoiseGradient
 from .pooled import Pool, Resample
 from .run import Run
 from .strength import check_one, checked_strength, tilt_of, with_strength
@@ -114,7 +115,7 @@ class PlugInMean(Guided):
         return 0 if self.kl is None else self.bank
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
-        looks = Work(decoded=images * steps, scored=images * steps)
+        looks = Work(decoded=images * steps, scored=images * steps) * 3  # a pass back counts as two
         bank = Work.of_samples(self.shared_draws, steps, batch_size)
         return super().work(images, steps, batch_size) + looks + bank
 
@@ -201,6 +202,7 @@ class BestOfN(Method):
 
 
 METHODS: Mapping[str, type[Method]] = {
-    method.name: method for method in (Importance, Pool, Resample, Network, PlugInMean, BestOfN)
+    method.name: method
+    for method in (Importance, Pool, Resample, Network, PlugInMean, NoiseGradient, BestOfN)
 }
 """The methods of ``rwguidance generate`` by name."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..backbone import Backbone
+from ..backbone import TextToImage
 from ..store import Store
 from ..support.checks import function, instance
 from ..support.fingerprint import NotKept
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 def generate(
-    backbone: Backbone,
+    backbone: TextToImage,
     reward: RewardFunction,
     prompts: Sequence[str],
     out: Path | str,
@@ -96,7 +96,7 @@ def generate(
         RuntimeWarning: If the store cannot be written to, or the file system of `out` has no locks.
     """
 
-    instance("backbone", backbone, Backbone, "a Backbone, such as backbones.load(name)")
+    instance("backbone", backbone, TextToImage, "a Backbone, such as backbones.load(name)")
     function("reward", reward)
     job = Job(
         prompts=prompts,
@@ -117,7 +117,7 @@ def generate(
 
 def make(
     job: Job,
-    backbone: Backbone,
+    backbone: TextToImage,
     reward: RewardFunction,
     store: Store | None,
     report: Report,
@@ -134,6 +134,7 @@ def make(
     check_negative_prompt(backbone, job.negative_prompt)
     run = Run(backbone, reward, times, job.seed, job.batch_size, job.negative_prompt, store, report)
     check_device(run)
+    job.method.check_run(run, job.prompts[0])
     settings = _settings(job, run)
     if settings["undescribed"]:
         reasons = "; ".join(settings["undescribed"])

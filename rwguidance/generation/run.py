@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..backbone import Backbone, Generator, TextToImage
 from ..bank import Bank
 from ..models import Model
+from ..noise_space import Generate, flow_map
 from ..samplers import Trace, sample
 from ..store import Column, Drawer, Store
 from ..support.batches import batches
@@ -69,7 +70,7 @@ class Run:
         report: Is told about progress.
     """
 
-    backbone: Backbone
+    backbone: TextToImage
     reward: RewardFunction
     times: Tensor
     seed: int = 0
@@ -117,9 +118,66 @@ class Run:
 
         return {
             "backbone": fingerprint_or_reason(self.backbone, self.backbone.incidental),
-            "sampler": fingerprint_or_reason(self.backbone.sampler),
+            "sampler": self._sampler_key,
             "reward": fingerprint_or_reason(self.reward),
         }
+
+    @property
+    def _sampler_key(self) -> tuple[str | None, str]:
+        if isinstance(self.backbone, Backbone):
+            return fingerprint_or_reason(self.backbone.sampler)
+        return "one call", ""
+
+    @property
+    def model(self) -> Backbone:
+        """The backbone as a model with a path.
+
+        Raises:
+            ValueError: If it has none.
+        """
+
+        if not isinstance(self.backbone, Backbone):
+            raise ValueError(
+                f"backbone must have a path to guide along, but {type(self.backbone).__name__} is "
+                "a Generator"
+            )
+        return self.backbone
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise."""
+
+        if isinstance(self.backbone, Generator):
+            return self.backbone.std
+        return float(self.model.schedule.sigma(self.times[0]))
+
+    def generator(self, prompt: str, gradient: bool = False, calls: int | None = None) -> Generate:
+        """Returns the map from noise to clean states of a prompt, whatever condition it is given.
+
+        Arguments:
+            prompt: The prompt.
+            gradient: Whether the states carry gradients in the noise.
+            calls: Number of steps, of which the last leads to the end. None is all.
+
+        Raises:
+            ValueError: If the sampler draws random numbers.
+        """
+
+        if isinstance(self.backbone, Backbone):
+            first = self.times[: -1 if calls is None else min(calls, len(self.times) - 1)]
+            times = torch.cat((first, self.times[-1:]))
+            run = flow_map(self.backbone, self.backbone.sampler, times, gradient)
+        else:
+            run = self.backbone
+        return lambda noise, _: run(noise, self.condition(prompt, len(noise)))
+
+    def noise(self, names: Sequence[tuple[str | int, ...]]) -> Tensor:
+        """Returns the noise that the samples of these names start from, as :meth:`sample` does."""
+
+        return self._noise([generator_for(self.seed, *name) for name in names])
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return torch.cat([self.backbone.draw_noise(1, generator) for generator in generators])
 
     def drawer(self, prompt: str, stream: Sequence[str | int]) -> Drawer | None:
         """Returns where the draws of a stream are kept; None if they are not.
@@ -170,7 +228,7 @@ class Run:
 
     def sample(
         self,
-        model: Model,
+        model: TextToImage | Model,
         prompt: str,
         names: Sequence[tuple[str | int, ...]],
         trace: Trace | None = None,
@@ -189,10 +247,14 @@ class Run:
 
         condition = self.condition(prompt, len(names))
         generators = [generator_for(self.seed, *name) for name in names]
-        x_1 = torch.cat([self.backbone.draw_noise(1, generator) for generator in generators])
-        sampler = self.backbone.sampler
-        model = model.starting(float(self.times[0]))
+        x_1 = self._noise(generators)
         with torch.no_grad():
+            if isinstance(model, Generator):
+                states: Tensor = model(x_1, condition)
+                return states
+            assert isinstance(model, Model)
+            sampler = self.model.sampler
+            model = model.starting(float(self.times[0]))
             return sample(model, sampler, x_1, self.times, condition, generators, trace=trace)
 
     def draws(self, prompt: str, n: int, *stream: str | int) -> Tensor:

@@ -18,6 +18,8 @@ no longer reproduces `x_0`, and proposals of :func:`pcn` are not close to where 
 the generator is a guided model, the law that is tilted is the guided one.
 """
 
+from .adapted import adapted_pcn
+from .banks import draw_bank
 from .chains import pcn, pcnl
 from .generators import Draw, Generate, flow_map
 from .gradient import noise_gradient, size_for_gain
@@ -28,7 +30,9 @@ __all__ = [
     "Draw",
     "Generate",
     "Selection",
+    "adapted_pcn",
     "best_of_n",
+    "draw_bank",
     "flow_map",
     "noise_gradient",
     "pcn",

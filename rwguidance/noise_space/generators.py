@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..models import Model, check_is_model
-from ..samplers import Sampler, check_times, sample
+from ..prediction import Prediction
+from ..samplers import AncestralSampler, Sampler, check_times, sample
 from ..support import checks
 from ..support.randomness import Generators
 
@@ -37,21 +38,22 @@ def flow_map(
             whose gradient stands for that of the whole run, are its first k and its last: the
             last call's clean estimate is the state.
         gradient: Whether clean states carry gradients in the noise where gradients are recorded.
-            Each step is then computed again in the backward pass, so that the memory is that of
-            one step.
+            Of several steps each is then computed again in the backward pass, so that the memory is
+            that of one step.
 
     Returns:
-        A function (noise, condition) -> clean states. It raises ValueError if a step asks for
-        random numbers.
+        A function (noise, condition) -> clean states.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the times are none of a run.
+        ValueError: If the times are none of a run, or the sampler draws random numbers; the
+            function raises it for a sampler whose steps are not known to be Gaussian.
     """
 
     check_is_model("model", model)
     checks.instance("sampler", sampler, Sampler, "a Sampler such as DDIM()")
     times = check_times(times)
+    _check_deterministic(model, sampler, times)
     if checks.flag("gradient", gradient):
         return lambda noise, condition: _recomputed(model, sampler, noise, times, condition)
     return lambda noise, condition: sample(
@@ -71,22 +73,37 @@ def _recomputed(
         times = torch.stack((t, s))
         return sample(model, sampler, x_t, times, condition, _NoRandomness(), gradient=True)
 
+    if len(times) == 2:  # a graph of one step is no larger for being kept
+        return step(noise, *times)
     for t, s in itertools.pairwise(times):
         noise = checkpoint(step, noise, t, s, use_reentrant=False)
     return noise
+
+
+def _check_deterministic(model: Model, sampler: Sampler, times: Tensor) -> None:
+    """Raises ValueError if a Gaussian step of the sampler has a width, before any call."""
+
+    if not isinstance(sampler, AncestralSampler):
+        return  # known when it asks for numbers
+    like = torch.zeros(1, 1, dtype=torch.float64)
+    for t, s in itertools.pairwise(times):
+        prediction = Prediction(like, like, model.schedule.at(t, like=like))
+        if bool((sampler.transition(prediction, model.schedule.at(s, like=like)).std > 0).any()):
+            _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise ValueError(
+        "a flow map must be deterministic, but a step of the sampler asks for random numbers; "
+        "use DDIM(eta=0) or Heun()"
+    )
 
 
 class _NoRandomness(Sequence[torch.Generator]):
     """A source of randomness that refuses to be asked."""
 
     def __getitem__(self, index: Any) -> NoReturn:
-        self._refuse()
+        _refuse()
 
     def __len__(self) -> int:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise ValueError(
-            "a flow map must be deterministic, but a step of the sampler asks for random numbers; "
-            "use DDIM(eta=0) or Heun()"
-        )
+        _refuse()

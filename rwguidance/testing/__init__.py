@@ -2,6 +2,7 @@ r"""Conformance checks for plug-ins: one line of a test proves that a class keep
 
     check_schedule(MySchedule())
     check_model(MyModel(), x_0, condition=prompts)
+    check_generator(MyGenerator(), prompts)
     check_estimator(MyEstimator(), model, x_t)
     check_reward(MyReward(), images, condition=prompts, differentiable=True)
 
@@ -15,8 +16,9 @@ batch size; a broken contract is off by orders of magnitude more.
 """
 
 from .estimators import check_estimator
+from .generators import check_generator
 from .models import check_model
 from .rewards import check_reward
 from .schedules import check_schedule
 
-__all__ = ["check_estimator", "check_model", "check_reward", "check_schedule"]
+__all__ = ["check_estimator", "check_generator", "check_model", "check_reward", "check_schedule"]

@@ -69,6 +69,7 @@ def _case(name: str, steps: int, network: str | None = None) -> "Case":
     try:
         # Decoding is most of the work, and a third faster so.
         backbone = backbones.load(name).to(memory_format=torch.channels_last)
+        assert isinstance(backbone, backbones.Backbone)  # those of the test bed have a path
         if network is not None:
             guide = {"network": networks.load(network), "beta": networks.published(network).beta}
     except LookupError as error:

@@ -103,7 +103,7 @@ class Sources:
             )
         return value
 
-    def backbone(self, name: str) -> "backbones.Backbone":
+    def backbone(self, name: str) -> "backbones.TextToImage":
         """Returns the backbone of a name, or of the user's file.
 
         Raises:
@@ -117,7 +117,7 @@ class Sources:
 
         if is_own(name):
             value = load_object(name)
-            if isinstance(value, backbones.Backbone):
+            if isinstance(value, backbones.TextToImage):
                 self._refuse_settings(name)
                 return value.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
             backbones.register(name)(value)

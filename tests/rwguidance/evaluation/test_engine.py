@@ -86,7 +86,7 @@ def test_the_plug_in_pays_for_its_looks(tmp_path):
     results = run(tmp_path, methods={"plug-in": PlugInMean(5.0)}, strengths=())
     costs = results.cells[Cell("plug-in")].costs
     found = [costs[name].tolist() for name in ("network", "decoder", "reward", "draws")]
-    assert found == [[18, 18], [24, 24], [24, 24], [0, 0]]  # a look at each of three steps
+    assert found == [[18, 18], [60, 60], [60, 60], [0, 0]]  # a look, and back, at each step
 
 
 def test_a_sweep_shares_noise_and_banks(tmp_path):

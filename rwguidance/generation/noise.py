@@ -1,0 +1,178 @@
+"""Methods that move the noise of a picture instead of guiding its path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..backbone import Generator
+from ..noise_space import noise_gradient, size_for_gain
+from ..noise_space.slopes import check_differentiable
+from ..support import checks
+from ..support.randomness import generator_for
+from ..tilt import Tilt
+from .base import Aligned, Method, set_checked
+from .run import Run
+from .strength import check_one, checked_strength, tilt_of, with_strength
+from .work import Work
+
+__all__ = ["NoiseGradient"]
+
+# The norm of Gaussian noise varies by one part in 14 or less from here on; below, it is free.
+_MANY = 100
+# At most so many sizes are tried, see `size_for_gain`.
+_TRIED = 14
+
+
+@dataclass(frozen=True)
+class NoiseGradient(Method):
+    r"""Noise moved along the gradient of a differentiable reward: one picture in a few calls.
+
+    For models with few steps and samplers without randomness. The size of a step is the one at
+    which a few pilots of the prompt gain as much as the tilted law does on its bank. See
+    :func:`rwguidance.noise_space.noise_gradient`.
+
+    Arguments:
+        beta: Temperature, in reward units.
+        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
+            follows from it; 1 on the command line if neither is given.
+        bank: Number of draws per prompt from which `beta` and the gain follow.
+        moves: Number of moves of the noise, each with a gradient of its own; strong tilts need
+            several.
+        size: Factor of the gradient; without it, it is found on pilots.
+        pilots: Number of draws per prompt on which the size is found.
+        through: Number of first calls of the network through which gradients go; the state that the
+            last of them predicts is scored. Without it they go through all.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
+            for `kl` ends at log(bank).
+    """
+
+    name: ClassVar[str] = "noise-gradient"
+
+    beta: float | None = None
+    kl: float | None = None
+    bank: int = 64
+    moves: int = 1
+    size: float | None = None
+    pilots: int = 8
+    through: int | None = None
+
+    def __post_init__(self) -> None:
+        set_checked(
+            self,
+            bank=checks.integer("bank", self.bank, 2),
+            moves=checks.integer("moves", self.moves, 1),
+            size=checks.optional(checks.number, "size", self.size, above=0),
+            pilots=checks.integer("pilots", self.pilots, 1, self.bank),
+            through=checks.optional(checks.integer, "through", self.through, 1),
+            **checked_strength(self.beta, self.kl, "bank", self.bank),
+        )
+        check_one(self.beta, self.kl)
+
+    @classmethod
+    def from_options(cls, **settings: Any) -> "NoiseGradient":
+        return cls(**with_strength(settings))
+
+    def at(self, nats: float) -> "NoiseGradient":
+        return replace(self, beta=None, kl=nats)
+
+    def check_run(self, run: Run, prompt: str) -> None:
+        try:
+            run.generator(prompt, gradient=True)
+            check_differentiable(Tilt(run.reward, 1.0))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        if not hasattr(run.reward, "spec") and not _carries_gradients(run, prompt):
+            raise ValueError(
+                f"{self.name} needs a reward whose value carries a gradient in the picture, which "
+                "this one does not; use best-of-n or importance, which need none"
+            )
+
+    @property
+    def shared_draws(self) -> int:
+        return self.bank if self.kl is not None or self.size is None else 0
+
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        run = Work.of_samples(images, steps, batch_size)
+        shown = Work(decoded=images, scored=images)
+        bank = Work.of_samples(self.shared_draws, steps, batch_size)
+        own = self._gradients(images, self.moves, steps, batch_size) + run + shown + bank
+        if self.size is not None:
+            return own
+        tried = Work.of_samples(self.pilots, steps, batch_size)
+        tried += self._gradients(self.pilots, self.moves - 1, steps, batch_size)
+        return own + tried * _TRIED + self._gradients(self.pilots, 1, steps, batch_size)
+
+    def _gradients(self, n: int, moves: int, steps: int, batch_size: int) -> Work:
+        """Work on gradients: a backward pass counts as two calls, and calls are made twice.
+
+        A single call is not made twice: its graph is kept.
+        """
+
+        calls = min(self.through or steps, steps)
+        one = Work.of_samples(n, calls * (3 if calls == 1 else 4), batch_size)
+        return replace(one, drawn=0, decoded=3 * n, scored=3 * n) * moves
+
+    def align(
+        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
+    ) -> Aligned:
+        make = lambda: self._chosen(run, prompt)
+        tilt, size = run.keep("noise gradient", (self, prompt), make)
+        noise = run.noise([("image", prompt, i) for i in numbers])
+        found = noise_gradient(
+            draw=lambda n, generator: noise,
+            outputs=len(numbers),
+            size=size,
+            **self._settings(run, prompt, tilt, noise),
+        )
+        return Aligned(found.x_0, {"beta": tilt.betas[0], "size": size})
+
+    def _chosen(self, run: Run, prompt: str) -> tuple[Tilt, float]:
+        """The tilt of a prompt, and the size of its steps."""
+
+        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        if self.size is not None:
+            return tilt, self.size
+        bank = run.bank(prompt, self.bank, "bank")
+        assert bank.rewards is not None
+        finite = bank.rewards.isfinite()
+        log_w = tilt.weigh(bank.rewards)[finite].double()
+        gain = float(log_w.softmax(0) @ log_w - log_w.mean())
+        noise = run.noise([("draw", "bank", prompt, i) for i in range(self.pilots)])
+        settings = self._settings(run, prompt, tilt, noise)
+        return tilt, size_for_gain(noise=noise, gain=gain, batch_size=run.batch_size, **settings)
+
+    def _settings(self, run: Run, prompt: str, tilt: Tilt, noise: Tensor) -> dict[str, Any]:
+        """What steps of any size have in common."""
+
+        return {
+            "generate": run.generator(prompt, gradient=self.through is None),
+            "proxy": None
+            if self.through is None
+            else run.generator(prompt, gradient=True, calls=self.through),
+            "tilt": tilt,
+            "steps": self.moves,
+            "condition": [prompt] * len(noise),
+            "std": run.noise_std,
+            "keep_norm": noise[0].numel() >= _MANY,
+        }
+
+
+def _carries_gradients(run: Run, prompt: str) -> bool:
+    """Whether a reward has a gradient in a picture; True if it fails, which is reported later."""
+
+    noise = run.backbone.draw_noise(1, generator_for(run.seed, "probe"))
+    x_0 = noise
+    if isinstance(run.backbone, Generator):
+        x_0 = run.generator(prompt)(noise, None)
+    images = run.decode(x_0).detach()
+    try:
+        with torch.enable_grad():
+            return bool(run.reward(images.requires_grad_(), [prompt]).requires_grad)
+    except Exception:
+        return True
