@@ -155,7 +155,7 @@ def test_every_keyword_of_a_method_can_be_given(parse, tmp_path, method, setting
     network = LatentShift(16, RectifiedSchedule(), widths=(8, 8))
     network.save(tmp_path / "network.safetensors")
     values = {
-        int: (["7"], 7),
+        int: (["9"], 9),
         float: (["0.5"], 0.5),
         tuple[float, float]: (["0.25", "0.75"], (0.25, 0.75)),
         Path: ([str(tmp_path / "network.safetensors")], fingerprint(network)),
