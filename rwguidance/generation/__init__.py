@@ -11,7 +11,7 @@
 from ..store import Store
 from .base import Method
 from .methods import BestOfN, Importance, Network, PlugInMean, Pool, Resample
-from .noise import NoiseGradient
+from .noise import NoiseChain, NoiseGradient
 from .pairs import generate
 from .results import Generated, Row
 
@@ -21,6 +21,7 @@ __all__ = [
     "Importance",
     "Method",
     "Network",
+    "NoiseChain",
     "NoiseGradient",
     "PlugInMean",
     "Pool",

@@ -19,7 +19,7 @@ from ..support.randomness import generator_for
 from ..weights import gumbel
 from .base import Aligned, Guided, Method, set_checked
 from .importance import Importance
-from .noise import NoiseGradient
+from .noise import NoiseChain, NoiseGradient
 from .pooled import Pool, Resample
 from .run import Run
 from .strength import check_one, checked_strength, tilt_of, with_strength
@@ -203,6 +203,15 @@ class BestOfN(Method):
 
 METHODS: Mapping[str, type[Method]] = {
     method.name: method
-    for method in (Importance, Pool, Resample, Network, PlugInMean, NoiseGradient, BestOfN)
+    for method in (
+        Importance,
+        Pool,
+        Resample,
+        Network,
+        PlugInMean,
+        NoiseGradient,
+        NoiseChain,
+        BestOfN,
+    )
 }
 """The methods of ``rwguidance generate`` by name."""

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from ..backbone import Generator
-from ..noise_space import noise_gradient, size_for_gain
+from ..noise_space import Selection, adapted_pcn, noise_gradient, size_for_gain
 from ..noise_space.slopes import check_differentiable
 from ..support import checks
 from ..support.randomness import generator_for
 from ..tilt import Tilt
+from ..weights import gumbel
 from .base import Aligned, Method, set_checked
 from .run import Run
 from .strength import check_one, checked_strength, tilt_of, with_strength
 from .work import Work
 
-__all__ = ["NoiseGradient"]
+__all__ = ["NoiseChain", "NoiseGradient"]
 
 # The norm of Gaussian noise varies by one part in 14 or less from here on; below, it is free.
 _MANY = 100
@@ -68,7 +69,7 @@ class NoiseGradient(Method):
             bank=checks.integer("bank", self.bank, 2),
             moves=checks.integer("moves", self.moves, 1),
             size=checks.optional(checks.number, "size", self.size, above=0),
-            pilots=checks.integer("pilots", self.pilots, 1, self.bank),
+            pilots=checks.integer("pilots", self.pilots, 1),
             through=checks.optional(checks.integer, "through", self.through, 1),
             **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
@@ -161,6 +162,102 @@ class NoiseGradient(Method):
             "std": run.noise_std,
             "keep_norm": noise[0].numel() >= _MANY,
         }
+
+
+@dataclass(frozen=True)
+class NoiseChain(Method):
+    r"""A Markov chain of the noise from a draw of a bank: the tilted law in the limit, no gradient.
+
+    For samplers without randomness. A picture starts from a draw that is picked by its weight, and
+    takes steps that a Metropolis test accepts or not. See
+    :func:`rwguidance.noise_space.adapted_pcn`.
+
+    Arguments:
+        beta: Temperature, in reward units.
+        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
+            follows from it; 1 on the command line if neither is given.
+        bank: Number of draws per prompt from which `beta` follows, and from which pictures start.
+        burn_in: Number of steps in which a picture finds the size of its steps.
+        moves: Number of steps after them.
+        acceptance: Share of steps that are to be accepted.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
+            for `kl` ends at log(bank).
+    """
+
+    name: ClassVar[str] = "pcn"
+
+    beta: float | None = None
+    kl: float | None = None
+    bank: int = 64
+    burn_in: int = 8
+    moves: int = 8
+    acceptance: float = 0.3
+
+    def __post_init__(self) -> None:
+        set_checked(
+            self,
+            bank=checks.integer("bank", self.bank, 2),
+            burn_in=checks.integer("burn_in", self.burn_in, 2),
+            moves=checks.integer("moves", self.moves, 1),
+            acceptance=checks.number("acceptance", self.acceptance, above=0, below=1),
+            **checked_strength(self.beta, self.kl, "bank", self.bank),
+        )
+        check_one(self.beta, self.kl)
+
+    @classmethod
+    def from_options(cls, **settings: Any) -> "NoiseChain":
+        return cls(**with_strength(settings))
+
+    def at(self, nats: float) -> "NoiseChain":
+        return replace(self, beta=None, kl=nats)
+
+    def check_run(self, run: Run, prompt: str) -> None:
+        try:
+            run.generator(prompt)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    @property
+    def shared_draws(self) -> int:
+        return self.bank
+
+    def work(self, images: int, steps: int, batch_size: int) -> Work:
+        moves = Work.of_samples(images, steps, batch_size) * (self.burn_in + self.moves)
+        start = Work(decoded=images, scored=images)
+        bank = Work.of_samples(self.bank, steps, batch_size)
+        return super().work(images, steps, batch_size) + start + moves + bank
+
+    def align(
+        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
+    ) -> Aligned:
+        bank = run.bank(prompt, self.bank, "bank")
+        assert bank.rewards is not None
+        make = lambda: tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        tilt = run.keep("tilt", (self, prompt), make)
+        log_w = tilt.weigh(bank.rewards).double().cpu()
+        generators = [generator_for(run.seed, "pcn", prompt, i) for i in numbers]
+        picks = [int((log_w + gumbel((self.bank,), one)).argmax()) for one in generators]
+        noise = run.noise([("draw", "bank", prompt, pick) for pick in picks])
+        end = adapted_pcn(
+            generate=run.generator(prompt),
+            tilt=tilt,
+            draw=run.fresh_noise,
+            start=Selection(bank.x_0[picks], noise, log_w[picks], 0, {}),
+            burn_in=self.burn_in,
+            steps=self.moves,
+            acceptance=self.acceptance,
+            condition=[prompt] * len(picks),
+            generator=generators,
+        )
+        found = end.diagnostics
+        each = [
+            {"chosen": pick, "acceptance": round(float(a), 3), "rho": round(float(rho), 3)}
+            for pick, a, rho in zip(picks, found["acceptance"], found["rho"], strict=True)
+        ]
+        return Aligned(end.x_0, {"beta": tilt.betas[0]}, each)
 
 
 def _carries_gradients(run: Run, prompt: str) -> bool:

@@ -23,7 +23,7 @@ from ..store import Column, Drawer, Store
 from ..support.batches import batches
 from ..support.conditions import take
 from ..support.fingerprint import fingerprint_or_reason
-from ..support.randomness import generator_for
+from ..support.randomness import Generators, generator_for
 from ..tilt import RewardFunction, Tilt
 from .extensions import encode
 from .failures import reason
@@ -174,9 +174,13 @@ class Run:
     def noise(self, names: Sequence[tuple[str | int, ...]]) -> Tensor:
         """Returns the noise that the samples of these names start from, as :meth:`sample` does."""
 
-        return self._noise([generator_for(self.seed, *name) for name in names])
+        return self.fresh_noise(len(names), [generator_for(self.seed, *name) for name in names])
 
-    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+    def fresh_noise(self, n: int, generators: Generators) -> Tensor:
+        """Returns noise of `n` samples, one source for each of them."""
+
+        assert isinstance(generators, Sequence)
+        assert len(generators) == n
         return torch.cat([self.backbone.draw_noise(1, generator) for generator in generators])
 
     def drawer(self, prompt: str, stream: Sequence[str | int]) -> Drawer | None:
@@ -247,7 +251,7 @@ class Run:
 
         condition = self.condition(prompt, len(names))
         generators = [generator_for(self.seed, *name) for name in names]
-        x_1 = self._noise(generators)
+        x_1 = self.fresh_noise(len(names), generators)
         with torch.no_grad():
             if isinstance(model, Generator):
                 states: Tensor = model(x_1, condition)

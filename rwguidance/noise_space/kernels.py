@@ -10,8 +10,6 @@ from ..weights import log_uniform
 from .slopes import inner, slope
 from .tasks import Task, where
 
-__all__: list[str] = []
-
 
 @dataclass(frozen=True)
 class State:

@@ -10,8 +10,6 @@ from ..tilt import Tilt
 from .generators import Generate
 from .tasks import Task, check_batch
 
-__all__: list[str] = []
-
 
 def slope(
     task: Task, generate: Generate, z: Tensor, rows: list[int], dtype: torch.dtype

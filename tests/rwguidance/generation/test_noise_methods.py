@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from common import assert_within
 from pixel_law import QUIET, Brightness, Law, run, spread
 from rwguidance import DDIM
 from rwguidance.evaluation.meter import Counted, Meter
-from rwguidance.generation import NoiseGradient
+from rwguidance.generation import NoiseChain, NoiseGradient
 from rwguidance.generation.base import Method
 from rwguidance.generation.work import Work
 from rwguidance.support.randomness import generator_for
@@ -126,9 +127,56 @@ def test_settings_out_of_range_are_refused():
         (lambda: NoiseGradient(), "give beta or kl"),
         (lambda: NoiseGradient(kl=9.0), "kl must be less than log"),
         (lambda: NoiseGradient(kl=1.0, size=0.0), "size must be positive"),
-        (lambda: NoiseGradient(kl=1.0, pilots=65), "pilots must"),
+        (lambda: NoiseGradient(kl=1.0, pilots=0), "pilots must"),
+        (lambda: NoiseChain(), "give beta or kl"),
+        (lambda: NoiseChain(kl=1.0, acceptance=1.0), "acceptance must"),
         (lambda: NoiseGradient(kl=1.0, moves=0), "moves must be at least 1"),
     ]:
         with pytest.raises(ValueError, match=match):
             make()
     assert isinstance(NoiseGradient(kl=1.0), Method)
+
+
+class Detached(Brightness):
+    depends_on = Brightness.depends_on
+
+    def forward(self, images, prompts):
+        return super().forward(images.detach(), prompts)
+
+
+@pytest.mark.parametrize("backbone", [Law, Squares])
+def test_chains_sample_the_tilted_law(tmp_path, backbone):
+    """From a bank of four draws, which alone cannot move by one nat."""
+
+    n, s = 200, 100 * (0.05 if backbone is Squares else spread()) / math.sqrt(3)
+    method = NoiseChain(beta=s / math.sqrt(2), bank=4, burn_in=12, moves=12)
+    reward = Detached()
+    made = run(
+        tmp_path, method, ["abcd"], backbone=backbone(), reward=reward, images=n, batch_size=n
+    )
+    rewards = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64)
+    assert_within(rewards.mean(), 54 + math.sqrt(2) * s, s / n**0.5 + 0.03 * s / 5)
+    assert abs(float(rewards.std()) / s - 1) < 5 / (2 * n) ** 0.5
+    assert 0 < made.rows[0].facts["rho"] < 1
+
+
+def test_chains_do_the_work_that_was_said_and_refuse_randomness(tmp_path):
+    law, reward, method = Law(), Brightness(), NoiseChain(beta=BETA, bank=6, burn_in=3, moves=2)
+    run(
+        tmp_path / "a", method, ["ab"], backbone=law, reward=reward, images=5, steps=3, batch_size=2
+    )
+    work = Work.of_samples(5, 3, 2) + method.work(5, 3, 2)
+    assert (law.calls, reward._seen) == (work.calls, work.scored)
+    assert method.at(1.5) == NoiseChain(kl=1.5, bank=6, burn_in=3, moves=2)
+    with pytest.raises(ValueError, match=r"pcn: .* must be deterministic"):
+        run(tmp_path / "b", method, ["ab"], backbone=Random())
+
+
+def test_a_picture_of_a_chain_depends_on_its_number_only(tmp_path):
+    method = NoiseChain(beta=BETA, bank=6, burn_in=3, moves=2)
+    runs = [
+        run(tmp_path / str(b), method, ["ab"], backbone=Squares(), images=4, batch_size=b)
+        for b in (1, 4)
+    ]
+    one, other = ([row.rewards[1] for row in made.rows] for made in runs)
+    assert one == pytest.approx(other)

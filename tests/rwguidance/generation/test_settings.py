@@ -15,6 +15,7 @@ from rwguidance.generation import (
     Importance,
     Method,
     Network,
+    NoiseChain,
     NoiseGradient,
     PlugInMean,
     Pool,
@@ -68,7 +69,7 @@ def by_name(method):
 
 def test_every_method_stands_under_its_name_with_a_summary():
     assert set(METHODS.values()) == {
-        Importance, Pool, Resample, Network, PlugInMean, NoiseGradient, BestOfN,
+        Importance, Pool, Resample, Network, PlugInMean, NoiseGradient, NoiseChain, BestOfN,
     }  # fmt: skip
     for name, method in METHODS.items():
         assert method.name == name
@@ -108,11 +109,12 @@ def test_an_option_of_several_methods_says_what_it_is_to_each():
         by_name(Pool)["bank"].meaning: "pool, default 32",
         by_name(PlugInMean)["bank"].meaning: "plug-in, default 64",
         by_name(NoiseGradient)["bank"].meaning: "noise-gradient, default 64",
+        by_name(NoiseChain)["bank"].meaning: "pcn, default 64",
         by_name(BestOfN)["n"].meaning: "best-of-n, default 16",
         by_name(Walk)["length"].meaning: "walk, required",
     }
     assert options["beta"].meanings["Temperature, in reward units."] == (
-        "importance, pool, resample, plug-in, noise-gradient"
+        "importance, pool, resample, plug-in, noise-gradient, pcn"
     )
     assert options["scale"].help == (
         "Factor of the shift; 1 is exact (importance, pool, network, plug-in, walk, default 1)."
