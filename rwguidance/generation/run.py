@@ -116,17 +116,12 @@ class Run:
     def _keys(self) -> dict[str, tuple[str | None, str]]:
         """The fingerprint of each part, or None and the reason why there is none."""
 
+        path = isinstance(self.backbone, Backbone)
         return {
             "backbone": fingerprint_or_reason(self.backbone, self.backbone.incidental),
-            "sampler": self._sampler_key,
+            "sampler": fingerprint_or_reason(self.model.sampler) if path else ("one call", ""),
             "reward": fingerprint_or_reason(self.reward),
         }
-
-    @property
-    def _sampler_key(self) -> tuple[str | None, str]:
-        if isinstance(self.backbone, Backbone):
-            return fingerprint_or_reason(self.backbone.sampler)
-        return "one call", ""
 
     @property
     def model(self) -> Backbone:
