@@ -60,6 +60,13 @@ MUTANTS = [
         "test_annealing",
     ),
     Mutant(
+        "anneal: noise that runs begin from tells of the clean state",
+        "annealing.py",
+        "guided = guided.starting(float(self.times[0]))",
+        "guided = guided.starting(None)",
+        "test_annealing",
+    ),
+    Mutant(
         "renewal: every proposal is accepted",
         "renewal.py",
         "source).to(old_w) < new_w - old_w",
