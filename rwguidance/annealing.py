@@ -192,6 +192,7 @@ class _Stage:
         """Returns a bank with as many draws of a tilt more, scored."""
 
         guided = GuidedModel(self.model, ImportanceSampling(bank, tilt))
+        guided = guided.starting(float(self.times[0]))
         assert bank.rewards is not None
         states, rewards = [bank.x_0], [bank.rewards]
         with torch.no_grad(), warnings.catch_warnings():

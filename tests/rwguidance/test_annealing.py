@@ -8,10 +8,12 @@ import torch
 from common import assert_within
 from rwguidance import (
     Bank,
+    DenoiserModel,
     ImportanceSampling,
     RectifiedSchedule,
     Tilt,
     UnreliableEstimate,
+    VPSchedule,
     toy,
 )
 from rwguidance.annealing import balance
@@ -26,6 +28,7 @@ LAW = toy.GaussianMixture(
 )
 TILT = Tilt(toy.Quadratic(torch.tensor([0.0, 2.5], dtype=F64), 2 * torch.eye(2, dtype=F64)), 1 / 3)
 """A tilt of 7.5 nats: of 1,000 draws five count."""
+MILD = Tilt(toy.Linear([0.0, 1.0]), 1.0)
 
 
 def draw(n, generator):
@@ -144,6 +147,22 @@ class TestAnneal:
         assert len(made) == 50
         assert made.log_importance is None
         assert made.rewards is not None
+
+    def test_its_runs_begin_from_noise(self):
+        """Noise knows nothing of a clean state: all draws of the bank weigh the same there."""
+
+        schedule = VPSchedule(beta_max=2.0)  # at t = 1 a state of the path tells much
+        seen = []
+
+        class Told(DenoiserModel):
+            def denoise(self, x_t, t, condition=None):
+                seen.append((float(t[0]), self.start))
+                return LAW.denoise(x_t, t, schedule)
+
+        generator = torch.Generator().manual_seed(0)
+        bank = Bank(LAW.sample(60, generator))
+        bank.anneal(Told(schedule), MILD, draw, [1.0, 0.5, 0.0], fraction=0.9, generator=generator)
+        assert set(seen) == {(1.0, 1.0), (0.5, 1.0)}
 
     def test_too_few_stages_are_told(self):
         generator = torch.Generator().manual_seed(0)
