@@ -183,15 +183,18 @@ def run_plan(
     if processes.first:
         _claim(plan, settings)
     processes.wait()
+    finished: dict[int, records.Record] = {}
     for number in processes.deal(len(plan.prompts)):
         report("prompts", number, len(plan.prompts))
         path = _path(plan.folder, number)
         record = records.read(path)
         if record is None or record.failures:
             records.write(evaluation.record(number, plan.prompts[number]), path)
+        else:
+            finished[number] = record
     report("prompts", len(plan.prompts), len(plan.prompts))
     processes.wait()
-    return load_results(plan.folder)
+    return _collected(plan.folder, finished)
 
 
 def load_results(folder: Path | str) -> Results:
@@ -205,8 +208,15 @@ def load_results(folder: Path | str) -> Results:
     label = folder / _PLAN
     if not label.exists():
         raise FileNotFoundError(f"{folder} must be the folder of an evaluation, it has no {_PLAN}")
-    settings = json.loads(label.read_text(encoding="utf-8"))
-    found = [records.read(_path(folder, number)) for number in range(len(settings["prompts"]))]
+    return _collected(folder, {})
+
+
+def _collected(folder: Path, known: Mapping[int, records.Record]) -> Results:
+    """Returns the results in a folder, of which some records are known and not read again."""
+
+    settings = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    numbers = range(len(settings["prompts"]))
+    found = [known.get(number) or records.read(_path(folder, number)) for number in numbers]
     return records.collect([one for one in found if one is not None], settings, folder)
 
 

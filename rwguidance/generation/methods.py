@@ -75,7 +75,8 @@ class PlugInMean(Guided):
 
     Arguments:
         beta: Temperature, in reward units.
-        prior_variance: Variance of the clean states, per dimension.
+        prior_variance: Variance of the clean states of a prompt, per dimension. Without it, that of
+            the draws from which `beta` follows, and 1 if `beta` is given.
         kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
             follows from it; 1 on the command line if neither is given.
         bank: Number of draws per prompt from which `beta` follows, if `kl` is given.
@@ -89,7 +90,7 @@ class PlugInMean(Guided):
     name: ClassVar[str] = "plug-in"
 
     beta: float | None = None
-    prior_variance: float = 1.0
+    prior_variance: float | None = None
     kl: float | None = None
     bank: int = 64
 
@@ -99,7 +100,9 @@ class PlugInMean(Guided):
             self,
             bank=checks.integer("bank", self.bank, 2),
             **checked_strength(self.beta, self.kl, "bank", self.bank),
-            prior_variance=checks.number("prior_variance", self.prior_variance, above=0),
+            prior_variance=checks.optional(
+                checks.number, "prior_variance", self.prior_variance, above=0
+            ),
         )
         check_one(self.beta, self.kl)
 
@@ -121,8 +124,19 @@ class PlugInMean(Guided):
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
-        estimator = PlugIn(tilt, jacobian=False, prior_variance=self.prior_variance)
-        return estimator, {"beta": tilt.betas[0]}
+        variance = self._variance(run, prompt)
+        estimator = PlugIn(tilt, jacobian=False, prior_variance=variance)
+        return estimator, {"beta": tilt.betas[0], "prior variance": variance}
+
+    def _variance(self, run: Run, prompt: str) -> float:
+        """Returns the variance of the clean states of a prompt, which is less than that of all."""
+
+        if self.prior_variance is not None:
+            return self.prior_variance
+        if self.kl is None:
+            return 1.0
+        draws = run.bank(prompt, self.bank, "bank").x_0.double()
+        return float(draws.var(0).mean())
 
 
 @dataclass(frozen=True)

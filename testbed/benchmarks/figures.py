@@ -2,7 +2,8 @@
 
 Run `python testbed/benchmarks/figures.py`, or `make figures`. It runs the demo and `models.py`,
 puts their tables between the marks `<!-- figures: NAME -->` and `<!-- end -->`, and their pictures
-into docs/images. The tables of `methods.py`, which takes long, are taken from where it wrote them.
+into docs/images. The tables of `methods.py`, which takes long, are taken from where it had them
+written.
 """
 
 import argparse
@@ -76,10 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     generators, proxies = (models / "models.md").read_text(encoding="utf-8").split("\n\n")
     tables |= {"generators": generators, "proxies": proxies}
     images = ROOT / "docs" / "images"
-    for path in results.glob("*-shown.md"):
-        name = path.stem.removesuffix("-shown")
-        tables[f"results of {name.replace('-', ' ')}"] = path.read_text(encoding="utf-8")
-        shutil.copyfile(results / f"{name}.png", images / f"results-{name}.png")
+    for path in results.glob("*/table.md"):
+        name = path.parent.name
+        text = path.read_text(encoding="utf-8").replace("## ", "#### ")  # below the model's heading
+        tables[f"results of {name.replace('-', ' ')}"] = text
+        shutil.copyfile(path.with_name("curves-strength.png"), images / f"results-{name}.png")
     shutil.copyfile(demo / "emoji.png", images / "demo.png")
     for path in models.glob("*.png"):
         shutil.copyfile(path, images / path.name)

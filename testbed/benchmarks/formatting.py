@@ -24,13 +24,6 @@ def cell_of(row: Mapping[str, Any], name: str, digits: int) -> str:
     return text if error is None else f"{text} ± {error:.{digits}f}"
 
 
-def shown_rows(table: Sequence[Mapping[str, Any]], nats: float) -> list[Mapping[str, Any]]:
-    """Returns the rows of all prompts at one strength, or without any."""
-
-    whole = [row for row in table if row.get("part", "all") == "all"]
-    return [row for row in whole if row.get("nats") in (None, nats)]
-
-
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]) -> str:
     """Returns a table of markdown."""
 
@@ -54,20 +47,6 @@ def print_table(
         cells = [cell_of(row, head, digits) for head, digits in columns]
         screen.add_row(str(row["method"]), *cells)
     console.print(screen)
-
-
-def across(table: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
-    """Returns a table of markdown of one figure, a column for each strength."""
-
-    strengths = sorted({row["nats"] for row in table if row.get("nats") is not None})
-    whole = [row for row in table if row.get("part") == "all" and row["nats"] is not None]
-    found = {(row["method"], row["nats"]): cell_of(row, name, digits) for row in whole}
-    rule = "|" + " --- |" * (1 + len(strengths))
-    lines = ["| nats | " + " | ".join(map(str, strengths)) + " |", rule]
-    for method in dict.fromkeys(row["method"] for row in whole):
-        cells = [found.get((method, nats), "") for nats in strengths]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

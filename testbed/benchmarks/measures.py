@@ -5,12 +5,12 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from tables import COPIES, figures_of
-from tables import NAMES as CANDIDATES
+from formatting import console
 from torch import Tensor
 
 from rwguidance.samplers import sample
@@ -22,6 +22,12 @@ from rwguidance_testbed.data import Drawings, load_names
 from rwguidance_testbed.encoders import Towers
 from rwguidance_testbed.gold import Gold
 from rwguidance_testbed.network import prompts_of
+
+CANDIDATES = 100
+"""Names among which the judge finds that of a picture."""
+
+COPIES = 4
+"""Real pictures of every prompt that distances are taken to."""
 
 PARTS = {"learned": "train", "held out": "held_out"}
 REAL = "real pictures that they learned from"
@@ -230,7 +236,7 @@ def _distances(
     looks = {OTHER: (other, _right(judge, other, texts)), **looks}
     rows = {}
     for label, (embedded, found) in looks.items():
-        quality = figures_of(metrics.compare(embedded, reference, found))
+        quality = _figures(metrics.compare(embedded, reference, found))
         rows[label] = {k: value for k, value in quality.items() if not k.startswith("right")}
     return rows
 
@@ -305,3 +311,19 @@ def measure_proxies(
             head = "all pairs" if part == "learned" else "held-out names"
             rows[name][head], rows[name][f"{head} error"] = mean_over(groups, agreed.flatten())
     return list(rows.values())
+
+
+def _figures(quality: metrics.Quality) -> dict[str, float]:
+    """Returns the figures of a quality by name, with blanks."""
+
+    return {key.replace("_", " "): value for key, value in asdict(quality).items()}
+
+
+def load_drawings(data: Path, purpose: str) -> Drawings | None:
+    """Returns the drawings in a folder; None if there are none, and says what needs them."""
+
+    try:
+        return Drawings.load(data)
+    except FileNotFoundError as error:
+        console.print(f"[yellow]no {purpose}: {error}[/]")
+        return None

@@ -20,10 +20,8 @@ from typing import Any
 
 import torch
 from formatting import console, markdown, print_table, write_csv
-from measures import Sizes, measure_generators, measure_proxies
-from methods import split_name
+from measures import Sizes, load_drawings, measure_generators, measure_proxies
 from rich.progress import Progress
-from tables import load_drawings
 
 import backbones
 import rewards
@@ -42,6 +40,13 @@ GENERATORS = (
     ("seconds", 3),
 )
 PROXIES = (("all pairs", 3), ("held-out names", 3))
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """Returns name and path of ``NAME[=PATH]``."""
+
+    name, _, path = text.partition("=")
+    return name, path or None
 
 
 def load_generator(name: str, path: str | None, **options: Any) -> Any:

@@ -1,9 +1,8 @@
-"""What the benchmarks compute beside the library: a pooled kernel, means and errors, tables."""
+"""What the benchmarks compute beside the library: a pooled kernel, errors, tables."""
 
 import math
 from pathlib import Path
 
-import pytest
 import torch
 from still_backbone import Still, red
 
@@ -30,7 +29,7 @@ class TestPooled:
     def test_of_single_positions_it_is_plain_importance_sampling(self, bench, generator):
         model, bank, tilt, x_t, keys = self.ingredients(generator)
         for t in (1.0, 0.9, 0.6):
-            found = bench.catalog.Pooled(bank, tilt, 1)(model, x_t, t, keys)
+            found = bench.own_methods.PooledKernel(bank, tilt, 1)(model, x_t, t, keys)
             exact = rw.ImportanceSampling(bank, tilt, pareto_k=True)(model, x_t, t, keys)
             assert torch.allclose(found.shift, exact.shift, atol=1e-5)
             assert torch.allclose(found.log_h, exact.log_h, atol=1e-4)
@@ -43,7 +42,7 @@ class TestPooled:
         pool = lambda x: 2 * torch.nn.functional.avg_pool2d(x, 2)
         small = rw.Bank(pool(bank.x_0), bank.condition, bank.rewards)
         for t in (0.9, 0.5):
-            found = bench.catalog.Pooled(bank, tilt, 2)(model, x_t, t, keys)
+            found = bench.own_methods.PooledKernel(bank, tilt, 2)(model, x_t, t, keys)
             exact = rw.ImportanceSampling(small, tilt)(model, pool(x_t), t, keys)
             assert torch.allclose(found.log_h, exact.log_h, atol=1e-4)
             assert torch.allclose(pool(found.shift), exact.shift, atol=1e-5)
@@ -52,7 +51,9 @@ class TestPooled:
 
     def test_it_is_an_estimator(self, bench, generator):
         model, bank, tilt, x_t, keys = self.ingredients(generator)
-        check_estimator(bench.catalog.Pooled(bank, tilt, 2), model, x_t=x_t, condition=keys)
+        check_estimator(
+            bench.own_methods.PooledKernel(bank, tilt, 2), model, x_t=x_t, condition=keys
+        )
 
 
 class TestArithmetic:
@@ -68,24 +69,6 @@ class TestArithmetic:
         assert_within(shares.mean(), 0.7, shares.std() / math.sqrt(800))
         # A standard deviation of 800 numbers is known to 1 / sqrt(1600).
         assert_within(sum(errors) / 800, shares.std(), shares.std() / 40)
-
-    def test_the_tilted_mean_is_self_normalized(self, bench, generator):
-        values = normal((30,), generator, dtype=torch.float64)
-        weights = [math.exp(2 * v) for v in values.tolist()]
-        expected = sum(w * v for w, v in zip(weights, values.tolist(), strict=True)) / sum(weights)
-        assert bench.block.tilted_mean(2 * values, values)[0] == pytest.approx(expected, rel=1e-12)
-        flat = bench.block.tilted_mean(torch.zeros(30), values)
-        error = float(values.std()) / math.sqrt(30)
-        assert flat == pytest.approx((float(values.mean()), error))
-
-    def test_the_tilted_mean_has_the_error_that_it_shows(self, bench, generator):
-        rows = []
-        for _ in range(800):
-            values = normal((200,), generator, dtype=torch.float64)
-            rows.append(bench.block.tilted_mean(0.6 * values, values))
-        means, errors = torch.tensor(rows, dtype=torch.float64).T
-        assert float(errors.mean()) == pytest.approx(float(means.std()), rel=0.15)
-        assert float(means.mean()) == pytest.approx(0.6, abs=0.02)
 
 
 class TestFigures:

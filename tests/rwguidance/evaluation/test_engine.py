@@ -8,7 +8,7 @@ import torch
 
 from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, assert_same, run
 from pixel_law import Brightness, Law
-from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, write_table
+from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, records, write_table
 from rwguidance.evaluation.appearance import APPEARANCE
 from rwguidance.generation import BestOfN, Importance, Network, PlugInMean, Store
 from rwguidance.generation.run import Run
@@ -137,12 +137,14 @@ def test_an_interrupted_evaluation_ends_with_the_same_bits(tmp_path):
         assert_same(run(tmp_path / f"{first}", backbone=Rounding(), **options), expected)
 
 
-def test_finished_prompts_are_not_made_again(tmp_path):
-    backbone = Law()
+def test_finished_prompts_are_not_made_again_and_read_once(tmp_path, monkeypatch):
+    backbone, seen, read = Law(), [], records.read
     first = run(tmp_path, backbone=backbone)
     calls = backbone.calls
+    monkeypatch.setattr(records, "read", lambda path: (seen.append(path.name), read(path))[1])
     assert_same(run(tmp_path, backbone=backbone), first)
     assert backbone.calls == calls
+    assert seen == [f"{number:04d}.safetensors" for number in range(len(PROMPTS))]
 
 
 def test_a_damaged_record_is_named_and_made_again(tmp_path):

@@ -68,6 +68,20 @@ def test_a_strength_decides_beta_from_the_draws_of_importance_sampling(tmp_path,
     assert betas[0] != betas[1]
 
 
+def test_the_plug_in_takes_the_variance_of_the_draws_of_a_prompt(tmp_path):
+    found = run(tmp_path / "a", PlugInMean(kl=0.7, bank=500), batch_size=500).rows
+    variance = found[0].facts["prior variance"]
+    # The variance of 1500 numbers errs by sqrt(2 / 1500).
+    expected = spread() ** 2
+    assert_within(torch.tensor(variance), expected, expected * math.sqrt(2 / 1500))
+    told = run(
+        tmp_path / "b", PlugInMean(kl=0.7, bank=500, prior_variance=variance), batch_size=500
+    )
+    assert told.rows[0].gain == pytest.approx(found[0].gain, rel=1e-9)
+    (unknown,) = run(tmp_path / "c", PlugInMean(10.0), ["ab"]).rows[:1]
+    assert unknown.facts["prior variance"] == 1.0
+
+
 def test_methods_at_a_strength_keep_their_other_settings():
     assert Importance(bank=9, beta=5.0, ess=0.1).at(2.0) == Importance(bank=9, kl=2.0, ess=0.1)
     assert PlugInMean(5.0, 0.1, scale=2.0).at(2.0) == PlugInMean(None, 0.1, 2.0, scale=2.0)
