@@ -1,7 +1,7 @@
 """The command `rwguidance demo`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -68,8 +68,9 @@ def _case(name: str, steps: int, network: str | None = None) -> "Case":
     guide: dict[str, Any] = {}
     try:
         # Decoding is most of the work, and a third faster so.
-        backbone = backbones.load(name).to(memory_format=torch.channels_last)
-        assert isinstance(backbone, backbones.Backbone)  # those of the test bed have a path
+        # Those of the test bed have a path.
+        found = cast("backbones.Backbone", backbones.load(name))
+        backbone = found.to(memory_format=torch.channels_last)
         if network is not None:
             guide = {"network": networks.load(network), "beta": networks.published(network).beta}
     except LookupError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...generation import Generated, Store
+from ...generation.choice import AUTO, chosen
 from ...generation.console import Terminal, run_generate
 from ...generation.job import Job
 from ...generation.methods import METHODS
@@ -28,7 +29,7 @@ from .sources import Sources
 if TYPE_CHECKING:
     Method = str
 else:  # a type checker cannot know the names
-    Method = Literal[tuple(METHODS)]
+    Method = Literal[tuple([AUTO, *METHODS])]
 
 BackboneName = Annotated[
     str,
@@ -47,7 +48,10 @@ RewardName = Annotated[
 Prompts = Annotated[
     list[str] | None, typer.Option(help="A prompt; may repeat.", show_default=False)
 ]
-MethodName = Annotated[Method, typer.Option(help="How to align.")]
+MethodName = Annotated[
+    Method,
+    typer.Option(help="How to align; by default what suits the number of pictures, and says so."),
+]
 Images = Annotated[int, typer.Option(help="Pictures per prompt.", min=1)]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1, show_default=False)]
 NegativePrompt = Annotated[
@@ -92,7 +96,7 @@ def generate(
     prompt: Prompts = None,
     prompts: PromptsOption = None,
     prompt_column: PromptColumn = "prompt",
-    method: MethodName = "importance",
+    method: MethodName = AUTO,
     images: Images = 1,
     steps: Steps = None,
     seed: Seed = 0,
@@ -121,10 +125,12 @@ def generate(
     other errors.
     """
 
+    kind, given, why = chosen(images) if method == AUTO else (METHODS[method], {}, "")
+    wanted = {name: value for name, value in settings.items() if value is not None}
     job = Job(
         prompts=_texts(prompt, prompts, prompt_column),
         out=out,
-        method=build(METHODS[method], settings),
+        method=build(kind, {**given, **wanted}),
         images=images,
         seed=seed,
         steps=steps,
@@ -140,6 +146,8 @@ def generate(
     with joined() as processes:
 
         def work(terminal: Terminal) -> Generated:
+            if why:
+                terminal.say(why)
             with job.claimed(processes):  # before anything is loaded
                 judge, model = sources.reward(reward), sources.backbone(backbone)
                 with terminal.bars() as report:

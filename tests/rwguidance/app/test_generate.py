@@ -36,11 +36,14 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def command(monkeypatch, capsys, folders, tmp_path):
-    def command(*arguments, backbone="sd3.5-large-turbo", reward="shade", out="out"):
+    def command(
+        *arguments, backbone="sd3.5-large-turbo", reward="shade", out="out", method="importance"
+    ):
+        given = () if "--method" in arguments or method is None else ("--method", method)
         monkeypatch.setattr(sys, "argv", [
             "rwguidance", "generate", "--backbone", backbone, "--reward", reward,
             *(("--path", folders[backbone]) if backbone in folders else ()),
-            "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / out), *arguments,
+            "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / out), *given, *arguments,
         ])  # fmt: skip
         monkeypatch.setenv("COLUMNS", "120")
         with pytest.raises(SystemExit) as stop:
@@ -139,10 +142,10 @@ def test_every_option_of_a_method_is_helped_by_the_method_alone():
 
 def test_every_method_has_its_name_and_no_other_is_taken(parse):
     names = ["--backbone", "x", "--reward", "y"]
-    assert parse(*names)["method"] == "importance"
+    assert parse(*names)["method"] == "auto"
     for name in METHODS:
         assert parse(*names, "--method", name)["method"] == name
-    with pytest.raises(Exception, match="is not one of 'importance', 'pool', 'resample'"):
+    with pytest.raises(Exception, match="is not one of 'auto', 'importance', 'pool'"):
         parse(*names, "--method", "magic")
 
 
@@ -252,6 +255,16 @@ def test_mistakes_are_one_line_and_exit_code_1(command, arguments, message):
     assert message in err.replace("\n", " ")
     assert "Traceback" not in err
     assert not out
+
+
+@pytest.mark.parametrize(("images", "name"), [(1, "resample"), (4, "pool")])
+def test_the_command_says_what_it_chose(command, tmp_path, images, name):
+    options = ("--prompt", "a cat", "--images", str(images), "--bank", "8", "--steps", "2")
+    code, _, err = command(*options, method=None)
+    assert code == 0, err
+    assert f"method {name}: " in err
+    facts = read_facts(next((tmp_path / "out").rglob("0000-aligned.png")))
+    assert facts["settings"]["method"]["name"] == name
 
 
 def test_work_is_forecast_before_it_begins(command):

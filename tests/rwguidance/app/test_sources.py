@@ -135,7 +135,10 @@ def test_functions_and_objects_of_a_file_are_backbones(generate, tmp_path, file)
     [
         (("nothing",), "has no 'nothing', it has"),
         (("number",), "must be a function of images and prompts, a module or a class of modules"),
-        (("red", "number"), "must be a subclass of backbones.Backbone, got 3"),
+        (
+            ("red", "number"),
+            "must be a subclass of backbones.Backbone or backbones.Generator, got 3",
+        ),
         (("red", "Red"), "must be a subclass of backbones.Backbone"),
     ],
 )

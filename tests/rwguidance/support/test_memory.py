@@ -59,7 +59,7 @@ def test_importance_sampling_names_bank_and_batch(monkeypatch):
     bank = Bank(randn(0, 8, 2), rewards=randn(1, 8))
     estimator = ImportanceSampling(bank, Tilt(fail, 1.0))
     model = Empirical(bank.x_0).model(RectifiedSchedule())
-    monkeypatch.setattr(importance, "_dot", fail)
+    monkeypatch.setattr(importance, "_weighted", fail)
     knobs = re.escape(
         "had 3 samples and 8 draws: use a smaller bank, bank.to(dtype=torch.bfloat16)"
     )
