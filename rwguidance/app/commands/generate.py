@@ -146,10 +146,10 @@ def generate(
     with joined() as processes:
 
         def work(terminal: Terminal) -> Generated:
-            if why:
-                terminal.say(why)
             with job.claimed(processes):  # before anything is loaded
                 judge, model = sources.reward(reward), sources.backbone(backbone)
+                if why:
+                    terminal.say(why)
                 with terminal.bars() as report:
                     return make(job, model, judge, store, report, terminal.say, processes)
 
