@@ -154,7 +154,7 @@ def anneal(
     bank = bank if bank.rewards is not None else bank.scored(tilt, batch_size)
     stage = _Stage(model, sampler or DDIM(), draw, times, batch_size, generator)
     powers, counts = [0.0], [len(bank)]
-    for _ in range(stages):
+    for left in reversed(range(stages + 1)):
         assert bank.rewards is not None
         log_w = tilt.weigh(bank.rewards)
         made = balance(log_w, powers, counts)
@@ -162,19 +162,16 @@ def anneal(
         power = _next_power(made.log_importance, log_w, powers[-1], fraction * count)
         if power == 1:
             return bank
-        bank = stage.add(bank, _weaker(tilt, power), count)
-        powers, counts = [*powers, power], [*counts, count]
-    assert bank.rewards is not None
-    log_w = tilt.weigh(bank.rewards)
-    made = balance(log_w, powers, counts)
-    if _next_power(made.log_importance, log_w, powers[-1], fraction * count) < 1:
-        warnings.warn(
-            f"{stages} stages reached a power of {powers[-1]:.2g} of the weight, where 1 is the "
-            "whole tilt: allow more stages, more draws, or a smaller fraction",
-            UnreliableEstimate,
-            stacklevel=2,
-        )
-    return _joined(bank, made)
+        if left:
+            bank = stage.add(bank, _weaker(tilt, power), count)
+            powers, counts = [*powers, power], [*counts, count]
+    warnings.warn(
+        f"{stages} stages reached a power of {powers[-1]:.2g} of the weight, where 1 is the "
+        "whole tilt: allow more stages, more draws, or a smaller fraction",
+        UnreliableEstimate,
+        stacklevel=2,
+    )
+    return bank
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from .models import Model, check_is_model
 from .noise_space.tasks import check_batch, where
 from .samplers import Sampler, check_times, sample
 from .support import checks
+from .support.batches import batches
 from .support.conditions import take
 from .support.randomness import Generators, normal
 from .tilt import Tilt
@@ -175,4 +176,4 @@ def _check_rows(rows: Tensor | None, n: int) -> None:
 
 
 def _parts(items: Sequence[int], size: int) -> list[list[int]]:
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+    return [list(items[part.start : part.stop]) for part in batches(len(items), size)]

@@ -1,6 +1,6 @@
 """Guidance by importance sampling, as a method."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..estimators import (
@@ -13,14 +13,14 @@ from ..estimators import (
 from ..support import checks
 from .base import Guided, set_checked
 from .run import Run
-from .strength import check_one, checked_strength, tilt_of, with_strength
+from .strength import OfStrength, check_one, checked_strength, tilt_of
 from .work import Work
 
 __all__ = ["Importance"]
 
 
 @dataclass(frozen=True)
-class Importance(Guided):
+class Importance(OfStrength, Guided):
     r"""Guidance by importance sampling from a bank of draws: no gradient, no training.
 
     The estimator is :class:`~rwguidance.ImportanceSampling`.
@@ -60,13 +60,6 @@ class Importance(Guided):
         check_one(self.beta, self.kl)
         if checks.flag("leave_one_out", self.leave_one_out) and self.ess is not None:
             raise ValueError(f"give ess or leave_one_out, not both, got ess = {self.ess}")
-
-    @classmethod
-    def from_options(cls, **settings: Any) -> "Importance":
-        return cls(**with_strength(settings))
-
-    def at(self, nats: float) -> "Importance":
-        return replace(self, beta=None, kl=nats)
 
     @property
     def shared_draws(self) -> int:

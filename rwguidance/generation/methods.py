@@ -22,7 +22,7 @@ from .importance import Importance
 from .noise import NoiseChain, NoiseGradient
 from .pooled import Pool, Resample
 from .run import Run
-from .strength import check_one, checked_strength, tilt_of, with_strength
+from .strength import OfStrength, check_one, checked_strength, tilt_of
 from .work import Work
 
 __all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean", "Pool", "Resample"]
@@ -68,7 +68,7 @@ class Network(Guided):
 
 
 @dataclass(frozen=True)
-class PlugInMean(Guided):
+class PlugInMean(OfStrength, Guided):
     r"""Guidance by the gradient of a differentiable reward at the predicted picture; overshoots.
 
     The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model.
@@ -105,13 +105,6 @@ class PlugInMean(Guided):
             ),
         )
         check_one(self.beta, self.kl)
-
-    @classmethod
-    def from_options(cls, **settings: Any) -> "PlugInMean":
-        return cls(**with_strength(settings))
-
-    def at(self, nats: float) -> "PlugInMean":
-        return replace(self, beta=None, kl=nats)
 
     @property
     def shared_draws(self) -> int:

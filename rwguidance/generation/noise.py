@@ -14,9 +14,9 @@ from ..support import checks
 from ..support.randomness import generator_for
 from ..tilt import Tilt
 from ..weights import gumbel
-from .base import Aligned, Method, set_checked
+from .base import Aligned, set_checked
 from .run import Run
-from .strength import check_one, checked_strength, tilt_of, with_strength
+from .strength import OfStrength, check_one, checked_strength, tilt_of
 from .work import Work
 
 __all__ = ["NoiseChain", "NoiseGradient"]
@@ -28,7 +28,7 @@ _TRIED = 14
 
 
 @dataclass(frozen=True)
-class NoiseGradient(Method):
+class NoiseGradient(OfStrength):
     r"""Noise moved along the gradient of a differentiable reward: one picture in a few calls.
 
     For models with few steps and samplers without randomness. The size of a step is the one at
@@ -74,13 +74,6 @@ class NoiseGradient(Method):
             **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
         check_one(self.beta, self.kl)
-
-    @classmethod
-    def from_options(cls, **settings: Any) -> "NoiseGradient":
-        return cls(**with_strength(settings))
-
-    def at(self, nats: float) -> "NoiseGradient":
-        return replace(self, beta=None, kl=nats)
 
     def check_run(self, run: Run, prompt: str) -> None:
         try:
@@ -165,7 +158,7 @@ class NoiseGradient(Method):
 
 
 @dataclass(frozen=True)
-class NoiseChain(Method):
+class NoiseChain(OfStrength):
     r"""A Markov chain of the noise from a draw of a bank: the tilted law in the limit, no gradient.
 
     For samplers without randomness. A picture starts from a draw that is picked by its weight, and
@@ -206,13 +199,6 @@ class NoiseChain(Method):
             **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
         check_one(self.beta, self.kl)
-
-    @classmethod
-    def from_options(cls, **settings: Any) -> "NoiseChain":
-        return cls(**with_strength(settings))
-
-    def at(self, nats: float) -> "NoiseChain":
-        return replace(self, beta=None, kl=nats)
 
     def check_run(self, run: Run, prompt: str) -> None:
         try:

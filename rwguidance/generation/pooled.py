@@ -10,10 +10,10 @@ from torch import Tensor
 from ..pooling import Pooled, pool
 from ..support import checks
 from ..support.randomness import generator_for
-from .base import Aligned, Method, set_checked
+from .base import Aligned, set_checked
 from .importance import Importance
 from .run import Run
-from .strength import check_one, checked_strength, tilt_of, with_strength
+from .strength import OfStrength, check_one, checked_strength, tilt_of
 from .work import Work
 
 __all__ = ["Pool", "Resample"]
@@ -58,7 +58,7 @@ def _aligned(method: "Resample | Pool", run: Run, prompt: str, numbers: Sequence
 
 
 @dataclass(frozen=True)
-class Resample(Method):
+class Resample(OfStrength):
     r"""Pictures drawn from one bank by their weights, so that pictures of a prompt share its cost.
 
     Systematic resampling: a draw comes as often as its weight says, rounded. Where few draws have
@@ -93,13 +93,6 @@ class Resample(Method):
             **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
         check_one(self.beta, self.kl)
-
-    @classmethod
-    def from_options(cls, **settings: Any) -> "Resample":
-        return cls(**with_strength(settings))
-
-    def at(self, nats: float) -> "Resample":
-        return replace(self, beta=None, kl=nats)
 
     @property
     def shared_draws(self) -> int:

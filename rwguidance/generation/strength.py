@@ -1,13 +1,28 @@
 """The strength of a method: a temperature, or the divergence from which it follows."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from ..support import checks
 from ..tilt import Tilt
+from .base import Method
 from .run import Run
 
-__all__ = ["check_one", "checked_strength", "tilt_of", "with_strength"]
+__all__ = ["OfStrength", "check_one", "checked_strength", "tilt_of", "with_strength"]
+
+M = TypeVar("M", bound="OfStrength")
+
+
+class OfStrength(Method):
+    """A method with the settings `beta` and `kl`, of which one is given, and one nat by default."""
+
+    @classmethod
+    def from_options(cls: type[M], **settings: Any) -> M:
+        return cls(**with_strength(settings))
+
+    def at(self: M, nats: float) -> M:
+        return cast(M, replace(cast(Any, self), beta=None, kl=nats))
 
 
 def checked_strength(
