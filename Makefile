@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 WITH ?=
 BIN := $(VENV)/bin
+# Of the tests: one process per core, no more than memory holds. TESTS= runs them in one process.
+TESTS ?= -n logical --maxprocesses 8 --dist worksteal
 # Of `make mutants-random`.
 COUNT ?= 100
 SEED ?= 0
@@ -26,7 +28,7 @@ demo: $(VENV)/.demo  ## align two text-to-image models; prints where the picture
 	$(BIN)/rwguidance demo
 
 test: $(VENV)/.dev  ## the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
 	$(BIN)/python -m pytest -m slow
@@ -66,7 +68,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest --quiet --resolution lowest-direct \
 	    --editable '.[dev]' --editable testbed
-	.venv-oldest/bin/python -m pytest -W default  # old versions meet deprecations of theirs
+	.venv-oldest/bin/python -m pytest $(TESTS) -W default  # old versions meet deprecations of theirs
 
 # The tests of the backbones on several versions of diffusers and transformers: a table.
 test-versions: $(VENV)/.dev

@@ -74,7 +74,7 @@ def test_an_unknown_name_lists_what_exists_and_guesses():
         registry.load("alpa")
 
 
-@pytest.mark.parametrize("name", [None, 3, int, object(), torch.ones(2), ["jpeg"]], ids=repr)
+@pytest.mark.parametrize("name", [None, 3, int, object(), torch.ones(2), ["jpeg"]], ids=type)
 def test_what_is_no_name_is_refused_by_every_registry(name):
     registries = (rewards, backbones, embeddings, prompts)
     for load in (Registry("thing", GROUP).load, networks.published, *(r.load for r in registries)):
