@@ -55,7 +55,6 @@ ELSEWHERE = {
 NO_RESULT = {
     # What they hold decides no saved result: commands, files, tables, one call of a pipeline.
     "app.demo.digits.Digits",
-    "app.demo.pictures.Scorer",
     "backbones.guided_steps.StepGuidance",
     "backbones.recorded.Recorded",
     "evaluation.meter.Meter",

@@ -39,19 +39,30 @@ def names_in(page: str) -> list[str]:
 def demo_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Returns the demo's table of markdown, from the rows of its file."""
 
-    lines = ["| | proxy | gold | match, % | network calls |", "| --- " * 5 + "|"]
+    heads = ("proxy", "share", "gold", "match, %", "energy, %", "network calls")
+    lines = [f"| | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for row in rows:
-        gain = row["method"] != "base"
+        sign = "" if row["method"] == "base" else "+"
         cells = [f"{row['model']}, {row['method']}"]
-        for name, factor, digits in (("proxy", 1, 2), ("gold", 1, 2), ("match", 100, 1)):
-            value, error = (factor * float(row[key]) for key in (name, f"{name}_error"))
-            sign = "+" if gain else ""
-            cells.append(f"{value:{sign}.{digits}f} ± {error:.{digits}f}")
-        setup = int(row["setup_calls"])
-        calls = f"{row['calls']}, and {setup} once per prompt" if setup else row["calls"]
-        cells.append("" if row["method"] == "target" else calls)
+        cells += [
+            _with_error(row, "proxy", f"{sign}.2f"),
+            _with_error(row, "share", ".2f"),
+            _with_error(row, "gold", f"{sign}.2f"),
+            _with_error(row, "match", f"{sign}.1f", 100),
+            _with_error(row, "judge energy", ".0f", 100),
+        ]
+        calls, shared = float(row["calls"]), float(row["shared calls"])
+        once = f", and {shared:.0f} once per prompt" if shared else ""
+        cells.append(f"{calls:.0f}{once}" if calls else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _with_error(row: Mapping[str, str], name: str, form: str, factor: float = 1.0) -> str:
+    if not row[name]:
+        return ""
+    value, error = (factor * float(row[key]) for key in (name, f"{name} error"))
+    return f"{value:{form}} ± {error:{form.lstrip('+')}}"
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

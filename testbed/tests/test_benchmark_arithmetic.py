@@ -99,23 +99,30 @@ class TestFigures:
             "model": "emoji-flow",
             "method": "base",
             "proxy": "2.961",
-            "proxy_error": "0.37",
+            "proxy error": "0.37",
+            "share": "",
+            "share error": "",
             "gold": "10.1",
-            "gold_error": "0.26",
+            "gold error": "0.26",
             "match": "0.631",
-            "match_error": "0.11",
-            "calls": "4",
-            "setup_calls": "0",
+            "match error": "0.11",
+            "judge energy": "0.31",
+            "judge energy error": "0.06",
+            "calls": "4.0",
+            "shared calls": "0.0",
         }
         guided = {
             **row,
             "method": "importance",
             "proxy": "0.5",
+            "share": "0.75",
+            "share error": "0.25",
             "match": "-0.02",
-            "setup_calls": "8",
+            "shared calls": "8.0",
         }
         lines = bench.figures.demo_table([row, guided]).splitlines()
-        assert lines[2] == "| emoji-flow, base | 2.96 ± 0.37 | 10.10 ± 0.26 | 63.1 ± 11.0 | 4 |"
-        expected = "| emoji-flow, importance | +0.50 ± 0.37 | +10.10 ± 0.26 | -2.0 ± 11.0 | "
-        assert lines[3] == expected + "4, and 8 once per prompt |"
+        expected = "2.96 ± 0.37 |  | 10.10 ± 0.26 | 63.1 ± 11.0 | 31 ± 6 | 4 |"
+        assert lines[2] == f"| emoji-flow, base | {expected}"
+        expected = "+0.50 ± 0.37 | 0.75 ± 0.25 | +10.10 ± 0.26 | -2.0 ± 11.0 | 31 ± 6 | "
+        assert lines[3] == f"| emoji-flow, importance | {expected}4, and 8 once per prompt |"
         assert len({line.count("|") for line in lines}) == 1

@@ -18,10 +18,13 @@ import rewards
 from rwguidance import networks, sample
 from rwguidance.app.cli import main
 from rwguidance.evaluation import embeddings, prompts
+from rwguidance.generation.run import Run
+from rwguidance.store import Store
 from rwguidance.support import packaged
 from rwguidance.support.randomness import seeded
 from rwguidance.testing import check_reward
 from rwguidance_testbed import encoders, flow, shipped, tokenizer, turbo, vae
+from rwguidance_testbed.prompt_sets import prompts_of
 from zoo import can_be_double
 
 diffusers = pytest.importorskip("diffusers")
@@ -453,6 +456,18 @@ class TestLoading:
         expected = shipped.judge().embed_pictures(pictures)
         assert_close(embeddings.load("emoji-judge")(pictures), expected)
         assert len(prompts.load("emoji-demo").prompts) == 12
+
+
+@pytest.mark.slow
+def test_the_prompts_of_the_demo_follow_their_rule(tmp_path):
+    model, reward = backbones.load("emoji-flow"), rewards.load("emoji-pick")
+    store = Store(tmp_path)
+    run = Run(model, reward, model.times(4), 0, 32, None, store, lambda stage, done, total: None)
+    spread = lambda prompt: float(run.bank(prompt.text, 32, "bank").rewards.std())
+    candidates = prompts_of(36, 2, {prompt.real for prompt in prompts_of(200)})
+    widest = sorted(candidates, key=spread, reverse=True)[:12]
+    # Others are narrower by two parts in a hundred at least.
+    assert set(prompts.load("emoji-demo").prompts) == {prompt.text for prompt in widest}
 
 
 class TestCommands:

@@ -1,12 +1,13 @@
 """The command `rwguidance demo`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
-    from ..demo import Case, Scorer
+    from ...generation import Method
+    from ..demo import Case, Task
 
 
 def demo(
@@ -36,46 +37,67 @@ def demo(
         return
     for module in ("diffusers", "transformers", "PIL"):
         require(module, "the demo needs", "demo")
-    scorer = _scorer(quick)
-    cases = [_case("emoji-flow", 4), _case("emoji-turbo", 1, "emoji-turbo-guide")]
-    settings = Settings(images=2, bank=8, nats=0.5) if quick else Settings()
-    run(cases, scorer, out, settings, seed)
+    task = _task(quick)
+    settings = Settings(images=2, nats=0.5, target=8) if quick else Settings()
+    bank = 8 if quick else 64
+    run([_flow(bank), _turbo(bank)], task, out, settings, seed)
 
 
-def _scorer(quick: bool) -> "Scorer":
+def _task(quick: bool) -> "Task":
     """The rewards and the prompts, all by name; they come before the large models."""
 
     from rwguidance import rewards
-    from rwguidance.evaluation import prompts
+    from rwguidance.evaluation import embeddings, prompts
 
-    from ..demo import Scorer
+    from ..demo import Task
 
     try:
-        texts = prompts.load("emoji-demo").prompts
+        texts = prompts.load("emoji-demo").prompts[: 2 if quick else None]
         proxy, gold, match = (rewards.load(f"emoji-{name}") for name in ("pick", "gold", "match"))
+        return Task(texts, proxy, gold, match, embeddings.load("emoji-judge"))
     except LookupError as error:
         raise _needs_test_bed(error) from None
-    return Scorer(proxy, gold, match, texts[: 2 if quick else None])
 
 
-def _case(name: str, steps: int, network: str | None = None) -> "Case":
+def _flow(bank: int) -> "Case":
+    """Four steps: a bank guides them, and nothing is trained."""
+
+    from ...generation import BestOfN, Importance
+
+    guided = Importance(kl=1.0, bank=bank, leave_one_out=True)
+    return _case("emoji-flow", 4, {"importance": guided, "best of 4": BestOfN(4)})
+
+
+def _turbo(bank: int) -> "Case":
+    """One step, which guidance can only displace: the noise is moved, or a network displaces."""
+
+    from rwguidance import networks
+
+    from ...generation import BestOfN, Network, NoiseGradient
+
+    try:
+        guide = Network(networks.load("emoji-turbo-guide"))
+    except LookupError as error:
+        raise _needs_test_bed(error) from None
+    moved = NoiseGradient(kl=1.0, bank=bank, size=0.65)
+    methods = {"noise gradient": moved, "network": guide, "best of 4": BestOfN(4)}
+    return _case("emoji-turbo", 1, methods)
+
+
+def _case(name: str, steps: int, methods: "dict[str, Method]") -> "Case":
     import torch
 
-    from rwguidance import backbones, networks
+    from rwguidance import backbones
 
     from ..demo import Case
 
-    guide: dict[str, Any] = {}
     try:
-        # Decoding is most of the work, and a third faster so.
+        # Decoding is most of the work, and a third faster in this format of memory.
         # Those of the test bed have a path.
         found = cast("backbones.Backbone", backbones.load(name))
-        backbone = found.to(memory_format=torch.channels_last)
-        if network is not None:
-            guide = {"network": networks.load(network), "beta": networks.published(network).beta}
+        return Case(name, found.to(memory_format=torch.channels_last), steps, methods)
     except LookupError as error:
         raise _needs_test_bed(error) from None
-    return Case(name, backbone, steps, **guide)
 
 
 def _needs_test_bed(error: LookupError) -> ImportError:

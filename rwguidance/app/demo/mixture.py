@@ -113,8 +113,7 @@ def align_mixture(
     for title, estimator, seconds in methods:
         guided = GuidedModel(model, estimator)
         started = time.perf_counter()
-        with torch.no_grad():
-            draws = sample(guided, Heun(), noise, times)
+        draws = sample(guided, Heun(), noise, times)
         panels.append(panel(title, draws, seconds + time.perf_counter() - started))
     return panels
 

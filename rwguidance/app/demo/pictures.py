@@ -1,32 +1,41 @@
-r"""Pictures: small text-to-image models, aligned with a reward that was learned from preferences.
+"""Pictures: small text-to-image models, aligned with a reward that was learned from preferences.
 
 The reward is a proxy: preferences were drawn by a gold utility, and so one sees what alignment with
-the one does to the other, and to the utility's prompt term alone, the match. A guided method is to
-have the exactly tilted law, whose means follow from a bank of draws; what goes beyond is overshoot,
-not success.
+the one does to the other, and to the utility's prompt term alone, the match. All figures are those
+of :func:`rwguidance.evaluation.evaluate`, which holds every method against the exactly tilted law.
 """
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...backbone import Backbone
-from ...bank import Bank
-from ...estimators import ConditionalExpectation, ImportanceSampling, LearnedShift
-from ...guidance import GuidedModel
-from ...noise_space import best_of_n, flow_map
-from ...prediction import Prediction
-from ...samplers import UnreliableEstimate, sample
-from ...statistics import mean_and_error
-from ...support.randomness import generator_for
-from ...tilt import RewardFunction, Tilt
+from ...evaluation import BASE, Results, evaluate
+from ...evaluation.judges import Embedding
+from ...evaluation.table import Table
+from ...generation import Method, Store
+from ...generation.console import Terminal
+from ...support.outside import require
+from ...tilt import RewardFunction
 
-__all__ = ["Case", "Mean", "Pairs", "Row", "Scorer", "Settings", "align", "verdict"]
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
+__all__ = ["Case", "Pairs", "Settings", "Task", "align", "run"]
+
+_ABOUT = (
+    "Base: means. Others: gains over base from the same noise, ± standard error over prompts. "
+    "Proxy: the learned reward. Gold: what it was learned from. Share: of the exactly tilted law's "
+    "gain. Energy: distance to that law in the judge's embedding, times 100. Calls of the network: "
+    "per picture, + per prompt for draws that its pictures share."
+)
+
+_FIGURES = ("proxy", "gold", "match", "judge energy")
 
 
 @dataclass(frozen=True)
@@ -34,84 +43,52 @@ class Settings:
     """How much is drawn.
 
     Arguments:
-        images: Per prompt and method.
-        bank: Draws of the model per prompt, for the target and for importance sampling.
-        candidates: Of best-of-n.
-        nats: How far importance sampling is to move the law of a prompt, on average.
-        batch: Pictures that are drawn at once.
+        images: Number of pictures per prompt and method.
+        nats: Strength, in nats.
+        target: Number of draws per prompt that stand for the tilted law.
+        batch: Number of pictures that are drawn at once.
     """
 
     images: int = 4
-    bank: int = 64
-    candidates: int = 4
     nats: float = 1.0
+    target: int = 144
     batch: int = 64
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how it is guided.
+    """A model and how it is aligned.
 
     Arguments:
-        name: Of the model.
+        name: Name of the model.
         backbone: The model.
-        steps: Of its sampler.
-        network: For the shift; None is training-free, by importance sampling.
-        beta: To which the network was trained.
+        steps: Steps of its sampler.
+        methods: Methods by label; the sheet shows the first.
     """
 
     name: str
     backbone: Backbone
     steps: int
-    network: nn.Module | None = None
-    beta: float | None = None
+    methods: Mapping[str, Method]
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over prompts and its standard error; zero where there is none."""
-
-    value: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> "Mean":
-        """That of one number per prompt, with shape (P,)."""
-
-        mean, error = mean_and_error(values)
-        return cls(mean, error if len(values) > 1 else 0.0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class Task:
+    """What is asked for, and what says how good it became.
 
     Arguments:
-        model: Its name.
-        method: What was done.
-        proxy: The reward: of the base model its mean, of others the gain over it, picture by
-            picture from the same noise; of the target, over the mean of the bank.
-        gold: Likewise the gold utility.
-        match: Likewise the prompt's term of the gold utility, without its weight.
-        excess: Gain in proxy over that of the target, for guided methods.
-        ess: Median effective draws at each step.
-        calls: Of the network per picture.
-        seconds: Per picture.
-        setup_calls: Of the network per prompt, before the first picture.
-        setup_seconds: Per prompt.
+        prompts: Prompts.
+        proxy: Reward to which the models are aligned.
+        gold: Utility by which preferences were drawn.
+        match: The prompt's term of it alone.
+        judge: Embedding in which laws are compared.
     """
 
-    model: str
-    method: str
-    proxy: Mean
-    gold: Mean
-    match: Mean
-    excess: Mean | None = None
-    ess: tuple[float, ...] = ()
-    calls: int = 0
-    seconds: float = 0.0
-    setup_calls: int = 0
-    setup_seconds: float = 0.0
+    prompts: Sequence[str]
+    proxy: RewardFunction
+    gold: RewardFunction
+    match: RewardFunction
+    judge: Embedding
 
 
 @dataclass(frozen=True)
@@ -123,241 +100,166 @@ class Pairs:
     aligned: Tensor
 
 
-class Scorer:
-    """The three numbers that are said of a picture: proxy, gold and match.
+def run(
+    cases: Sequence[Case], task: Task, out: Path, settings: Settings | None = None, seed: int = 0
+) -> list[Path]:
+    """Runs the demo on pictures and returns the files it wrote: a contact sheet and a table.
+
+    A folder of each model beside them has what :func:`rwguidance.evaluation.evaluate` wrote, so
+    that a demo that was stopped goes on.
 
     Arguments:
-        reward: The proxy, to which the models are aligned.
-        gold: The utility by which preferences were drawn.
-        match: The prompt's term of it alone.
-        prompts: The prompts of the run.
-    """
-
-    def __init__(
-        self,
-        reward: RewardFunction,
-        gold: RewardFunction,
-        match: RewardFunction,
-        prompts: Sequence[str],
-    ) -> None:
-        self.reward, self.gold, self.match = reward, gold, match
-        self.prompts = list(prompts)
-
-    @torch.no_grad()
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Returns proxy, gold and match of pictures in [0, 1], float64, with shape (B, 3)."""
-
-        proxy = self.reward(pictures, list(prompts)).double()
-        return torch.cat((proxy[:, None], self.truth(pictures, prompts)), dim=1)
-
-    @torch.no_grad()
-    def truth(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Returns gold and match of pictures in [0, 1], float64, with shape (B, 2)."""
-
-        values = [judge(pictures, list(prompts)).double() for judge in (self.gold, self.match)]
-        return torch.stack(values, dim=1)
-
-
-def align(
-    case: Case,
-    scorer: Scorer,
-    settings: Settings,
-    seed: int = 0,
-    report: Callable[[str, int], None] = lambda stage, pictures: None,
-) -> tuple[list[Row], Pairs]:
-    """Aligns a model on the prompts of a scorer.
-
-    Arguments:
-        case: The model.
-        scorer: Says what is good; its proxy is what the model is aligned to.
-        settings: How much is drawn.
-        seed: Of everything.
-        report: Told what is being done, and how many pictures came since.
-
-    Returns:
-        The rows base, guided, best-of-n and target; and the pictures of the first two.
-    """
-
-    run = _Run(case, scorer, settings, seed, report)
-    report(f"{case.name}: bank", 0)
-    bank, drawn, bank_seconds = run.bank()
-    if case.network is None:
-        tilt = Tilt.for_kl(scorer.reward, bank, settings.nats, case.backbone.decode)
-    else:
-        assert case.beta is not None
-        tilt = Tilt(scorer.reward, case.beta, case.backbone.decode)
-    target = _tilted(tilt, drawn) - drawn.mean(1)
-
-    report(f"{case.name}: base", 0)
-    base, plain, seconds, _ = run.draw(case.backbone)
-    rows = [run.row("base", plain.mean(1), case.steps, seconds)]
-    if case.network is None:
-        method, setup = "importance guidance", (settings.bank * case.steps, bank_seconds)
-        estimator: ConditionalExpectation = ImportanceSampling(bank, tilt)
-    else:
-        method, setup = "guidance network", (0, 0.0)
-        estimator = LearnedShift(case.network)
-    report(f"{case.name}: {method}", 0)
-    model: Any = case.backbone
-    aligned, scores, seconds, ess = run.draw(GuidedModel(model, estimator))
-    gains = (scores - plain).mean(1)
-    rows.append(run.row(method, gains, case.steps, seconds, target, ess, setup))
-
-    report(f"{case.name}: best of {settings.candidates}", 0)
-    scores, seconds = run.best(tilt)
-    gains = (scores - plain).mean(1)
-    calls = settings.candidates * case.steps
-    rows.append(run.row(f"best of {settings.candidates}", gains, calls, seconds))
-    rows.append(run.row("target", target, 0, 0.0))
-    return rows, Pairs(case.name, base, aligned)
-
-
-def verdict(row: Row) -> str:
-    """In words, whether a guided method reached the target, and what became of gold.
+        cases: The models.
+        task: The prompts, and what says what is good.
+        out: Folder to write to; made if missing.
+        settings: How much is drawn; None is the default.
+        seed: Seed of everything.
 
     Raises:
-        ValueError: If the row was not held against a target.
+        RuntimeError: If a picture or a figure of it could not be made.
     """
 
-    if row.excess is None:
-        raise ValueError(f"{row.method} was not held against a target")
-    target = row.proxy.value - row.excess.value
-    share = f"{row.proxy.value / target:.0%} of the target's gain" if target > 0 else "no target"
-    if row.excess.value < -2 * row.excess.error:
-        reached = f"stays short of the target, at {share}"
-    elif row.excess.value > 2 * row.excess.error:
-        reached = f"overshoots the target, at {share}"
-    else:
-        reached = f"meets the target within two standard errors, at {share}"
-    if row.gold.value > 2 * row.gold.error:
-        gold = "gold rises with it"
-    elif row.gold.value < -2 * row.gold.error:
-        gold = "gold falls: the proxy is being exploited"
-    else:
-        gold = "the change of gold is within two standard errors of none"
-    draws = ", ".join(f"{value:.2g}" for value in row.ess)
-    effective = f" Effective draws at its steps: {draws}." if draws else ""
-    return f"{row.model}, {row.method}: {reached}; {gold}.{effective}"
+    from rich.console import Console
+
+    from . import write_csv
+    from .figures import draw_pictures
+
+    settings = settings or Settings()
+    console, started = Console(), time.perf_counter()
+    tables, lines, pairs = dict[str, Table](), list[dict[str, Any]](), []
+    for case in cases:
+        results = align(case, task, out, settings, seed)
+        tables[case.name] = Table.of(results)
+        lines += _lines(case, tables[case.name], settings.images)
+        pairs.append(_pairs(case, results))
+    files = [out / "emoji.png", out / "emoji.csv"]
+    draw_pictures(task.prompts, pairs, files[0])
+    write_csv(files[1], lines)
+    console.print(
+        f"{len(task.prompts)} prompts, {settings.images} pictures each, {settings.nats:g} nats. "
+        f"{_ABOUT}",
+        highlight=False,
+    )
+    console.print(_grid(lines))
+    for name, table in tables.items():
+        for sentence in table.sentences:
+            console.print(f"{name}: {sentence}", highlight=False, markup=False)
+    console.print(f"done in {time.perf_counter() - started:.0f} s; look at")
+    for path in files:
+        console.print(f"  {path}", soft_wrap=True)
+    return files
 
 
-def _tilted(tilt: Tilt, values: Tensor) -> Tensor:
-    """Means under the tilted law, by self-normalized weights: (P, N, 3) to (P, 3)."""
+def align(case: Case, task: Task, out: Path, settings: Settings, seed: int) -> Results:
+    """Returns the results of a model's methods on the prompts of a task; see :func:`run`."""
 
-    weights = (values[:, :, 0] / tilt.betas[0]).softmax(1)
-    return (weights[:, :, None] * values).sum(1)
-
-
-class _Run:
-    """The prompts, and one noise for all methods, so that pictures can be compared one by one."""
-
-    def __init__(
-        self,
-        case: Case,
-        scorer: Scorer,
-        settings: Settings,
-        seed: int,
-        report: Callable[[str, int], None],
-    ) -> None:
-        self.case, self.scorer, self.settings, self.seed = case, scorer, settings, seed
-        self.report = report
-        self.prompts = [prompt for prompt in scorer.prompts for _ in range(settings.images)]
-        self.condition = case.backbone.condition(self.prompts)
-
-    def generators(self) -> list[torch.Generator]:
-        """Those of the pictures, fresh."""
-
-        numbers = [i % self.settings.images for i in range(len(self.prompts))]
-        named = zip(self.prompts, numbers, strict=True)
-        return [generator_for(self.seed, "image", prompt, number) for prompt, number in named]
-
-    def noise(self) -> Tensor:
-        backbone: Any = self.case.backbone
-        noise: Tensor = backbone.draw_noise(len(self.prompts), self.generators())
-        return noise
-
-    @torch.no_grad()
-    def bank(self) -> tuple[Bank, Tensor, float]:
-        """Draws of every prompt, what is said of them (P, N, 3), and seconds per prompt."""
-
-        backbone, n = self.case.backbone, self.settings.bank
-        x_0, rewards, truth, seconds = [], [], [], 0.0
-        for prompt in self.scorer.prompts:
-            every = backbone.draw_noise(n, generator_for(self.seed, "bank", prompt))
-            for noise in every.split(self.settings.batch):
-                started, size = time.perf_counter(), len(noise)
-                condition = backbone.condition([prompt] * size)
-                times = backbone.times(self.case.steps)
-                model: Any = backbone
-                draws = sample(model, backbone.sampler, noise, times, condition)
-                pictures = backbone.decode(draws)
-                x_0.append(draws)
-                rewards.append(self.scorer.reward(pictures, [prompt] * size))
-                seconds += time.perf_counter() - started
-                truth.append(self.scorer.truth(pictures, [prompt] * size))
-                self.report("", size)
-        keys = [prompt for prompt in self.scorer.prompts for _ in range(n)]
-        bank = Bank(torch.cat(x_0), keys, torch.cat(rewards))
-        values = torch.cat((torch.cat(rewards).double()[:, None], torch.cat(truth)), dim=1)
-        prompts = len(self.scorer.prompts)
-        return bank, values.reshape(prompts, n, 3), seconds / prompts
-
-    @torch.no_grad()
-    def draw(self, model: Any) -> tuple[Tensor, Tensor, float, tuple[float, ...]]:
-        """Pictures, what is said of them (P, images, 3), seconds each, and effective draws."""
-
-        backbone, effective = self.case.backbone, list[float]()
-
-        def trace(t: float, prediction: Prediction) -> None:
-            if prediction.diagnostics and "ess_tilted" in prediction.diagnostics:
-                effective.append(float(prediction.diagnostics["ess_tilted"].median()))
-
-        started = time.perf_counter()
-        times = backbone.times(self.case.steps)
-        model = model.starting(float(times[0]))
-        # Expected after the first step; the table shows the draws.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnreliableEstimate)
-            x_0 = sample(model, backbone.sampler, self.noise(), times, self.condition, trace=trace)
-        pictures = backbone.decode(x_0)
-        seconds = (time.perf_counter() - started) / len(x_0)
-        scores = self.scorer(pictures, self.prompts)
-        self.report("", len(x_0))
-        by_prompt = lambda values: values.unflatten(0, (-1, self.settings.images))
-        return by_prompt(pictures), by_prompt(scores), seconds, tuple(effective)
-
-    @torch.no_grad()
-    def best(self, tilt: Tilt) -> tuple[Tensor, float]:
-        """What is said of the best candidates, the base picture among them, and seconds each."""
-
-        backbone, n = self.case.backbone, self.settings.candidates
-        model: Any = backbone
-        generate = flow_map(model, backbone.sampler, backbone.times(self.case.steps))
-        started = time.perf_counter()
-        chosen = best_of_n(
-            generate,
-            tilt,
-            model.draw_noise,
-            len(self.prompts),
-            n,
-            self.condition,
-            self.generators(),
-            self.settings.batch,
+    terminal = Terminal()
+    # Expected after the first step, and what comes of it is in the table.
+    with terminal.warnings(), terminal.bars() as report:
+        results = evaluate(
+            case.backbone,
+            task.proxy,
+            task.prompts,
+            out / case.name,
+            case.methods,
+            aligned="proxy",
+            held_out={"gold": task.gold, "match": task.match},
+            embeddings={"judge": task.judge},
+            strengths=(settings.nats,),
+            images=settings.images,
+            seeds=(seed,),
+            steps=case.steps,
+            batch_size=settings.batch,
+            target_draws=settings.target,
+            shown=len(task.prompts),
+            restart=True,
+            store=Store(out / "draws"),
+            report=report,
         )
-        seconds = (time.perf_counter() - started) / len(self.prompts)
-        scores = self.scorer(backbone.decode(chosen.x_0), self.prompts)
-        self.report("", n * len(self.prompts))
-        return scores.unflatten(0, (-1, self.settings.images)), seconds
+    for failure in results.failures:
+        raise RuntimeError(f"{case.name}, {failure.place}, {failure.prompt}: {failure.reason}")
+    return results
 
-    def row(
-        self,
-        method: str,
-        values: Tensor,
-        calls: int,
-        seconds: float,
-        target: Tensor | None = None,
-        ess: tuple[float, ...] = (),
-        setup: tuple[int, float] = (0, 0.0),
-    ) -> Row:
-        proxy, gold, match = (Mean.of(column) for column in values.unbind(1))
-        excess = None if target is None else Mean.of((values - target)[:, 0])
-        return Row(self.case.name, method, proxy, gold, match, excess, ess, calls, seconds, *setup)
+
+def _pairs(case: Case, results: Results) -> Pairs:
+    """Returns the first picture of every prompt, by the model and by the first method."""
+
+    first = next(cell for cell in results.cells if cell != BASE)
+    base, aligned = (
+        torch.stack([_read(files[number]) for number in range(len(results.prompts))])[:, None]
+        for files in (results.cells[cell].files for cell in (BASE, first))
+    )
+    return Pairs(case.name, base, aligned)
+
+
+def _read(path: Path) -> Tensor:
+    """Returns a picture in [0, 1], with shape (3, H, W)."""
+
+    import numpy as np
+
+    with require("PIL.Image", "contact sheets need", "demo").open(path) as image:
+        levels = np.array(image.convert("RGB"))
+    return torch.from_numpy(levels).permute(2, 0, 1) / 255
+
+
+def _lines(case: Case, table: Table, images: int) -> list[dict[str, Any]]:
+    """Returns the rows of a model as the table on disk has them.
+
+    A figure of the base, and any energy distance, is itself; others are gains over the base. Calls
+    of the network and seconds are those of a picture; those of draws that all pictures of a prompt
+    share are stated beside them, once per prompt.
+    """
+
+    lines = []
+    for row in table.rows:
+        line: dict[str, Any] = {"model": case.name, "method": row["method"]}
+        for name in _FIGURES:
+            plain = row["method"] == BASE.method or name == "judge energy"
+            kept = name if plain else f"{name} gain"
+            line |= {name: row.get(kept, ""), f"{name} error": row.get(f"{kept} error", "")}
+        line |= {key: row.get(key, "") for key in ("share", "share error", "few")}
+        method = case.methods.get(row["method"])
+        shares = method is not None and method.shared_draws > 0
+        for name in ("calls", "seconds"):
+            own, all_ = row.get(name, 0.0), row.get(f"{name} with draws", 0.0)
+            line[name] = own if shares else all_
+            line[f"shared {name}"] = images * (all_ - own) if shares else 0.0
+        lines.append(line)
+    for row in (row for row in table.rows if "judge base energy" in row):
+        lines[0]["judge energy"] = row["judge base energy"]  # from the target of the methods
+        lines[0]["judge energy error"] = row["judge base energy error"]
+    return lines
+
+
+def _grid(lines: Sequence[Mapping[str, Any]]) -> "Grid":
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("", "proxy", "share", "gold", "energy", "calls"):
+        justify: Any = "right" if name else "left"
+        grid.add_column(name, justify=justify, no_wrap=True)
+    for i, line in enumerate(lines):
+        if i == 0 or lines[i - 1]["model"] != line["model"]:
+            grid.add_section()
+            grid.add_row(f"[bold]{line['model']}[/bold]")
+        star = "*" if line["few"] else ""
+        shared = f" + {line['shared calls']:.0f}" if line["shared calls"] else ""
+        grid.add_row(
+            line["method"],
+            _with_error(line, "proxy", 2),
+            _with_error(line, "share", 2, star=star),
+            _with_error(line, "gold", 2),
+            _with_error(line, "judge energy", 0, 100, star),
+            f"{line['calls']:.0f}{shared}" if line["calls"] else "",
+        )
+    return grid
+
+
+def _with_error(
+    line: Mapping[str, Any], name: str, digits: int, factor: float = 1.0, star: str = ""
+) -> str:
+    value, error = line[name], line[f"{name} error"]
+    if value == "":
+        return ""
+    return f"{factor * value:.{digits}f} ± {factor * error:.{digits}f}{star}"

@@ -1,7 +1,6 @@
 """The demo's own pieces: laws where gain and target are known, its rewards, its exact model."""
 
 import csv
-import dataclasses
 import itertools
 import sys
 import types
@@ -19,8 +18,9 @@ from rwguidance.app.demo import run
 from rwguidance.app.demo.digits import PROMPTS, Digits, lightness, thickness
 from rwguidance.app.demo.figures import draw_pictures
 from rwguidance.app.demo.mixture import problem
-from rwguidance.app.demo.pictures import Case, Mean, Pairs, Row, Scorer, Settings, align, verdict
-from rwguidance.evaluation import prompts
+from rwguidance.app.demo.pictures import Case, Pairs, Settings, Task
+from rwguidance.evaluation import embeddings, prompts
+from rwguidance.generation import BestOfN, Importance, Network
 from rwguidance.prediction import Prediction
 from rwguidance.support.randomness import normal
 from rwguidance.testing import check_model, check_reward
@@ -120,11 +120,23 @@ class Light(nn.Module):
         return self.sign * pictures.flatten(1).mean(1)
 
 
-def light_as_asked(pictures, prompts):
+class LightAsAsked:
     """The match: one where a picture is lighter than 0.5 as the prompt says, else zero."""
 
-    lighter = pictures.flatten(1).mean(1) > 0.5
-    return (lighter == torch.tensor([prompt[0] == "l" for prompt in prompts])).float()
+    depends_on = ()
+
+    def __call__(self, pictures, prompts):
+        lighter = pictures.flatten(1).mean(1) > 0.5
+        return (lighter == torch.tensor([prompt[0] == "l" for prompt in prompts])).float()
+
+
+class Lightness:
+    """The embedding: the mean of a picture, (B, 1)."""
+
+    depends_on = ()
+
+    def __call__(self, pictures):
+        return pictures.flatten(1).mean(1, keepdim=True)
 
 
 class Add(nn.Module):
@@ -140,129 +152,88 @@ class Add(nn.Module):
         return torch.full_like(x_t, self.value)
 
 
-def scorer(gold=-1.0):
-    return Scorer(Light(), Light(gold), light_as_asked, PROMPTS_OF_TOY)
+def task(gold=-1.0):
+    return Task(PROMPTS_OF_TOY, Light(), Light(gold), LightAsAsked(), Lightness())
 
 
-SMALL = Settings(images=3, bank=200, candidates=5, nats=0.5, batch=64)
+SMALL = Settings(images=3, nats=0.5, target=200, batch=64)
+METHODS = {"importance": Importance(kl=1.0, bank=200), "best of 5": BestOfN(5)}
+
+
+@pytest.fixture
+def lines(tmp_path, capsys):
+    """Runs the demo, and returns the lines of its table."""
+
+    def lines(*cases, gold=-1.0, settings=SMALL, seed=0):
+        files = run(cases, task(gold), tmp_path / "new" / "folder", settings, seed)
+        assert [file.name for file in files] == ["emoji.png", "emoji.csv"]
+        with files[1].open() as file:
+            return list(csv.DictReader(file))
+
+    return lines
+
+
+def figure(line, name):
+    return float(line[name]), float(line[f"{name} error"])
 
 
 class TestEmoji:
-    def test_one_step_of_a_linear_reward_meets_the_target(self):
-        backbone = Generator()
-        rows, pairs = align(Case("toy", backbone, 1), scorer(), SMALL)
-        base, guided, best, target = rows
-        assert [row.method for row in rows] == [
-            "base", "importance guidance", "best of 5", "target"
+    def test_one_step_of_a_linear_reward_meets_the_target(self, lines):
+        base, guided, best, target = lines(Case("toy", Generator(), 1, METHODS))
+        assert [line["method"] for line in (base, guided, best, target)] == [
+            "base", "importance", "best of 5", "tilted law"
         ]  # fmt: skip
-        # The whole law moves by the difference of the two means of the bank.
-        assert guided.proxy.value == pytest.approx(target.proxy.value, abs=1e-6)
-        assert guided.excess.value == pytest.approx(0, abs=1e-6)
-        assert guided.gold.value == pytest.approx(-guided.proxy.value, abs=1e-6)
         # A linear reward of a normal law: sqrt(2 nats) standard deviations.
         exact = (2 * SMALL.nats) ** 0.5 * STD / 12**0.5
-        assert_within(guided.proxy.value, exact, exact * (3 / 600) ** 0.5)
-        assert_within(base.proxy.value, (0.4 + 0.4 + 0.6) / 3, STD / 12**0.5 / 3)
-        assert pairs.base.shape == (3, 3, 3, 2, 2)
-        moved = pairs.aligned - pairs.base
-        torch.testing.assert_close(moved, moved[:, :1].expand_as(moved), atol=1e-5, rtol=0)
-        # The first two prompts have the same law, but banks and noise of their own.
-        assert not torch.allclose(moved[0, 0], moved[1, 0], atol=1e-3)
-        pictures = pairs.base[:2].flatten(0, 1).flatten(1)
-        assert float(torch.pdist(pictures).min()) > 0.01
-        assert best.proxy.value > 0
-
-    def test_calls_are_counted(self):
-        backbone = Generator()
-        rows, _ = align(Case("toy", backbone, 4), scorer(), SMALL)
-        base, guided, best, target = rows
-        assert (base.calls, guided.calls, best.calls, target.calls) == (4, 4, 20, 0)
-        assert guided.setup_calls == 800
-        assert backbone.calls == 3 * (3 * (4 + 4 + 20) + 800)
-        assert len(guided.ess) == 4
-        assert guided.ess[0] == pytest.approx(200 / 2.7, rel=0.5)
-        assert min(row.seconds for row in (base, guided, best)) > 0
-
-    @pytest.mark.parametrize(("factor", "words"), [(0.5, "stays short"), (2.0, "overshoots")])
-    def test_a_network_is_held_against_the_target_of_its_own_beta(self, factor, words):
-        beta = 0.02
-        exact = STD**2 / 12 / beta  # of one pixel: the reward is their mean
-        case = Case("toy", Generator(), 1, Add(factor * exact), beta)
-        _, guided, _, target = align(case, scorer(), SMALL)[0]
-        assert guided.method == "guidance network"
-        assert guided.proxy.value == pytest.approx(factor * exact, rel=1e-4)
-        # Self-normalized, from 200 draws of each of three prompts.
-        assert_within(target.proxy.value, exact, STD / 12**0.5 * (8 / 600) ** 0.5)
-        assert words in verdict(guided)
-        assert "gold falls" in verdict(guided)
-        assert guided.setup_calls == 0
-
-    def test_the_best_of_one_is_the_base_and_of_more_is_better_in_every_picture(self):
-        settings = dataclasses.replace(SMALL, candidates=1)
-        rows, _ = align(Case("toy", Generator(), 1), scorer(), settings)
-        assert rows[2].proxy.value == pytest.approx(0, abs=1e-6)
-        assert rows[2].proxy.error == pytest.approx(0, abs=1e-6)
-        rows, _ = align(Case("toy", Generator(), 1), scorer(), SMALL)
+        for line in (guided, target):
+            assert_within(float(line["proxy"]), exact, exact * (3 / 600) ** 0.5)
+        assert_within(float(base["proxy"]), (0.4 + 0.4 + 0.6) / 3, STD / 12**0.5 / 3)
+        assert float(guided["gold"]) == pytest.approx(-float(guided["proxy"]), abs=1e-6)
+        assert_within(float(guided["share"]), 1.0, (6 / 600) ** 0.5)
         # The largest of five normal numbers: 1.163 standard deviations.
-        assert_within(rows[2].proxy.value, 1.163 * STD / 12**0.5, STD / 12**0.5 * 1.2 / 3)
+        assert_within(float(best["proxy"]), 1.163 * STD / 12**0.5, STD / 12**0.5 * 1.2 / 3)
+        # Guided pictures have the tilted law, up to noise of nine; base ones are one error off.
+        assert float(guided["judge energy"]) < float(base["judge energy"])
 
-    def test_a_picture_has_proxy_gold_and_match(self):
-        pictures = torch.tensor([0.2, 0.8]).reshape(2, 1, 1, 1).expand(2, 3, 2, 2)
-        values = scorer()(pictures, ["dark"] * 2)
-        torch.testing.assert_close(values[:, 2], torch.tensor([1.0, 0.0], dtype=torch.float64))
-        torch.testing.assert_close(values[:, 0].float(), torch.tensor([0.2, 0.8]))
-        torch.testing.assert_close(values[:, 1], -values[:, 0])
-
-    def test_a_mean_has_the_error_of_its_prompts(self):
-        mean = Mean.of(torch.tensor([1.0, 2.0, 6.0]))
-        assert (mean.value, mean.error) == (3.0, pytest.approx((7 / 3) ** 0.5))
-        assert Mean.of(torch.tensor([1.0])) == Mean(1.0, 0.0)
-
-    def test_the_seed_decides_everything_and_batches_nothing(self):
-        few = dataclasses.replace(SMALL, bank=20)
-        found = [
-            align(Case("toy", Generator(), 2), scorer(), dataclasses.replace(few, batch=b), seed)
-            for b, seed in ((20, 0), (7, 0), (20, 1))
-        ]
-        values = [[row.proxy.value for row in rows] for rows, _ in found]
-        assert values[0] == pytest.approx(values[1], abs=1e-6)
-        assert all(
-            a != pytest.approx(b, abs=1e-5) for a, b in zip(values[0], values[2], strict=True)
-        )
+    def test_calls_are_counted_and_those_of_a_bank_stand_apart(self, lines):
+        backbone = Generator()
+        base, guided, best, target = lines(Case("toy", backbone, 4, METHODS))
+        calls = [(float(line["calls"]), float(line["shared calls"])) for line in (guided, best)]
+        assert calls == [(4, 800), (20, 0)]
+        assert (float(base["calls"]), float(target["calls"])) == (4, 0)
+        # The target's draws are no method's.
+        assert backbone.calls == 3 * (3 * (4 + 4 + 16) + 800 + 800)
+        assert min(float(line["seconds"]) for line in (base, guided, best)) > 0
 
     @pytest.mark.parametrize(
-        ("excess", "gold", "words"),
-        [
-            (Mean(-0.3, 0.1), Mean(0.3, 0.1), ("stays short of the target, at 77%", "gold rises")),
-            (Mean(0.5, 0.1), Mean(-0.3, 0.1), ("overshoots the target, at 200%", "gold falls")),
-            (Mean(0.1, 0.1), Mean(0.1, 0.1), ("meets the target", "of none")),
-        ],
+        ("factor", "words"), [(0.5, "not reached by network"), (2.0, "overshot by network")]
     )
-    def test_the_verdict_is_in_words(self, excess, gold, words):
-        row = Row("toy", "guided", Mean(1.0, 0.1), gold, Mean(0.0, 0.0), excess)
-        assert all(word in verdict(row) for word in words)
-
-    def test_what_has_no_target_has_no_verdict(self):
-        none = Mean(0.0, 0.0)
-        with pytest.raises(ValueError, match="base was not held against a target"):
-            verdict(Row("toy", "base", none, none, none))
-
-    def test_it_writes_a_sheet_and_a_table_and_says_how_it_went(
-        self, tmp_path, capsys, monkeypatch
-    ):
-        monkeypatch.setenv("COLUMNS", "140")
-        cases = [Case("one", Generator(), 1), Case("two", Generator(), 1, Add(0.2), 0.02)]
-        files = run(cases, scorer(), tmp_path / "new" / "folder", SMALL)
-        assert [file.name for file in files] == ["emoji.png", "emoji.csv"]
-        out = capsys.readouterr().out
-        assert "two, guidance network: overshoots the target" in out
+    def test_it_says_how_it_went(self, lines, capsys, factor, words):
+        method = {"network": Importance(kl=1.0, bank=200, scale=factor)}
+        lines(Case("toy", Generator(), 1, method))
+        out = " ".join(capsys.readouterr().out.split())
+        assert words in out
+        assert "While proxy rises, gold falls with network" in out
         assert "emoji.png" in out
-        with files[1].open() as file:
-            rows = list(csv.DictReader(file))
-        assert [row["model"] for row in rows] == ["one"] * 4 + ["two"] * 4
-        assert float(rows[5]["proxy"]) == pytest.approx(0.2, rel=1e-4)
-        assert rows[0]["excess"] == ""
-        with Image.open(files[0]) as sheet:
+
+    def test_a_failure_is_one_error_that_names_it(self, lines, monkeypatch):
+        def fail(*arguments):
+            raise OSError("no space")
+
+        monkeypatch.setattr(BestOfN, "align", fail)
+        with pytest.raises(RuntimeError, match=r"toy, best of 5, dark cat: .*no space"):
+            lines(Case("toy", Generator(), 1, METHODS))
+
+    def test_the_sheet_shows_the_first_method_of_each_model(self, lines, tmp_path):
+        cases = [
+            Case("one", Generator(), 1, METHODS),
+            Case("two", Generator(), 1, {"network": Network(Add(0.2)), **METHODS}),
+        ]
+        found = lines(*cases)
+        assert [line["model"] for line in found] == ["one"] * 4 + ["two"] * 5
+        assert float(found[5]["proxy"]) == pytest.approx(0.2, rel=1e-4)
+        assert found[0]["share"] == ""
+        with Image.open(tmp_path / "new" / "folder" / "emoji.png") as sheet:
             pixels = sheet.convert("RGB")
         # The first prompt: base and aligned of both models.
         lefts = [18, 18 + 131, 18 + 277, 18 + 277 + 131]
@@ -296,33 +267,36 @@ class TestCommand:
 
         def load(name):
             asked.append(name)
-            return {"emoji-pick": Light(), "emoji-gold": Light(-1.0)}.get(name, light_as_asked)
+            return {"emoji-pick": Light(), "emoji-gold": Light(-1.0)}.get(name, LightAsAsked())
 
         def load_backbone(name):
             asked.append(name)
             return Generator()
 
+        def load_embedding(name):
+            asked.append(name)
+            return Lightness()
+
         def load_network(name):
             asked.append(name)
             return Add(0.01)
 
-        known = types.SimpleNamespace(beta=0.05)
         texts = types.SimpleNamespace(prompts=("dark", "light", "lighter"))
         monkeypatch.setattr(rewards, "load", load)
         monkeypatch.setattr(backbones, "load", load_backbone)
         monkeypatch.setattr(networks, "load", load_network)
-        monkeypatch.setattr(networks, "published", lambda name: known)
         monkeypatch.setattr(prompts, "load", lambda name: texts)
+        monkeypatch.setattr(embeddings, "load", load_embedding)
         code, out, err = command("--quick", "--out", str(tmp_path))
-        assert (code, err) == (0, "")
-        assert "emoji-turbo, guidance network:" in out
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["emoji.csv", "emoji.png"]
+        assert (code, err.strip()) == (0, "")  # of the bars, lines are left
+        assert out.index("emoji-flow") < out.index("emoji-turbo") < out.index("noise gradient")
+        assert {"emoji.csv", "emoji.png"} < {path.name for path in tmp_path.iterdir()}
         assert asked == [
             *("emoji-pick", "emoji-gold", "emoji-match"),
-            *("emoji-flow", "emoji-turbo", "emoji-turbo-guide"),
+            *("emoji-judge", "emoji-flow", "emoji-turbo-guide", "emoji-turbo"),
         ]
 
-    @pytest.mark.parametrize("missing", [prompts, rewards, backbones, networks])
+    @pytest.mark.parametrize("missing", [prompts, rewards, embeddings, backbones, networks])
     def test_without_the_test_bed_it_says_what_to_install(
         self, command, monkeypatch, tmp_path, missing
     ):
@@ -331,7 +305,7 @@ class TestCommand:
 
         texts = types.SimpleNamespace(prompts=("dark",))
         monkeypatch.setattr(prompts, "load", lambda name: texts)
-        for module in (rewards, backbones, networks):
+        for module in (rewards, embeddings, backbones, networks):
             monkeypatch.setattr(module, "load", lambda name: nn.Identity())
         monkeypatch.setattr(missing, "load", load)
         code, out, err = command("--out", str(tmp_path))

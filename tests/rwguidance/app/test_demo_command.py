@@ -8,7 +8,7 @@ from torch import nn
 from rwguidance import rewards
 from rwguidance.app import demo as runs
 from rwguidance.app.commands import demo
-from rwguidance.evaluation import prompts
+from rwguidance.evaluation import embeddings, prompts
 
 TEXTS = ("dark", "light", "lighter", "lightest")
 
@@ -17,7 +17,8 @@ TEXTS = ("dark", "light", "lighter", "lightest")
 def test_a_quick_demo_has_two_prompts(monkeypatch, quick, expected):
     monkeypatch.setattr(rewards, "load", lambda name: nn.Identity())
     monkeypatch.setattr(prompts, "load", lambda name: types.SimpleNamespace(prompts=TEXTS))
-    assert tuple(demo._scorer(quick).prompts) == expected
+    monkeypatch.setattr(embeddings, "load", lambda name: nn.Identity())
+    assert tuple(demo._task(quick).prompts) == expected
 
 
 class Stop(Exception):
