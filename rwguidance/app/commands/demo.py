@@ -95,9 +95,10 @@ def _case(name: str, steps: int, methods: "dict[str, Method]") -> "Case":
         # Decoding is most of the work, and a third faster in this format of memory.
         # Those of the test bed have a path.
         found = cast("backbones.Backbone", backbones.load(name))
-        return Case(name, found.to(memory_format=torch.channels_last), steps, methods)
+        backbone = found.to(memory_format=torch.channels_last)
     except LookupError as error:
         raise _needs_test_bed(error) from None
+    return Case(name, backbone, steps, methods)
 
 
 def _needs_test_bed(error: LookupError) -> ImportError:
