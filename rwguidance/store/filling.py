@@ -110,12 +110,12 @@ def fill(
         work = [(task, batch) for task in tasks for batch in batches(task.n, task.batch_size)]
         work, done = [work[i] for i in processes.deal(len(work))], 0
         total = sum(len(batch) for _, batch in work)
+        report(0, total)
         for task, batch in work:
-            report(done, total)
             if task.run(batch):
                 changed[task.column.key] = task.column
             done += len(batch)
-        report(done, total)
+            report(done, total)
 
     def settle() -> None:
         for column in changed.values():

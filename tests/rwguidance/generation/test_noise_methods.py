@@ -84,7 +84,11 @@ def test_a_backward_pass_counts_as_two_calls():
         reward(squares.decode(squares(z, ["a"] * 5)), None).sum().backward()
         with torch.no_grad():
             squares(z, ["a"] * 5)
-    assert (meter.network, meter.decoder, meter.scored) == (20, 15, 15)
+        later = squares.decode(squares(z, ["a"] * 5)).sum()
+    counted = (25, 20, 15)
+    assert (meter.network, meter.decoder, meter.scored) == counted
+    later.backward()  # outside, it is not this meter's
+    assert (meter.network, meter.decoder, meter.scored) == counted
 
 
 class Random(Law):
