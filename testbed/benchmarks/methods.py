@@ -16,35 +16,38 @@ from pathlib import Path
 OWN = Path(__file__).with_name("own_methods.py")
 
 SHARED = (
-    "importance:bank=16",
     "importance:bank=64",
-    "importance:bank=256",
-    f"{OWN}:Pooled:side=1",
+    "importance:bank=64,leave_one_out=true",
     "plug-in",
     "resample:bank=64",
-    "pool:bank=32",
+    "pool:bank=32,leave_one_out=true",
+    "pool:bank=16,leave_one_out=true",
     "best-of-n:n=2",
     "best-of-n:n=4",
-    "best-of-n:n=8",
     "best-of-n:n=16",
-    "best-of-n:n=4,kl=1",
     "best-of-n:n=16,kl=1",
 )
 """Methods of both models."""
 
 ALONE = {
-    # Of four steps, 0.9 leaves the first and 0.7 the first two. Pure noise has no gradient.
+    # Through three calls: the fourth changes next to nothing. Sizes are those of the development
+    # prompts at 1 nat.
     "emoji-flow": (
-        "importance:bank=64,window=[0.9,1]",
+        f"{OWN}:Pooled:side=1",
         "importance:bank=64,window=[0.7,1]",
-        "importance:bank=64,ess=0.05",
-        "importance:bank=64,ess=0.15",
-        "importance:bank=64,leave_one_out=true",
-        f"{OWN}:Jacobian:window=[0,0.9]",
+        "noise-gradient:size=1.3,through=3",
     ),
-    "emoji-turbo": ("network:network=emoji-turbo-guide", f"{OWN}:Jacobian"),
+    "emoji-turbo": (
+        "noise-gradient:size=0.65",
+        "pcn:bank=64",
+        "network:network=emoji-turbo-guide",
+        f"{OWN}:Jacobian",
+    ),
 }
 """Methods of one model: windows and wider kernels need several steps, networks are of a model."""
+
+IMAGES = 16
+"""Pictures of a prompt, which those methods weigh together that make several at once."""
 
 SMOKE = ("--strengths", "1", "--target-draws", "8", "--shown", "2")
 """Options of a run that is over in seconds, and says nothing."""
@@ -61,11 +64,12 @@ def command(backbone: str, out: Path, prompts: int, smoke: bool, more: Sequence[
         more: Further options.
     """
 
-    methods = SHARED[3:5] + SHARED[7:8] if smoke else (*SHARED, *ALONE.get(backbone, ()))
+    methods = SHARED[2:4] + SHARED[7:8] if smoke else (*SHARED, *ALONE.get(backbone, ()))
     return [
         *("evaluate", "--backbone", backbone, "--reward", "emoji-pick"),
         *("--held-out", "emoji-hps,emoji-gold,emoji-match", "--embedding", "emoji-judge"),
-        *("--prompts", "emoji-report", "--subset", str(prompts)),
+        *("--prompts", "emoji-report", "--subset", str(prompts), "--images", str(IMAGES)),
+        *("--developed-on", "emoji-development", "--batch-size", str(IMAGES)),
         *(part for method in methods for part in ("--method", method)),
         *("--cache", str(out / "draws"), "--out", str(out / backbone)),
         *(SMOKE if smoke else ()),
