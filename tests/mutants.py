@@ -1010,6 +1010,20 @@ MUTANTS = [
         "condition",
         "test_latents",
     ),
+    Mutant(
+        "objectives: draws of another law count as those of the model",
+        "training/objectives.py",
+        "return (self.log_importance.exp().to(values) * values).mean()",
+        "return values.mean()",
+        "test_weighted_banks",
+    ),
+    Mutant(
+        "objectives: groups of another law count as those of the model",
+        "training/objectives.py",
+        "shares.multinomial(",
+        "torch.ones_like(shares).multinomial(",
+        "test_weighted_banks",
+    ),
 ]
 
 
