@@ -76,8 +76,10 @@ def test_a_guided_picture_that_cannot_be_scored_is_not_chosen(tmp_path):
 
 
 def test_methods_at_a_strength_keep_their_other_settings():
-    assert Pool(bank=9, beta=5.0, ess=0.1, pictures=3).at(2.0) == Pool(9, None, 2.0, 0.1, False, 3)
-    assert Resample(9, 5.0, pictures=3).at(2.0) == Resample(9, None, 2.0, 3)
+    assert Pool(bank=9, beta=5.0, ess=0.1, pictures=3).at(2.0) == Pool(
+        9, None, 2.0, 0.1, pictures=3
+    )
+    assert Resample(9, 5.0, pictures=3).at(2.0) == Resample(9, None, 2.0, pictures=3)
     for method in (Pool, Resample):
         assert method.from_options() == method(kl=1.0)
         for wrong in ({}, {"beta": 1.0, "kl": 1.0}):
