@@ -88,13 +88,6 @@ MUTANTS = [
         "test_renewal",
     ),
     Mutant(
-        "copies: the first of a value is one",
-        "renewal.py",
-        "again[order[1:]] = picks[order].diff() == 0",
-        "again[order[:-1]] = picks[order].diff() == 0",
-        "test_renewal",
-    ),
-    Mutant(
         "pool: guided draws count as those of the law",
         "pooling.py",
         "torch.full_like(r, math.log(count)), log_n + _times(reached, r) - log_z",

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..pooling import Pooled, pool
+from ..renewal import Renewed, renew, renoising
 from ..support import checks
 from ..support.randomness import generator_for
+from ..tilt import Tilt
 from .base import Aligned, Method, set_checked
 from .importance import Importance
 from .run import Run
@@ -53,11 +55,14 @@ def _resampled(
 
 @dataclass(frozen=True, kw_only=True)
 class Together(Method):
-    """A method that makes some pictures of a prompt together.
+    """A method that resamples some pictures of a prompt together.
 
     Arguments:
         pictures: Number of pictures of a prompt that are made together; which numbers they have,
             and nothing else of the run, decides what a picture is.
+        renew: Number of moves that make copies new: each noises every picture to the time of half
+            the steps, denoises it, and keeps that by a Metropolis test. Exact for DDIM(eta=1) with
+            many steps, and nearly so for samplers without randomness.
 
     Raises:
         TypeError: If a value is of the wrong kind.
@@ -65,9 +70,53 @@ class Together(Method):
     """
 
     pictures: int = 16
+    renew: int = 0
 
     def __post_init__(self) -> None:
-        set_checked(self, pictures=checks.integer("pictures", self.pictures, 1))
+        set_checked(
+            self,
+            pictures=checks.integer("pictures", self.pictures, 1),
+            renew=checks.integer("renew", self.renew, 0),
+        )
+
+    def check(self, times: Tensor) -> None:
+        super().check(times)
+        if self.renew and len(times) < 3:
+            raise ValueError(
+                "renew needs two steps at least, since it noises pictures to the time of one "
+                f"within the run, got {len(times) - 1}; pcn moves the noise of a single step"
+            )
+
+    def _moves(self, images: int, steps: int, batch_size: int) -> Work:
+        """Returns the work on `renew` moves of the groups that hold so many pictures."""
+
+        if not self.renew:
+            return Work()
+        move = Work.of_samples(self.pictures, steps - steps // 2, batch_size)
+        start = Work(decoded=self.pictures, scored=self.pictures)
+        return (move * self.renew + start) * -(-images // self.pictures)
+
+    def _renewed(self, group: Group, run: Run, prompt: str, number: int, beta: float) -> Group:
+        """Returns the pictures of a group, of a number, after their moves."""
+
+        if not self.renew:
+            return group
+        names = [("renew", self.name, prompt, number, i) for i in range(self.pictures)]
+        times = run.times[(len(run.times) - 1) // 2 :]
+        moves = renoising(run.model, run.model.sampler, times)
+        # A picture that cannot be scored is none to move to.
+        score = lambda images, _: run.score(images, prompt).values.nan_to_num(
+            nan=-torch.inf, neginf=-torch.inf
+        )
+        made = renew(
+            group.x_0,
+            Tilt(score, beta, run.backbone.decode),
+            lambda x_0, _, sources: moves(x_0, run.condition(prompt, len(x_0)), sources),
+            self.renew,
+            generator=[generator_for(run.seed, *name) for name in names],
+            batch_size=run.batch_size,
+        )
+        return _moved(group, made)
 
     @abstractmethod
     def group(self, run: Run, prompt: str, number: int) -> Group:
@@ -90,6 +139,22 @@ class Together(Method):
             states.append(made.x_0[place])
             each.append({**made.facts, **made.each[place]})
         return Aligned(torch.stack(states), {}, each)
+
+
+def _moved(group: Group, made: Renewed) -> Group:
+    """A group whose pictures are those that moves have made of it."""
+
+    shares = made.acceptance.tolist()
+    still = {one["chosen"] for one, share in zip(group.each, shares, strict=True) if not share}
+    distinct = {
+        "distinct": len(still) + sum(share > 0 for share in shares),
+        "distinct before moves": group.facts["distinct"],
+    }
+    each = [
+        {**one, "acceptance": round(share, 3)}
+        for one, share in zip(group.each, shares, strict=True)
+    ]
+    return Group(made.x_0, {**group.facts, **distinct}, each)
 
 
 @dataclass(frozen=True)
@@ -132,7 +197,8 @@ class Resample(Together, OfStrength):
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         bank = Work.of_samples(self.bank, steps, batch_size)
-        return super().work(images, steps, batch_size) + bank
+        moves = self._moves(images, steps, batch_size)
+        return super().work(images, steps, batch_size) + bank + moves
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
         bank = run.bank(prompt, self.bank, "bank")
@@ -142,7 +208,8 @@ class Resample(Together, OfStrength):
         made = _resampled(
             pool(bank.rewards, None, beta), bank.x_0, 0, self.pictures, name, run.seed
         )
-        return replace(made, facts={"beta": beta, **made.facts})
+        made = replace(made, facts={"beta": beta, **made.facts})
+        return self._renewed(made, run, prompt, number, beta)
 
 
 @dataclass(frozen=True)
@@ -173,7 +240,8 @@ class Pool(Together, Importance):
         groups = -(-images // self.pictures)
         guided = Work.of_samples(self.pictures, steps, batch_size) * groups
         bank = Work.of_samples(self.bank, steps, batch_size)
-        return guided + bank + Work(decoded=images, scored=images)
+        moves = self._moves(images, steps, batch_size)
+        return guided + bank + moves + Work(decoded=images, scored=images)
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
         first = number * self.pictures
@@ -192,4 +260,5 @@ class Pool(Together, Importance):
         name = ("pool", prompt, number)
         group = _resampled(pooled, candidates, self.pictures, self.pictures, name, run.seed)
         about = {"reach": round(pooled.reach, 3), "misfit": round(pooled.misfit, 3)}
-        return replace(group, facts={**facts, **about, **group.facts})
+        group = replace(group, facts={**facts, **about, **group.facts})
+        return self._renewed(group, run, prompt, number, facts["beta"])
