@@ -1011,6 +1011,20 @@ MUTANTS = [
         "test_weighted_banks",
     ),
     Mutant(
+        "choice: banks are as large for weak tilts as for strong ones",
+        "generation/choice.py",
+        'math.exp(given.get("kl", 1.0))',
+        "math.exp(1.0)",
+        "test_choice",
+    ),
+    Mutant(
+        "choice: unguided pictures cost nothing where they are chosen from",
+        "generation/choice.py",
+        "if method.chooses:",
+        "if False:",
+        "test_choice",
+    ),
+    Mutant(
         "objectives: groups of another law count as those of the model",
         "training/objectives.py",
         "shares.multinomial(",
