@@ -1011,6 +1011,13 @@ MUTANTS = [
         "test_weighted_banks",
     ),
     Mutant(
+        "flow map: the first state is taken for one of the path",
+        "noise_space/generators.py",
+        "model = model.starting(float(times[0]))",
+        "pass",
+        "test_noise_space",
+    ),
+    Mutant(
         "choice: banks are as large for weak tilts as for strong ones",
         "generation/choice.py",
         'math.exp(given.get("kl", 1.0))',
