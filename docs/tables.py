@@ -6,6 +6,7 @@ A table stands between the marks ``<!-- table: NAME -->`` and ``<!-- end -->``.
 import re
 from pathlib import Path
 
+from rwguidance.generation.choice import Situation, choose
 from rwguidance.generation.methods import METHODS
 from rwguidance.generation.settings import flag, method_options, method_settings, summary
 
@@ -34,10 +35,65 @@ def settings():
     return _markdown(("option", "of", "what it is"), rows)
 
 
+# What was asked for, with `Situation` and settings: pictures, steps, whether there is a path and a
+# gradient, calls; and the settings.
+SITUATIONS = [
+    (Situation(16, 4, True, False), {}),
+    (Situation(64, 4, True, False), {}),
+    (Situation(16, 4, True, False), {"kl": 2.0}),
+    (Situation(16, 4, True, False), {"kl": 4.0}),
+    (Situation(16, 4, True, False, 8), {}),
+    (Situation(16, 4, True, False, 6), {}),
+    (Situation(16, 4, True, False, 4), {"kl": 4.0}),
+    (Situation(4, 4, True, False), {}),
+    (Situation(1, 4, True, True), {}),
+    (Situation(1, 4, True, True, 60), {}),
+    (Situation(1, 4, True, True, 20), {"beta": 1.0}),
+    (Situation(1, 4, True, False, 4), {"kl": 4.0}),
+    (Situation(16, 1, True, False), {}),
+    (Situation(1, 1, True, False), {}),
+    (Situation(1, 1, True, True, 4), {"beta": 1.0}),
+    (Situation(16, 1, False, False), {}),
+]
+
+
+def choice():
+    """A row for each situation: the situation, the method that the command chooses, its calls."""
+
+    rows = []
+    for situation, given in SITUATIONS:
+        model = "a path" if situation.path else "none, a Generator"
+        reward = "a gradient" if situation.gradient else "values"
+        nats = given.get("kl", 1.0)
+        strength = "`--beta`" if "beta" in given else f"{nats:g} nat{'s' * (nats != 1)}"
+        asked = "" if situation.calls is None else f"{situation.calls:g}"
+        try:
+            found = choose(situation, given)
+            bank = found.settings.get("bank")
+            name = f"`{found.kind.name}`" + ("" if bank is None else f", bank of {bank}")
+            cells = (name, f"{found.calls:.3g}")
+        except ValueError:
+            cells = ("refused", "")
+        rows.append(
+            (str(situation.images), str(situation.steps), model, reward, strength, asked, *cells)
+        )
+    headings = (
+        "pictures",
+        "steps",
+        "model",
+        "reward",
+        "strength",
+        "`--calls`",
+        "it takes",
+        "calls",
+    )
+    return _markdown(headings, rows)
+
+
 def written(page):
     """The page with its tables as they should be."""
 
-    tables = {"methods": methods(), "settings": settings()}
+    tables = {"methods": methods(), "settings": settings(), "choice": choice()}
     return _MARKED.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[4]}", page)
 
 

@@ -1,6 +1,6 @@
 r"""Copies become new: states are noised half way, denoised anew, and kept by a Metropolis test.
 
-Resampling makes copies. A copy :math:`x` is noised to a time t and denoised again to a proposal
+Resampling makes copies. A state :math:`x` is noised to a time t and denoised again to a proposal
 :math:`x'`, which is accepted with probability
 
 .. math:: \min\big(1, w(x') / w(x)\big) = \min\big(1, e^{(r' - r) / \beta}\big).
@@ -15,6 +15,11 @@ posterior are, since
 is symmetric. The ancestral sampler, DDIM(eta=1), draws from the model's posterior up to the error
 of its steps. A sampler without randomness keeps p as well, and is not reversible: there the test is
 an approximation, the better the less its proposals differ in reward.
+
+All states move, not the copies alone. Copies are of the largest weights: moved by themselves they
+go back to where the law has its mass, while those that stay are spread as the bank is, so that the
+law of all of them drifts towards p. Moved together, states come nearer to the tilted law with every
+move, whatever their law was.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +39,7 @@ from .support.randomness import Generators, normal
 from .tilt import Tilt
 from .weights import log_uniform
 
-__all__ = ["Propose", "Renewed", "copies", "renew", "renoising"]
+__all__ = ["Propose", "Renewed", "renew", "renoising"]
 
 Propose = Callable[[Tensor, Any, Generators], Tensor]
 r"""Maps clean states, (B, \*event), their conditions and a source of randomness to proposals."""
@@ -47,8 +52,7 @@ class Renewed:
     Arguments:
         x_0: Clean states, with shape (B, \*event).
         log_w: Their log-weights, in nats, with shape (B,).
-        acceptance: Share of accepted moves of each, in [0, 1], with shape (B,); 0 where none was
-            proposed.
+        acceptance: Share of accepted moves of each, in [0, 1], with shape (B,).
     """
 
     x_0: Tensor
@@ -85,36 +89,11 @@ def renoising(model: Model, sampler: Sampler, times: Tensor | Sequence[float]) -
     return propose
 
 
-def copies(picks: Tensor) -> Tensor:
-    """Returns which of resampled indices were there before: all of a value but the first.
-
-    Arguments:
-        picks: Indices, as :func:`rwguidance.weights.systematic` returns them, with shape (n,).
-
-    Returns:
-        Booleans, with shape (n,).
-
-    Raises:
-        TypeError: If the indices are no tensor of integers.
-        ValueError: If they are no row.
-    """
-
-    if not isinstance(picks, Tensor) or picks.is_floating_point() or picks.is_complex():
-        raise TypeError(f"picks must be a tensor of integers, got {checks.described(picks)}")
-    if picks.ndim != 1:
-        raise ValueError(f"picks must have shape (n,), got {tuple(picks.shape)}")
-    order = picks.argsort(stable=True)
-    again = torch.zeros(len(picks), dtype=torch.bool, device=picks.device)
-    again[order[1:]] = picks[order].diff() == 0
-    return again
-
-
 def renew(
     x_0: Tensor,
     tilt: Tilt,
     propose: Propose,
     moves: int = 1,
-    rows: Tensor | None = None,
     condition: Any = None,
     generator: Generators = None,
     batch_size: int | None = None,
@@ -127,8 +106,6 @@ def renew(
         propose: A function that makes proposals, reversible for the law of the model, such as
             :func:`renoising`.
         moves: Number of proposals for each state, at least 1.
-        rows: Booleans with shape (B,), true for states to be moved, such as :func:`copies`; None
-            moves all. The choice must not depend on the states: else their law changes.
         condition: Conditions of the B states, as
             :func:`rwguidance.support.conditions.take` takes them.
         generator: Source of randomness: one, or one per state, with which a state depends neither
@@ -145,13 +122,12 @@ def renew(
     checks.function("propose", propose)
     moves = checks.integer("moves", moves, 1)
     checks.generator("generator", generator)
-    _check_rows(rows, len(x_0))
     size = checks.optional(checks.integer, "batch_size", batch_size, 1) or max(1, len(x_0))
-    moving = list(range(len(x_0))) if rows is None else rows.nonzero().flatten().tolist()
+    parts = [list(part) for part in batches(len(x_0), size)]
     with torch.no_grad():
-        log_w = torch.cat([tilt(x_0[i], take(condition, i)) for i in _parts(range(len(x_0)), size)])
+        log_w = torch.cat([tilt(x_0[part], take(condition, part)) for part in parts])
         x_0, acceptance = x_0.clone(), torch.zeros_like(log_w)
-        for part in _parts(moving, size):
+        for part in parts:
             source = take(generator, part) if isinstance(generator, Sequence) else generator
             for _ in range(moves):
                 old, old_w = x_0[part], log_w[part]
@@ -164,16 +140,3 @@ def renew(
                 log_w[part] = torch.where(accept, new_w, old_w)
                 acceptance[part] += accept / moves
     return Renewed(x_0, log_w, acceptance)
-
-
-def _check_rows(rows: Tensor | None, n: int) -> None:
-    if rows is None:
-        return
-    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
-        raise TypeError(f"rows must be a tensor of booleans, got {checks.described(rows)}")
-    if rows.shape != (n,):
-        raise ValueError(f"rows must have shape ({n},), got {tuple(rows.shape)}")
-
-
-def _parts(items: Sequence[int], size: int) -> list[list[int]]:
-    return [list(items[part.start : part.stop]) for part in batches(len(items), size)]

@@ -88,13 +88,6 @@ MUTANTS = [
         "test_renewal",
     ),
     Mutant(
-        "copies: the first of a value is one",
-        "renewal.py",
-        "again[order[1:]] = picks[order].diff() == 0",
-        "again[order[:-1]] = picks[order].diff() == 0",
-        "test_renewal",
-    ),
-    Mutant(
         "pool: guided draws count as those of the law",
         "pooling.py",
         "torch.full_like(r, math.log(count)), log_n + _times(reached, r) - log_z",
@@ -1009,6 +1002,41 @@ MUTANTS = [
         "condition if self.encode is None else self.encode(condition)",
         "condition",
         "test_latents",
+    ),
+    Mutant(
+        "objectives: draws of another law count as those of the model",
+        "training/objectives.py",
+        "return (self.log_importance.exp().to(values) * values).mean()",
+        "return values.mean()",
+        "test_weighted_banks",
+    ),
+    Mutant(
+        "flow map: the first state is taken for one of the path",
+        "noise_space/generators.py",
+        "model = model.starting(float(times[0]))",
+        "pass",
+        "test_noise_space",
+    ),
+    Mutant(
+        "choice: banks are as large for weak tilts as for strong ones",
+        "generation/choice.py",
+        'math.exp(given.get("kl", 1.0))',
+        "math.exp(1.0)",
+        "test_choice",
+    ),
+    Mutant(
+        "choice: unguided pictures cost nothing where they are chosen from",
+        "generation/choice.py",
+        "if method.chooses:",
+        "if False:",
+        "test_choice",
+    ),
+    Mutant(
+        "objectives: groups of another law count as those of the model",
+        "training/objectives.py",
+        "shares.multinomial(",
+        "torch.ones_like(shares).multinomial(",
+        "test_weighted_banks",
     ),
 ]
 

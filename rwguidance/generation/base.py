@@ -173,8 +173,8 @@ class Guided(Method):
         if isinstance(run.backbone, Generator):
             raise ValueError(
                 f"{self.name} needs a model with a path to guide along, which "
-                f"{type(run.backbone).__name__}, a Generator, does not have; best-of-n, pcn and "
-                "noise-gradient need none"
+                f"{type(run.backbone).__name__}, a Generator, does not have; resample, "
+                "best-of-n, pcn and noise-gradient need none"
             )
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """Methods that move the noise of a picture instead of guiding its path."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -8,7 +9,13 @@ import torch
 from torch import Tensor
 
 from ..backbone import Generator
-from ..noise_space import Selection, adapted_pcn, noise_gradient, size_for_gain
+from ..noise_space import (
+    GainOutOfReach,
+    Selection,
+    adapted_pcn,
+    noise_gradient,
+    size_for_gain,
+)
 from ..noise_space.slopes import check_differentiable
 from ..support import checks
 from ..support.randomness import generator_for
@@ -23,8 +30,25 @@ __all__ = ["NoiseChain", "NoiseGradient"]
 
 # The norm of Gaussian noise varies by one part in 14 or less from here on; below, it is free.
 _MANY = 100
-# At most so many sizes are tried, see `size_for_gain`.
-_TRIED = 14
+# At most so many sizes are tried, and so many where none reaches the gain, see `size_for_gain`.
+_TRIED, _IN_VAIN = 14, 8
+# Moves where none are asked for: one, or several where it does not reach the gain.
+_MOVES = (1, 2)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Steps along the gradient: the tilt, their size and number, and the share of the gain."""
+
+    tilt: Tilt
+    size: float
+    moves: int
+    share: float | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        facts = {"beta": self.tilt.betas[0], "size": self.size, "moves": self.moves}
+        return facts if self.share is None else {**facts, "gain share": round(self.share, 3)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +56,10 @@ class NoiseGradient(OfStrength):
     r"""Noise moved along the gradient of a differentiable reward: one picture in a few calls.
 
     For models with few steps and samplers without randomness. The size of a step is the one at
-    which a few pilots of the prompt gain as much as the tilted law does on its bank. See
+    which a few pilots of the prompt gain as much as the tilted law does on its bank. Where no size
+    does, the pictures go as far as they can, a warning names the prompt, and their fact
+    ``gain share`` is below 1: they are better than without, and to leave such prompts out would
+    make a mean over prompts look better than the method is. See
     :func:`rwguidance.noise_space.noise_gradient`.
 
     Arguments:
@@ -41,7 +68,7 @@ class NoiseGradient(OfStrength):
             follows from it; 1 on the command line if neither is given.
         bank: Number of draws per prompt from which `beta` and the gain follow.
         moves: Number of moves of the noise, each with a gradient of its own; strong tilts need
-            several.
+            several. Without it one, or two where one does not reach the gain, whatever its size.
         size: Factor of the gradient; without it, it is found on pilots.
         pilots: Number of draws per prompt on which the size is found.
         through: Number of first calls of the network through which gradients go; the state that the
@@ -58,7 +85,7 @@ class NoiseGradient(OfStrength):
     beta: float | None = None
     kl: float | None = None
     bank: int = 64
-    moves: int = 1
+    moves: int | None = None
     size: float | None = None
     pilots: int = 8
     through: int | None = None
@@ -67,7 +94,7 @@ class NoiseGradient(OfStrength):
         set_checked(
             self,
             bank=checks.integer("bank", self.bank, 2),
-            moves=checks.integer("moves", self.moves, 1),
+            moves=checks.optional(checks.integer, "moves", self.moves, 1),
             size=checks.optional(checks.number, "size", self.size, above=0),
             pilots=checks.integer("pilots", self.pilots, 1),
             through=checks.optional(checks.integer, "through", self.through, 1),
@@ -95,12 +122,24 @@ class NoiseGradient(OfStrength):
         run = Work.of_samples(images, steps, batch_size)
         shown = Work(decoded=images, scored=images)
         bank = Work.of_samples(self.shared_draws, steps, batch_size)
-        own = self._gradients(images, self.moves, steps, batch_size) + run + shown + bank
+        own = self._gradients(images, self._tried[-1], steps, batch_size) + run + shown + bank
         if self.size is not None:
             return own
-        tried = Work.of_samples(self.pilots, steps, batch_size)
-        tried += self._gradients(self.pilots, self.moves - 1, steps, batch_size)
-        return own + tried * _TRIED + self._gradients(self.pilots, 1, steps, batch_size)
+        for moves in self._tried:
+            tried = Work.of_samples(self.pilots, steps, batch_size)
+            tried += self._gradients(self.pilots, moves - 1, steps, batch_size)
+            own += tried * (_TRIED if moves == self._tried[-1] else _IN_VAIN)
+            before = Work.of_samples(self.pilots, steps, batch_size)
+            own += before + self._gradients(self.pilots, 1, steps, batch_size)
+        return own
+
+    @property
+    def _tried(self) -> tuple[int, ...]:
+        """Numbers of moves that are tried, until one reaches the gain."""
+
+        if self.moves is not None:
+            return (self.moves,)
+        return _MOVES if self.size is None else _MOVES[:1]
 
     def _gradients(self, n: int, moves: int, steps: int, batch_size: int) -> Work:
         """Work on gradients: a backward pass counts as two calls, and calls are made twice.
@@ -115,31 +154,54 @@ class NoiseGradient(OfStrength):
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
-        make = lambda: self._chosen(run, prompt)
-        tilt, size = run.keep("noise gradient", (self, prompt), make)
+        make = lambda: self._steps(run, prompt)
+        steps: _Steps = run.keep("noise gradient", (self, prompt), make)
         noise = run.noise([("image", prompt, i) for i in numbers])
         found = noise_gradient(
             draw=lambda n, generator: noise,
             outputs=len(numbers),
-            size=size,
-            **self._settings(run, prompt, tilt, noise),
+            size=steps.size,
+            steps=steps.moves,
+            **self._settings(run, prompt, steps.tilt, noise),
         )
-        return Aligned(found.x_0, {"beta": tilt.betas[0], "size": size})
+        return Aligned(found.x_0, steps.facts)
 
-    def _chosen(self, run: Run, prompt: str) -> tuple[Tilt, float]:
-        """The tilt of a prompt, and the size of its steps."""
+    def _steps(self, run: Run, prompt: str) -> _Steps:
+        """The steps of a prompt's pictures."""
 
         tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
         if self.size is not None:
-            return tilt, self.size
+            return _Steps(tilt, self.size, self._tried[0])
+        gain = self._gain(run, prompt, tilt)
+        noise = run.noise([("draw", "bank", prompt, i) for i in range(self.pilots)])
+        settings = self._settings(run, prompt, tilt, noise)
+        for moves in self._tried:
+            try:
+                size = size_for_gain(
+                    noise=noise, gain=gain, steps=moves, batch_size=run.batch_size, **settings
+                )
+                return _Steps(tilt, size, moves, 1.0)
+            except GainOutOfReach as error:
+                most, best = error.gain, _Steps(tilt, error.size, moves, error.gain / gain)
+        asked = f"{best.moves} moves of the noise raise log w of {prompt!r} by {most:.3g} nats"
+        if most <= 0:
+            raise ValueError(f"{self.name}: {asked}, whatever their size, where {gain:.3g} are due")
+        warnings.warn(
+            f"{self.name}: {asked} where {gain:.3g} are due: its pictures are tilted less than "
+            f"asked; --moves {best.moves + 1} or a smaller --kl may mend it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return best
+
+    def _gain(self, run: Run, prompt: str, tilt: Tilt) -> float:
+        """The gain of the mean log-weight of a prompt that the tilted law has on its bank."""
+
         bank = run.bank(prompt, self.bank, "bank")
         assert bank.rewards is not None
         finite = bank.rewards.isfinite()
         log_w = tilt.weigh(bank.rewards)[finite].double()
-        gain = float(log_w.softmax(0) @ log_w - log_w.mean())
-        noise = run.noise([("draw", "bank", prompt, i) for i in range(self.pilots)])
-        settings = self._settings(run, prompt, tilt, noise)
-        return tilt, size_for_gain(noise=noise, gain=gain, batch_size=run.batch_size, **settings)
+        return float(log_w.softmax(0) @ log_w - log_w.mean())
 
     def _settings(self, run: Run, prompt: str, tilt: Tilt, noise: Tensor) -> dict[str, Any]:
         """What steps of any size have in common."""
@@ -150,7 +212,6 @@ class NoiseGradient(OfStrength):
             if self.through is None
             else run.generator(prompt, gradient=True, calls=self.through),
             "tilt": tilt,
-            "steps": self.moves,
             "condition": [prompt] * len(noise),
             "std": run.noise_std,
             "keep_norm": noise[0].numel() >= _MANY,

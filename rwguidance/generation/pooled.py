@@ -1,5 +1,6 @@
 """Methods that make some pictures of a prompt together: from one bank, or from one pool."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -8,20 +9,28 @@ import torch
 from torch import Tensor
 
 from ..pooling import Pooled, pool
+from ..renewal import Renewed, renew, renoising
 from ..support import checks
 from ..support.randomness import generator_for
-from .base import Aligned, set_checked
+from ..tilt import Tilt
+from .base import Aligned, Method, set_checked
 from .importance import Importance
 from .run import Run
 from .strength import OfStrength, check_one, checked_strength, tilt_of
 from .work import Work
 
-__all__ = ["Pool", "Resample"]
+__all__ = ["Group", "Pool", "Resample", "Together"]
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Pictures that were made together: their states, one per number, and what is said of them."""
+class Group:
+    r"""Pictures that were made together.
+
+    Arguments:
+        x_0: Clean states, one per number, with shape (B, \*event).
+        facts: Facts about all of them, in values that JSON can hold.
+        each: Facts about each of them, B in number.
+    """
 
     x_0: Tensor
     facts: dict[str, Any]
@@ -30,7 +39,7 @@ class _Group:
 
 def _resampled(
     pooled: Pooled, candidates: Tensor, guided: int, n: int, name: Sequence[str | int], seed: int
-) -> _Group:
+) -> Group:
     """Returns `n` of the candidates, the last `guided` of which are guided."""
 
     picks = pooled.draw(n, generator_for(seed, *name)).tolist()
@@ -41,24 +50,115 @@ def _resampled(
     }
     first = len(candidates) - guided
     each = [{"chosen": pick, "guided": pick >= first} for pick in picks]
-    return _Group(candidates[picks], facts, each if guided else [{"chosen": p} for p in picks])
+    return Group(candidates[picks], facts, each if guided else [{"chosen": p} for p in picks])
 
 
-def _aligned(method: "Resample | Pool", run: Run, prompt: str, numbers: Sequence[int]) -> Aligned:
-    """Collects pictures of some numbers from the groups that they belong to."""
+@dataclass(frozen=True, kw_only=True)
+class Together(Method):
+    """A method that resamples some pictures of a prompt together.
 
-    states, each = [], []
-    for number in numbers:
-        place, group = number % method.pictures, number // method.pictures
-        make = lambda group=group: method.group(run, prompt, group)
-        made: _Group = run.keep("group", (method, prompt, group), make)
-        states.append(made.x_0[place])
-        each.append({**made.facts, **made.each[place]})
-    return Aligned(torch.stack(states), {}, each)
+    Arguments:
+        pictures: Number of pictures of a prompt that are made together; which numbers they have,
+            and nothing else of the run, decides what a picture is.
+        renew: Number of moves that make copies new: each noises every picture to the time of half
+            the steps, denoises it, and keeps that by a Metropolis test. Exact for DDIM(eta=1) with
+            many steps, and nearly so for samplers without randomness.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If it is out of its range.
+    """
+
+    pictures: int = 16
+    renew: int = 0
+
+    def __post_init__(self) -> None:
+        set_checked(
+            self,
+            pictures=checks.integer("pictures", self.pictures, 1),
+            renew=checks.integer("renew", self.renew, 0),
+        )
+
+    def check(self, times: Tensor) -> None:
+        super().check(times)
+        if self.renew and len(times) < 3:
+            raise ValueError(
+                "renew needs two steps at least, since it noises pictures to the time of one "
+                f"within the run, got {len(times) - 1}; pcn moves the noise of a single step"
+            )
+
+    def _moves(self, images: int, steps: int, batch_size: int) -> Work:
+        """Returns the work on `renew` moves of the groups that hold so many pictures."""
+
+        if not self.renew:
+            return Work()
+        move = Work.of_samples(self.pictures, steps - steps // 2, batch_size)
+        start = Work(decoded=self.pictures, scored=self.pictures)
+        return (move * self.renew + start) * -(-images // self.pictures)
+
+    def _renewed(self, group: Group, run: Run, prompt: str, number: int, beta: float) -> Group:
+        """Returns the pictures of a group, of a number, after their moves."""
+
+        if not self.renew:
+            return group
+        names = [("renew", self.name, prompt, number, i) for i in range(self.pictures)]
+        times = run.times[(len(run.times) - 1) // 2 :]
+        moves = renoising(run.model, run.model.sampler, times)
+        # A picture that cannot be scored is none to move to.
+        score = lambda images, _: run.score(images, prompt).values.nan_to_num(
+            nan=-torch.inf, neginf=-torch.inf
+        )
+        made = renew(
+            group.x_0,
+            Tilt(score, beta, run.backbone.decode),
+            lambda x_0, _, sources: moves(x_0, run.condition(prompt, len(x_0)), sources),
+            self.renew,
+            generator=[generator_for(run.seed, *name) for name in names],
+            batch_size=run.batch_size,
+        )
+        return _moved(group, made)
+
+    @abstractmethod
+    def group(self, run: Run, prompt: str, number: int) -> Group:
+        """Makes the pictures of a group, which have the numbers from `number` times `pictures` on.
+
+        Arguments:
+            run: The run.
+            prompt: The prompt.
+            number: Number of the group.
+        """
+
+    def align(
+        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
+    ) -> Aligned:
+        states, each = [], []
+        for number in numbers:
+            place, group = number % self.pictures, number // self.pictures
+            make = lambda group=group: self.group(run, prompt, group)
+            made: Group = run.keep("group", (self, prompt, group), make)
+            states.append(made.x_0[place])
+            each.append({**made.facts, **made.each[place]})
+        return Aligned(torch.stack(states), {}, each)
+
+
+def _moved(group: Group, made: Renewed) -> Group:
+    """A group whose pictures are those that moves have made of it."""
+
+    shares = made.acceptance.tolist()
+    still = {one["chosen"] for one, share in zip(group.each, shares, strict=True) if not share}
+    distinct = {
+        "distinct": len(still) + sum(share > 0 for share in shares),
+        "distinct before moves": group.facts["distinct"],
+    }
+    each = [
+        {**one, "acceptance": round(share, 3)}
+        for one, share in zip(group.each, shares, strict=True)
+    ]
+    return Group(made.x_0, {**group.facts, **distinct}, each)
 
 
 @dataclass(frozen=True)
-class Resample(OfStrength):
+class Resample(Together, OfStrength):
     r"""Pictures drawn from one bank by their weights, so that pictures of a prompt share its cost.
 
     Systematic resampling: a draw comes as often as its weight says, rounded. Where few draws have
@@ -69,8 +169,6 @@ class Resample(OfStrength):
         beta: Temperature, in reward units.
         kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
             follows from it; 1 on the command line if neither is given.
-        pictures: Number of pictures of a prompt that are made together; which numbers they have,
-            and nothing else of the run, decides what a picture is.
 
     Raises:
         TypeError: If a value is of the wrong kind.
@@ -83,13 +181,12 @@ class Resample(OfStrength):
     bank: int = 64
     beta: float | None = None
     kl: float | None = None
-    pictures: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         set_checked(
             self,
             bank=checks.integer("bank", self.bank, 2),
-            pictures=checks.integer("pictures", self.pictures, 1),
             **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
         check_one(self.beta, self.kl)
@@ -100,16 +197,10 @@ class Resample(OfStrength):
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         bank = Work.of_samples(self.bank, steps, batch_size)
-        return super().work(images, steps, batch_size) + bank
+        moves = self._moves(images, steps, batch_size)
+        return super().work(images, steps, batch_size) + bank + moves
 
-    def align(
-        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
-    ) -> Aligned:
-        return _aligned(self, run, prompt, numbers)
-
-    def group(self, run: Run, prompt: str, number: int) -> _Group:
-        """Makes the pictures of the group of a number."""
-
+    def group(self, run: Run, prompt: str, number: int) -> Group:
         bank = run.bank(prompt, self.bank, "bank")
         assert bank.rewards is not None
         beta = tilt_of(run, prompt, self.beta, self.kl, self.bank).betas[0]
@@ -117,11 +208,12 @@ class Resample(OfStrength):
         made = _resampled(
             pool(bank.rewards, None, beta), bank.x_0, 0, self.pictures, name, run.seed
         )
-        return replace(made, facts={"beta": beta, **made.facts})
+        made = replace(made, facts={"beta": beta, **made.facts})
+        return self._renewed(made, run, prompt, number, beta)
 
 
 @dataclass(frozen=True)
-class Pool(Importance):
+class Pool(Together, Importance):
     r"""Guided pictures and a bank in one pool, from which pictures are drawn by their weights.
 
     Guidance stops short of the tilted law, and a bank has few draws that count; together they make
@@ -129,8 +221,6 @@ class Pool(Importance):
 
     Arguments:
         bank: Number of draws per prompt, of which the guidance is made as well.
-        pictures: Number of pictures of a prompt that are made together; which numbers they have,
-            and nothing else of the run, decides what a picture is.
 
     Raises:
         TypeError: If a value is of the wrong kind.
@@ -141,31 +231,24 @@ class Pool(Importance):
     name: ClassVar[str] = "pool"
 
     bank: int = 32
-    pictures: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        set_checked(self, pictures=checks.integer("pictures", self.pictures, 1))
+        Importance.__post_init__(self)
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         groups = -(-images // self.pictures)
         guided = Work.of_samples(self.pictures, steps, batch_size) * groups
         bank = Work.of_samples(self.bank, steps, batch_size)
-        return guided + bank + Work(decoded=images, scored=images)
+        moves = self._moves(images, steps, batch_size)
+        return guided + bank + moves + Work(decoded=images, scored=images)
 
-    def align(
-        self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
-    ) -> Aligned:
-        return _aligned(self, run, prompt, numbers)
-
-    def group(self, run: Run, prompt: str, number: int) -> _Group:
-        """Makes the pictures of the group of a number."""
-
+    def group(self, run: Run, prompt: str, number: int) -> Group:
         first = number * self.pictures
         guided, rewards, facts = [], [], {}
         for start in range(first, first + self.pictures, run.batch_size):
             numbers = range(start, min(start + run.batch_size, first + self.pictures))
-            made = super().align(run, prompt, numbers, torch.empty(0), torch.empty(0))
+            made = Importance.align(self, run, prompt, numbers, torch.empty(0), torch.empty(0))
             guided.append(made.x_0)
             values = run.score(run.decode(made.x_0), prompt).values
             rewards.append(values.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
@@ -177,4 +260,5 @@ class Pool(Importance):
         name = ("pool", prompt, number)
         group = _resampled(pooled, candidates, self.pictures, self.pictures, name, run.seed)
         about = {"reach": round(pooled.reach, 3), "misfit": round(pooled.misfit, 3)}
-        return replace(group, facts={**facts, **about, **group.facts})
+        group = replace(group, facts={**facts, **about, **group.facts})
+        return self._renewed(group, run, prompt, number, facts["beta"])

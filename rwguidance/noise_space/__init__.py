@@ -22,12 +22,13 @@ from .adapted import adapted_pcn
 from .banks import draw_bank
 from .chains import pcn, pcnl
 from .generators import Draw, Generate, flow_map
-from .gradient import noise_gradient, size_for_gain
+from .gradient import GainOutOfReach, noise_gradient, size_for_gain
 from .selection import best_of_n, soft_best_of_n
 from .tasks import Selection
 
 __all__ = [
     "Draw",
+    "GainOutOfReach",
     "Generate",
     "Selection",
     "adapted_pcn",

@@ -30,6 +30,8 @@ def flow_map(
 
     A last step to :math:`\sigma = 0` draws nothing for any eta, so that DDIM of any eta passes if
     it is the only step. For a sampler that does draw, write a function that hands it a generator.
+    The noise knows nothing of a clean state, so the run starts at its first time, see
+    :meth:`rwguidance.Model.starting`.
 
     Arguments:
         model: The model whose law is to be tilted.
@@ -54,6 +56,7 @@ def flow_map(
     checks.instance("sampler", sampler, Sampler, "a Sampler such as DDIM()")
     times = check_times(times)
     _check_deterministic(model, sampler, times)
+    model = model.starting(float(times[0]))
     if checks.flag("gradient", gradient):
         return lambda noise, condition: _recomputed(model, sampler, noise, times, condition)
     return lambda noise, condition: sample(

@@ -28,9 +28,25 @@ from .generators import Draw, Generate
 from .slopes import check_differentiable, inner, slope
 from .tasks import Selection, Task
 
-__all__ = ["noise_gradient", "size_for_gain"]
+__all__ = ["GainOutOfReach", "noise_gradient", "size_for_gain"]
 
 _DOUBLINGS, _HALVINGS = 8, 5
+# Gains flatten where the norm is kept: of sizes that gain nearly as much the smallest moves least.
+_NEARLY = 0.95
+
+
+class GainOutOfReach(ValueError):
+    """No size of some steps gains what was asked.
+
+    Arguments:
+        message: The message.
+        size: The smallest of the sizes that were tried which gains nearly as much as any.
+        gain: Gain of the pilots with it, in nats; it may be negative.
+    """
+
+    def __init__(self, message: str, size: float, gain: float) -> None:
+        super().__init__(message)
+        self.size, self.gain = size, gain
 
 
 def noise_gradient(
@@ -128,8 +144,8 @@ def size_for_gain(
         The size, within 3 % of one at which the pilots gain as much.
 
     Raises:
-        ValueError: If no size reaches the gain: says which gain was reached. Otherwise as
-            :func:`noise_gradient`.
+        GainOutOfReach: If no size reaches the gain, a ValueError: says which gain was reached.
+        ValueError: As :func:`noise_gradient` says.
     """
 
     checks.states("noise", noise)
@@ -141,17 +157,14 @@ def size_for_gain(
         pilots = _Pilots(climb, noise)
         low = gain / max(pilots.squared_slope, torch.finfo(torch.float64).tiny)
         reached = high = low
-        gains = []
+        gains: dict[float, float] = {}
         for _ in range(_DOUBLINGS):
-            gains.append(pilots.gain(high))
-            if gains[-1] >= gain:
+            gains[high] = pilots.gain(high)
+            if gains[high] >= gain:
                 break
             low, high = high, 2 * high
         else:
-            raise ValueError(
-                f"gain must be one that {steps} steps reach, at most {max(gains):.3g} nats on "
-                f"these pilots, got {gain:.3g}; take more steps or a weaker tilt"
-            )
+            raise _out_of_reach(gains, gain, steps)
         if high == reached:  # the first size is already too large
             low = high / 2
             while pilots.gain(low) >= gain and low > high / 2**_DOUBLINGS:
@@ -160,6 +173,16 @@ def size_for_gain(
             middle = math.sqrt(low * high)
             low, high = (low, middle) if pilots.gain(middle) >= gain else (middle, high)
     return math.sqrt(low * high)
+
+
+def _out_of_reach(gains: dict[float, float], gain: float, steps: int) -> GainOutOfReach:
+    most = max(gains.values())
+    size = min(size for size, found in gains.items() if found >= min(_NEARLY * most, most))
+    message = (
+        f"gain must be one that {steps} steps reach, at most {most:.3g} nats on these pilots, "
+        f"got {gain:.3g}; take more steps or a weaker tilt"
+    )
+    return GainOutOfReach(message, size, gains[size])
 
 
 class _Climb:

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +64,8 @@ class NoisedBatch:
         t: Times of the noised draws, float64, with shape (B,).
         condition: Conditions of the draws, as the model takes them.
         log_w: Centered log-weights of the clean draws, in nats, with shape (B,).
+        log_importance: Centered log-importances of the clean draws, in nats, with shape (B,); None
+            if they are draws of the law that the loss averages over.
     """
 
     x_0: Tensor
@@ -72,15 +74,40 @@ class NoisedBatch:
     t: Tensor
     condition: Any
     log_w: Tensor
+    log_importance: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Returns the average of values, one per draw, over the law that the draws stand for.
+
+        Arguments:
+            values: The values, with shape (B,); of another shape only where the draws are of the
+                law itself.
+
+        Raises:
+            ValueError: If draws with log-importances have no value each.
+        """
+
+        if self.log_importance is None:
+            return values.mean()
+        if values.shape != self.log_importance.shape:
+            raise ValueError(
+                f"a loss must return one value per draw, {tuple(self.log_importance.shape)}, for "
+                f"draws with log-importances, got {tuple(values.shape)}"
+            )
+        return (self.log_importance.exp().to(values) * values).mean()
 
 
 @dataclass(eq=False, repr=False)
 class Objective(ABC):
     """A loss to minimize over a network, drawn at random.
 
+    A bank with log-importances, such as an annealed one, trains on the law of the model as well:
+    its draws come as often as they are there, and :meth:`NoisedBatch.mean` weighs what the loss
+    makes of them. So draws that a strong tilt favors are seen often, with a small importance.
+
     Arguments:
         model: The base model, frozen.
-        bank: Draws of the law of `model`.
+        bank: Draws of the law of `model`, or of another one, with log-importances.
         tilt: The tilt, applied to the bank's rewards (scored here if they are missing).
         batch_size: Number of draws per step.
         times: A function that draws the training times.
@@ -89,8 +116,7 @@ class Objective(ABC):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If `batch_size` is less than 1, every draw of a condition has zero weight, or
-            the bank has log-importances.
+        ValueError: If `batch_size` is less than 1, or every draw of a condition has zero weight.
     """
 
     depends_on: ClassVar[tuple[str, ...]]
@@ -111,11 +137,12 @@ class Objective(ABC):
         checks.integer("batch_size", self.batch_size, 1)
         checks.function("times", self.times)
         checks.optional(checks.function, "encode", self.encode)
-        self.bank.check_of_model("an objective")
         if self.bank.rewards is None:
             self.bank = self.bank.scored(self.tilt)
         assert self.bank.rewards is not None
-        self.log_w = _centered(self.tilt.weigh(self.bank.rewards), self.bank)
+        self.log_importance = _centered_importance(self.bank)
+        log_w = self.tilt.weigh(self.bank.rewards)
+        self.log_w = _centered(log_w, self.bank, self.log_importance)
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -132,7 +159,8 @@ class Objective(ABC):
 
         index = torch.randint(len(self.bank), (self.batch_size,), generator=generator)
         t = self.times(self.batch_size, generator)
-        return self._noise(self.bank, self.log_w, index, t, generator)
+        batch = self._noise(self.bank, self.log_w, index, t, generator)
+        return _with_importance(batch, self.log_importance, index)
 
     def base(self, batch: NoisedBatch) -> Prediction:
         """Returns the base model's prediction of a batch, without gradients."""
@@ -172,7 +200,8 @@ class ExpectationObjective(Objective):
         cycle_weight: Weight of the cycle term; 0 leaves it out entirely.
         classifier: A network from (x_t, t, condition) to the logits of the cycle term.
         group_size: Number of draws that share a time and a condition, given to the loss with shape
-            (batch_size / group_size, group_size); 1 for none.
+            (batch_size / group_size, group_size); 1 for none. Groups of a bank with log-importances
+            are drawn by them, since a group has no importance but the product of all of its.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -225,32 +254,40 @@ class ExpectationObjective(Objective):
         log_h = network(x_t, batch.t, batch.condition)
 
         shape = (-1, self.group_size) if self.group_size > 1 else (-1,)
-        terms = {"loss": self.loss(log_h.reshape(shape), batch.log_w.reshape(shape)).mean()}
+        terms = {"loss": batch.mean(self.loss(log_h.reshape(shape), batch.log_w.reshape(shape)))}
         if needs_gradient:
             gradient = differentiable_gradient(log_h, x_t)
         if self.penalty > 0:
             sigma = self.model.schedule.at(batch.t, like=x_t).sigma
-            terms["penalty"] = self.penalty * gradient_penalty(gradient, sigma).mean()
+            terms["penalty"] = self.penalty * batch.mean(gradient_penalty(gradient, sigma))
         if self.eta > 0 and self.preferred is None:
             guided = self._guided(batch, gradient)
-            terms["consistency"] = self.eta * consistency(guided, batch.noise, batch.log_w).mean()
+            error = consistency(guided, batch.noise, batch.log_w)
+            terms["consistency"] = self.eta * batch.mean(error)
         if self.eta > 0 and self.preferred is not None:
             terms["consistency"] = self.eta * self._preferred(network, generator)
         if self.classifier is not None:
             with torch.no_grad():
                 logits = self.classifier(batch.x_t, batch.t, batch.condition)
-            terms["cycle"] = self.cycle_weight * cycle(log_h, logits, batch.log_w).mean()
+            error = cycle(log_h, logits, batch.log_w)
+            terms["cycle"] = self.cycle_weight * batch.mean(error)
         return terms
 
     def _grouped(self, generator: torch.Generator) -> NoisedBatch:
         groups = self.batch_size // self.group_size
         anchors = torch.randint(len(self.bank), (groups,), generator=generator).tolist()
         rows = [next(r for r in self.bank.rows.values() if i < r.stop) for i in anchors]
-        index = torch.cat(
-            [torch.randint(r.start, r.stop, (self.group_size,), generator=generator) for r in rows]
-        )
+        index = torch.cat([self._members(r, generator) for r in rows])
         t = self.times(groups, generator).repeat_interleave(self.group_size)
         return self._noise(self.bank, self.log_w, index, t, generator)
+
+    def _members(self, rows: slice, generator: torch.Generator) -> Tensor:
+        """A group of draws of the law of the model, of those of one condition."""
+
+        if self.log_importance is None:
+            return torch.randint(rows.start, rows.stop, (self.group_size,), generator=generator)
+        shares = self.log_importance[rows].double().softmax(0).cpu()
+        return rows.start + shares.multinomial(self.group_size, True, generator=generator)
 
     def _preferred(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """The consistency term on preferred samples, unweighted."""
@@ -260,9 +297,10 @@ class ExpectationObjective(Objective):
         index = torch.randint(len(bank), (n,), generator=generator)
         no_weights = torch.zeros(len(bank))
         batch = self._noise(bank, no_weights, index, self.times(n, generator), generator)
+        batch = _with_importance(batch, _centered_importance(bank), index)
         x_t = batch.x_t.requires_grad_()
         gradient = differentiable_gradient(network(x_t, batch.t, batch.condition), x_t)
-        return consistency(self._guided(batch, gradient), batch.noise).mean()
+        return batch.mean(consistency(self._guided(batch, gradient), batch.noise))
 
     def _guided(self, batch: NoisedBatch, gradient: Tensor) -> Prediction:
         """The base prediction shifted by the network, with gradients to its parameters."""
@@ -298,13 +336,31 @@ class ShiftObjective(Objective):
             with torch.no_grad():
                 log_h = self.expectation(batch.x_t, batch.t, batch.condition)
             loss = centered_residual(shift, mean, batch.x_0, batch.log_w, log_h)
-        return {"loss": loss.mean()}
+        return {"loss": batch.mean(loss)}
 
 
-def _centered(log_w: Tensor, bank: Bank) -> Tensor:
+def _with_importance(
+    batch: NoisedBatch, log_importance: Tensor | None, index: Tensor
+) -> NoisedBatch:
+    return batch if log_importance is None else replace(batch, log_importance=log_importance[index])
+
+
+def _centered_importance(bank: Bank) -> Tensor | None:
+    """Log-importances whose exponentials have mean one under every condition."""
+
+    log_b = bank.log_importance
+    if log_b is None:
+        return None
+    return torch.cat([log_b[rows] - log_mean_exp(log_b[rows]) for rows in bank.rows.values()])
+
+
+def _centered(log_w: Tensor, bank: Bank, log_importance: Tensor | None) -> Tensor:
+    """Log-weights whose exponentials have mean one over the law of every condition."""
+
+    log_all = log_w if log_importance is None else log_w + log_importance.to(log_w)
     parts = []
     for key, rows in bank.rows.items():
-        log_z = log_mean_exp(log_w[rows])
+        log_z = log_mean_exp(log_all[rows])
         if log_z == -math.inf:
             name = "" if key is None else f" of condition {key!r}"
             raise ValueError(

@@ -123,7 +123,7 @@ class TestObjective:
         expected = torch.stack([bank.x_0[bank.rows[key]].mean(0) for key in "bab"])
         torch.testing.assert_close(mean, expected)
 
-    def test_the_target_is_the_exact_shift_of_a_gaussian(self, generator):
+    def test_the_target_is_the_difference_of_the_means_of_a_gaussian(self, generator):
         bank, laws = gaussian_bank(4000)
         direction = randn(1, 12)
         reward = toy.Linear(direction)
@@ -141,18 +141,18 @@ class TestObjective:
         assert t.unique().tolist() == [1.0]
         found = objective.importance(objective.model, x_t, 1.0, condition).shift.flatten(1)
         flat = Tilt(reward, 4.0)
-        scale = SCHEDULE.at(1.0, like=x_t.double())
         for key, law in laws.items():
             rows = [i for i, k in enumerate(condition) if k == key]
-            exact = law.shift(flat, x_t[rows].double().flatten(1), 1.0, SCHEDULE)
+            exact = (law.tilted(flat).means - law.means)[0]
             # The effective draws, in the direction where the tilted law is no narrower.
             variance = float(law.covariances[0, 0, 0])
-            assert float(scale.alpha) ** 2 * variance < 0.02, "the state says little"
             error = (
                 variance / 4000 * math.exp(variance * float(direction @ direction) / 16)
             ) ** 0.5
-            assert_within(found[rows].mean(0), exact.mean(0), torch.full((12,), 2 * error))
-            assert float(exact.norm(dim=1).min()) > 10 * error
+            assert_within(found[rows].mean(0), exact, torch.full((12,), 2 * error))
+            assert float(exact.norm()) > 10 * error
+            # a run starts from noise, which tells no draws apart, whatever it is
+            torch.testing.assert_close(found[rows], found[rows[:1]].expand(len(rows), 12))
 
     def test_it_has_the_minimizer_of_the_centered_residual(self):
         bank, _ = gaussian_bank(40)
@@ -211,9 +211,7 @@ class TestAgreement:
 
         def forward(self, x_t, t, condition):
             std = Generator().std(condition)
-            scales = SCHEDULE.at(1.0, like=x_t)
-            variance = std**2 * scales.sigma**2 / (scales.alpha**2 * std**2 + scales.sigma**2)
-            shift = variance * 2 / 12 / TestAgreement.beta
+            shift = std**2 * 2 / 12 / TestAgreement.beta
             return self.factor * shift.expand(x_t.shape) + self.wave * x_t
 
     def found(self, net, bank, draws=3000):
@@ -235,7 +233,7 @@ class TestAgreement:
     def test_a_small_bank_hides_nothing(self, bank):
         """Its own noise is not held against the network."""
 
-        found, _, _ = self.found(self.Exact(), bank, draws=100)
+        found, _, _ = self.found(self.Exact(), bank, draws=20)
         assert found["cosine_of_halves"] < 0.8
         assert found["cosine"] == pytest.approx(1, abs=0.3)
 
@@ -252,14 +250,9 @@ class TestAgreement:
         _, bank, tilt = self.found(self.Exact(), bank)
         found = network.gain(self.Exact(), bank, tilt, Generator())
         # The shift is the same for every noise, so the gain has no noise: b C b / beta.
-        sigma = float(SCHEDULE.at(1.0, like=torch.zeros(1)).sigma)
-        exact = sum(
-            v * sigma**2 / ((1 - sigma**2) * v + sigma**2) / 3 / self.beta for v in (1.0, 4.0)
-        )
-        assert found["gain"] == pytest.approx(exact / 2, rel=1e-4)
-        assert found["gain_of_the_tilted_law"] == pytest.approx(
-            (1 + 4) / 2 / 3 / self.beta, rel=0.15
-        )
+        exact = (1 + 4) / 2 / 3 / self.beta
+        assert found["gain"] == pytest.approx(exact, rel=1e-4)
+        assert found["gain_of_the_tilted_law"] == pytest.approx(exact, rel=0.15)
 
 
 SMALL = Settings(4, 100, 0.5, 120, 64, 1e-2, (8,), 2)

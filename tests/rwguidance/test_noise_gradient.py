@@ -13,7 +13,13 @@ from torch.distributions import Normal
 
 from common import assert_within, randn
 from rwguidance import DDIM, Heun, RectifiedSchedule, Selection, Tilt, flow_map, sample, toy
-from rwguidance.noise_space import noise_gradient, pcnl, size_for_gain, soft_best_of_n
+from rwguidance.noise_space import (
+    GainOutOfReach,
+    noise_gradient,
+    pcnl,
+    size_for_gain,
+    soft_best_of_n,
+)
 from rwguidance.noise_space.kernels import Langevin, State
 from rwguidance.support.randomness import generator_for, normal
 
@@ -151,8 +157,17 @@ def test_the_pilots_gain_what_was_asked(gain, steps):
 
 def test_a_gain_out_of_reach_is_refused():
     noise = drawer(2)(16, generator_for(3))
-    with pytest.raises(ValueError, match=r"1 steps reach, at most .* nats .* got 100; take more"):
+    match = r"1 steps reach, at most .* nats .* got 100; take more"
+    with pytest.raises(GainOutOfReach, match=match) as found:
         size_for_gain(unit, LINEAR, noise, 100.0, std=SCALE)
+    # all noise along the slope is the most; the first size, by the gradient, gains nearly as much
+    again = lambda n, generator: noise
+    end = noise_gradient(unit, LINEAR, again, 16, found.value.size, std=SCALE)
+    before = LINEAR(unit(noise, None))
+    torch.testing.assert_close(float((end.log_w - before).mean()), found.value.gain)
+    most = float((noise.norm(dim=1) * SLOPE.norm() / 2 / SCALE - before).mean())
+    assert 0.9 * most < found.value.gain < most
+    assert found.value.size == pytest.approx(100 / (float(SLOPE.square().sum()) / 4))
     with pytest.raises(ValueError, match="gain must be"):
         size_for_gain(unit, LINEAR, noise, 0.0)
 

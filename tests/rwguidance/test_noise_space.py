@@ -16,9 +16,11 @@ from numpy.polynomial.hermite_e import hermegauss
 from common import assert_within, randn
 from rwguidance import (
     DDIM,
+    Bank,
     CosineSchedule,
     GuidedModel,
     Heun,
+    ImportanceSampling,
     RectifiedSchedule,
     Selection,
     Tilt,
@@ -353,6 +355,23 @@ def test_one_step_of_a_denoiser_leaves_nothing_to_select(generator):
     tilted = law.tilted(tilt)
     mean = tilted.log_weights.exp() @ tilted.means
     torch.testing.assert_close(guided, mean.expand(8, 2))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.filterwarnings("ignore::rwguidance.UnreliableEstimate")
+def test_a_flow_map_starts_from_noise_that_knows_nothing(gradient):
+    """A guided model tells: its kernel is flat at the first time, and at no other."""
+
+    law, tilt = toy.Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]]), Tilt(toy.Linear([1.0, 2.0]), 1)
+    guided = GuidedModel(
+        law.model(RectifiedSchedule()),
+        ImportanceSampling(Bank(law.sample(40, generator_for(0))), tilt),
+    )
+    z, times = torch.randn(6, 2, generator=generator_for(1), dtype=torch.float64), [0.8, 0.4, 0.0]
+    with torch.enable_grad():
+        made = flow_map(guided, DDIM(), times, gradient)(z, None).detach()
+    torch.testing.assert_close(made, sample(guided.starting(0.8), DDIM(), z, times))
+    assert float((made - sample(guided, DDIM(), z, times)).abs().max()) > 0.1
 
 
 def test_a_flow_map_samples_and_refuses_randomness():

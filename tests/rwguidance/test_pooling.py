@@ -119,18 +119,30 @@ class TestPool:
             narrow = 0.9 + 0.2 * normal(64, 0, -k - 1)
             assert pool(normal(256, 0, k), narrow, 0.7).misfit > 1
 
-    def test_a_law_that_is_not_a_tilt_leaves_less_error_than_it_had(self):
-        """Guided draws of N(1, 1/4): right mean, wrong law; the target is N(1, 1)."""
+    @pytest.mark.parametrize(("n", "m"), [(6000, 1500), (3000, 3000), (1500, 6000)])
+    def test_a_law_that_is_not_a_tilt_leaves_the_error_that_follows(self, n, m):
+        """Guided draws of N(1, 1/4), taken for N(1, 1); the target is N(1.5, 1)."""
 
-        def errors(seed):
-            bank, guided = normal(256, 0.0, seed), 1 + 0.5 * normal(64, 0.0, -seed - 1)
-            pooled, x = pool(bank, guided, 1.0), torch.cat((bank, guided))
-            mean = mean_of(pooled, x)
-            return mean - 1, mean_of(pooled, (x - mean).square()) - 1
+        def moments(seed):
+            bank, guided = normal(n, 0.0, seed), 1 + 0.5 * normal(m, 0.0, -seed)
+            pooled, x = pool(bank, guided, 1 / 1.5), torch.cat((bank, guided))
+            return mean_of(pooled, x), mean_of(pooled, x.square())
 
-        mean, variance = (value for value, _ in zip(*repeated_each(errors), strict=True))
-        assert abs(float(mean)) < 0.2  # towards the bank, whose draws are thought to be too few
-        assert abs(float(variance)) < 0.55  # of guided draws alone: 0.75
+        x = torch.linspace(-8, 9, 20_001, dtype=F64)
+        log_normal = lambda mean, std: -(((x - mean) / std) ** 2) / 2 - math.log(std)
+        candidates = torch.logaddexp(
+            math.log(n) + log_normal(0, 1), math.log(m) + log_normal(1, 0.5)
+        )
+        assumed = torch.logaddexp(torch.tensor(math.log(n)).to(x), math.log(m) + x - 0.5)
+        share = (candidates + 1.5 * x - assumed).softmax(0)
+        found, se = repeated_each(moments)
+        exact = torch.stack((share @ x, share @ x.square()))
+        # as above, for the bias of self-normalized weights
+        assert_within(found, exact, (se**2 + 0.003**2).sqrt())
+        # which is less than that of the guided draws: 0.5 of the mean, 0.75 of the variance
+        mean, variance = exact[0], exact[1] - exact[0] ** 2
+        assert abs(mean - 1.5) < 0.5
+        assert abs(variance - 1) < 0.75
 
     def test_zero_weights_are_legal(self):
         bank = torch.tensor([0.0, -math.inf, 1.0], dtype=F64)

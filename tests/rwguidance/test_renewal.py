@@ -19,7 +19,7 @@ from rwguidance import (
     sample,
     toy,
 )
-from rwguidance.renewal import copies, renew, renoising
+from rwguidance.renewal import renew, renoising
 from rwguidance.support.randomness import generator_for
 
 F64 = torch.float64
@@ -120,14 +120,27 @@ def test_runs_from_states_have_no_start():
         assert (made - sample(guided.starting(0.5), DDIM(), x_t, times)).abs().max() > 0.01
 
 
-def test_only_the_rows_asked_for_move():
-    x, rows = TARGET.sample(200, of_seed(0)), torch.arange(200) % 3 == 0
-    made = renew(x, TILT, posterior(0.8), 4, rows, generator=of_seed(1))
-    assert torch.equal(made.x_0[~rows], x[~rows])
-    assert (made.x_0[rows] != x[rows]).double().mean() > 0.8
-    assert (made.acceptance[~rows] == 0).all()
-    nothing = renew(x, TILT, posterior(0.8), rows=torch.zeros(200, dtype=torch.bool))
-    assert torch.equal(nothing.x_0, x)
+def test_resampled_states_come_nearer_to_the_tilted_law():
+    """Of many small banks, whose weights stop short of it: every move mends some of that."""
+
+    exact = float((TARGET.log_weights.exp()[:, None] * TARGET.means).sum())
+    bank = LAW.sample(2000 * 8, of_seed(0)).reshape(2000, 8)
+    picks = (
+        TILT(bank.reshape(-1, 1))
+        .reshape(2000, 8)
+        .softmax(1)
+        .multinomial(8, True, generator=of_seed(1))
+    )
+    x = bank.gather(1, picks).reshape(-1, 1)
+    errors = [float(x.mean()) - exact]
+    for moves in (1, 4, 16):
+        made = renew(x, TILT, posterior(0.8), moves, generator=of_seed(2)).x_0
+        errors.append(float(made.mean()) - exact)
+        assert len(made.unique()) > len(x.unique())
+    assert errors[0] > 0.2
+    assert errors[0] > errors[1] + 0.02 > errors[2] + 0.04
+    se = float(made.reshape(2000, 8).mean(1).std()) / math.sqrt(2000)
+    assert_within(errors[3], 0.0, se)
 
 
 def test_a_state_of_zero_weight_takes_what_has_one():
@@ -144,9 +157,9 @@ def test_with_a_source_per_state_a_state_depends_on_itself_alone():
     propose = renoising(model, DDIM(eta=1), [0.6, 0.3, 0.0])
     x, labels = TARGET.sample(7, of_seed(0)), [f"p{i}" for i in range(7)]
     sources = lambda rows: [generator_for(0, "renew", i) for i in rows]
-    whole = renew(x, TILT, propose, 3, None, labels, sources(range(7)))
-    parts = renew(x, TILT, propose, 3, None, labels, sources(range(7)), batch_size=2)
-    alone = renew(x[4:], TILT, propose, 3, None, labels[4:], sources(range(4, 7)))
+    whole = renew(x, TILT, propose, 3, labels, sources(range(7)))
+    parts = renew(x, TILT, propose, 3, labels, sources(range(7)), batch_size=2)
+    alone = renew(x[4:], TILT, propose, 3, labels[4:], sources(range(4, 7)))
     torch.testing.assert_close(parts.x_0, whole.x_0)
     torch.testing.assert_close(alone.x_0, whole.x_0[4:])
 
@@ -155,16 +168,8 @@ def test_conditions_follow_their_states():
     seen = []
     reward = lambda x, condition: seen.append(condition) or x[:, 0]
     propose = lambda x, condition, generator: seen.append(condition) or x
-    rows = torch.tensor([False, True, True])
-    renew(randn(0, 3, 1), Tilt(reward, 1.0), propose, 1, rows, ["a", "b", "c"], of_seed(0), 2)
-    assert seen == [["a", "b"], ["c"], ["b", "c"], ["b", "c"]]
-
-
-def test_copies_are_all_but_the_first():
-    picks = torch.tensor([3, 1, 3, 0, 1, 3])
-    assert copies(picks).tolist() == [False, False, True, False, True, True]
-    assert copies(picks[:1]).tolist() == [False]
-    assert copies(picks[:0]).tolist() == []
+    renew(randn(0, 3, 1), Tilt(reward, 1.0), propose, 1, ["a", "b", "c"], of_seed(0), 2)
+    assert seen == [["a", "b"], ["c"], ["a", "b"], ["a", "b"], ["c"], ["c"]]
 
 
 @pytest.mark.parametrize(
@@ -175,8 +180,6 @@ def test_copies_are_all_but_the_first():
         ({"propose": 1}, TypeError, "propose must be callable"),
         ({"moves": 0}, ValueError, "moves must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
-        ({"rows": torch.tensor([0, 1, 1])}, TypeError, "rows must be a tensor of booleans"),
-        ({"rows": torch.tensor([True])}, ValueError, r"rows must have shape \(3,\)"),
         ({"propose": lambda x, c, g: x[:2]}, TypeError, "propose must return states"),
     ],
 )
@@ -186,14 +189,10 @@ def test_wrong_calls_are_named(change, error, message):
         renew(**given | change)
 
 
-def test_wrong_calls_of_proposals_and_copies_are_named():
+def test_wrong_calls_of_proposals_are_named():
     model = LAW.model(SCHEDULE)
     for arguments in ((LAW, DDIM(), [0.5, 0]), (model, None, [0.5, 0])):
         with pytest.raises(TypeError, match="must be a"):
             renoising(*arguments)
     with pytest.raises(ValueError, match="times must"):
         renoising(model, DDIM(), [0.5])
-    with pytest.raises(TypeError, match="picks must be a tensor of integers"):
-        copies(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"picks must have shape \(n,\)"):
-        copies(torch.zeros(2, 2, dtype=torch.int64))

@@ -1,19 +1,22 @@
 """The command `rwguidance generate`; the options of methods come from the methods."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ...backbone import TextToImage
 from ...generation import Generated, Store
-from ...generation.choice import AUTO, chosen
+from ...generation.choice import AUTO, Situation, check_calls, choose, situation_of
 from ...generation.console import Terminal, run_generate
 from ...generation.job import Job
 from ...generation.methods import METHODS
 from ...generation.pairs import make
 from ...generation.settings import build, method_options
 from ...support.processes import joined
+from ...tilt import RewardFunction
 from .options import (
     Device,
     DtypeName,
@@ -50,10 +53,21 @@ Prompts = Annotated[
 ]
 MethodName = Annotated[
     Method,
-    typer.Option(help="How to align; by default what suits the number of pictures, and says so."),
+    typer.Option(
+        help="How to align; by default what suits pictures, steps, reward and --calls, and says so."
+    ),
 ]
 Images = Annotated[int, typer.Option(help="Pictures per prompt.", min=1)]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1, show_default=False)]
+Calls = Annotated[
+    float | None,
+    typer.Option(
+        help="Calls of the network for an aligned picture, at most, with its part of those on the "
+        "bank of its prompt; a pass back counts as two.",
+        min=1,
+        show_default=False,
+    ),
+]
 NegativePrompt = Annotated[
     str | None,
     typer.Option(help="What classifier-free guidance leads away from.", show_default=False),
@@ -99,6 +113,7 @@ def generate(
     method: MethodName = AUTO,
     images: Images = 1,
     steps: Steps = None,
+    calls: Calls = None,
     seed: Seed = 0,
     negative_prompt: NegativePrompt = None,
     path: Paths = None,
@@ -125,12 +140,16 @@ def generate(
     other errors.
     """
 
-    kind, given, why = chosen(images) if method == AUTO else (METHODS[method], {}, "")
-    wanted = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if method == AUTO:  # for any model and reward: what none could do is said before they load
+        choice = choose(Situation(images, steps or 1, path=True, gradient=True), given)
+        made_by = build(choice.kind, {**choice.settings, **given})
+    else:
+        made_by = build(METHODS[method], given)
     job = Job(
         prompts=_texts(prompt, prompts, prompt_column),
         out=out,
-        method=build(kind, {**given, **wanted}),
+        method=made_by,
         images=images,
         seed=seed,
         steps=steps,
@@ -146,14 +165,33 @@ def generate(
     with joined() as processes:
 
         def work(terminal: Terminal) -> Generated:
-            with job.claimed(processes):  # before anything is loaded
-                judge, model = sources.reward(reward), sources.backbone(backbone)
-                if why:
-                    terminal.say(why)
+            load = lambda: (sources.reward(reward), sources.backbone(backbone))
+            loaded = load() if method == AUTO else None
+            own = job if loaded is None else _of_choice(job, *loaded, calls, given, terminal.say)
+            with own.claimed(processes):  # before anything is loaded, if nothing is to be chosen
+                judge, model = loaded or load()
+                if calls is not None:
+                    check_calls(own.method, situation_of(model, judge, images, steps, calls))
                 with terminal.bars() as report:
-                    return make(job, model, judge, store, report, terminal.say, processes)
+                    return make(own, model, judge, store, report, terminal.say, processes)
 
         raise typer.Exit(run_generate(work, restart, processes))
+
+
+def _of_choice(
+    job: Job,
+    reward: RewardFunction,
+    backbone: TextToImage,
+    calls: float | None,
+    given: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Job:
+    """Returns the job with the method that suits its model and its reward, and says which."""
+
+    situation = situation_of(backbone, reward, job.images, job.steps, calls)
+    choice = choose(situation, given)
+    say(choice.why)
+    return replace(job, method=build(choice.kind, {**choice.settings, **given}))
 
 
 def _texts(prompt: list[str] | None, prompts: str | None, column: str) -> Sequence[str]:

@@ -50,8 +50,9 @@ def agreement(
     prompts = [key for key in bank.rows for _ in range(states)]
     condition = backbone.condition(prompts)
     x_t = backbone.draw_noise(len(prompts), generator_for(seed, "states"))
-    t = backbone.times(1)[0].expand(len(prompts)).clone()
-    model = BankMean(backbone.schedule, bank)
+    start = backbone.times(1)[0]
+    t = start.expand(len(prompts)).clone()
+    model = BankMean(backbone.schedule, bank).starting(float(start))
     first, second = (
         ImportanceSampling(half, tilt)(model, x_t, t, condition).shift.double().flatten(1)
         for half in _halves(bank)

@@ -1,13 +1,12 @@
 r"""The objective of the guidance network of the test bed's model of one step.
 
-The network gives the shift at the largest noise,
+The network gives the shift at the first time of a run. The model starts from noise that was drawn
+without a clean state and says nothing of it, so that the shift is
 
-.. math:: \Delta(x_t, y) = \tilde E[x_0 | x_t, y] - E[x_0 | x_t, y],
+.. math:: \Delta(y) = \tilde E[x_0 | y] - E[x_0 | y],
 
-where :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`, the clean state is a draw of the model and the
-noise is independent of it. For an SDXL schedule :math:`\alpha_1` is 0.068. The state says little
-about the clean one, and the shift is little more than the difference of two means of the prompt's
-bank. The network gives it for prompts that have no bank.
+the difference of two means of the prompt's bank. The network gives it for prompts that have no
+bank.
 
 It is not the shift of the coupling :math:`x_0 = G(x_t)` of the generator with its own noise. Under
 that one the state determines the clean one, and the shift is zero: what tilts it is a choice of
@@ -16,15 +15,17 @@ prompt by nearly the same vector. If the reward is linear where outputs lie, its
 of the tilted law; their spread is always that of the model, no mode gains weight, and of a picture
 only that gets better which the average of better pictures shows.
 
-And the noise that the model starts from has no clean state in it: what a state noised from a tilted
-clean one would carry is not there. In a direction of variance :math:`\lambda` the share
-:math:`\alpha_t^2 \lambda / (\sigma_t^2 + \alpha_t^2 \lambda)` of the way to the tilted mean is
-missing: much for a background, whose :math:`\lambda` may be 100, and little for anything else.
+For an SDXL schedule :math:`\alpha_1` is 0.068, and states noised from clean ones say something of
+them. Their shift, that of the exact kernel, is too short for a run: in a direction of variance
+:math:`\lambda` it leaves out the share
+:math:`\alpha_t^2 \lambda / (\sigma_t^2 + \alpha_t^2 \lambda)` of the way to the tilted mean. Such
+states carry it already, and the noise does not: much for a background, whose :math:`\lambda` may be
+100.
 
-The network regresses the shift that importance sampling on the bank of the prompt gives at noised
-draws of this bank. That is the minimizer of the losses of :mod:`rwguidance.training` on this bank,
-without the noise of their targets. Nor does it need the model's prediction of
-:math:`E[x_0 | x_t]`, which a distilled model does not have: it predicts a sample.
+The network regresses the shift that importance sampling on the bank of the prompt gives where a run
+starts, at noised draws of this bank, which has not the noise of the targets of
+:mod:`rwguidance.training`. Nor does it need the model's prediction of :math:`E[x_0 | x_t]`, which a
+distilled model does not have: it predicts a sample.
 
 One beta serves all prompts, such that the divergence is as many nats as asked for on average. Then
 it is one law that the network learns, also where no bank could say what beta to take.
@@ -68,18 +69,16 @@ class BankMean(DenoiserModel):
 
 
 class BankShift(Objective):
-    r"""The squared distance to the shift that the bank gives at noised draws of its own.
+    r"""The squared distance to the shift that the bank gives where a run starts.
 
-    The shift of :class:`~rwguidance.ImportanceSampling` on the bank is the exact one of the law
-    that has just these draws. So the minimizer is that of
-    :class:`~rwguidance.training.ShiftObjective` with the exact :math:`\log h_t` on this bank, and
-    what the loss of the latter adds, the variance of the clean state given the noisy one, is gone.
+    That of :class:`~rwguidance.ImportanceSampling` with a flat kernel, the difference of two means
+    of the bank. States are noised draws of the bank, which are as good as the noise of a run.
 
     Arguments:
         bank: Draws of every prompt, scored.
         tilt: The tilt.
         schedule: Schedule of the path.
-        t: Time at which the network will be used.
+        t: First time of the runs in which the network will be used.
         batch_size: Draws of a step, a multiple of 8: so many at a time share a prompt.
         encode: Function that makes the network's condition of prompts.
 
@@ -102,7 +101,7 @@ class BankShift(Objective):
             raise ValueError(f"batch_size must be a multiple of {_GROUP}, got {batch_size}")
         times = lambda n, generator: torch.full((n,), t, dtype=torch.float64)
         super().__init__(
-            BankMean(schedule, bank),
+            BankMean(schedule, bank).starting(t),
             bank,
             tilt,
             batch_size=batch_size,

@@ -118,7 +118,7 @@ def test_every_method_runs(command, tmp_path):
 OWN = {
     "backbone", "reward", "prompt", "prompts", "method", "images", "steps", "seed",
     "negative_prompt", "path", "option", "device", "dtype", "batch_size", "cache", "out", "restart",
-    "prompt_column",
+    "prompt_column", "calls",
 }  # fmt: skip
 
 
@@ -262,9 +262,27 @@ def test_the_command_says_what_it_chose(command, tmp_path, images, name):
     options = ("--prompt", "a cat", "--images", str(images), "--bank", "8", "--steps", "2")
     code, _, err = command(*options, method=None)
     assert code == 0, err
-    assert f"method {name}: " in err
+    assert f"method {name}, at most {8 * 2 // images + 2 * (images > 1)} calls a picture: " in err
     facts = read_facts(next((tmp_path / "out").rglob("0000-aligned.png")))
     assert facts["settings"]["method"]["name"] == name
+
+
+def test_calls_decide_and_refuse_before_any_work(command, tmp_path):
+    options = ("--prompt", "a cat", "--images", "4", "--steps", "2", "--batch-size", "4")
+    code, _, err = command(*options, "--calls", "8", method=None)
+    assert code == 0, err
+    assert "method pool, at most 8 calls a picture: " in err
+    facts = read_facts(next((tmp_path / "out").rglob("0000-aligned.png")))
+    assert facts["settings"]["method"]["bank"] == 12
+    for given, message in [
+        (("--kl", "4", "--calls", "4"), "no method makes 4 pictures of a prompt at 4 nats with 4"),
+        (("--method", "importance", "--calls", "4"), "importance takes up to 34 calls"),
+        (("--network", "none"), "--method is needed with --network"),
+    ]:
+        code, _, err = command(*options, *given, out="other", method=None)
+        assert code == 1
+        assert message in err.replace("\n", " ")
+        assert not list((tmp_path / "other").rglob("*.png"))
 
 
 def test_work_is_forecast_before_it_begins(command):

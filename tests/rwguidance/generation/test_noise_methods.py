@@ -1,6 +1,7 @@
 """Methods that move the noise of a picture, on models whose law is in closed form."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -41,6 +42,65 @@ def test_the_size_is_that_of_the_tilted_laws_gain(tmp_path, backbone, gain, move
     tilted = (100 * 0.05) ** 2 / 3 / BETA if backbone is Squares else FLOW
     assert made.rows[0].gain == pytest.approx(tilted, rel=0.12)  # the error of the bank
     assert made.rows[0].facts["size"] * moves == pytest.approx(1, rel=0.12)
+
+
+class Wave(Brightness):
+    """The cosine of a phase that is nearly uniform: one move has a mean of 0.58 at most.
+
+    It is the largest value of the Bessel function J_1, the mean of cos(u - c sin(u)) over phases u.
+    The tilt of strength 1 / beta has I_1 / I_0 of it: 0.70 for 2, and 0.98 for 30.
+    """
+
+    depends_on = Brightness.depends_on
+
+    def forward(self, images, prompts):
+        return torch.cos(super().forward(images, prompts) / 0.4)
+
+
+def test_where_one_move_does_not_reach_the_gain_there_are_two(tmp_path):
+    options = {"prompts": ["ab"], "backbone": Squares(), "reward": Wave(), "batch_size": 500}
+    method = {"beta": 0.5, "bank": 500, "pilots": 400}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = run(tmp_path / "a", NoiseGradient(**method), images=400, **options)
+    gain = sum(row.gain for row in made.rows) / 400
+    assert made.rows[0].facts["moves"] == 2
+    assert made.rows[0].facts["gain share"] == 1
+    assert gain == pytest.approx(0.70, abs=0.15)  # five errors of 400 cosines
+    weak = run(tmp_path / "b", NoiseGradient(**{**method, "beta": 2.0}), images=1, **options)
+    assert weak.rows[0].facts["moves"] == 1
+
+
+def test_a_gain_out_of_reach_is_neared_and_said(tmp_path):
+    options = {"prompts": ["ab"], "backbone": Squares(), "reward": Wave(), "batch_size": 500}
+    method = {"bank": 500, "pilots": 400}
+    text = r"2 moves .* of 'ab' by .* nats where .* are due.*; --moves 3 or a smaller --kl"
+    with pytest.warns(RuntimeWarning, match=text):
+        made = run(tmp_path / "a", NoiseGradient(beta=1 / 30, **method), images=400, **options)
+    facts = made.rows[0].facts
+    assert 0.58 / 0.98 < facts["gain share"] < 1
+    gain = sum(row.gain for row in made.rows) / 400
+    assert gain == pytest.approx(facts["gain share"] * 0.98, abs=0.15)
+    with pytest.warns(RuntimeWarning, match=r"1 moves .*; --moves 2"):
+        one = run(tmp_path / "b", NoiseGradient(beta=0.5, moves=1, **method), images=1, **options)
+    assert one.rows[0].facts["gain share"] == pytest.approx(0.58 / 0.70, abs=0.1)
+
+
+class Backwards(Brightness):
+    """A reward whose gradient points down."""
+
+    depends_on = Brightness.depends_on
+
+    def forward(self, images, prompts):
+        value = super().forward(images, prompts)
+        return 2 * value.detach() - value
+
+
+def test_moves_that_gain_nothing_are_refused(tmp_path):
+    method = NoiseGradient(beta=BETA, bank=8)
+    made = run(tmp_path, method, ["ab"], backbone=Squares(), reward=Backwards())
+    assert list(made.failed) == ["ab"]
+    assert "2 moves of the noise raise log w of 'ab' by -" in made.failed["ab"]
 
 
 def test_a_strength_in_nats_is_kept(tmp_path):

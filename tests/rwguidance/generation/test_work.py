@@ -25,12 +25,14 @@ METHODS = [
     Importance(bank=7, beta=5.0),
     Pool(bank=7, beta=5.0, pictures=4),
     Resample(bank=7, beta=5.0, pictures=4),
+    Pool(bank=7, beta=5.0, pictures=4, renew=2),
+    Resample(bank=7, beta=5.0, pictures=4, renew=1),
     BestOfN(4),
     PlugInMean(5.0),
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_the_counts_are_those_of_the_run(tmp_path, method):
     said, law, reward = [], Counted(), Brightness()
     options = {"prompts": ["ab", "cd", "ef"], "images": 5, "batch_size": 2, "steps": 3}
