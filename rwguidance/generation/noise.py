@@ -183,12 +183,15 @@ class NoiseGradient(OfStrength):
                 return _Steps(tilt, size, moves, 1.0)
             except GainOutOfReach as error:
                 most, best = error.gain, _Steps(tilt, error.size, moves, error.gain / gain)
-        asked = f"{best.moves} moves of the noise raise log w of {prompt!r} by {most:.3g} nats"
+        short = (
+            f"{self.name}: with --moves {best.moves} log w of {prompt!r} rises by {most:.3g} nats "
+            f"at most where {gain:.3g} are due"
+        )
         if most <= 0:
-            raise ValueError(f"{self.name}: {asked}, whatever their size, where {gain:.3g} are due")
+            raise ValueError(f"{short}; pcn and resample need no gradient")
         warnings.warn(
-            f"{self.name}: {asked} where {gain:.3g} are due: its pictures are tilted less than "
-            f"asked; --moves {best.moves + 1} or a smaller --kl may mend it",
+            f"{short}: its pictures are tilted less than asked; --moves {best.moves + 1} or a "
+            "smaller --kl may mend it",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -74,14 +74,14 @@ def test_where_one_move_does_not_reach_the_gain_there_are_two(tmp_path):
 def test_a_gain_out_of_reach_is_neared_and_said(tmp_path):
     options = {"prompts": ["ab"], "backbone": Squares(), "reward": Wave(), "batch_size": 500}
     method = {"bank": 500, "pilots": 400}
-    text = r"2 moves .* of 'ab' by .* nats where .* are due.*; --moves 3 or a smaller --kl"
+    text = r"with --moves 2 .* of 'ab' rises by .* where .* are due.*; --moves 3 or a smaller"
     with pytest.warns(RuntimeWarning, match=text):
         made = run(tmp_path / "a", NoiseGradient(beta=1 / 30, **method), images=400, **options)
     facts = made.rows[0].facts
     assert 0.58 / 0.98 < facts["gain share"] < 1
     gain = sum(row.gain for row in made.rows) / 400
     assert gain == pytest.approx(facts["gain share"] * 0.98, abs=0.15)
-    with pytest.warns(RuntimeWarning, match=r"1 moves .*; --moves 2"):
+    with pytest.warns(RuntimeWarning, match=r"with --moves 1 .*; --moves 2"):
         one = run(tmp_path / "b", NoiseGradient(beta=0.5, moves=1, **method), images=1, **options)
     assert one.rows[0].facts["gain share"] == pytest.approx(0.58 / 0.70, abs=0.1)
 
@@ -100,7 +100,7 @@ def test_moves_that_gain_nothing_are_refused(tmp_path):
     method = NoiseGradient(beta=BETA, bank=8)
     made = run(tmp_path, method, ["ab"], backbone=Squares(), reward=Backwards())
     assert list(made.failed) == ["ab"]
-    assert "2 moves of the noise raise log w of 'ab' by -" in made.failed["ab"]
+    assert "with --moves 2 log w of 'ab' rises by -" in made.failed["ab"]
 
 
 def test_a_strength_in_nats_is_kept(tmp_path):
