@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from common import assert_within
+from rwguidance.evaluation import figures
 from rwguidance.evaluation.figures import TILTED, rows_of
 from rwguidance.evaluation.results import BASE, Cell, Pictures
+from rwguidance.metrics import kernels
 from synthetic_results import SLOPE, shift_of, synthetic
 
 
@@ -60,6 +62,27 @@ def test_energy_distances_tell_the_tilted_law_from_others(rows):
     for row, name in ((exact, "itself base energy"), (far, "itself energy")):
         assert row[name] > 5 * row[f"{name} error"] > 0
     assert far["itself base energy"] == exact["itself base energy"]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_pairs_of_the_tilted_law_are_computed_once_for_all_methods(images, monkeypatch):
+    tilted, seen = [], []
+    build, mean = figures._tilted_sample, kernels._mean_over_pairs
+    monkeypatch.setattr(
+        figures, "_tilted_sample", lambda *a: tilted.append(build(*a)) or tilted[-1]
+    )
+    monkeypatch.setattr(
+        kernels, "_mean_over_pairs", lambda a, b, k: seen.append((a, b, k)) or mean(a, b, k)
+    )
+    shifts = {f"by {i}": lambda x, nats, i=i: x + i for i in range(5)}
+    rows_of(synthetic(prompts=3, images=images, draws=30, strengths=(0.25, 0.5), shifts=shifts))
+    parts = 1 if images == 1 else 3  # prompts are compared together, or each by itself
+    own = [
+        a for a, b, k in seen if a is b and len(a.shares) >= 30 and k is kernels.negative_distance
+    ]
+    assert len(own) == 2 * parts
+    between = [a for a, b, _ in seen if a is not b]
+    assert len(between) == 2 * 6 * parts
 
 
 def test_gains_are_those_of_pairs(rows):
