@@ -181,7 +181,7 @@ class BestOfN(Method):
         return 0 if self.kl is None else self.draws
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
-        candidates = Work.of_samples(self.n - 1, steps, batch_size) * images
+        candidates = Work.of_samples((self.n - 1) * images, steps, batch_size)
         bank = Work.of_samples(self.shared_draws, steps, batch_size)
         return super().work(images, steps, batch_size) + candidates + bank
 
@@ -193,8 +193,8 @@ class BestOfN(Method):
             make = lambda: tilt_of(run, prompt, self.beta, self.kl, self.draws)
             beta = run.keep("tilt", (self, prompt), make).betas[0]
         chosen, each = [], []
-        for x_0, reward, number in zip(base, rewards, numbers, strict=True):
-            others = run.bank(prompt, self.n - 1, "candidates", number)
+        candidates = run.banks(prompt, self.n - 1, [("candidates", i) for i in numbers])
+        for x_0, reward, number, others in zip(base, rewards, numbers, candidates, strict=True):
             assert others.rewards is not None
             values = torch.cat((reward.reshape(1), others.rewards.to(reward)))
             values = values.nan_to_num(nan=-math.inf, neginf=-math.inf)
