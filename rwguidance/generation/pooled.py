@@ -14,7 +14,7 @@ from .base import Aligned, set_checked
 from .importance import Importance
 from .run import Run
 from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Work
+from .work import Streams, Work
 
 __all__ = ["Pool", "Resample"]
 
@@ -94,13 +94,8 @@ class Resample(OfStrength):
         )
         check_one(self.beta, self.kl)
 
-    @property
-    def shared_draws(self) -> int:
-        return self.bank
-
-    def work(self, images: int, steps: int, batch_size: int) -> Work:
-        bank = Work.of_samples(self.bank, steps, batch_size)
-        return super().work(images, steps, batch_size) + bank
+    def streams(self, images: int) -> list[Streams]:
+        return [Streams("bank", 1, self.bank)]
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
@@ -150,8 +145,7 @@ class Pool(Importance):
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         groups = -(-images // self.pictures)
         guided = Work.of_samples(self.pictures, steps, batch_size) * groups
-        bank = Work.of_samples(self.bank, steps, batch_size)
-        return guided + bank + Work(decoded=images, scored=images)
+        return guided + Work(decoded=images, scored=images)
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor

@@ -2,15 +2,26 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
 
+from counted_law import CountedBrightness, CountedLaw, counts, said_in
 from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, assert_same, run
 from pixel_law import Brightness, Law
 from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, records, write_table
 from rwguidance.evaluation.appearance import APPEARANCE
-from rwguidance.generation import BestOfN, Importance, Network, PlugInMean, Store
+from rwguidance.generation import (
+    BestOfN,
+    Importance,
+    Network,
+    PlugInMean,
+    Pool,
+    Resample,
+    Store,
+)
+from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.run import Run
 from rwguidance.networks import LatentShift
 from rwguidance.prediction import Prediction
@@ -292,7 +303,25 @@ def test_work_is_forecast(tmp_path):
     said = []
     run(tmp_path, say=said.append)
     assert len(said) == 2
-    assert said[0].startswith("to make 24 pictures of each of 2 prompts: at most")
+    assert said[0].startswith("to make 24 pictures of each of 2 prompts: ")
     assert "minutes, by the first batch" in said[1]
     run(tmp_path, say=said.append)
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("described", [True, False])
+def test_the_forecast_is_what_is_counted(tmp_path, images, described):
+    law, reward, said = CountedLaw(), CountedBrightness(), []
+    methods = {
+        "short": Importance(bank=7, kl=1.0), "long": Resample(bank=12, kl=1.0, pictures=4),
+        "pool": Pool(bank=7, kl=1.0, pictures=4), "best of 3": BestOfN(3), "best": BestOfN(6),
+        "soft": BestOfN(4, kl=1.0, draws=9), "chain": NoiseChain(kl=1.0, bank=12),
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(
+            tmp_path, backbone=law, reward=reward if described else lambda *a: reward(*a),
+            methods=methods, images=images, batch_size=4, target_draws=9, say=said.append,
+        )  # fmt: skip
+    assert said_in(said[0]) == counts(law, reward)
