@@ -74,7 +74,7 @@ class Task:
                 f"got {checks.described(values)}"
             )
         for column, gap, offset in gaps:
-            column.append(gap.start, values[gap.start + offset : gap.stop + offset])
+            column.append(gap.start, values[gap.start + offset : gap.stop + offset], durable=False)
         return [column for column, _, _ in gaps]
 
 
@@ -83,7 +83,10 @@ def fill(
     processes: Processes = ALONE,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Makes what is missing of some columns, batch by batch; each one is on the disk when it is.
+    """Makes what is missing of some columns, batch by batch.
+
+    A batch that is made outlives the process. The disk is waited for once, when all are made: after
+    a loss of power before that, batches may be damaged, and are made again.
 
     Damaged shards are set aside first, and made again. Whoever is interrupted goes on from there
     with the same call, and ends with the same entries. Processes take turns at the batches, and all
