@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from rwguidance.generation import (
     Resample,
     Store,
 )
+from rwguidance.generation.base import Aligned, Method
 from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.run import Run
 from rwguidance.networks import LatentShift
@@ -98,6 +102,34 @@ def test_the_plug_in_pays_for_its_looks(tmp_path):
     costs = results.cells[Cell("plug-in")].costs
     found = [costs[name].tolist() for name in ("network", "decoder", "reward", "draws")]
     assert found == [[18, 18], [60, 60], [60, 60], [0, 0]]  # a look, and back, at each step
+
+
+@dataclass(frozen=True)
+class Hungry(Method):
+    """Fills memory for a moment."""
+
+    name: ClassVar[str] = "hungry"
+
+    mebibytes: int
+
+    def align(self, run, prompt, numbers, base, rewards):
+        torch.ones(self.mebibytes * 2**20, dtype=torch.uint8)
+        return Aligned(base)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak")
+def test_the_table_has_the_peak_memory_of_each_method(tmp_path):
+    methods = {"frugal": Hungry(0), "hungry": Hungry(200), "frugal again": Hungry(1)}
+    results = run(tmp_path, methods=methods, prompts=["ab"], strengths=())
+    table = write_table(results, tmp_path)
+    memory = {row["method"]: row["memory"] / 2**20 for row in table.rows}
+    # Python and PyTorch have some hundreds of MiB, of which a few come and go.
+    assert 150 < memory["hungry"] - memory["frugal"] < 250
+    assert memory["hungry"] - memory["frugal again"] > 150, "the peak is that of the method alone"
+    costs = next(section for section in table.sections if section.title == "Costs")
+    heads, *lines = table.cells(costs.columns)
+    shown = {line[0]: line[heads.index("MiB")] for line in lines}
+    assert shown["hungry"] == f"{memory['hungry']:.0f}"
 
 
 def test_a_sweep_shares_noise_and_banks(tmp_path):

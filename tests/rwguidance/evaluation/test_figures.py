@@ -1,11 +1,13 @@
 """Figures of results whose laws are normal: shares, distances, divergences are known."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
+import torch
 
-from common import assert_within
+from common import assert_within, randn
 from rwguidance.evaluation import figures
 from rwguidance.evaluation.figures import TILTED, rows_of
 from rwguidance.evaluation.results import BASE, Cell, Pictures
@@ -96,6 +98,29 @@ def test_gains_are_those_of_pairs(rows):
         assert exact[f"{name} p"] < 1e-6
         within(base, name, 0.0)
     assert not [name for name in base if "gain" in name or "wins" in name]
+
+
+def test_win_rates_are_of_pairs_and_their_test_is_of_the_ranks_of_prompts():
+    """Each picture is held against that of the same noise, and prompts are the units."""
+
+    results = synthetic(
+        prompts=12, images=4, draws=40, strengths=(0.5,),
+        shifts={"noisy": lambda x, nats: x + 0.3 + 0.8 * randn(3, *x.shape)},
+    )  # fmt: skip
+    row = by_cell(results)["noisy", 0.5]
+    after = results.cells[Cell("noisy", 0.5)].rewards["falls"]
+    difference = after - results.base.rewards["falls"]
+    won = (difference > 0).double().mean(1)
+    assert row["falls wins"] == pytest.approx(float(won.mean()))
+    assert 0.1 < row["falls wins"] < 0.45
+    assert row["falls wins error"] == pytest.approx(float(won.std()) / math.sqrt(12))
+    # All signs of the twelve ranks are equally likely where there is no effect.
+    ranks = difference.mean(1).abs().argsort().argsort() + 1
+    found = int(ranks[difference.mean(1) < 0].sum())
+    signs = torch.tensor(list(itertools.product((0, 1), repeat=12)))
+    sums = signs @ torch.arange(1, 13)
+    beyond = torch.maximum(sums, 78 - sums) >= max(found, 78 - found)
+    assert row["falls p"] == pytest.approx(float(beyond.double().mean()))
 
 
 def test_diversity_is_that_of_the_law(rows):
