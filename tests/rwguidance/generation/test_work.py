@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pixel_law import QUIET, Brightness, Law, run
-from rwguidance.generation import BestOfN, Importance, PlugInMean, Pool, Resample
+from rwguidance.generation import SMC, BestOfN, Importance, PlugInMean, Pool, Resample
 from rwguidance.generation.work import Forecast, Work
 
 pytestmark = QUIET
@@ -27,6 +27,9 @@ METHODS = [
     Resample(bank=7, beta=5.0, pictures=4),
     Pool(bank=7, beta=5.0, pictures=4, renew=2),
     Resample(bank=7, beta=5.0, pictures=4, renew=1),
+    SMC(particles=5, beta=5.0, pictures=4),
+    SMC(particles=5, kl=0.5, bank=7, pictures=2),
+    SMC(particles=5, beta=5.0, pictures=4, renew=1),
     BestOfN(4),
     PlugInMean(5.0),
 ]
