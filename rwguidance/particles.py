@@ -26,7 +26,7 @@ References:
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -147,11 +147,12 @@ class TwistedSMC:
         checks.instance(
             "twist", self.twist, ConditionalExpectation, "an estimator such as LookAhead(tilt)"
         )
-        checks.number("scale", self.scale)
-        check_strength(self.scale, self.window)
-        checks.number("threshold", self.threshold, 0, 1)
+        scale = checks.number("scale", self.scale)
+        check_strength(scale, self.window)
         checks.function("resample", self.resample)
         checks.optional(checks.function, "potential", self.potential)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "threshold", checks.number("threshold", self.threshold, 0, 1))
         checks.optional(checks.number, "stop", self.stop, above=0)
 
     @torch.no_grad()
@@ -197,6 +198,11 @@ class TwistedSMC:
         if len(x_1) == 0 or len(x_1) % n:
             raise ValueError(
                 f"x_1 must hold particles, {n} of them for each prompt, got {len(x_1)} states"
+            )
+        sized = isinstance(condition, Sized) and not isinstance(condition, Mapping)
+        if sized and len(condition) != len(x_1):
+            raise ValueError(
+                f"condition must hold one item per state, {len(x_1)}, got {len(condition)}"
             )
         rows = checks.integer("batch_size", len(x_1) if batch_size is None else batch_size, 1)
         _check_draws_noise(sampler, model.schedule, x_1, grid)
@@ -319,9 +325,6 @@ class _Cloud:
         return replace(self, x=torch.where(alive, x_s.to(self.x.dtype), self.x), log_w=log_w)
 
 
-Ask = Callable[[Tensor, Tensor, Any], dict[str, Tensor]]
-
-
 @dataclass(frozen=True)
 class _Chain:
     """A model, the transitions of a sampler and the conditions of the first states."""
@@ -331,7 +334,9 @@ class _Chain:
     condition: Any
     batch_size: int
 
-    def asked(self, cloud: _Cloud, ask: Ask) -> _Cloud:
+    def asked(
+        self, cloud: _Cloud, ask: Callable[[Tensor, Tensor, Any], dict[str, Tensor]]
+    ) -> _Cloud:
         """Sets what `ask` says of states, rows and conditions, for the particles with weight."""
 
         living = (cloud.log_w > -math.inf).nonzero().flatten()
