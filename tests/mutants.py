@@ -277,6 +277,20 @@ MUTANTS = [
         "test_particles",
     ),
     Mutant(
+        "particles: the look-ahead looks at the noisy state",
+        "estimators/look_ahead.py",
+        "self.tilt(prediction.mean.to(x_t.dtype), condition)",
+        "self.tilt(x_t, condition)",
+        "test_particles",
+    ),
+    Mutant(
+        "smc: steps of any noise",
+        "generation/smc.py",
+        "DDIM(self.eta),",
+        "DDIM(1.0),",
+        "generation/test_smc",
+    ),
+    Mutant(
         "residual resampling: the rest by all of the weight",
         "weights.py",
         "rest = (expected - counts).clamp(min=0)",
