@@ -13,6 +13,7 @@ from .estimators import (
     LearnedExpectation,
     LearnedShift,
     LeaveOneOut,
+    LookAhead,
     PlugIn,
     TargetESS,
     Tempered,
@@ -20,6 +21,7 @@ from .estimators import (
 from .guidance import GuidedModel
 from .models import DenoiserModel, Model, NoiseModel, ScoreModel, VelocityModel
 from .noise_space import Selection, best_of_n, flow_map, pcn, soft_best_of_n
+from .particles import Particles, TwistedSMC
 from .pooling import Pooled, pool
 from .prediction import Prediction
 from .samplers import DDIM, Heun, Sampler, Transition, UnreliableEstimate, sample
@@ -56,8 +58,10 @@ __all__ = [
     "LearnedExpectation",
     "LearnedShift",
     "LeaveOneOut",
+    "LookAhead",
     "Model",
     "NoiseModel",
+    "Particles",
     "PlugIn",
     "Pooled",
     "Prediction",
@@ -71,6 +75,7 @@ __all__ = [
     "Tempered",
     "Tilt",
     "Transition",
+    "TwistedSMC",
     "UnreliableEstimate",
     "VESchedule",
     "VPSchedule",

@@ -12,7 +12,7 @@ from torch import Tensor
 from .support import checks
 from .support.randomness import Generators, normal
 
-__all__ = ["ess", "gumbel", "log_mean_exp", "log_uniform", "pareto_k", "systematic"]
+__all__ = ["ess", "gumbel", "log_mean_exp", "log_uniform", "pareto_k", "residual", "systematic"]
 
 
 def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -98,14 +98,8 @@ def systematic(log_w: Tensor, n: int, generator: torch.Generator | None = None) 
           arXiv:cs/0507025
     """
 
-    checks.tensor("log_w", log_w)
     n = checks.integer("n", n, 1)
-    if log_w.ndim != 1 or bool(log_w.isnan().any()) or not bool(log_w.max().isfinite()):
-        raise ValueError(
-            "log_w must be a row (N,) of log-weights that are not NaN or +inf, and not all -inf, "
-            f"got {checks.described(log_w)} with largest value {float(log_w.max())}"
-        )
-    share = log_w.double().cpu().softmax(0)
+    share = _shares(log_w)
     # Without the rounding of the last sum no number falls beyond an index of some weight.
     edges = share.cumsum(0)
     edges = edges / edges[-1].clone()
@@ -113,6 +107,54 @@ def systematic(log_w: Tensor, n: int, generator: torch.Generator | None = None) 
     places = (torch.arange(n, dtype=torch.float64) + offset) / n
     picks = torch.searchsorted(edges, places, right=True).clamp(max=int(share.nonzero().max()))
     return picks[torch.randperm(n, generator=generator)].to(log_w.device)
+
+
+def residual(log_w: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    r"""Draws `n` indices with equal expected counts :math:`n \omega_i`, mostly without chance.
+
+    Index i comes :math:`\lfloor n \omega_i \rfloor` times, where :math:`\omega` is the softmax of
+    `log_w`; the rest are independent draws by what is left of the expected counts. The indices come
+    in random order.
+
+    Arguments:
+        log_w: Log-weights, in nats, with shape (N,). May hold -inf, but not only.
+        n: Number of indices, at least 1.
+        generator: Source of randomness.
+
+    Returns:
+        Indices, int64, with shape (n,), on the device of `log_w`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If all weights are zero, one is NaN or infinite, or `n` is less than 1.
+
+    References:
+        | Comparison of Resampling Schemes for Particle Filtering (Douc et al., 2005),
+          arXiv:cs/0507025
+    """
+
+    n = checks.integer("n", n, 1)
+    expected = n * _shares(log_w)
+    counts = (expected * (1 + 1e-12)).floor()  # 1 stays 1 where n (1 / n) is rounded down
+    picks = torch.arange(len(expected)).repeat_interleave(counts.long())
+    left = n - len(picks)
+    if left:
+        rest = (expected - counts).clamp(min=0)
+        more = torch.multinomial(rest, left, replacement=True, generator=generator)
+        picks = torch.cat((picks, more))
+    return picks[torch.randperm(n, generator=generator)].to(log_w.device)
+
+
+def _shares(log_w: Tensor) -> Tensor:
+    """Softmax of a row of log-weights, float64, on the CPU; raises if there is none."""
+
+    checks.tensor("log_w", log_w)
+    if log_w.ndim != 1 or bool(log_w.isnan().any()) or not bool(log_w.max().isfinite()):
+        raise ValueError(
+            "log_w must be a row (N,) of log-weights that are not NaN or +inf, and not all -inf, "
+            f"got {checks.described(log_w)} with largest value {float(log_w.max())}"
+        )
+    return log_w.double().cpu().softmax(0)
 
 
 def pareto_k(log_w: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from rwguidance import (
     LearnedExpectation,
     LearnedShift,
     LeaveOneOut,
+    LookAhead,
     PlugIn,
     RectifiedSchedule,
     TargetESS,
@@ -203,6 +204,7 @@ def core():
             LearnedExpectation, {"network": net()}, {"network": net(seed=1)}
         ),
         "LearnedShift": Case(LearnedShift, {"network": net()}, {"network": net(seed=1)}),
+        "LookAhead": Case(LookAhead, {"tilt": tilt()}, {"tilt": tilt(2.0)}),
         "PlugIn": Case(
             PlugIn,
             {"tilt": tilt()},

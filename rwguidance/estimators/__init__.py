@@ -4,6 +4,7 @@ from .base import ConditionalExpectation, Estimate
 from .importance import ImportanceSampling
 from .kernels import Kernel, LeaveOneOut, TargetESS, Tempered
 from .learned import LearnedExpectation, LearnedShift
+from .look_ahead import LookAhead
 from .plug_in import PlugIn
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LearnedExpectation",
     "LearnedShift",
     "LeaveOneOut",
+    "LookAhead",
     "PlugIn",
     "TargetESS",
     "Tempered",

@@ -10,12 +10,13 @@
 
 from ..store import Store
 from .base import Method
-from .methods import BestOfN, Importance, Network, PlugInMean, Pool, Resample
+from .methods import SMC, BestOfN, Importance, Network, PlugInMean, Pool, Resample
 from .noise import NoiseChain, NoiseGradient
 from .pairs import generate
 from .results import Generated, Row
 
 __all__ = [
+    "SMC",
     "BestOfN",
     "Generated",
     "Importance",

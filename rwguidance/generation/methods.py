@@ -22,10 +22,11 @@ from .importance import Importance
 from .noise import NoiseChain, NoiseGradient
 from .pooled import Pool, Resample
 from .run import Run
+from .smc import SMC
 from .strength import OfStrength, check_one, checked_strength, tilt_of
 from .work import Streams, Work
 
-__all__ = ["METHODS", "BestOfN", "Importance", "Network", "PlugInMean", "Pool", "Resample"]
+__all__ = ["METHODS", "SMC", "BestOfN", "Importance", "Network", "PlugInMean", "Pool", "Resample"]
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ METHODS: Mapping[str, type[Method]] = {
         Importance,
         Pool,
         Resample,
+        SMC,
         Network,
         PlugInMean,
         NoiseGradient,

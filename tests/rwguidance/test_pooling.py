@@ -12,7 +12,7 @@ import torch
 from common import assert_within
 from rwguidance.pooling import pool
 from rwguidance.temperature import beta_for_kl
-from rwguidance.weights import ess, log_mean_exp, systematic
+from rwguidance.weights import ess, log_mean_exp, residual, systematic
 
 F64 = torch.float64
 
@@ -175,7 +175,7 @@ class TestPool:
             pool(torch.zeros(2, 2), None, 1.0)
 
 
-class TestSystematic:
+class TestResampling:
     def test_counts_are_the_expected_ones_rounded(self):
         log_w = normal(20, 0.0, 0)
         expected = 50 * log_w.softmax(0)
@@ -183,30 +183,42 @@ class TestSystematic:
             counts = systematic(log_w, 50, generator_of(seed)).bincount(minlength=20)
             assert ((counts - expected).abs() < 1).all()
 
-    def test_counts_are_right_on_average(self):
+    @pytest.mark.parametrize("resample", [systematic, residual])
+    def test_counts_are_right_on_average(self, resample):
         log_w = torch.tensor([0.0, 1.0, -math.inf, 0.3], dtype=F64)
         counts = torch.stack(
-            [systematic(log_w, 3, generator_of(k)).bincount(minlength=4) for k in range(4000)]
+            [resample(log_w, 3, generator_of(k)).bincount(minlength=4) for k in range(4000)]
         ).double()
         se = counts.std(0) / math.sqrt(4000)
         assert_within(counts.mean(0), 3 * log_w.softmax(0), se.clamp(min=1e-12))
 
-    def test_the_order_says_nothing(self):
-        first = torch.stack(
-            [systematic(torch.zeros(4), 4, generator_of(k))[0] for k in range(2000)]
-        )
+    @pytest.mark.parametrize("resample", [systematic, residual])
+    def test_the_order_says_nothing(self, resample):
+        first = torch.stack([resample(torch.zeros(4), 4, generator_of(k))[0] for k in range(2000)])
         share = first.bincount(minlength=4) / 2000
         assert_within(share, torch.full((4,), 0.25), math.sqrt(0.25 * 0.75 / 2000))
 
-    def test_no_weight_is_lost_to_rounding(self):
+    @pytest.mark.parametrize("resample", [systematic, residual])
+    def test_no_weight_is_lost_to_rounding(self, resample):
         log_w = torch.cat((torch.zeros(10**5), torch.tensor([-math.inf])))
         for seed in range(20):
-            assert systematic(log_w, 7, generator_of(seed)).max() < 10**5
+            assert resample(log_w, 7, generator_of(seed)).max() < 10**5
 
-    def test_a_row_without_weight_is_refused(self):
+    @pytest.mark.parametrize("resample", [systematic, residual])
+    def test_a_row_without_weight_is_refused(self, resample):
         for bad in (torch.full((2,), -math.inf), torch.tensor([math.nan, 0]), torch.zeros(2, 2)):
             with pytest.raises(ValueError, match="log_w must be a row"):
-                systematic(bad, 2)
+                resample(bad, 2)
+
+    def test_residual_copies_need_no_chance(self):
+        log_w = normal(20, 0.0, 0)
+        least = (50 * log_w.softmax(0)).floor()
+        for seed in range(20):
+            counts = residual(log_w, 50, generator_of(seed)).bincount(minlength=20)
+            assert (counts >= least).all()
+        for n in (1, 7, 49, 1000):  # 49 (1 / 49) is below 1
+            for weights in (torch.zeros(n), torch.full((n,), -1e3)):
+                assert residual(weights, n, generator_of(n)).sort().values.equal(torch.arange(n))
 
 
 def repeated_each(make, runs=40):

@@ -98,6 +98,8 @@ def objective(network, generator):
     return {"loss": network(draw(4, generator), torch.ones(4)).square().mean()}
 
 
+LOOK = rw.LookAhead(LINEAR)
+
 RIGHT = {
     # schedules, models, predictions
     rw.VPSchedule: dict(beta_min=0.1, beta_max=20.0),
@@ -131,11 +133,13 @@ RIGHT = {
     rw.Tempered: dict(factor=0.5),
     rw.TargetESS: dict(fraction=0.5),
     rw.PlugIn: dict(tilt=LINEAR, jacobian=True, damping=None, prior_variance=1.0),
+    rw.LookAhead: dict(tilt=LINEAR),
     rw.LearnedExpectation: dict(network=Network()),
     rw.LearnedShift: dict(network=Network(True)),
     toy.Oracle: dict(law=LAW, tilt=LINEAR),
     rw.ImportanceSampling(BANK, FIRST).__call__: ESTIMATE,
     rw.PlugIn(LINEAR).__call__: ESTIMATE,
+    rw.LookAhead(LINEAR).__call__: ESTIMATE,
     rw.LearnedExpectation(Network()).__call__: ESTIMATE,
     rw.LearnedShift(Network(True)).__call__: ESTIMATE,
     toy.Oracle(LAW, LINEAR).__call__: ESTIMATE,
@@ -156,6 +160,26 @@ RIGHT = {
         trace=None,
         gradient=False,
     ),
+    rw.TwistedSMC: dict(
+        tilt=LINEAR,
+        twist=LOOK,
+        scale=0.5,
+        window=(0.0, 1.0),
+        threshold=0.5,
+        resample=weights.residual,
+        potential=None,
+        stop=None,
+    ),
+    rw.TwistedSMC(LINEAR, LOOK).sample: dict(
+        model=MODEL,
+        sampler=rw.DDIM(eta=1.0),
+        x_1=X,
+        times=[1.0, 0.5, 0.0],
+        condition=KEYS,
+        generator=seeded,
+        particles=None,
+        batch_size=None,
+    ),
     rw.flow_map: dict(model=MODEL, sampler=rw.DDIM(), times=[1.0, 0.0]),
     rw.best_of_n: dict(**SELECT, n=2, generator=seeded),
     rw.soft_best_of_n: dict(**SELECT, n=2, generator=seeded),
@@ -173,6 +197,8 @@ RIGHT = {
     weights.log_uniform: dict(shape=(3, 2), generator=seeded),
     weights.ess: dict(log_w=W, dim=-1),
     weights.log_mean_exp: dict(log_w=W, dim=-1),
+    weights.residual: dict(log_w=W, n=3, generator=seeded),
+    weights.systematic: dict(log_w=W, n=3, generator=seeded),
     weights.pareto_k: dict(log_w=randn(0, 40)),
     diagnostics.sliced_wasserstein: dict(x=X, y=X + 1, projections=8, generator=seeded),
     # losses, training, networks

@@ -6,7 +6,15 @@ import pytest
 
 from counted_law import CountedBrightness, CountedLaw, counts, said_in
 from pixel_law import QUIET, run
-from rwguidance.generation import BestOfN, Importance, NoiseGradient, PlugInMean, Pool, Resample
+from rwguidance.generation import (
+    SMC,
+    BestOfN,
+    Importance,
+    NoiseGradient,
+    PlugInMean,
+    Pool,
+    Resample,
+)
 from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.work import Forecast, Streams, Work, work_on_draws
 
@@ -18,6 +26,9 @@ METHODS = [
     Pool(bank=7, beta=5.0, pictures=4, renew=2),
     Resample(bank=7, kl=0.5, pictures=4),
     Resample(bank=7, kl=0.5, pictures=4, renew=1),
+    SMC(particles=5, beta=5.0, pictures=4),
+    SMC(particles=5, kl=0.5, bank=7, pictures=2),
+    SMC(particles=5, beta=5.0, pictures=4, renew=1),
     BestOfN(4),
     BestOfN(4, kl=0.5, draws=7),
     PlugInMean(5.0),

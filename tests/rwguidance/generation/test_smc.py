@@ -1,0 +1,86 @@
+"""Pictures made by particles: their law, and what each depends on."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from common import assert_within
+from pixel_law import QUIET, Brightness, mean_of, run
+from rwguidance import DDIM, Prediction, RectifiedSchedule
+from rwguidance.generation import SMC
+
+pytestmark = QUIET
+
+
+def spread_of_noisy_steps(eta, steps=12, std=0.1):
+    """Standard deviation of a pixel after the steps, in which variances add up."""
+
+    schedule, variance = RectifiedSchedule(), 1.0
+    unit = torch.ones(1, 1, dtype=torch.float64)
+    for t, s in itertools.pairwise([1 - i / steps for i in range(steps + 1)]):
+        now = schedule.at(t, unit)
+        gain = std**2 * now.alpha / (std**2 * now.alpha**2 + now.sigma**2)
+        law = DDIM(eta).transition(
+            Prediction.from_mean(gain * unit, unit, now), schedule.at(s, unit)
+        )
+        variance = float(law.mean) ** 2 * variance + float(law.std) ** 2
+    return math.sqrt(variance)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.6])
+def test_pictures_have_the_tilted_law_of_the_steps(tmp_path, eta):
+    std = 100 * spread_of_noisy_steps(eta) / math.sqrt(3)
+    method = SMC(particles=2000, beta=std, eta=eta, threshold=0.9, pictures=200)
+    made = run(tmp_path, method, ["abcd"], images=200, batch_size=500)
+    rewards = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64)
+    assert_within(rewards.mean(), 100 * mean_of("abcd") + std, std / math.sqrt(200))
+    assert_within(rewards.std(), std, std / math.sqrt(2 * 199))
+    facts = made.rows[0].facts
+    expected = 100 * mean_of("abcd") / std + 0.5
+    assert facts["log z"] == pytest.approx(expected, abs=5 * math.sqrt((math.e - 1) / 2000))
+    assert 200 < facts["ancestors"] < 2000
+    assert facts["distinct"] > 100
+
+
+def test_a_picture_depends_on_seed_prompt_number_and_those_made_with_it(tmp_path):
+    method, options = SMC(8, kl=1.0, pictures=4), {"images": 7, "batch_size": 3}
+    whole = run(tmp_path / "a", method, ["ab", "cd"], **options)
+    part = run(tmp_path / "b", method, ["cd"], images=2, batch_size=2)
+    first = [row for row in whole.rows if row.prompt == "cd" and row.number < 2]
+    for one, other in zip(part.rows, first, strict=True):
+        assert one.facts["chosen"] == other.facts["chosen"]
+        assert one.rewards == pytest.approx(other.rewards, rel=1e-9)
+    again = run(tmp_path / "c", method, ["ab", "cd"], seed=1, **options)
+    assert [row.facts["chosen"] for row in again.rows] != [r.facts["chosen"] for r in whole.rows]
+
+
+def test_a_prompt_without_a_finite_reward_is_said_to_have_none(tmp_path):
+    class Hard(Brightness):
+        depends_on = Brightness.depends_on
+
+        def forward(self, images, prompts):
+            return super().forward(images, prompts) - math.inf
+
+    made = run(tmp_path, SMC(4, beta=1.0), ["ab"], reward=Hard(), images=1)
+    assert "no particle of 'ab' has a finite reward" in made.failed["ab"]
+
+
+def test_wrong_settings_are_named():
+    assert SMC.from_options() == SMC(kl=1.0)
+    assert SMC(9, beta=5.0, eta=0.5, pictures=3).at(2.0) == SMC(9, None, 2.0, eta=0.5, pictures=3)
+    for wrong, message in (
+        ({}, "give beta or kl"),
+        ({"kl": 9.0}, r"kl must be less than log\(bank\)"),
+        ({"kl": 1.0, "eta": 0.0}, r"eta must lie in \(0, 1\]"),
+        ({"kl": 1.0, "particles": 1}, "particles must be at least 2"),
+        ({"kl": 1.0, "window": (0.5, 0.2)}, "window must be times"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SMC(**wrong)
+    times = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    SMC(kl=1.0).check(times)
+    for method, grid in ((SMC(kl=1.0, window=(0.0, 0.6)), times), (SMC(kl=1.0), times[::2])):
+        with pytest.raises(ValueError, match="window must hold the time of a step before the last"):
+            method.check(grid)
