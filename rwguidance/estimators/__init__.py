@@ -5,16 +5,25 @@ from .importance import ImportanceSampling
 from .kernels import Kernel, LeaveOneOut, TargetESS, Tempered
 from .learned import LearnedExpectation, LearnedShift
 from .plug_in import PlugIn
+from .posterior import PosteriorSampling
+from .posterior_draws import FlowMap, InnerFlow, PosteriorDraws, Renoising
+from .second_order import SecondOrderPlugIn
 
 __all__ = [
     "ConditionalExpectation",
     "Estimate",
+    "FlowMap",
     "ImportanceSampling",
+    "InnerFlow",
     "Kernel",
     "LearnedExpectation",
     "LearnedShift",
     "LeaveOneOut",
     "PlugIn",
+    "PosteriorDraws",
+    "PosteriorSampling",
+    "Renoising",
+    "SecondOrderPlugIn",
     "TargetESS",
     "Tempered",
 ]
