@@ -585,6 +585,20 @@ MUTANTS = [
         "test_posterior",
     ),
     Mutant(
+        "FMPS: the clean state moves as the noisy one does on every path",
+        "estimators/fmps.py",
+        "jacobian = 1 / (scales.alpha - scales.alpha_rate * (scales.sigma / scales.sigma_rate))",
+        "jacobian = 1 / scales.alpha",
+        "test_fmps",
+    ),
+    Mutant(
+        "flow prior: errors count alike at all times",
+        "regularizers.py",
+        "return 0.5 * (slope.abs() * excess).flatten(1).sum(1) + entropy",
+        "return 0.5 * excess.flatten(1).sum(1) + entropy",
+        "test_regularizers",
+    ),
+    Mutant(
         "second order: the curvature has the wrong sign",
         "estimators/second_order.py",
         "torch.zeros_like(v) if product is None else -product",

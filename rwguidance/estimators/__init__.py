@@ -1,6 +1,7 @@
 r"""Estimators of :math:`h_t(x_t) = E[w(x_0) | x_t]` and of the shift it causes."""
 
 from .base import ConditionalExpectation, Estimate
+from .fmps import FMPS
 from .importance import ImportanceSampling
 from .kernels import Kernel, LeaveOneOut, TargetESS, Tempered
 from .learned import LearnedExpectation, LearnedShift
@@ -10,6 +11,7 @@ from .posterior_draws import FlowMap, InnerFlow, PosteriorDraws, Renoising
 from .second_order import SecondOrderPlugIn
 
 __all__ = [
+    "FMPS",
     "ConditionalExpectation",
     "Estimate",
     "FlowMap",
