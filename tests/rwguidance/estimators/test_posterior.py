@@ -326,6 +326,19 @@ def test_the_first_call_of_a_draw_is_that_of_the_estimator(source, calls):
     assert seen == [2] + [10] * (calls - 1)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_without_a_tilt_there_is_no_shift(source):
+    law, tilt = mixture(0, 3), Tilt(lambda x, condition: torch.full((len(x),), 0.7), 1.0)
+    bank = Bank(law.sample(50, torch.Generator().manual_seed(0)))
+    for options in ({}, {"bank": bank}):
+        estimator = PosteriorSampling(tilt, SOURCES[source][0], 4, **options)
+        estimate = estimator(law.model(RectifiedSchedule()), randn(0, 2, 3), 0.5)
+        torch.testing.assert_close(estimate.shift, torch.zeros(2, 3).double(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            estimate.log_h, torch.full((2,), 0.7).double(), atol=1e-6, rtol=0
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("source", SOURCES)
 def test_lower_precision_gives_estimates_of_the_same_size(source, dtype):
