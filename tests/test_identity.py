@@ -38,6 +38,14 @@ from rwguidance import (
     VPSchedule,
     toy,
 )
+from rwguidance.estimators import (
+    FMPS,
+    FlowMap,
+    InnerFlow,
+    PosteriorSampling,
+    Renoising,
+    SecondOrderPlugIn,
+)
 from rwguidance.evaluation.extractors import Extractor
 from rwguidance.evaluation.meter import Counted
 from rwguidance.losses import log_mse
@@ -204,6 +212,35 @@ def core():
             LearnedExpectation, {"network": net()}, {"network": net(seed=1)}
         ),
         "LearnedShift": Case(LearnedShift, {"network": net()}, {"network": net(seed=1)}),
+        "FMPS": Case(FMPS, {"tilt": tilt()}, {"tilt": tilt(2.0)}),
+        "FlowMap": Case(
+            FlowMap,
+            {"times": [1.0, 0.5, 0.0]},
+            {"times": [1.0, 0.4, 0.0], "renoise": 0.5, "nodes": 2, "sampler": DDIM(0.5)},
+        ),
+        "InnerFlow": Case(InnerFlow, {"steps": 4}, {"steps": 5, "sampler": DDIM(0.5)}),
+        "Renoising": Case(
+            Renoising,
+            {"times": [1.0, 0.5, 0.0]},
+            {"times": [1.0, 0.4, 0.0], "sampler": DDIM(0.5)},
+        ),
+        "PosteriorSampling": Case(
+            PosteriorSampling,
+            {"tilt": tilt(), "draws": InnerFlow(4)},
+            {
+                "tilt": tilt(2.0),
+                "draws": InnerFlow(5),
+                "n": 3,
+                "first_order": True,
+                "bank": bank(),
+                "seed": 1,
+            },
+        ),
+        "SecondOrderPlugIn": Case(
+            SecondOrderPlugIn,
+            {"tilt": tilt()},
+            {"tilt": tilt(2.0), "jacobian": False, "iterations": 4, "prior_variance": 2.0},
+        ),
         "LookAhead": Case(LookAhead, {"tilt": tilt()}, {"tilt": tilt(2.0)}),
         "PlugIn": Case(
             PlugIn,

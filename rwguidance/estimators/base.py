@@ -110,13 +110,21 @@ def gradients_of(x_t: Tensor) -> Iterator[Tensor]:
         yield x_t.detach().clone().requires_grad_()
 
 
-def input_gradient(value: Tensor, x_t: Tensor, name: str) -> Tensor:
+def input_gradient(
+    value: Tensor,
+    x_t: Tensor,
+    name: str,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> Tensor:
     """Gradient of each entry of `value` in its own state, since samples do not interact.
 
     Arguments:
         value: One value per state, with shape (B,).
         x_t: States that record gradients, from which `value` was computed.
         name: Name of the value, for the message.
+        retain_graph: Whether other gradients of the same graph follow.
+        create_graph: Whether gradients of the gradient follow.
 
     Raises:
         ValueError: If no gradient reaches the states.
@@ -124,7 +132,13 @@ def input_gradient(value: Tensor, x_t: Tensor, name: str) -> Tensor:
 
     gradient = None
     if value.requires_grad:  # if only of parameters, the gradient in the states is still None
-        (gradient,) = torch.autograd.grad(value.sum(), x_t, allow_unused=True)
+        (gradient,) = torch.autograd.grad(
+            value.sum(),
+            x_t,
+            retain_graph=retain_graph or create_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
     if gradient is None:
         raise ValueError(
             f"{name} must be differentiable with respect to the state, but its value carries no "

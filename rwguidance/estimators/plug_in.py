@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models import Model
-from ..prediction import Prediction
+from ..schedules import Scales
 from ..support import checks
 from ..support.describe import summary
 from ..tilt import Tilt
@@ -97,12 +97,21 @@ class PlugIn(ConditionalExpectation):
             with gradients_of(prediction.mean) as mean:
                 log_w = self.tilt(mean, condition)
                 gradient = input_gradient(log_w, mean, "the log-weight")
-            shift = self._posterior_variance(prediction) * gradient
+            shift = isotropic_variance(prediction.scales, self.prior_variance) * gradient
         if self.damping is not None:
-            shift = shift / (1 + self.damping * self._posterior_variance(prediction))
+            variance = isotropic_variance(prediction.scales, self.prior_variance)
+            shift = shift / (1 + self.damping * variance)
         shift = shift.to(prediction.mean.dtype)
         return Estimate(prediction, log_w.detach(), shift, {"shift_norm": shift_norm(shift)})
 
-    def _posterior_variance(self, prediction: Prediction) -> Tensor:
-        alpha, sigma, v = prediction.scales.alpha, prediction.scales.sigma, self.prior_variance
-        return v * sigma**2 / (sigma**2 + alpha**2 * v)
+
+def isotropic_variance(scales: Scales, v: float) -> Tensor:
+    r"""Returns the posterior variance of an isotropic Gaussian prior, in squared data units.
+
+    Arguments:
+        scales: The schedule at the time of the state.
+        v: Variance of the prior, per dimension, in squared data units.
+    """
+
+    alpha, sigma = scales.alpha, scales.sigma
+    return v * sigma**2 / (sigma**2 + alpha**2 * v)

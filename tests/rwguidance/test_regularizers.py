@@ -13,10 +13,16 @@ from rwguidance.regularizers import (
     consistency,
     cycle,
     differentiable_gradient,
+    flow_prior,
     gradient_penalty,
 )
 from rwguidance.toy import Gaussian, GaussianMixture, Linear
 from rwguidance.training import ExpectationObjective, train
+
+LAWS = (
+    Gaussian([0.3, -0.2], [[1.5, 0.4], [0.4, 0.6]]),
+    GaussianMixture([0.0, -1.0], [[-1.5, 0.0], [1.5, 0.5]], 0.4 * torch.eye(2)[None]),
+)
 
 # -- the minimizer of the consistency term -------------------------------------------------------
 
@@ -250,3 +256,51 @@ def test_consistency_straightens_guidance():
     law, tilt = random_problem(torch.Generator().manual_seed(7))
     gains = [gain(law, tilt, seed, torch.Generator().manual_seed(seed)) for seed in range(10)]
     assert paired_z(gains)[0] > 3, gains
+
+
+# -- the flow prior --------------------------------------------------------------------------------
+
+
+def surrogate(law, schedule, x_0, n):
+    """Values of the flow prior at stratified times, with shape (n, B), which records gradients."""
+
+    model, u = law.model(schedule), torch.rand(n, generator=torch.Generator().manual_seed(3))
+    times = ((torch.arange(n) + u) / n).double().clamp(1e-6, 1 - 1e-6)
+    rows = x_0.repeat(n, 1)
+    noise = randn(4, n, x_0.shape[1]).repeat_interleave(len(x_0), 0)
+    return flow_prior(model, rows, times.repeat_interleave(len(x_0)), noise).reshape(n, len(x_0))
+
+
+@pytest.mark.parametrize("name", ["rectified", "cosine", "vp"])
+@pytest.mark.parametrize("law", LAWS, ids=["gaussian", "mixture"])
+def test_the_flow_prior_is_the_negative_log_density(law, name):
+    x_0 = torch.tensor([[0.0, 0.0], [1.2, -0.4], [-2.5, 1.5]]).double()
+    values = surrogate(law, SCHEDULES[name], x_0, 8000).detach()
+    error = values.std(0) / len(values) ** 0.5
+    exact = -law.log_prob(x_0)
+    assert float(error.max()) < float(exact.max() - exact.min()) / 4  # it tells the states apart
+    assert_within(values.mean(0), exact, error + 1e-3)
+
+
+@pytest.mark.parametrize("name", ["rectified", "vp"])
+def test_its_gradient_is_that_of_the_negative_log_density(name):
+    law = LAWS[1]
+    x_0 = torch.tensor([[1.2, -0.4]]).double().requires_grad_()
+    blocks = []
+    for values in surrogate(law, SCHEDULES[name], x_0, 8000).reshape(20, 20, 20).transpose(0, 1):
+        (gradient,) = torch.autograd.grad(values.mean(), x_0, retain_graph=True)
+        blocks.append(gradient)
+    gradients = torch.stack(blocks)
+    (exact,) = torch.autograd.grad(-law.log_prob(x_0).sum(), x_0)
+    error = gradients.std(0) / len(blocks) ** 0.5
+    assert float(error.max()) < exact.abs().max() / 4
+    assert_within(gradients.mean(0), exact, error)
+
+
+def test_the_flow_prior_refuses_the_ends_of_a_path():
+    model, x = LAWS[0].model(SCHEDULES["rectified"]), randn(0, 2, 2)
+    for t in (0.0, 1.0, torch.tensor([0.5, 1.0])):
+        with pytest.raises(ValueError, match=r"t must lie in \(0, 1\)"):
+            flow_prior(model, x, t, x)
+    with pytest.raises(ValueError, match="noise must have shape"):
+        flow_prior(model, x, 0.5, x[:1])
