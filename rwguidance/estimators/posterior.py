@@ -55,8 +55,10 @@ class PosteriorSampling(ConditionalExpectation):
 
     Zeroth order needs values of the reward alone. Its squared error relative to the shift grows as
     d / n with the dimension d. First order is free of noise where the reward is linear and the
-    posterior Gaussian; it fails for rewards with steps and where their gradients cannot be
-    trusted. Where the state says nothing of :math:`x_0` (:math:`\alpha_t = 0`, and the time
+    posterior Gaussian. It fails for rewards with steps, where their gradients cannot be trusted,
+    and between modes at high noise: there the few draws that are about to change modes carry all of
+    the gradient, and its error is many times the shift where that of zeroth order is a half. Where
+    the state says nothing of :math:`x_0` (:math:`\alpha_t = 0`, and the time
     :attr:`rwguidance.Model.start`), draws are of the prior, and zeroth order is taken.
 
     A bank makes a control variate: along the shift that it estimates, the draws are reweighted so

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models import Model
+from ..noise_space.generators import flow_map
 from ..prediction import Prediction
 from ..samplers import DDIM, Sampler, check_times, sample
 from ..schedules import RectifiedSchedule, working_dtype
@@ -167,7 +168,8 @@ class FlowMap(PosteriorDraws):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If a number is out of its range, or the times are none of a run.
+        ValueError: If a number is out of its range, or the times are none of a run; when it is
+            called, if the sampler draws random numbers.
 
     References:
         | Flow Map Matching (Boffi et al., 2024), arXiv:2406.07507
@@ -192,11 +194,8 @@ class FlowMap(PosteriorDraws):
     def draw(
         self, model: Model, x_t: Tensor, t: Tensor, condition: Any, generator: Generators
     ) -> tuple[Tensor, Tensor]:
-        flow = lambda x, t: _run(
-            model, self.sampler, x, _below(self.times, t), condition, generator
-        )
         if not self.renoise:
-            x_0 = flow(x_t, t)
+            x_0 = self._end(model, x_t, t, condition)
             return x_0, _alike(x_0)
 
         now, s = model.schedule.at(t, like=x_t), self._noisier(model, t)
@@ -205,10 +204,19 @@ class FlowMap(PosteriorDraws):
         spread = (then.sigma**2 - (keep * now.sigma) ** 2).clamp_min(0).sqrt()
         noise = normal(x_t.shape, generator, x_t.device, working_dtype(x_t.dtype))
         center, move = keep * x_t, spread * noise
-        x_0 = flow((center + move).to(x_t.dtype), s)
+        x_0 = self._end(model, (center + move).to(x_t.dtype), s, condition)
         misfit = (x_t - now.alpha * x_0) / now.sigma
         log_ratio = 0.5 * (noise.square() - misfit.square()).flatten(1).sum(1)
         return x_0, log_ratio + self._log_density(model, center, move, s, condition)
+
+    def _end(self, model: Model, x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """The end points of the flow through states at time t."""
+
+        times = _but_the_last(_below(self.times, t))
+        if len(times) > 1:
+            gradient = torch.is_grad_enabled()
+            x = flow_map(model, self.sampler, times, gradient=gradient)(x, condition)
+        return model(x, times[-1], condition).mean
 
     def _noisier(self, model: Model, t: Tensor) -> Tensor:
         """The time to which states are noised, not beyond the end of the path."""
@@ -263,6 +271,10 @@ def _below(times: Sequence[float], t: Tensor) -> Tensor:
     return torch.tensor([float(t), *(s for s in times if s < float(t))], dtype=torch.float64)
 
 
+def _but_the_last(times: Tensor) -> Tensor:
+    return times[:-1] if len(times) > 1 else times
+
+
 def _run(
     model: Model,
     sampler: Sampler,
@@ -273,7 +285,7 @@ def _run(
 ) -> Tensor:
     """Runs a sampler to the last time but one, where the mean is the clean state."""
 
-    times = times[:-1] if len(times) > 1 else times
+    times = _but_the_last(times)
     if len(times) > 1:
         gradient = torch.is_grad_enabled()
         x = sample(model, sampler, x, times, condition, generator, gradient=gradient)

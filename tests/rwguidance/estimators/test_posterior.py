@@ -392,3 +392,7 @@ def test_bad_settings_are_refused():
         Renoising([0.0, 1.0])
     with pytest.raises(ValueError, match="renoise must be"):
         FlowMap(LINE, renoise=-1.0)
+    model = mixture(0, 2).model(RectifiedSchedule())
+    random = PosteriorSampling(tilt, FlowMap(LINE, sampler=DDIM(1.0)), 2)
+    with pytest.raises(ValueError, match="a flow map must be deterministic"):
+        random(model, randn(0, 2, 2), 0.5)
