@@ -949,8 +949,8 @@ MUTANTS = [
     Mutant(
         "draws: every number gets the same noise",
         "generation/run.py",
-        'names = [("draw", *stream, prompt, i) for i in numbers]',
-        'names = [("draw", *stream, prompt, 0) for i in numbers]',
+        'names = [("draw", *stream, prompt, i) for stream in streams for i in range(n)]',
+        'names = [("draw", *stream, prompt, 0) for stream in streams for i in range(n)]',
         "test_run",
     ),
     Mutant(

@@ -22,7 +22,7 @@ from ..generation.extensions import check_negative_prompt, sampling_times
 from ..generation.folder import differences
 from ..generation.pairs import check_device
 from ..generation.run import Report, Run
-from ..generation.work import Forecast, Work
+from ..generation.work import Forecast, Work, work_on_draws
 from ..store import Store
 from ..support.checks import function, instance
 from ..support.files import replacing
@@ -247,26 +247,32 @@ def _evaluation(
     judges = Judges(run, rewards, embeddings)
     for one in judges.runs.values():
         check_device(one)
-    forecast = _forecast(plan, len(times) - 1, say)
+    forecast = _forecast(plan, run, say)
     return Evaluation(plan, runs, judges, forecast)
 
 
-def _forecast(plan: Plan, steps: int, say: Callable[[str], None]) -> Forecast:
+def _forecast(plan: Plan, run: Run, say: Callable[[str], None]) -> Forecast:
     """Returns the forecast of the prompts that have no record."""
 
-    size, methods = plan.batch_size, plan.cells.values()
+    steps, size, methods = len(run.times) - 1, plan.batch_size, plan.cells.values()
     samples = lambda n: Work.of_samples(n, steps, size)
-    one = samples(plan.images) + samples(max(method.shared_draws for method in methods))
+    asked = [streams for method in methods for streams in method.streams(plan.images)]
+    drawn = run.drawer(plan.prompts[0], ()) is not None
+    scored = drawn and run.reward_key is not None
+    one = samples(plan.images) + work_on_draws(asked, steps, size, drawn, scored)
     for method in methods:
-        one += method.work(plan.images, steps, size) - samples(method.shared_draws)
+        one += method.work(plan.images, steps, size)
     numbers = range(len(plan.prompts))
     absent = [number for number in numbers if not _path(plan.folder, number).exists()]
     work = one * len(plan.seeds) * len(absent)
-    for number in absent:
-        work += samples(plan.target(number)[0])
     count = (len(methods) + 1) * plan.pictures
+    judged = count * len(absent)
+    for number in absent:
+        targets = plan.target(number)[0]
+        work += samples(targets)
+        judged += targets
     what = f"{count} pictures of each of {len(absent):,} prompts" if absent else ""
-    return Forecast(what, work, steps, say)
+    return Forecast(what, work, steps, say, judged)
 
 
 def _settings(plan: Plan, evaluation: Evaluation) -> dict[str, Any]:

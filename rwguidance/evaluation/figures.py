@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics, statistics
+from ..metrics.kernels import Reference, negative_distance
 from ..metrics.targets import share_of_gains
 from ..support.randomness import generator_for
 from .appearance import APPEARANCE
@@ -27,6 +28,9 @@ Row = dict[str, Any]
 TILTED = "tilted law"
 """Method of the rows that say what the exactly tilted law has."""
 
+_Found = dict[tuple[Cell, str], Row]
+"""Figures of cells by embedding."""
+
 _POOLED = 2000
 """Draws of the tilted law, of all prompts together, to which pooled pictures are compared."""
 
@@ -39,12 +43,12 @@ def rows_of(results: Results) -> list[Row]:
 
     if not results.prompts:
         return []
-    path, distances = _Path(results), _Distances(results)
+    path, distances = _Path(results), _distances(results)
     rows = [_row(results, cell, path, distances) for cell in results.cells]
     return rows + [_tilted_row(results, target) for target in results.targets.values()]
 
 
-def _row(results: Results, cell: Cell, path: "_Path", distances: "_Distances") -> Row:
+def _row(results: Results, cell: Cell, path: "_Path", distances: "_Found") -> Row:
     pictures = results.cells[cell]
     rewards = pictures.rewards[results.aligned]
     row: Row = {
@@ -65,8 +69,7 @@ def _row(results: Results, cell: Cell, path: "_Path", distances: "_Distances") -
         row |= path.spent(cell)
     for name in results.embeddings:
         row |= _diversity(name, pictures.embeddings.get(name))
-        if target is not None:
-            row |= distances.row(name, pictures, target)
+        row |= distances.get((cell, name), {})
     return row | _costs(results, pictures)
 
 
@@ -154,45 +157,61 @@ class _Path:
 
 
 def _diversity(name: str, embeddings: Tensor | None) -> Row:
-    sample = None if embeddings is None else _sample(embeddings, range(len(embeddings)))
-    if sample is None or min(map(len, sample.rows.values())) < 2:
+    if embeddings is None or not bool(embeddings.isfinite().all(-1).any()):
+        return {}
+    sample = _sample(embeddings, range(len(embeddings)))
+    if min(map(len, sample.rows.values())) < 2:
         return {}
     figure = metrics.pairwise_distance(sample)
     return _pair(f"{name} diversity", (figure.value, figure.error))
 
 
-class _Distances:
-    """Energy distances to the tilted law, of which that of the base is computed once.
+def _distances(results: Results) -> _Found:
+    """Returns energy distances to the tilted law, target by target: its own pairs are costly."""
+
+    found = {}
+    for target in results.targets.values():
+        for name in results.embeddings:
+            compared = _Compared(results, name, target)
+            for cell, pictures in results.cells.items():
+                if cell.nats == target.nats:
+                    found[cell, name] = compared.row(pictures)
+    return found
+
+
+class _Compared:
+    """Energy distances to the tilted law at one strength, of which that of the base is kept.
 
     With several pictures of each prompt the laws of every prompt are compared, and of all prompts
     together otherwise.
     """
 
-    def __init__(self, results: Results) -> None:
-        self.results = results
-        self._of_base: dict[tuple[Any, ...], metrics.Figure] = {}
+    def __init__(self, results: Results, name: str, target: Target) -> None:
+        self.results, self.name, self.target = results, name, target
+        self._kept: dict[tuple[int, ...], tuple[Reference, metrics.Figure]] = {}
 
-    def row(self, name: str, pictures: Pictures, target: Target) -> Row:
+    def row(self, pictures: Pictures) -> Row:
         """Returns the distances of a cell and of the base, over the prompts that have both."""
 
+        name = self.name
         sets = [pictures.embeddings.get(name), self.results.base.embeddings.get(name)]
         if any(one is None for one in sets):
             return {}
         own, base = [one for one in sets if one is not None]
-        where = [
+        where = tuple(
             i
-            for i, log_w in enumerate(target.log_weights)
+            for i, log_w in enumerate(self.target.log_weights)
             if log_w is not None and all(bool(one[i].isfinite().all()) for one in (own, base))
-        ]
+        )
         pooled = own.shape[1] < 2
         if len(where) < (3 if pooled else 1):
             return {}
-        tilted = _tilted_sample(self.results, name, target, where, pooled)
-        after = _energy(own, where, tilted, pooled)
-        key = name, target.nats, *where
-        if key not in self._of_base:
-            self._of_base[key] = _energy(base, where, tilted, pooled)
-        before = self._of_base[key]
+        if where not in self._kept:
+            tilted = _tilted_sample(self.results, name, self.target, where, pooled)
+            reference = Reference(tilted, negative_distance, pooled=pooled)
+            self._kept[where] = reference, reference.distance(_sample(base, where))
+        reference, before = self._kept[where]
+        after = reference.distance(_sample(own, where))
         nearer = before.value - after.value, math.hypot(before.error, after.error)
         if not pooled:  # else the errors are taken as independent, which makes theirs too large
             values = ([one.by_group[i] for i in where] for one in (before, after))
@@ -202,14 +221,6 @@ class _Distances:
             | _pair(f"{name} base energy", (before.value, before.error))
             | _pair(f"{name} nearer", nearer)
         )
-
-
-def _energy(
-    embeddings: Tensor, where: Sequence[int], tilted: metrics.Sample, pooled: bool
-) -> metrics.Figure:
-    sample = _sample(embeddings, where)
-    assert sample is not None
-    return metrics.energy_distance(sample, tilted, pooled=pooled)
 
 
 def _tilted_sample(
@@ -238,12 +249,10 @@ def _tilted_sample(
     return metrics.Sample(torch.cat(features), torch.cat(weights), groups)
 
 
-def _sample(embeddings: Tensor, where: Sequence[int]) -> metrics.Sample | None:
+def _sample(embeddings: Tensor, where: Sequence[int]) -> metrics.Sample:
     """Returns pictures of some prompts as a set, without those that have no embedding."""
 
     rows = [(i, x) for i in where for x in embeddings[i] if bool(x.isfinite().all())]
-    if not rows:
-        return None
     return metrics.Sample(torch.stack([x for _, x in rows]), None, [i for i, _ in rows])
 
 
@@ -264,7 +273,9 @@ def _tilted_row(results: Results, target: Target) -> Row:
     for name in results.embeddings:
         held = [one.embeddings.get(name) for one in results.draws if one is not None]
         if where and all(one is not None for one in held):
-            figure = metrics.pairwise_distance(_tilted_sample(results, name, target, where, False))
+            sample = _tilted_sample(results, name, target, where, False)
+            # By products, as there are many pairs, of which none needs to be zero exactly.
+            figure = metrics.pairwise_distance(sample, lambda a, b: -negative_distance(a, b))
             row |= _pair(f"{name} diversity", (figure.value, figure.error))
     return row
 

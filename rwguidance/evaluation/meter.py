@@ -8,7 +8,7 @@ from a store, or another method had them made, says nothing of the method.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,23 +165,26 @@ class MeteredRun(Run):
         return self.like._keys
 
     def draws(self, prompt: str, n: int, *stream: str | int) -> Tensor:
-        with self._counted(n, stream):
+        with self._counted(n, [stream]):
             return super().draws(prompt, n, *stream)
 
-    def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
-        banks: dict[tuple[Any, ...], Bank] = self.keep("banks", prompt, dict)
-        with self._counted(n, stream):
-            if (n, stream) not in banks:
-                banks[n, stream] = super().bank(prompt, n, *stream)
-            return banks[n, stream]
+    def banks(self, prompt: str, n: int, streams: Sequence[tuple[str | int, ...]]) -> list[Bank]:
+        kept: dict[tuple[Any, ...], Bank] = self.keep("all banks", prompt, dict)
+        with self._counted(n, streams):
+            lacking = [stream for stream in streams if (n, stream) not in kept]
+            if lacking:
+                made = super().banks(prompt, n, lacking)
+                kept.update(zip([(n, stream) for stream in lacking], made, strict=True))
+            return [kept[n, stream] for stream in streams]
 
     @contextmanager
-    def _counted(self, n: int, stream: tuple[str | int, ...]) -> Iterator[None]:
+    def _counted(self, n: int, streams: Sequence[tuple[str | int, ...]]) -> Iterator[None]:
         """Counts draws, each once, and neither counts nor times how they are made."""
 
         with ExitStack() as stack:
             for meter in self.meters:
-                meter.draws[self.seed, stream] = max(meter.draws.get((self.seed, stream), 0), n)
+                for key in [(self.seed, stream) for stream in streams]:
+                    meter.draws[key] = max(meter.draws.get(key, 0), n)
                 stack.enter_context(meter.shared())
             yield
 

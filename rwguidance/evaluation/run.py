@@ -99,14 +99,17 @@ class Evaluation:
         """Makes a batch of unguided pictures."""
 
         with run.metered(meter):
+            run.condition(prompt, len(numbers))  # once for all batches, and so not timed with them
             start = time.perf_counter()
             x_0 = run.sample(run.backbone, prompt, [("image", prompt, i) for i in numbers])
             x_0.flatten()[:1].cpu()  # a device may return before it has finished
             drawn = time.perf_counter()
             images = run.decode(x_0)
             scores = run.score(images, prompt)
+        scored = time.perf_counter()
         looks = self.judges.look(images, prompt, scores)
-        self.forecast.timed(len(numbers), drawn - start, time.perf_counter() - drawn)
+        judging = time.perf_counter() - scored
+        self.forecast.timed(len(numbers), drawn - start, scored - drawn, judging)
         return _Batch(run, numbers, x_0, images, looks)
 
     def _cell(

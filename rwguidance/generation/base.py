@@ -16,7 +16,7 @@ from ..prediction import Prediction
 from ..support.checks import number
 from ..support.fingerprint import fingerprint
 from .run import Run
-from .work import Work
+from .work import Streams, Work
 
 __all__ = ["Aligned", "Guided", "Method", "set_checked"]
 
@@ -99,17 +99,20 @@ class Method(ABC):
             prompt: One of its prompts, for a reward that has to be asked.
         """
 
-    @property
-    def shared_draws(self) -> int:
-        """Number of draws of each prompt, at most, that other methods on the prompt use as well."""
+    def streams(self, images: int) -> list[Streams]:
+        """Returns the draws of a prompt that the method asks its run for, in this order.
 
-        return 0
+        Arguments:
+            images: Number of pictures of the prompt.
+        """
+
+        return []
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
-        """Returns the work on the aligned pictures of one prompt, at most, for the forecast.
+        """Returns the work on the aligned pictures of one prompt, for the forecast.
 
-        It counts neither the unguided pictures nor that draws may be stored. By default the aligned
-        pictures are decoded and scored.
+        It counts neither the unguided pictures nor :meth:`streams`. By default the aligned pictures
+        are decoded and scored. A backward pass counts as two calls.
 
         Arguments:
             images: Number of pictures.

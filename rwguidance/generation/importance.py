@@ -14,7 +14,7 @@ from ..support import checks
 from .base import Guided, set_checked
 from .run import Run
 from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Work
+from .work import Streams
 
 __all__ = ["Importance"]
 
@@ -61,13 +61,8 @@ class Importance(OfStrength, Guided):
         if checks.flag("leave_one_out", self.leave_one_out) and self.ess is not None:
             raise ValueError(f"give ess or leave_one_out, not both, got ess = {self.ess}")
 
-    @property
-    def shared_draws(self) -> int:
-        return self.bank
-
-    def work(self, images: int, steps: int, batch_size: int) -> Work:
-        bank = Work.of_samples(self.bank, steps, batch_size)
-        return super().work(images, steps, batch_size) + bank
+    def streams(self, images: int) -> list[Streams]:
+        return [Streams("bank", 1, self.bank)]
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         bank = run.bank(prompt, self.bank, "bank")

@@ -24,7 +24,7 @@ from .pooled import Pool, Resample
 from .run import Run
 from .smc import SMC
 from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Work
+from .work import Streams, Work
 
 __all__ = ["METHODS", "SMC", "BestOfN", "Importance", "Network", "PlugInMean", "Pool", "Resample"]
 
@@ -107,14 +107,12 @@ class PlugInMean(OfStrength, Guided):
         )
         check_one(self.beta, self.kl)
 
-    @property
-    def shared_draws(self) -> int:
-        return 0 if self.kl is None else self.bank
+    def streams(self, images: int) -> list[Streams]:
+        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         looks = Work(decoded=images * steps, scored=images * steps) * 3  # a pass back counts as two
-        bank = Work.of_samples(self.shared_draws, steps, batch_size)
-        return super().work(images, steps, batch_size) + looks + bank
+        return super().work(images, steps, batch_size) + looks
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
@@ -177,14 +175,9 @@ class BestOfN(Method):
         soft = self.beta is not None or self.kl is not None
         return replace(self, beta=None, kl=nats) if soft else None
 
-    @property
-    def shared_draws(self) -> int:
-        return 0 if self.kl is None else self.draws
-
-    def work(self, images: int, steps: int, batch_size: int) -> Work:
-        candidates = Work.of_samples(self.n - 1, steps, batch_size) * images
-        bank = Work.of_samples(self.shared_draws, steps, batch_size)
-        return super().work(images, steps, batch_size) + candidates + bank
+    def streams(self, images: int) -> list[Streams]:
+        bank = [] if self.kl is None else [Streams("bank", 1, self.draws)]
+        return [*bank, Streams("candidates", images, self.n - 1)]
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
@@ -194,8 +187,8 @@ class BestOfN(Method):
             make = lambda: tilt_of(run, prompt, self.beta, self.kl, self.draws)
             beta = run.keep("tilt", (self, prompt), make).betas[0]
         chosen, each = [], []
-        for x_0, reward, number in zip(base, rewards, numbers, strict=True):
-            others = run.bank(prompt, self.n - 1, "candidates", number)
+        candidates = run.banks(prompt, self.n - 1, [("candidates", i) for i in numbers])
+        for x_0, reward, number, others in zip(base, rewards, numbers, candidates, strict=True):
             assert others.rewards is not None
             values = torch.cat((reward.reshape(1), others.rewards.to(reward)))
             values = values.nan_to_num(nan=-math.inf, neginf=-math.inf)

@@ -24,14 +24,15 @@ from ..weights import gumbel
 from .base import Aligned, set_checked
 from .run import Run
 from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Work
+from .work import Streams, Work
 
 __all__ = ["NoiseChain", "NoiseGradient"]
 
 # The norm of Gaussian noise varies by one part in 14 or less from here on; below, it is free.
 _MANY = 100
-# At most so many sizes are tried, and so many where none reaches the gain, see `size_for_gain`.
-_TRIED, _IN_VAIN = 14, 8
+# So many sizes are tried as a rule: two around the gain, and five between them. It may be twice as
+# many where the first is far off, see `size_for_gain`.
+_TRIED = 7
 # Moves where none are asked for: one, or several where it does not reach the gain.
 _MOVES = (1, 2)
 
@@ -114,24 +115,22 @@ class NoiseGradient(OfStrength):
                 "this one does not; use best-of-n or importance, which need none"
             )
 
-    @property
-    def shared_draws(self) -> int:
-        return self.bank if self.kl is not None or self.size is None else 0
+    def streams(self, images: int) -> list[Streams]:
+        needs = self.kl is not None or self.size is None
+        return [Streams("bank", 1, self.bank)] if needs else []
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         run = Work.of_samples(images, steps, batch_size)
         shown = Work(decoded=images, scored=images)
-        bank = Work.of_samples(self.shared_draws, steps, batch_size)
-        own = self._gradients(images, self._tried[-1], steps, batch_size) + run + shown + bank
+        moves = self._tried[0]
+        own = self._gradients(images, moves, steps, batch_size) + run + shown
         if self.size is not None:
             return own
-        for moves in self._tried:
-            tried = Work.of_samples(self.pilots, steps, batch_size)
-            tried += self._gradients(self.pilots, moves - 1, steps, batch_size)
-            own += tried * (_TRIED if moves == self._tried[-1] else _IN_VAIN)
-            before = Work.of_samples(self.pilots, steps, batch_size)
-            own += before + self._gradients(self.pilots, 1, steps, batch_size)
-        return own
+        one = Work.of_samples(self.pilots, steps, batch_size)
+        more = self._gradients(self.pilots, moves - 1, steps, batch_size)
+        return (
+            own + one + (one + more) * _TRIED + self._gradients(self.pilots, 1, steps, batch_size)
+        )
 
     @property
     def _tried(self) -> tuple[int, ...]:
@@ -183,12 +182,15 @@ class NoiseGradient(OfStrength):
                 return _Steps(tilt, size, moves, 1.0)
             except GainOutOfReach as error:
                 most, best = error.gain, _Steps(tilt, error.size, moves, error.gain / gain)
-        asked = f"{best.moves} moves of the noise raise log w of {prompt!r} by {most:.3g} nats"
+        short = (
+            f"{self.name}: with --moves {best.moves} log w of {prompt!r} rises by {most:.3g} nats "
+            f"at most where {gain:.3g} are due"
+        )
         if most <= 0:
-            raise ValueError(f"{self.name}: {asked}, whatever their size, where {gain:.3g} are due")
+            raise ValueError(f"{short}; pcn and resample need no gradient")
         warnings.warn(
-            f"{self.name}: {asked} where {gain:.3g} are due: its pictures are tilted less than "
-            f"asked; --moves {best.moves + 1} or a smaller --kl may mend it",
+            f"{short}: its pictures are tilted less than asked; --moves {best.moves + 1} or a "
+            "smaller --kl may mend it",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -267,15 +269,13 @@ class NoiseChain(OfStrength):
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
-    @property
-    def shared_draws(self) -> int:
-        return self.bank
+    def streams(self, images: int) -> list[Streams]:
+        return [Streams("bank", 1, self.bank)]
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         moves = Work.of_samples(images, steps, batch_size) * (self.burn_in + self.moves)
         start = Work(decoded=images, scored=images)
-        bank = Work.of_samples(self.bank, steps, batch_size)
-        return super().work(images, steps, batch_size) + start + moves + bank
+        return super().work(images, steps, batch_size) + start + moves
 
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor

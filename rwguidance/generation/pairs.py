@@ -22,7 +22,7 @@ from .folder import Folder, Pictures
 from .job import Job
 from .results import Generated, Row, write_sheets, write_table
 from .run import Report, Run
-from .work import Forecast, Work
+from .work import Forecast, Work, work_on_draws
 
 __all__ = ["Say", "generate", "make"]
 
@@ -226,6 +226,7 @@ def _forecast(job: Job, prompts: Sequence[str], run: Run, folder: Folder, say: S
             pairs += images
             work += Work.of_samples(images, steps, run.batch_size)
             work += job.method.work(images, steps, run.batch_size)
+            work += work_on_draws(job.method.streams(images), steps, run.batch_size)
     return Forecast(f"{pairs:,} pairs" if pairs else "", work, steps, say)
 
 
@@ -275,6 +276,7 @@ def _align(
 ) -> tuple[Pictures, Pictures]:
     """Makes the pictures of one batch, by the model alone and aligned."""
 
+    run.condition(prompt, len(numbers))  # once for all batches, and so not timed with them
     start = time.perf_counter()
     x_0 = run.sample(run.backbone, prompt, [("image", prompt, i) for i in numbers])
     x_0.flatten()[:1].cpu()  # a device may return before it has finished

@@ -17,7 +17,7 @@ from .base import Aligned, Method, set_checked
 from .importance import Importance
 from .run import Run
 from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Work
+from .work import Streams, Work
 
 __all__ = ["Group", "Pool", "Resample", "Together"]
 
@@ -191,14 +191,11 @@ class Resample(Together, OfStrength):
         )
         check_one(self.beta, self.kl)
 
-    @property
-    def shared_draws(self) -> int:
-        return self.bank
+    def streams(self, images: int) -> list[Streams]:
+        return [Streams("bank", 1, self.bank)]
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
-        bank = Work.of_samples(self.bank, steps, batch_size)
-        moves = self._moves(images, steps, batch_size)
-        return super().work(images, steps, batch_size) + bank + moves
+        return super().work(images, steps, batch_size) + self._moves(images, steps, batch_size)
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
         bank = run.bank(prompt, self.bank, "bank")
@@ -239,9 +236,8 @@ class Pool(Together, Importance):
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         groups = -(-images // self.pictures)
         guided = Work.of_samples(self.pictures, steps, batch_size) * groups
-        bank = Work.of_samples(self.bank, steps, batch_size)
         moves = self._moves(images, steps, batch_size)
-        return guided + bank + moves + Work(decoded=images, scored=images)
+        return guided + moves + Work(decoded=images, scored=images)
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
         first = number * self.pictures

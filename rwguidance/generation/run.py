@@ -5,7 +5,6 @@ So an image depends neither on the batch that it was made in nor on the other pr
 rounding of the device, which may differ between batch sizes).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from ..bank import Bank
 from ..models import Model
 from ..noise_space import Generate, flow_map
 from ..samplers import Trace, sample
-from ..store import Column, Drawer, Store
+from ..store import Column, Drawer, Store, Task, fill
 from ..support.batches import batches
 from ..support.conditions import take
 from ..support.fingerprint import fingerprint_or_reason
@@ -27,24 +26,18 @@ from ..support.randomness import Generators, generator_for
 from ..tilt import RewardFunction, Tilt
 from .extensions import encode
 from .failures import reason
+from .scores import Scores, score
 
 __all__ = ["Report", "Run", "Scores"]
 
 Report = Callable[[str, int, int], None]
 """Type of a function that is told a stage, how much of it is done, and out of how much."""
 
+Stream = tuple[str | int, ...]
+"""Name of a random stream."""
 
-@dataclass(frozen=True)
-class Scores:
-    """Rewards of images, where they have one.
-
-    Arguments:
-        values: Rewards, in reward units, float64, with shape (B,); NaN where the reward failed.
-        errors: Reasons why it failed, by the image's place in the batch.
-    """
-
-    values: Tensor
-    errors: dict[int, str]
+Make = Callable[[range], Tensor]
+"""Type of a function from numbers of draws to their states or rewards."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +264,7 @@ class Run:
             FloatingPointError: If a draw is not finite, as when half precision overflows.
         """
 
-        return self._filled(*self._states(prompt, stream), n, "draws")
+        return self._draws(prompt, n, [stream])
 
     def reader(self, prompt: str, n: int, *stream: str | int) -> Callable[[range], Tensor]:
         r"""Makes the first samples of a stream, as far as the store lacks them, to read some later.
@@ -291,77 +284,98 @@ class Run:
             FloatingPointError: If a draw is not finite.
         """
 
-        column, make = self._states(prompt, stream)
-        if column is None:
+        make = lambda rows: self.drawn(prompt, [("draw", *stream, prompt, i) for i in rows])
+        drawer = self.drawer(prompt, stream)
+        if drawer is None:
             return make
+        column = drawer.column("x_0")
         tell = lambda done, total: self.report("draws", done, total)
         column.fill(n, make, self.batch_size, tell)
         return lambda rows: column.read(rows).to(self.device)
 
-    def _states(
-        self, prompt: str, stream: Sequence[str | int]
-    ) -> tuple[Column | None, Callable[[range], Tensor]]:
-        """Returns where the draws of a stream are kept, if they are, and what makes some."""
-
-        def make(numbers: range) -> Tensor:
-            names = [("draw", *stream, prompt, i) for i in numbers]
-            x_0 = self.sample(self.backbone, prompt, names)
-            if not bool(x_0.isfinite().all()):
-                raise FloatingPointError(
-                    f"the model drew NaN or inf for {prompt!r} in {x_0.dtype}; try another dtype"
-                )
-            return x_0
-
-        drawer = self.drawer(prompt, stream)
-        return None if drawer is None else drawer.column("x_0"), make
-
-    def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
-        """Returns samples of a stream with their rewards, from the store as far as it has them.
-
-        The bank that was made last stays in memory, for the next batch of images.
+    def drawn(self, prompt: str, names: Sequence[tuple[str | int, ...]]) -> Tensor:
+        r"""Returns unguided samples that are to stand for the model's law, as :meth:`sample` does.
 
         Arguments:
             prompt: The prompt.
-            n: Number of draws.
-            stream: Name of the stream, as for :meth:`draws`.
+            names: Names of the samples, B of them.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+
+        x_0 = self.sample(self.backbone, prompt, names)
+        if not bool(x_0.isfinite().all()):
+            raise FloatingPointError(
+                f"the model drew NaN or inf for {prompt!r} in {x_0.dtype}; try another dtype"
+            )
+        return x_0
+
+    def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
+        """Returns samples of a stream with their rewards, as :meth:`banks` does."""
+
+        return self.banks(prompt, n, [stream])[0]
+
+    def banks(self, prompt: str, n: int, streams: Sequence[Stream]) -> list[Bank]:
+        """Returns samples of streams with their rewards, from the store as far as it has them.
+
+        What was made last stays in memory, for the next batch of images.
+
+        Arguments:
+            prompt: The prompt.
+            n: Number of draws of each stream.
+            streams: Names of the streams, as for :meth:`draws`; they share batches.
+
+        Returns:
+            A bank for each stream.
 
         Raises:
             FloatingPointError: If a draw is not finite.
             ValueError: If the reward of a draw is NaN or +inf; names the draws.
         """
 
-        bank: Bank = self.keep("bank", (prompt, n, *stream), lambda: self._bank(prompt, n, *stream))
-        return bank
+        make = lambda: self._banks(prompt, n, streams)
+        banks: list[Bank] = self.keep("banks", (prompt, n, *streams), make)
+        return banks
 
-    def _bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
-        x_0 = self.draws(prompt, n, *stream)
+    def _draws(self, prompt: str, n: int, streams: Sequence[Stream]) -> Tensor:
+        names = [("draw", *stream, prompt, i) for stream in streams for i in range(n)]
+        drawers = [self.drawer(prompt, stream) for stream in streams]
+        columns = [drawer.column("x_0") for drawer in drawers if drawer is not None]
+        make = lambda rows: self.drawn(prompt, names[rows.start : rows.stop])
+        return self._filled(columns, n, len(names), make, "draws")
+
+    def _banks(self, prompt: str, n: int, streams: Sequence[Stream]) -> list[Bank]:
+        x_0 = self._draws(prompt, n, streams)
         tilt = Tilt(self.reward, 1.0, self.backbone.decode)
 
-        def make(numbers: range) -> Tensor:
+        def make(rows: range) -> Tensor:
             with torch.no_grad():
-                return tilt.score(x_0[numbers.start : numbers.stop], [prompt] * len(numbers))
+                return tilt.score(x_0[rows.start : rows.stop], [prompt] * len(rows))
 
         key = {"reward": self.reward_key}
-        drawer = None if self.reward_key is None else self.drawer(prompt, stream)
+        drawers = [self.drawer(prompt, stream) for stream in streams if self.reward_key is not None]
         name = f"rewards/{type(self.reward).__name__}"
-        column = None if drawer is None else drawer.column(name, key)
-        rewards = self._filled(column, make, n, "rewards of draws")
-        return Bank(x_0, [prompt] * n, rewards, {**self.origin, "prompt": prompt, **key})
+        columns = [drawer.column(name, key) for drawer in drawers if drawer is not None]
+        rewards = self._filled(columns, n, len(x_0), make, "rewards of draws")
+        origin = {**self.origin, "prompt": prompt, **key}
+        parts = zip(x_0.split(n), rewards.split(n), strict=True)
+        return [Bank(states, [prompt] * n, values, origin) for states, values in parts]
 
     def _filled(
-        self, column: Column | None, make: Callable[[range], Tensor], n: int, stage: str
+        self, columns: Sequence[Column], n: int, total: int, make: Make, stage: str
     ) -> Tensor:
-        """Returns the first `n` entries of a column, or makes them all where there is none."""
+        """Returns the first `n` entries of each column, or makes them all where there is none."""
 
         tell = lambda done, total: self.report(stage, done, total)
-        if column is not None:
-            column.fill(n, make, self.batch_size, tell)
-            return column.read(range(n)).to(self.device)
+        if columns:
+            fill([Task(columns, n, make, self.batch_size)], report=tell)
+            return torch.cat([column.read(range(n)) for column in columns]).to(self.device)
         parts = []
-        for batch in batches(n, self.batch_size):
-            tell(batch.start, n)
+        for batch in batches(total, self.batch_size):
+            tell(batch.start, total)
             parts.append(make(batch))
-        tell(n, n)
+        tell(total, total)
         return torch.cat(parts)
 
     def decode(self, x_0: Tensor) -> Tensor:
@@ -371,29 +385,6 @@ class Run:
             return self.backbone.decode(x_0)
 
     def score(self, images: Tensor, prompt: str) -> Scores:
-        """Returns the rewards of images of one prompt.
+        """Returns the rewards of images of one prompt, as :func:`.scores.score` does."""
 
-        Where the reward raises for all at once, it is asked one by one, so that others have theirs.
-
-        Arguments:
-            images: Images in [0, 1], with shape (B, 3, H, W).
-            prompt: The prompt.
-        """
-
-        values, errors = torch.full((len(images),), math.nan, dtype=torch.float64), {}
-        tilt = Tilt(self.reward, 1.0)
-
-        def attempt(rows: range) -> None:
-            try:
-                with torch.no_grad():
-                    found = tilt.score(images[rows.start : rows.stop], [prompt] * len(rows))
-                values[rows.start : rows.stop] = found.double().cpu()
-            except Exception as error:  # whatever a reward raises, the other pictures go on
-                if len(rows) == 1:
-                    errors[rows.start] = reason(error)
-                    return
-                for row in rows:
-                    attempt(range(row, row + 1))
-
-        attempt(range(len(images)))
-        return Scores(values, errors)
+        return score(self.reward, images, prompt)

@@ -16,7 +16,7 @@ from .base import set_checked
 from .pooled import Group, Together
 from .run import Run
 from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Work
+from .work import Streams, Work
 
 __all__ = ["SMC"]
 
@@ -69,9 +69,8 @@ class SMC(Together, OfStrength):
         check_one(self.beta, self.kl)
         check_strength(1.0, self.window)
 
-    @property
-    def shared_draws(self) -> int:
-        return 0 if self.kl is None else self.bank
+    def streams(self, images: int) -> list[Streams]:
+        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
 
     def check(self, times: Tensor) -> None:
         super().check(times)
@@ -90,9 +89,8 @@ class SMC(Together, OfStrength):
         particles = Work.of_samples(self.particles, steps, batch_size)
         looks = Work(decoded=self.particles, scored=self.particles) * (steps - 1)
         groups = math.ceil(images / self.pictures)
-        bank = Work.of_samples(self.shared_draws, steps, batch_size)
         made = (particles + looks) * groups + self._moves(images, steps, batch_size)
-        return super().work(images, steps, batch_size) + made + bank
+        return super().work(images, steps, batch_size) + made
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
         tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)

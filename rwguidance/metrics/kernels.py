@@ -18,7 +18,7 @@ References:
     | Energy Statistics: A Class of Statistics Based on Distances (Szekely and Rizzo, 2013)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ def energy_distance(x: SampleLike, y: SampleLike, *, pooled: bool = False) -> Fi
     exceptions are those of :func:`kernel_distance`.
     """
 
-    return kernel_distance(x, y, _negative_distance, pooled=pooled)
+    return kernel_distance(x, y, negative_distance, pooled=pooled)
 
 
 def kernel_distance(
@@ -109,23 +109,55 @@ def kernel_distance(
     """
 
     x, y = as_sample("x", x), as_sample("y", y)
-    check_same_groups("x", x, "y", y)
-    kernel = polynomial_kernel() if kernel is None else kernel
-    checks.function("kernel", kernel, "a function of two sets of features", classes=False)
-    checks.flag("pooled", pooled)
-    ess = poorer_ess(x, y)
-    if pooled or x.groups is None:
-        a, b, units = _pooled(x, y)
-        value, without = _discrepancy(a, b, units, kernel)
-        return Figure(float(value), jackknife_error(without), units, ess)
-    _check_pairs("x", x)
-    _check_pairs("y", y)
-    values = {}
-    for group in x.names:
-        a, b, units = _as_units(x, x.rows[group], y, y.rows[group])
-        values[group] = float(_discrepancy(a, b, units, kernel)[0])
-    mean, error = mean_and_error(list(values.values()))
-    return Figure(mean, error, len(values), ess, values)
+    return Reference(y, kernel, pooled=pooled).distance(x)
+
+
+class Reference:
+    """A set to which others are compared, whose pairs with itself are computed once and kept.
+
+    Arguments:
+        y: The set; it and what follows are as for :func:`kernel_distance`.
+        kernel: The kernel.
+        pooled: Whether to compare the laws that are averaged over groups.
+    """
+
+    def __init__(self, y: Sample, kernel: Kernel | None = None, *, pooled: bool = False) -> None:
+        self.y = y
+        self.kernel = polynomial_kernel() if kernel is None else kernel
+        self.pooled = pooled
+        self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        checks.function("kernel", self.kernel, "a function of two sets of features", classes=False)
+        checks.flag("pooled", pooled)
+
+    def distance(self, x: Sample) -> Figure:
+        """Returns what :func:`kernel_distance` does, and raises what it raises."""
+
+        y = self.y
+        check_same_groups("x", x, "y", y)
+        ess = poorer_ess(x, y)
+        if self.pooled or y.groups is None:
+            value, without = self._discrepancy(*_pooled(x, y), None)
+            return Figure(float(value), jackknife_error(without), len(without), ess)
+        _check_pairs("x", x)
+        _check_pairs("y", y)
+        values = {}
+        for group in x.names:
+            parts = _as_units(x, x.rows[group], y, y.rows[group])
+            values[group] = float(self._discrepancy(*parts, group)[0])
+        mean, error = mean_and_error(list(values.values()))
+        return Figure(mean, error, len(values), ess, values)
+
+    def _discrepancy(self, a: "_Part", b: "_Part", group: Hashable) -> tuple[Tensor, Tensor]:
+        """Returns the squared discrepancy, of shape (), and that without each unit, (units,)."""
+
+        if group not in self._own:
+            self._own[group] = _mean_over_pairs(b, b, self.kernel)
+        bb, bb_without = self._own[group]
+        aa, aa_without = _mean_over_pairs(a, a, self.kernel)
+        ab, ab_without = _mean_over_pairs(a, b, self.kernel)
+        others = len(ab_without) - len(bb_without)  # units of `a` alone, which b goes without
+        bb_without = torch.cat((bb_without, bb.expand(others)))
+        return aa + bb - 2 * ab, aa_without + bb_without - 2 * ab_without
 
 
 def pairwise_distance(x: SampleLike, distance: Kernel = euclidean) -> Figure:
@@ -151,7 +183,7 @@ def pairwise_distance(x: SampleLike, distance: Kernel = euclidean) -> Figure:
     values, without = {}, torch.empty(0)
     for group, rows in x.rows.items():
         a = _Part(x.features[rows], x.shares[rows], torch.arange(len(rows)))
-        value, without = _mean_over_pairs(a, a, len(rows), distance)
+        value, without = _mean_over_pairs(a, a, distance)
         values[group] = float(value)
     mean, error = mean_and_error(list(values.values()))
     if x.groups is None:
@@ -167,15 +199,15 @@ class _Part(NamedTuple):
     unit: Tensor
 
 
-def _as_units(x: Sample, some: Tensor, y: Sample, others: Tensor) -> tuple[_Part, _Part, int]:
-    """Returns rows of two sets, each of which is a unit of its own, and the number of units."""
+def _as_units(x: Sample, some: Tensor, y: Sample, others: Tensor) -> tuple[_Part, _Part]:
+    """Returns rows of two sets, each of which is a unit of its own, those of `y` first."""
 
     n, m = len(some), len(others)
-    a = _Part(x.features[some], x.shares[some], torch.arange(n))
-    return a, _Part(y.features[others], y.shares[others], torch.arange(n, n + m)), n + m
+    a = _Part(x.features[some], x.shares[some], torch.arange(m, m + n))
+    return a, _Part(y.features[others], y.shares[others], torch.arange(m))
 
 
-def _pooled(x: Sample, y: Sample) -> tuple[_Part, _Part, int]:
+def _pooled(x: Sample, y: Sample) -> tuple[_Part, _Part]:
     """Returns two sets with their groups as units, or their rows without groups."""
 
     for name, sample in (("x", x), ("y", y)):
@@ -185,26 +217,15 @@ def _pooled(x: Sample, y: Sample) -> tuple[_Part, _Part, int]:
             raise ValueError(f"{name} must have three {what} at least, got {units}")
     if x.groups is None:
         return _as_units(x, x.rows[None], y, y.rows[None])
-    place = {name: i for i, name in enumerate(x.names)}
-    there = torch.tensor([place[name] for name in y.names])
-    return (
-        _Part(x.features, x.shares, x.index),
-        _Part(y.features, y.shares, there[y.index]),
-        len(place),
-    )
+    place = {name: i for i, name in enumerate(y.names)}
+    there = torch.tensor([place[name] for name in x.names])
+    return _Part(x.features, x.shares, there[x.index]), _Part(y.features, y.shares, y.index)
 
 
-def _discrepancy(a: _Part, b: _Part, units: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Returns the squared discrepancy, of shape (), and that without each unit, (units,)."""
-
-    means = (_mean_over_pairs(*pair, units, kernel) for pair in ((a, a), (b, b), (a, b)))
-    (aa, aa_without), (bb, bb_without), (ab, ab_without) = means
-    return aa + bb - 2 * ab, aa_without + bb_without - 2 * ab_without
-
-
-def _mean_over_pairs(a: _Part, b: _Part, units: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
+def _mean_over_pairs(a: _Part, b: _Part, kernel: Kernel) -> tuple[Tensor, Tensor]:
     """Returns the mean of a kernel over pairs of different units, with and without each unit."""
 
+    units = 1 + int(torch.cat((a.unit, b.unit)).max())
     by_row, by_column, p, q = torch.zeros(4, units, dtype=torch.float64)
     p.index_add_(0, a.unit, a.shares)
     q.index_add_(0, b.unit, b.shares)
@@ -225,7 +246,9 @@ def _check_pairs(name: str, x: Sample) -> None:
             raise ValueError(f"{name} must have two rows of positive weight at least{where}")
 
 
-def _negative_distance(a: Tensor, b: Tensor) -> Tensor:
+def negative_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the kernel of the energy distance, with shape (n, m)."""
+
     # Products round less near the origin, and no distance here is compared with zero.
     center = b.mean(0)
     return -torch.cdist(a - center, b - center, compute_mode="use_mm_for_euclid_dist")

@@ -23,8 +23,9 @@ is the condition of its draws.
 **Making.** A draw depends on seed, prompt and number, through a generator of its own
 (:func:`rwguidance.support.randomness.generator_for`); never on what is there. Batches begin at
 multiples of their size, whatever is there. So a run that was killed and goes on ends with the same
-bits, and a longer run begins with a shorter one. Every finished batch is on the disk. :func:`fill`
-fills many columns at once, such as those of all prompts, and deals their batches out to processes.
+bits, and a longer run begins with a shorter one. Every finished batch outlives the
+process, and what :func:`fill` has finished a loss of power as well. It fills many columns at once,
+such as those of all prompts, and deals their batches out to processes.
 
 **On disk.** A folder per drawer, named by the hash of its origin, with ``origin.json`` and a folder
 per column, with ``manifest.json`` and shards. A shard is a safetensors file of bounded size that

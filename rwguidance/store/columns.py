@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..support import checks
 from ..support.batches import batches
-from ..support.files import remove_abandoned
+from ..support.files import flush, remove_abandoned
 from ..support.locks import locked
 from .manifest import Manifest, missing, overlap
 from .shards import Damaged, Shard, joined
@@ -118,12 +118,15 @@ class Column:
         for some in batches(rows.stop, size, rows.start):
             yield some, self.read(some)
 
-    def append(self, start: int, values: Tensor) -> None:
-        r"""Adds entries, those of them that are not there; they are on the disk when it returns.
+    def append(self, start: int, values: Tensor, durable: bool = True) -> None:
+        r"""Adds entries, those of them that are not there; they outlive the process.
 
         Arguments:
             start: Number of the first draw.
             values: Entries from that number on, with shape (N, \*event).
+            durable: Whether to wait for the disk, so that they outlive a loss of power as well. If
+                not, small shards wait until :meth:`settle`; one that is lost before is damaged, and
+                made again.
 
         Raises:
             TypeError: If an argument is of the wrong kind, or the dtype not that of the column.
@@ -143,7 +146,7 @@ class Column:
             with self._locked():
                 shards = self._shards()
                 self._check_alike(values, shards)
-                self._write(start, values, shards)
+                self._write(start, values, shards, durable)
             return
         for gap in self.missing(range(start, start + len(values))):
             self._unsaved[gap.start] = values[gap.start - start : gap.stop - start].clone()
@@ -199,7 +202,11 @@ class Column:
         """
 
         with self._spared(), self._locked():
-            self._manifest.write(self._merged(self._shards()), durable=True)
+            shards = self._merged(self._shards())
+            for shard in shards:
+                if _is_small(shard.bytes, self.shard_bytes):  # large ones have been
+                    flush(self.folder / shard.name)
+            self._manifest.write(shards, durable=True)
 
     @property
     def _manifest(self) -> Manifest:
@@ -261,16 +268,18 @@ class Column:
                 )
             return
 
-    def _write(self, start: int, values: Tensor, shards: list[Shard]) -> None:
+    def _write(self, start: int, values: Tensor, shards: list[Shard], durable: bool) -> None:
         """Writes those entries that are not there to new shards, beside these."""
 
         size = max(1, self.shard_bytes // max(1, values[0].nbytes))
         for gap in missing(range(start, start + len(values)), self._parts(shards)):
             for first in range(gap.start, gap.stop, size):
                 part = values[first - start : min(first + size, gap.stop) - start]
-                shards.append(Shard.write(self.folder, self.key, first, part))
+                shards.append(Shard.write(self.folder, self.key, first, part, durable))
+                if not durable and not _is_small(shards[-1].bytes, self.shard_bytes):
+                    flush(self.folder / shards[-1].name)  # large ones are seldom, small ones wait
         self._manifest.write(shards)
-        small = [shard.bytes for shard in shards if _is_small(shard, self.shard_bytes)]
+        small = [shard.bytes for shard in shards if _is_small(shard.bytes, self.shard_bytes)]
         if sum(small) >= self.shard_bytes or len(small) >= _MOST_SMALL:
             self._merged(sorted(shards))
 
@@ -330,8 +339,8 @@ class Column:
             )
 
 
-def _is_small(shard: Shard, most: int) -> bool:
-    return 2 * shard.bytes <= most
+def _is_small(size: int, most: int) -> bool:
+    return 2 * size <= most
 
 
 def _groups(shards: Sequence[Shard], most: int) -> list[list[Shard]]:
@@ -347,7 +356,7 @@ def _groups(shards: Sequence[Shard], most: int) -> list[list[Shard]]:
         if not (group and group[-1].stop == shard.start and fits):
             group = []
             groups.append(group)
-        if _is_small(shard, most):
+        if _is_small(shard.bytes, most):
             group.append(shard)
     return [group for group in groups if len(group) > 1]
 

@@ -17,9 +17,12 @@ __all__ = ["Task", "fill"]
 class Task:
     r"""The first entries of a column, to be made as far as they are not there.
 
+    Where columns are short, several of them fill a batch together: their entries are numbered one
+    column after the other, n of each.
+
     Arguments:
-        column: The column.
-        n: Number of entries.
+        column: The column, or several.
+        n: Number of entries of each.
         make: Function from numbers of draws, a batch of them, to their entries, with shape
             (B, \*event). It should depend on the numbers alone.
         batch_size: Number of entries that are made at once, at most. Batches begin at multiples of
@@ -30,33 +33,49 @@ class Task:
         ValueError: If `n` is negative, or `batch_size` less than 1.
     """
 
-    column: Column
+    column: Column | Sequence[Column]
     n: int
     make: Callable[[range], Tensor]
     batch_size: int
 
     def __post_init__(self) -> None:
-        checks.instance("column", self.column, Column, "a Column of a Drawer")
+        for column in self.columns:
+            checks.instance("column", column, Column, "a Column of a Drawer")
         checks.integer("n", self.n, 0)
         checks.function("make", self.make)
         checks.integer("batch_size", self.batch_size, 1)
 
-    def run(self, batch: range) -> bool:
-        """Makes a batch, if some of it is missing, and adds that; returns whether it did."""
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The columns."""
 
-        gaps = self.column.missing(batch)
+        return self.column if isinstance(self.column, Sequence) else [self.column]
+
+    @property
+    def batches(self) -> list[range]:
+        """The numbers of all entries, in batches."""
+
+        return batches(self.n * len(self.columns), self.batch_size)
+
+    def run(self, batch: range) -> list[Column]:
+        """Makes a batch, if some of it is missing, adds that, and returns the columns it is in."""
+
+        gaps = []
+        for place in range(batch.start // self.n, -(-batch.stop // self.n)):
+            first, column = place * self.n, self.columns[place]
+            own = range(max(batch.start - first, 0), min(batch.stop - first, self.n))
+            gaps += [(column, gap, first - batch.start) for gap in column.missing(own)]
         if not gaps:
-            return False
+            return []
         values = self.make(batch)
         if not isinstance(values, Tensor) or values.shape[:1] != (len(batch),):
             raise ValueError(
                 f"make must return one entry per draw, shape ({len(batch)}, ...), "
                 f"got {checks.described(values)}"
             )
-        for gap in gaps:
-            part = values[gap.start - batch.start : gap.stop - batch.start]
-            self.column.append(gap.start, part)
-        return True
+        for column, gap, offset in gaps:
+            column.append(gap.start, values[gap.start + offset : gap.stop + offset], durable=False)
+        return [column for column, _, _ in gaps]
 
 
 def fill(
@@ -64,7 +83,10 @@ def fill(
     processes: Processes = ALONE,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Makes what is missing of some columns, batch by batch; each one is on the disk when it is.
+    """Makes what is missing of some columns, batch by batch.
+
+    A batch that is made outlives the process. The disk is waited for once, when all are made: after
+    a loss of power before that, batches may be damaged, and are made again.
 
     Damaged shards are set aside first, and made again. Whoever is interrupted goes on from there
     with the same call, and ends with the same entries. Processes take turns at the batches, and all
@@ -103,17 +125,18 @@ def fill(
             raise RuntimeError(f"another process failed: {'; '.join(failed)}")
 
     def repair() -> None:
-        for i in processes.deal(len(tasks)):
-            tasks[i].column.repair(range(tasks[i].n))
+        every = [(column, task.n) for task in tasks for column in task.columns]
+        for i in processes.deal(len(every)):
+            column, n = every[i]
+            column.repair(range(n))
 
     def make() -> None:
-        work = [(task, batch) for task in tasks for batch in batches(task.n, task.batch_size)]
+        work = [(task, batch) for task in tasks for batch in task.batches]
         work, done = [work[i] for i in processes.deal(len(work))], 0
         total = sum(len(batch) for _, batch in work)
         report(0, total)
         for task, batch in work:
-            if task.run(batch):
-                changed[task.column.key] = task.column
+            changed.update((column.key, column) for column in task.run(batch))
             done += len(batch)
             report(done, total)
 

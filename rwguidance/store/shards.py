@@ -45,14 +45,18 @@ class Shard:
     bytes: int
 
     @classmethod
-    def write(cls, folder: Path, owner: str, start: int, values: Tensor) -> "Shard":
-        r"""Writes rows to a new shard, which is on the disk when this returns.
+    def write(
+        cls, folder: Path, owner: str, start: int, values: Tensor, durable: bool = True
+    ) -> "Shard":
+        r"""Writes rows to a new shard.
 
         Arguments:
             folder: Folder of the column, which exists.
             owner: Key of the column.
             start: Number of the first row.
             values: The rows, with shape (N, \*event).
+            durable: Whether to wait for the disk. Where it is not waited for, a loss of power may
+                leave half of the file under its name, which its digest then tells.
 
         Raises:
             OSError: If the disk is full or cannot be written to.
@@ -64,7 +68,7 @@ class Shard:
         label = {"rwguidance": json.dumps([owner, start])}
         data = save({"values": values.cpu().contiguous()}, label)
         shard = cls(start, start + len(values), hashlib.sha256(data).hexdigest(), len(data))
-        with replacing(folder / shard.name, durable=True) as partial:
+        with replacing(folder / shard.name, durable) as partial:
             partial.write_bytes(data)
         return shard
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["naming", "remove_abandoned", "replacing"]
+__all__ = ["flush", "naming", "remove_abandoned", "replacing"]
 
 _PARTIAL = re.compile(r".+\.(?:(?P<host>[0-9a-f]{8})-)?[0-9a-f]{8}\.partial", re.DOTALL)
 """Names of what is being written; older versions did not name the machine, and wrote files."""
@@ -46,10 +46,10 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         try:
             yield folder / path.name
             if durable:  # before the rename, lest the name is there without the contents
-                _flush(folder / path.name)
+                flush(folder / path.name)
             os.replace(folder / path.name, path)
             if durable:
-                _flush(path.parent)
+                flush(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
@@ -75,8 +75,12 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def _flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: If it is not there, or cannot be opened for writing.
+    """
 
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -55,7 +55,8 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     file = _open(folder, path, time.monotonic() + wait)
     try:
         with suppress(OSError):  # on a full disk the lock holds, without saying whose it is
-            os.truncate(file, 0)
+            if os.fstat(file).st_size:  # ext4 writes a file out when it is closed after that
+                os.truncate(file, 0)
             os.write(file, str(os.getpid()).encode())
         yield
     finally:

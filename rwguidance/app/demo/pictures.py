@@ -219,7 +219,8 @@ def _lines(case: Case, table: Table, images: int) -> list[dict[str, Any]]:
             line |= {name: row.get(kept, ""), f"{name} error": row.get(f"{kept} error", "")}
         line |= {key: row.get(key, "") for key in ("share", "share error", "few")}
         method = case.methods.get(row["method"])
-        shares = method is not None and method.shared_draws > 0
+        streams = [] if method is None else method.streams(images)
+        shares = any(one.number == 1 and one.n for one in streams)
         for name in ("calls", "seconds"):
             own, all_ = row.get(name, 0.0), row.get(f"{name} with draws", 0.0)
             line[name] = own if shares else all_

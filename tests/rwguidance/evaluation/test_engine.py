@@ -2,15 +2,30 @@
 
 import json
 import math
+import os
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
+from counted_law import CountedBrightness, CountedLaw, counts, said_in
 from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, assert_same, run
 from pixel_law import Brightness, Law
 from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, records, write_table
 from rwguidance.evaluation.appearance import APPEARANCE
-from rwguidance.generation import BestOfN, Importance, Network, PlugInMean, Store
+from rwguidance.generation import (
+    BestOfN,
+    Importance,
+    Network,
+    PlugInMean,
+    Pool,
+    Resample,
+    Store,
+)
+from rwguidance.generation.base import Aligned, Method
+from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.run import Run
 from rwguidance.networks import LatentShift
 from rwguidance.prediction import Prediction
@@ -87,6 +102,34 @@ def test_the_plug_in_pays_for_its_looks(tmp_path):
     costs = results.cells[Cell("plug-in")].costs
     found = [costs[name].tolist() for name in ("network", "decoder", "reward", "draws")]
     assert found == [[18, 18], [60, 60], [60, 60], [0, 0]]  # a look, and back, at each step
+
+
+@dataclass(frozen=True)
+class Hungry(Method):
+    """Fills memory for a moment."""
+
+    name: ClassVar[str] = "hungry"
+
+    mebibytes: int
+
+    def align(self, run, prompt, numbers, base, rewards):
+        torch.ones(self.mebibytes * 2**20, dtype=torch.uint8)
+        return Aligned(base)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak")
+def test_the_table_has_the_peak_memory_of_each_method(tmp_path):
+    methods = {"frugal": Hungry(0), "hungry": Hungry(200), "frugal again": Hungry(1)}
+    results = run(tmp_path, methods=methods, prompts=["ab"], strengths=())
+    table = write_table(results, tmp_path)
+    memory = {row["method"]: row["memory"] / 2**20 for row in table.rows}
+    # Python and PyTorch have some hundreds of MiB, of which a few come and go.
+    assert 150 < memory["hungry"] - memory["frugal"] < 250
+    assert memory["hungry"] - memory["frugal again"] > 150, "the peak is that of the method alone"
+    costs = next(section for section in table.sections if section.title == "Costs")
+    heads, *lines = table.cells(costs.columns)
+    shown = {line[0]: line[heads.index("MiB")] for line in lines}
+    assert shown["hungry"] == f"{memory['hungry']:.0f}"
 
 
 def test_a_sweep_shares_noise_and_banks(tmp_path):
@@ -292,7 +335,25 @@ def test_work_is_forecast(tmp_path):
     said = []
     run(tmp_path, say=said.append)
     assert len(said) == 2
-    assert said[0].startswith("to make 24 pictures of each of 2 prompts: at most")
+    assert said[0].startswith("to make 24 pictures of each of 2 prompts: ")
     assert "minutes, by the first batch" in said[1]
     run(tmp_path, say=said.append)
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("described", [True, False])
+def test_the_forecast_is_what_is_counted(tmp_path, images, described):
+    law, reward, said = CountedLaw(), CountedBrightness(), []
+    methods = {
+        "short": Importance(bank=7, kl=1.0), "long": Resample(bank=12, kl=1.0, pictures=4),
+        "pool": Pool(bank=7, kl=1.0, pictures=4), "best of 3": BestOfN(3), "best": BestOfN(6),
+        "soft": BestOfN(4, kl=1.0, draws=9), "chain": NoiseChain(kl=1.0, bank=12),
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(
+            tmp_path, backbone=law, reward=reward if described else lambda *a: reward(*a),
+            methods=methods, images=images, batch_size=4, target_draws=9, say=said.append,
+        )  # fmt: skip
+    assert said_in(said[0]) == counts(law, reward)

@@ -1,13 +1,17 @@
 """Figures of results whose laws are normal: shares, distances, divergences are known."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
+import torch
 
-from common import assert_within
+from common import assert_within, randn
+from rwguidance.evaluation import figures
 from rwguidance.evaluation.figures import TILTED, rows_of
 from rwguidance.evaluation.results import BASE, Cell, Pictures
+from rwguidance.metrics import kernels
 from synthetic_results import SLOPE, shift_of, synthetic
 
 
@@ -62,6 +66,27 @@ def test_energy_distances_tell_the_tilted_law_from_others(rows):
     assert far["itself base energy"] == exact["itself base energy"]
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_pairs_of_the_tilted_law_are_computed_once_for_all_methods(images, monkeypatch):
+    tilted, seen = [], []
+    build, mean = figures._tilted_sample, kernels._mean_over_pairs
+    monkeypatch.setattr(
+        figures, "_tilted_sample", lambda *a: tilted.append(build(*a)) or tilted[-1]
+    )
+    monkeypatch.setattr(
+        kernels, "_mean_over_pairs", lambda a, b, k: seen.append((a, b, k)) or mean(a, b, k)
+    )
+    shifts = {f"by {i}": lambda x, nats, i=i: x + i for i in range(5)}
+    rows_of(synthetic(prompts=3, images=images, draws=30, strengths=(0.25, 0.5), shifts=shifts))
+    parts = 1 if images == 1 else 3  # prompts are compared together, or each by itself
+    own = [
+        a for a, b, k in seen if a is b and len(a.shares) >= 30 and k is kernels.negative_distance
+    ]
+    assert len(own) == 2 * parts
+    between = [a for a, b, _ in seen if a is not b]
+    assert len(between) == 2 * 6 * parts
+
+
 def test_gains_are_those_of_pairs(rows):
     exact, base = rows["exact", 1.0], rows["base", None]
     shift = shift_of(1.0)
@@ -73,6 +98,29 @@ def test_gains_are_those_of_pairs(rows):
         assert exact[f"{name} p"] < 1e-6
         within(base, name, 0.0)
     assert not [name for name in base if "gain" in name or "wins" in name]
+
+
+def test_win_rates_are_of_pairs_and_their_test_is_of_the_ranks_of_prompts():
+    """Each picture is held against that of the same noise, and prompts are the units."""
+
+    results = synthetic(
+        prompts=12, images=4, draws=40, strengths=(0.5,),
+        shifts={"noisy": lambda x, nats: x + 0.3 + 0.8 * randn(3, *x.shape)},
+    )  # fmt: skip
+    row = by_cell(results)["noisy", 0.5]
+    after = results.cells[Cell("noisy", 0.5)].rewards["falls"]
+    difference = after - results.base.rewards["falls"]
+    won = (difference > 0).double().mean(1)
+    assert row["falls wins"] == pytest.approx(float(won.mean()))
+    assert 0.1 < row["falls wins"] < 0.45
+    assert row["falls wins error"] == pytest.approx(float(won.std()) / math.sqrt(12))
+    # All signs of the twelve ranks are equally likely where there is no effect.
+    ranks = difference.mean(1).abs().argsort().argsort() + 1
+    found = int(ranks[difference.mean(1) < 0].sum())
+    signs = torch.tensor(list(itertools.product((0, 1), repeat=12)))
+    sums = signs @ torch.arange(1, 13)
+    beyond = torch.maximum(sums, 78 - sums) >= max(found, 78 - found)
+    assert row["falls p"] == pytest.approx(float(beyond.double().mean()))
 
 
 def test_diversity_is_that_of_the_law(rows):

@@ -42,6 +42,27 @@ def test_batches_of_draws_begin_at_multiples_of_their_size(tmp_path):
         assert len({float(x) for x in draws.flatten()}) == 3 * n
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_banks_of_several_pictures_fill_batches_together(tmp_path, kept):
+    law = Law()
+    run = Run(law, Brightness(), law.times(2), 0, 4, None, Store(tmp_path) if kept else None)
+    streams = [("candidates", number) for number in range(5)]
+    together = run.banks("ab", 3, streams)
+    assert law.calls == 2 * 4, "fifteen draws in batches of four"
+    for stream, bank in zip(streams, together, strict=True):
+        alone = Run(law, Brightness(), law.times(2)).bank("ab", 3, *stream)
+        torch.testing.assert_close(bank.x_0, alone.x_0, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(bank.rewards, alone.rewards, rtol=1e-12, atol=0)
+        assert bank.origin == alone.origin
+        drawn = run.drawn("ab", [("draw", *stream, "ab", 2)])
+        torch.testing.assert_close(bank.x_0[2:], drawn, rtol=1e-12, atol=1e-12)
+    if kept:
+        before = law.calls
+        again = Run(law, Brightness(), law.times(2), 0, 4, None, Store(tmp_path))
+        assert torch.equal(again.bank("ab", 3, *streams[3]).x_0, together[3].x_0)
+        assert law.calls == before
+
+
 class Trained(Law):
     """A backbone with a weight, as networks have them, on which its predictions depend."""
 

@@ -4,51 +4,73 @@ import math
 
 import pytest
 
-from pixel_law import QUIET, Brightness, Law, run
-from rwguidance.generation import SMC, BestOfN, Importance, PlugInMean, Pool, Resample
-from rwguidance.generation.work import Forecast, Work
+from counted_law import CountedBrightness, CountedLaw, counts, said_in
+from pixel_law import QUIET, run
+from rwguidance.generation import (
+    SMC,
+    BestOfN,
+    Importance,
+    NoiseGradient,
+    PlugInMean,
+    Pool,
+    Resample,
+)
+from rwguidance.generation.noise import NoiseChain
+from rwguidance.generation.work import Forecast, Streams, Work, work_on_draws
 
 pytestmark = QUIET
 
-
-class Counted(Law):
-    depends_on = Law.depends_on
-    incidental = (*Law.incidental, "decoded")
-    decoded = 0
-
-    def decode(self, latents):
-        self.decoded += len(latents)
-        return super().decode(latents)
-
-
 METHODS = [
-    Importance(bank=7, beta=5.0),
+    Importance(bank=7, kl=0.5),
     Pool(bank=7, beta=5.0, pictures=4),
-    Resample(bank=7, beta=5.0, pictures=4),
     Pool(bank=7, beta=5.0, pictures=4, renew=2),
-    Resample(bank=7, beta=5.0, pictures=4, renew=1),
+    Resample(bank=7, kl=0.5, pictures=4),
+    Resample(bank=7, kl=0.5, pictures=4, renew=1),
     SMC(particles=5, beta=5.0, pictures=4),
     SMC(particles=5, kl=0.5, bank=7, pictures=2),
     SMC(particles=5, beta=5.0, pictures=4, renew=1),
     BestOfN(4),
+    BestOfN(4, kl=0.5, draws=7),
     PlugInMean(5.0),
+    PlugInMean(kl=0.5, bank=7),
+    NoiseChain(kl=0.5, bank=7),
+    NoiseGradient(kl=0.5, bank=7, size=0.5, moves=2),
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_the_counts_are_those_of_the_run(tmp_path, method):
-    said, law, reward = [], Counted(), Brightness()
-    options = {"prompts": ["ab", "cd", "ef"], "images": 5, "batch_size": 2, "steps": 3}
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 8), (1, 2), (5, 2), (5, 3)])
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_the_counts_are_those_of_the_run(tmp_path, method, images, batch_size):
+    said, law, reward = [], CountedLaw(), CountedBrightness()
+    options = {"prompts": ["ab", "cd"], "images": images, "batch_size": batch_size, "steps": 3}
     run(tmp_path, method, backbone=law, reward=reward, say=said.append, **options)
-    base = Work.of_samples(5, 3, 2)
-    work = (base + method.work(5, 3, 2)) * 3
-    assert said[0] == (f"to make 15 pairs: at most {work}; what the cache holds is taken from it")
-    back = 2 * 15 * 3 if isinstance(method, PlugInMean) else 0  # passes back through looks
-    assert (law.calls, law.decoded, reward._seen) == (
-        work.calls, work.decoded - back, work.scored - back,
-    )  # fmt: skip
+    assert said[0].startswith(f"to make {2 * images} pairs: ")
+    assert said[0].endswith(" scored; what the cache holds is taken from it")
+    probe = 2 if isinstance(method, NoiseGradient) else 0  # is there a gradient?
+    calls, decoded, scored = counts(law, reward)
+    assert said_in(said[0]) == (calls, decoded - probe // 2, scored - probe // 2)
     assert len(said) == 2
     assert said[1].endswith("minutes, by the first batch")
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_the_search_for_a_size_takes_about_what_was_said(tmp_path, images):
+    said, law, reward = [], CountedLaw(), CountedBrightness()
+    method = NoiseGradient(kl=0.5, bank=7, pilots=4, moves=2)
+    options = {"prompts": ["ab"], "images": images, "batch_size": 2, "steps": 3}
+    run(tmp_path, method, backbone=law, reward=reward, say=said.append, **options)
+    for expected, found in zip(said_in(said[0]), counts(law, reward), strict=True):
+        assert abs(expected / found - 1) < 0.2, "one try more or less of seven"
+
+
+def test_draws_are_made_once_where_they_are_kept():
+    asked = [Streams("bank", 1, 7), Streams("bank", 1, 12), Streams("bank", 1, 7)]
+    # Batches of five: two for seven draws, and two more for twelve, as the second was not full.
+    assert work_on_draws(asked, 3, 5) == Work(4 * 3, 14, 14, 14)
+    assert work_on_draws(asked, 3, 5, scored=False) == Work(4 * 3, 14, 19, 19)
+    assert work_on_draws(asked, 3, 5, drawn=False, scored=False) == Work(5 * 3, 19, 19, 19)
+    candidates = [Streams("candidates", 4, 2), Streams("candidates", 4, 3), Streams("bank", 1, 0)]
+    assert work_on_draws(candidates, 1, 3) == Work(3 + 4, 8 + 12, 8 + 12, 8 + 12)
 
 
 def test_what_is_there_is_no_work(tmp_path):
@@ -64,7 +86,10 @@ def test_what_is_there_is_no_work(tmp_path):
 def test_minutes_are_those_of_the_calls_and_of_the_pictures():
     said = []
     forecast = Forecast(1, Work(calls=600, drawn=1, decoded=30, scored=90), 10, said.append)
-    forecast.timed(images=3, sampling=2.0, judging=4.0)  # 0.2 s a call, 4/3 s a picture
-    forecast.timed(images=3, sampling=9.0, judging=9.0)
+    forecast.timed(images=3, sampling=2.0, scoring=4.0)  # 0.2 s a call, 4/3 s a picture
+    forecast.timed(images=3, sampling=9.0, scoring=9.0)
     assert said[1:] == [f"about {(600 * 0.2 + 90 * 4 / 3) / 60:.2g} minutes, by the first batch"]
     assert math.isclose((600 * 0.2 + 90 * 4 / 3) / 60, 4.0)
+    few = Forecast("1", Work(calls=600, drawn=1, decoded=30, scored=90), 10, said.append, judged=6)
+    few.timed(images=3, sampling=2.0, scoring=4.0, judging=60.0)  # 20 s more for six pictures
+    assert said[-1] == "about 6 minutes, by the first batch"

@@ -8,7 +8,7 @@ import torch
 
 from common import assert_within, randn
 from rwguidance import metrics
-from rwguidance.metrics import Sample, blocks
+from rwguidance.metrics import Sample, blocks, kernels
 
 cdf = torch.distributions.Normal(0.0, 1.0).cdf
 
@@ -197,6 +197,26 @@ def slow_error(x, y):
     found = [slow_kernel(without(x, u), without(y, u)) for u in units]
     mean = sum(found) / len(found)
     return math.sqrt((len(found) - 1) / len(found) * sum((f - mean) ** 2 for f in found))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_pairs_of_a_reference_with_itself_are_computed_once(pooled, grouped):
+    names = lambda n, order: [order[i % 3] for i in range(n)] if grouped else None
+    y = Sample(randn(1, 15, 2), randn(2, 15), names(15, "abc"))
+    sets = [Sample(randn(n, n, 2) + 1, None, names(n, "cab")) for n in (6, 9)]
+    seen = []
+
+    def kernel(a, b):
+        seen.append((len(a), len(b)))
+        return metrics.polynomial_kernel()(a, b)
+
+    reference = kernels.Reference(y, kernel, pooled=pooled)
+    kept = [reference.distance(x) for x in sets]
+    parts = 3 if grouped and not pooled else 1
+    assert seen.count((15 // parts, 15 // parts)) == parts
+    for x, figure in zip(sets, kept, strict=True):
+        assert figure == metrics.kernel_distance(x, y, pooled=pooled)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(6, 6, 2), (4, 7, 3), (3, 3, 1)])

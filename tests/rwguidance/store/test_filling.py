@@ -75,6 +75,24 @@ def test_columns_are_filled_together_and_read_from_each_other(tmp_path):
         assert torch.equal(bank.rewards, x_0.read(range(5)).sum(1))
 
 
+def test_short_columns_fill_batches_together(tmp_path):
+    whole, parts = (
+        [Store(tmp_path / name).of({"number": i}).column("x_0") for i in range(4)]
+        for name in ("whole", "parts")
+    )
+    made, left = [], []
+    fill([Task(whole, 3, lambda rows: made.append(rows) or rounding(rows), 5)])
+    assert made == [range(5), range(5, 10), range(10, 12)]
+    expected = torch.cat([rounding(rows) for rows in made])
+    assert torch.equal(torch.cat([column.read() for column in whole]), expected)
+    parts[1].append(0, expected[3:6])
+    parts[2].append(0, expected[6:9])
+    parts[3].append(0, expected[9:10])
+    fill([Task(parts, 3, lambda rows: left.append(rows) or rounding(rows), 5)])
+    assert left == [range(5), range(10, 12)], "what is there is not made, what is made rounds alike"
+    assert torch.equal(torch.cat([column.read() for column in parts]), expected)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_the_batches(tmp_path, count):
     whole = Store(tmp_path / "whole").of({}).column("x_0")
