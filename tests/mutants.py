@@ -288,7 +288,7 @@ MUTANTS = [
         "generation/smc.py",
         "DDIM(self.eta),",
         "DDIM(1.0),",
-        "generation/test_smc",
+        "test_smc",
     ),
     Mutant(
         "residual resampling: the rest by all of the weight",
