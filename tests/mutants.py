@@ -333,6 +333,20 @@ MUTANTS = [
         "test_kernel_distances",
     ),
     Mutant(
+        "kernel distance: the reference is zero without rows of the other set",
+        "metrics/kernels.py",
+        "torch.cat((bb_without, bb.expand(others)))",
+        "torch.cat((bb_without, 0 * bb.expand(others)))",
+        "test_kernel_distances",
+    ),
+    Mutant(
+        "forecast: draws that are there are made again",
+        "generation/work.py",
+        "any(place % n >= there for place in batch)",
+        "any(place % n >= 0 for place in batch)",
+        "test_work",
+    ),
+    Mutant(
         "kernel distance: weights of one row of a pair",
         "metrics/kernels.py",
         "a.shares[rows] * (k @ b.shares[columns])",
