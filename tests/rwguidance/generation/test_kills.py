@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from children import in_child
-from pixel_law import Law, run
+from pixel_law import QUIET, Law, run
 from rwguidance.generation import BestOfN, Importance, Store
 from rwguidance.prediction import Prediction
+
+pytestmark = QUIET
 
 METHODS = {"importance": Importance(bank=5, kl=0.5), "best-of-n": BestOfN(4)}
 KILLS = 6
@@ -100,6 +102,18 @@ def test_the_law_that_rounds_depends_on_its_batch(tmp_path):
     one = run(tmp_path / "a", images=2, batch_size=2, **options)
     other = run(tmp_path / "b", images=2, batch_size=1, **options)
     assert one.rows[0].rewards[0] - other.rows[0].rewards[0] > 0.1
+
+
+def test_a_batch_that_lost_a_picture_is_made_whole(tmp_path):
+    options = {"method": METHODS["importance"], "backbone": Rounding(), "batch_size": 2}
+    run(tmp_path, prompts=["ab"], images=4, **options)
+    expected = content(tmp_path)
+    lost = sorted(path for path in tmp_path.rglob("*.png") if path.name.startswith("0001"))
+    assert len(lost) == 2
+    for path in lost:
+        path.unlink()
+    run(tmp_path, prompts=["ab"], images=4, **options)
+    assert content(tmp_path) == expected
 
 
 if __name__ == "__main__":

@@ -56,6 +56,19 @@ def test_a_picture_depends_on_seed_prompt_number_and_those_made_with_it(tmp_path
     assert [row.facts["chosen"] for row in again.rows] != [r.facts["chosen"] for r in whole.rows]
 
 
+def test_steps_have_the_noise_that_is_asked_for(tmp_path):
+    # Where steps draw no noise to speak of, a picture is where its first state sends it: pairs of
+    # particles from one first state, which resampling made, stay together.
+    close = []
+    for eta in (0.01, 1.0):
+        method = SMC(particles=16, beta=0.5, eta=eta, threshold=1.0, pictures=16)
+        made = run(tmp_path / str(eta), method, ["ab"], images=16)
+        rewards = torch.tensor([row.rewards[1] for row in made.rows], dtype=torch.float64)
+        assert made.rows[0].facts["ancestors"] < 12
+        close.append(float(rewards.std()))
+    assert close[0] < 0.6 * close[1]
+
+
 def test_a_prompt_without_a_finite_reward_is_said_to_have_none(tmp_path):
     class Hard(Brightness):
         depends_on = Brightness.depends_on

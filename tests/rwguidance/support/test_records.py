@@ -8,9 +8,9 @@ from pyarrow import parquet
 
 from rwguidance.support.records import SUFFIXES, read_records
 
-ROWS = [("a cat, asleep", "animal"), ('the word "émeu"', "text")]
-CSV = 'Prompt,Kind,\n"a cat, asleep",animal,1\n\n"the word ""émeu""",text,2\n'
-TSV = 'Prompt\tKind\na cat, asleep\tanimal\n\nthe word "émeu"\ttext\n'
+ROWS = [("a cat, asleep", "animal"), ('"émeu", the word', "text")]
+CSV = 'Prompt,Kind,\n"a cat, asleep",animal,1\n\n"""émeu"", the word",text,2\n'
+TSV = 'Prompt\tKind\na cat, asleep\tanimal\n\n"émeu", the word\ttext\n'
 OBJECTS = [{"prompt": prompt, "kind": kind, "n": 1} for prompt, kind in ROWS]
 TEXTS = {
     "p.csv": CSV,
