@@ -166,7 +166,7 @@ def make(
     sheets = None
     if processes.first:
         _attempt(unwritten, table, write_table, table, rows, failed)
-        title = f"{job.method.name}: base beside aligned, from the same noise"
+        title = f"{job.method.name}: base beside aligned"
         first = folder.path / "sheet.png"
         sheets = _attempt(unwritten, first, write_sheets, folder.path, rows, title)
     return Generated(tuple(rows), failed, table, sheets or (), made, unwritten)

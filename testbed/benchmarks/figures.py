@@ -3,17 +3,20 @@
 Run `python testbed/benchmarks/figures.py`, or `make figures`. It runs the demo and `models.py`,
 puts their tables between the marks `<!-- figures: NAME -->` and `<!-- end -->`, and their pictures
 into docs/images. The tables of `methods.py`, which takes long, are taken from where it had them
-written.
+written, and all its figures go into benchmarks/results/baseline.json.
 """
 
 import argparse
 import csv
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from rwguidance.support.files import replacing
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/demo.md", "docs/testbed.md", "docs/testbed_results.md")
@@ -72,6 +75,16 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def write_baseline(table: Path, folder: Path) -> None:
+    """Puts the figures of a model, and what they are of, into the file that goals refer to."""
+
+    path = folder / "baseline.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[table.parent.name] = json.loads(table.read_text(encoding="utf-8"))
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -88,11 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     generators, proxies = (models / "models.md").read_text(encoding="utf-8").split("\n\n")
     tables |= {"generators": generators, "proxies": proxies}
     images = ROOT / "docs" / "images"
-    for path in results.glob("*/table.md"):
+    for path in sorted(results.glob("*/table.md")):
         name = path.parent.name
         text = path.read_text(encoding="utf-8").replace("## ", "#### ")  # below the model's heading
         tables[f"results of {name.replace('-', ' ')}"] = text
         shutil.copyfile(path.with_name("curves-strength.png"), images / f"results-{name}.png")
+        write_baseline(path.with_name("table.json"), ROOT / "benchmarks" / "results")
     shutil.copyfile(demo / "emoji.png", images / "demo.png")
     for path in models.glob("*.png"):
         shutil.copyfile(path, images / path.name)
