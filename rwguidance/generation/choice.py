@@ -14,7 +14,7 @@ from .extensions import sampling_times
 from .noise import NoiseGradient
 from .pooled import Pool, Resample
 from .settings import build, flag, method_settings
-from .work import Work
+from .work import Work, work_on_draws
 
 __all__ = ["AUTO", "Choice", "Situation", "calls_of", "check_calls", "choose", "situation_of"]
 
@@ -163,6 +163,7 @@ def calls_of(method: Method, situation: Situation) -> float:
     """
 
     work = method.work(situation.images, situation.steps, 1)
+    work += work_on_draws(method.streams(situation.images), situation.steps, 1)
     if method.chooses:
         work += Work.of_samples(situation.images, situation.steps, 1)
     return work.calls / situation.images
@@ -179,9 +180,8 @@ def _candidates(
             f"{together} guided pictures and a bank are weighed together, which takes the fewest "
             "calls to the tilted law where pictures of a prompt share them"
         )
-        own = {"pictures": together, **({} if "ess" in given else {"leave_one_out": True})}
         for bank in _banks(Pool.bank, situation, given):
-            yield Pool, {**own, **bank}, why
+            yield Pool, {"pictures": together, **bank}, why
     if _takes(Resample, given):
         why = f"{together} of the draws of a prompt's bank are picked by weight"
         if situation.path and situation.images < _SHARED:

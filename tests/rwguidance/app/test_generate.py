@@ -290,7 +290,7 @@ def test_work_is_forecast_before_it_begins(command):
                            "--steps", "2")  # fmt: skip
     assert code == 0
     assert (
-        "to make 3 pairs: at most 12 calls of the network, 10 pictures drawn, 10 decoded, "
+        "to make 3 pairs: 12 calls of the network, 10 pictures drawn, 10 decoded, "
         "10 scored" in " ".join(err.split())
     )
     assert "minutes, by the first batch" in err

@@ -27,27 +27,26 @@ BLACK = Situation(images=16, steps=4, path=True, gradient=False)
 SMOOTH = replace(BLACK, gradient=True)
 ONE_STEP = replace(BLACK, steps=1)
 GENERATOR = replace(ONE_STEP, path=False)
-GUIDED = {"leave_one_out": True}
 
 # Of each situation and what was given: the method, its settings, and its calls a picture.
 TABLE = [
     # pictures of a prompt share the bank
-    (BLACK, {}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 12),
-    (SMOOTH, {}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 12),
-    (replace(BLACK, images=64), {}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 6),
-    (replace(BLACK, images=4), {}, Pool, {"pictures": 4, "bank": 32, **GUIDED}, 36),
-    (ONE_STEP, {}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 3),
+    (BLACK, {}, Pool, {"pictures": 16, "bank": 32}, 12),
+    (SMOOTH, {}, Pool, {"pictures": 16, "bank": 32}, 12),
+    (replace(BLACK, images=64), {}, Pool, {"pictures": 16, "bank": 32}, 6),
+    (replace(BLACK, images=4), {}, Pool, {"pictures": 4, "bank": 32}, 36),
+    (ONE_STEP, {}, Pool, {"pictures": 16, "bank": 32}, 3),
     (BLACK, {"ess": 0.1}, Pool, {"pictures": 16, "bank": 32}, 12),
-    (BLACK, {"beta": 2.0}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 12),
+    (BLACK, {"beta": 2.0}, Pool, {"pictures": 16, "bank": 32}, 12),
     # strong tilts need more draws, and a bank that was given is taken
-    (BLACK, {"kl": 2.0}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 12),
-    (BLACK, {"kl": 4.0}, Pool, {"pictures": 16, "bank": 219, **GUIDED}, 58.75),
-    (BLACK, {"kl": 2.0, "bank": 100}, Pool, {"pictures": 16, **GUIDED}, 29),
+    (BLACK, {"kl": 2.0}, Pool, {"pictures": 16, "bank": 32}, 12),
+    (BLACK, {"kl": 4.0}, Pool, {"pictures": 16, "bank": 219}, 58.75),
+    (BLACK, {"kl": 2.0, "bank": 100}, Pool, {"pictures": 16}, 29),
     # calls are kept to by smaller banks, then without guidance
-    (replace(BLACK, calls=8), {}, Pool, {"pictures": 16, "bank": 16, **GUIDED}, 8),
-    (replace(BLACK, calls=100), {}, Pool, {"pictures": 16, "bank": 32, **GUIDED}, 12),
+    (replace(BLACK, calls=8), {}, Pool, {"pictures": 16, "bank": 16}, 8),
+    (replace(BLACK, calls=100), {}, Pool, {"pictures": 16, "bank": 32}, 12),
     (replace(BLACK, calls=6), {}, Resample, {"pictures": 16, "bank": 24}, 6),
-    (replace(ONE_STEP, calls=2), {}, Pool, {"pictures": 16, "bank": 16, **GUIDED}, 2),
+    (replace(ONE_STEP, calls=2), {}, Pool, {"pictures": 16, "bank": 16}, 2),
     # few pictures, and models without a path
     (replace(BLACK, images=1), {}, Resample, {"pictures": 1, "bank": 64}, 256),
     (replace(SMOOTH, images=1), {}, Resample, {"pictures": 1, "bank": 64}, 256),
