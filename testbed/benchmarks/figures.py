@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = path.read_text(encoding="utf-8").replace("## ", "#### ")  # below the model's heading
         tables[f"results of {name.replace('-', ' ')}"] = text
         shutil.copyfile(path.with_name("curves-strength.png"), images / f"results-{name}.png")
+        shutil.copyfile(path.with_name("curves-cost.png"), images / f"results-{name}-cost.png")
         write_baseline(path.with_name("table.json"), ROOT / "benchmarks" / "results")
     shutil.copyfile(demo / "emoji.png", images / "demo.png")
     for path in models.glob("*.png"):
