@@ -1,5 +1,6 @@
 """Methods that make some pictures of a prompt together: from one bank, or from one pool."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +88,11 @@ class Together(Method):
                 f"within the run, got {len(times) - 1}; pcn moves the noise of a single step"
             )
 
+    def _groups(self, images: int) -> int:
+        """Returns the number of groups that hold so many pictures."""
+
+        return math.ceil(images / self.pictures)
+
     def _moves(self, images: int, steps: int, batch_size: int) -> Work:
         """Returns the work on `renew` moves of the groups that hold so many pictures."""
 
@@ -94,7 +100,7 @@ class Together(Method):
             return Work()
         move = Work.of_samples(self.pictures, steps - steps // 2, batch_size)
         start = Work(decoded=self.pictures, scored=self.pictures)
-        return (move * self.renew + start) * -(-images // self.pictures)
+        return (move * self.renew + start) * self._groups(images)
 
     def _renewed(self, group: Group, run: Run, prompt: str, number: int, beta: float) -> Group:
         """Returns the pictures of a group, of a number, after their moves."""
@@ -234,8 +240,7 @@ class Pool(Together, Importance):
         Importance.__post_init__(self)
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
-        groups = -(-images // self.pictures)
-        guided = Work.of_samples(self.pictures, steps, batch_size) * groups
+        guided = Work.of_samples(self.pictures, steps, batch_size) * self._groups(images)
         moves = self._moves(images, steps, batch_size)
         return guided + moves + Work(decoded=images, scored=images)
 

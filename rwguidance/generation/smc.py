@@ -88,8 +88,7 @@ class SMC(Together, OfStrength):
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         particles = Work.of_samples(self.particles, steps, batch_size)
         looks = Work(decoded=self.particles, scored=self.particles) * (steps - 1)
-        groups = math.ceil(images / self.pictures)
-        made = (particles + looks) * groups + self._moves(images, steps, batch_size)
+        made = (particles + looks) * self._groups(images) + self._moves(images, steps, batch_size)
         return super().work(images, steps, batch_size) + made
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
