@@ -3,7 +3,6 @@
 And a smaller one, where everything is exact: a model of real digits, and a mixture in the plane.
 """
 
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .digits import Row, align_digits
 from .mixture import Panel, align_mixture, problem
-from .pictures import Case, Settings, Task, run
+from .pictures import Case, Settings, Task, run, write_csv
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Case", "Settings", "Task", "run", "run_digits", "write_csv"]
+__all__ = ["Case", "Settings", "Task", "run", "run_digits"]
 
 
 def run_digits(out: Path, seed: int = 0, quick: bool = False) -> list[Path]:
@@ -97,12 +96,3 @@ def _mixture_table(panels: Sequence[Panel]) -> "Table":
         seconds = f"{panel.seconds:.1f}" if panel.seconds else ""
         table.add_row(panel.title, f"{panel.reward:.3f}", f"{panel.distance:.3f}", seconds)
     return table
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows with the same keys as comma-separated values."""
-
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

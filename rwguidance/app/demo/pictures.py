@@ -5,6 +5,7 @@ the one does to the other, and to the utility's prompt term alone, the match. Al
 of :func:`rwguidance.evaluation.evaluate`, which holds every method against the exactly tilted law.
 """
 
+import csv
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ...tilt import RewardFunction
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
-__all__ = ["Case", "Pairs", "Settings", "Task", "align", "run"]
+__all__ = ["Case", "Pairs", "Settings", "Task", "align", "run", "write_csv"]
 
 _ABOUT = (
     "Base: means. Others: gains over base from the same noise, ± standard error over prompts. "
@@ -121,7 +122,6 @@ def run(
 
     from rich.console import Console
 
-    from . import write_csv
     from .figures import draw_pictures
 
     settings = settings or Settings()
@@ -264,3 +264,12 @@ def _with_error(
     if value == "":
         return ""
     return f"{factor * value:.{digits}f} ± {factor * error:.{digits}f}{star}"
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows with the same keys as comma-separated values."""
+
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
