@@ -1,5 +1,6 @@
 """Shared fixtures, strategies, and the ways to compare: with a standard error, and to rounding."""
 
+import importlib.util
 import math
 import os
 
@@ -28,6 +29,10 @@ hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=30, print_blob=True
 )
 hypothesis.settings.load_profile("default")
+
+needs_testbed = pytest.mark.skipif(
+    importlib.util.find_spec("rwguidance_testbed") is None, reason="the test bed is not installed"
+)
 
 SCHEDULES = {
     "vp": VPSchedule(),

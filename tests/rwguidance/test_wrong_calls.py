@@ -25,7 +25,7 @@ from torch import nn
 import backbones
 import rewards
 import rwguidance as rw
-from common import randn
+from common import needs_testbed, randn
 from rwguidance import (
     diagnostics,
     losses,
@@ -436,14 +436,24 @@ def same(a, b):
     return callable(a) or repr(a) == repr(b)
 
 
+def marks_of(function):
+    named = any(str(value).startswith("emoji-") for value in RIGHT[function].values())
+    return [needs_testbed] if named else []
+
+
+def right():
+    for function in RIGHT:
+        yield pytest.param(function, marks=marks_of(function), id=name_of(function))
+
+
 def marked():
     for i, case in enumerate(generated()):
         function, name, label, _ = case
-        marks = [] if i % STEP == 0 else [pytest.mark.slow]
+        marks = marks_of(function) + ([] if i % STEP == 0 else [pytest.mark.slow])
         yield pytest.param(*case, marks=marks, id=f"{name_of(function)}-{name}-{label}")
 
 
-@pytest.mark.parametrize("function", list(RIGHT), ids=name_of)
+@pytest.mark.parametrize("function", list(right()))
 def test_the_right_call_is_right(function):
     result, _ = call(function, RIGHT[function])
     assert not isinstance(result, Exception), repr(result)

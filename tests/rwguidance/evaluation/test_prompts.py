@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
+from common import needs_testbed
 from rwguidance.app.cli import app
 from rwguidance.evaluation import PromptSet, prompts
 
@@ -125,6 +126,7 @@ class TestPublished:
         with pytest.raises(ValueError, match=r"holds several test\.json: name one of .*data"):
             prompts.load("imagereward", tmp_path)
 
+    @needs_testbed
     def test_a_set_that_comes_with_a_package_takes_no_path(self):
         with pytest.raises(ValueError, match="come with a package: path must be None"):
             prompts.load("emoji-demo", "here")
