@@ -196,7 +196,7 @@ class PosteriorSampling(ConditionalExpectation):
             noise = normal(states.shape, generator, states.device, states.dtype)
             states = (scales.sigma * noise).to(states.dtype)
             return self.draws.draw(base, states, t, condition, generator)
-        if bool((scales.sigma == 0).all()):
+        if scales.sigma == 0:
             mean = prediction.mean[rows]
             return mean, mean.new_zeros(len(rows))
         known = Prediction(prediction.mean[rows], prediction.noise[rows], scales)
