@@ -196,3 +196,11 @@ def test_wrong_calls_of_proposals_are_named():
             renoising(*arguments)
     with pytest.raises(ValueError, match="times must"):
         renoising(model, DDIM(), [0.5])
+
+
+def test_no_graph_is_kept_of_a_reward_that_learns():
+    level = torch.zeros((), requires_grad=True, dtype=F64)
+    tilt = Tilt(lambda x, condition: level - x[:, 0], 1.0)
+    renewed = renew(LAW.sample(4, of_seed(0)), tilt, posterior(0.5), generator=of_seed(1))
+    assert not renewed.x_0.requires_grad
+    assert not renewed.log_w.requires_grad
