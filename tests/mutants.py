@@ -1048,7 +1048,7 @@ MUTANTS = [
     Mutant(
         "common: in the letters in which prompts are given",
         "evaluation/prompt_sets.py",
-        "if _wording(prompt) in known",
+        "if wording(prompt) in known",
         "if prompt in known",
         "test_prompts",
     ),

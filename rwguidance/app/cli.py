@@ -15,6 +15,7 @@ from .commands.options import PartialCommand
 # Scripts import these two under their old names.
 from .commands.options import parse_options as _options  # noqa: F401
 from .commands.options import parse_paths as _paths  # noqa: F401
+from .commands.prepare import prepare
 from .commands.prompts import list_prompts
 from .commands.rewards import list_rewards
 from .commands.score import score
@@ -34,6 +35,7 @@ app.command("backbones")(list_backbones)
 app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
 app.command(cls=PartialCommand)(evaluate)
+app.command(cls=PartialCommand)(prepare)
 
 
 @app.callback(invoke_without_command=True)

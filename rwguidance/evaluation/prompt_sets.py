@@ -118,7 +118,7 @@ class PromptSet:
             raise ValueError(f"{name} must be at most {most} of {len(self)} prompts, got {n}")
 
     def _wording(self, i: int) -> str:
-        return _wording(self.prompts[i])
+        return wording(self.prompts[i])
 
     def _shuffled(self, purpose: str, seed: int) -> list[int]:
         """Places of the prompts in an order that seed and wording decide."""
@@ -143,11 +143,11 @@ def common(developed: Iterable[str], reported: Iterable[str]) -> list[str]:
             case, punctuation and white space.
     """
 
-    known = set(map(_wording, developed))
-    return [prompt for prompt in reported if _wording(prompt) in known]
+    known = set(map(wording, developed))
+    return [prompt for prompt in reported if wording(prompt) in known]
 
 
-def _wording(prompt: str) -> str:
+def wording(prompt: str) -> str:
     """The words of a prompt, in lower case and a single space apart; apostrophes do not part words.
 
     A prompt of punctuation alone is its own wording.

@@ -1,6 +1,7 @@
 """Rewards of pictures, some of which may fail."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..tilt import RewardFunction, Tilt
 from .failures import reason
 
-__all__ = ["Scores", "score"]
+__all__ = ["Scores", "score", "score_pairs"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,26 @@ class Scores:
 
 
 def score(reward: RewardFunction, images: Tensor, prompt: str) -> Scores:
-    """Returns the rewards of images of one prompt.
+    """Returns the rewards of images of one prompt, as :func:`score_pairs` does.
+
+    Arguments:
+        reward: Maps (images, prompts) to rewards, with shape (B,).
+        images: Images in [0, 1], with shape (B, 3, H, W).
+        prompt: The prompt.
+    """
+
+    return score_pairs(reward, images, [prompt] * len(images))
+
+
+def score_pairs(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Scores:
+    """Returns the rewards of images, each for a prompt of its own.
 
     Where the reward raises for all at once, it is asked one by one, so that others have theirs.
 
     Arguments:
         reward: Maps (images, prompts) to rewards, with shape (B,).
         images: Images in [0, 1], with shape (B, 3, H, W).
-        prompt: The prompt.
+        prompts: Their prompts, B of them.
     """
 
     values, errors = torch.full((len(images),), math.nan, dtype=torch.float64), {}
@@ -42,7 +55,9 @@ def score(reward: RewardFunction, images: Tensor, prompt: str) -> Scores:
     def attempt(rows: range) -> None:
         try:
             with torch.no_grad():
-                found = tilt.score(images[rows.start : rows.stop], [prompt] * len(rows))
+                found = tilt.score(
+                    images[rows.start : rows.stop], list(prompts[rows.start : rows.stop])
+                )
             values[rows.start : rows.stop] = found.double().cpu()
         except Exception as error:  # whatever a reward raises, the other pictures go on
             if len(rows) == 1:

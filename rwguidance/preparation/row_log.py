@@ -1,0 +1,126 @@
+"""What was found in the rows of a file of data, in a file of lines that only grows."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..support.files import naming, replacing
+
+__all__ = ["Row", "RowLog"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of data: a caption with ranked pictures, or the reason why it was left out.
+
+    Arguments:
+        caption: The caption; empty if the row was left out.
+        ranks: Rank of each of its pictures; lower is better.
+        group: Name that pictures of other rows share which they are ranked with, or None.
+        problem: Why the row was left out; empty if it was not.
+    """
+
+    caption: str = ""
+    ranks: tuple[float, ...] = ()
+    group: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class RowLog:
+    """The rows of one file of data, in order, on the disk.
+
+    They are added in batches, and the last line says that there are no more. A batch that a killed
+    process has written in part does not count, and is written anew.
+
+    Arguments:
+        path: The file of lines.
+        batch: Number of rows in a batch.
+    """
+
+    path: Path
+    batch: int
+
+    def read(self) -> tuple[list[Row], bool]:
+        """Returns the rows of whole batches, and whether these are all rows of the data.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+
+        rows: list[Row] = []
+        for entry in self._entries():
+            if entry == {"rows": len(rows)}:
+                return rows, True
+            row = _row(entry)
+            if row is None:
+                break
+            rows.append(row)
+        return rows[: len(rows) // self.batch * self.batch], False
+
+    def extend(self, rows: Sequence[Row], last: bool) -> None:
+        """Adds a batch; waits for the disk.
+
+        Arguments:
+            rows: The rows of the batch.
+            last: Whether there are no more.
+
+        Raises:
+            OSError: If the disk is full or cannot be written to.
+        """
+
+        known, _ = self.read()
+        lines = [json.dumps(_entry(row), ensure_ascii=True) for row in rows]
+        if last:
+            lines.append(json.dumps({"rows": len(known) + len(rows)}))
+        with naming(self.path), self.path.open("ab") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def mend(self) -> None:
+        """Removes what a killed process has written in part.
+
+        Raises:
+            OSError: If the disk is full or cannot be written to.
+        """
+
+        rows, complete = self.read()
+        if complete or not self.path.exists():
+            return
+        text = "".join(f"{json.dumps(_entry(row))}\n" for row in rows)
+        if self.path.read_text(encoding="utf-8", errors="replace") != text:
+            with replacing(self.path, durable=True) as partial:
+                partial.write_text(text, encoding="utf-8")
+
+    def _entries(self) -> Iterator[Any]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    yield json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    yield None
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    if row.problem:
+        return {"problem": row.problem}
+    entry: dict[str, Any] = {"caption": row.caption, "ranks": list(row.ranks)}
+    return entry if row.group is None else {**entry, "group": row.group}
+
+
+def _row(entry: Any) -> Row | None:
+    """Returns the row of an entry; None if it is not what was written."""
+
+    try:
+        if "problem" in entry:
+            return Row(problem=str(entry["problem"]))
+        group = entry.get("group")
+        return Row(str(entry["caption"]), tuple(map(float, entry["ranks"])), group)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
