@@ -223,7 +223,7 @@ class ImportanceSampling(ConditionalExpectation):
             temper = self.kernel.temper(log_kernel.detach(), draws, alpha, sigma)
             log_kernel = log_kernel.mul_(temper.clamp_min(torch.finfo(dtype).tiny))
         if draws.log_importance is not None:
-            log_kernel = log_kernel.add_(draws.log_importance.to(dtype))
+            log_kernel = log_kernel.add_(draws.log_importance)
 
         part = _weighted(log_kernel, draws, self.pareto_k)
         if self.kernel is not None:
@@ -256,7 +256,7 @@ def _weighted(log_kernel: Tensor, draws: Draws, tail: bool) -> dict[str, Tensor]
     shape = pareto_k((log_kernel + log_w.to(weight.dtype)).detach()) if tail else None
     limits = torch.finfo(weight.dtype)
     if bool((mass.detach() > log_kernel.shape[1] * limits.tiny / limits.eps).all()):
-        log_h = mass.squeeze(1).log() + top.to(weight.dtype)
+        log_h = mass.squeeze(1).log() + top
         tilted = tilted.div_(mass)
     else:  # what was rounded to zero might count
         log_tilted = log_kernel + log_w.to(weight.dtype)

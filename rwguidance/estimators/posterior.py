@@ -149,7 +149,8 @@ class PosteriorSampling(ConditionalExpectation):
         if gradient is not None:
             shift = gradient_to_shift(gradient, prediction, "use first_order=False")
         else:
-            shift = torch.einsum("bk,bk...->b...", tilted - log_q.softmax(1), x_0)
+            weights = (tilted - log_q.softmax(1)).to(x_0)
+            shift = torch.einsum("bk,bk...->b...", weights, x_0)
         return {
             "mean": prediction.mean,
             "noise": prediction.noise,

@@ -80,6 +80,16 @@ class TestBalance:
         torch.testing.assert_close(log_z - log_z[0], made.log_z)
         assert made.log_z[0] == 0
 
+    def test_rounding_is_that_of_double_precision(self):
+        powers, counts, offset = [0.0, 0.3, 0.7], [30, 20, 40], 3e6
+        log_w = of_gaussians(powers, counts, 0)
+        near, far = balance(log_w, powers, counts), balance(log_w + offset, powers, counts)
+        tau = torch.tensor(powers, dtype=F64)
+        torch.testing.assert_close(far.log_z - tau * offset, near.log_z, rtol=0, atol=1e-7)
+        torch.testing.assert_close(far.log_importance, near.log_importance, rtol=0, atol=1e-7)
+        count = near.log_importance.exp().sum()  # which is that of p: its sum is Z of power 0
+        torch.testing.assert_close(count, torch.ones((), dtype=F64), rtol=0, atol=1e-8)
+
     def test_of_one_stage_all_draws_weigh_the_same(self):
         made = balance(of_gaussians([0.0], [20], 0), [0.0], [20])
         torch.testing.assert_close(made.log_importance, torch.full((20,), -math.log(20), dtype=F64))
@@ -103,6 +113,36 @@ class TestAnneal:
         log_w = TILT.weigh(annealed.rewards)
         assert float(ess(TILT.weigh(bank.rewards))) < 20
         assert float(ess(annealed.log_importance + log_w)) > 0.2 * 600
+
+    def test_an_offset_of_the_reward_changes_nothing(self):
+        """So powers and importances are found in double precision."""
+
+        def annealed(offset):
+            generator = torch.Generator().manual_seed(0)
+            tilt = Tilt(lambda x, condition: TILT.rewards[0](x, condition) + offset, 1 / 3)
+            bank = Bank(LAW.sample(60, generator)).scored(tilt)
+            return bank.anneal(
+                LAW.model(RectifiedSchedule()), tilt, draw, TIMES[::4], generator=generator
+            )
+
+        near, far = annealed(0.0), annealed(3e6)
+        assert len(near) == len(far) > 60
+        torch.testing.assert_close(far.x_0, near.x_0, rtol=0, atol=1e-5)
+        torch.testing.assert_close(far.log_importance, near.log_importance, rtol=0, atol=1e-5)
+
+    def test_new_draws_are_of_the_dtype_of_the_bank_and_keep_no_graph(self):
+        level = torch.zeros((), requires_grad=True, dtype=F64)
+        tilt = Tilt(lambda x, condition: level + 3 * TILT.rewards[0](x.double(), condition), 1.0)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            bank = Bank(LAW.sample(60, generator).float()).scored(tilt)
+        bank = Bank(bank.x_0, rewards=bank.rewards.float())
+        found = bank.anneal(
+            LAW.model(RectifiedSchedule()), tilt, draw, TIMES[::4], generator=generator
+        )
+        assert len(found) > 60
+        assert (found.x_0.dtype, found.rewards.dtype) == (torch.float32, torch.float32)
+        assert not found.rewards.requires_grad
 
     def test_the_constant_does_not_drift(self, banks):
         _, annealed = banks

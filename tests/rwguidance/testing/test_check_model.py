@@ -16,6 +16,7 @@ from rwguidance import (
     toy,
 )
 from rwguidance.testing import check_model
+from rwguidance.testing.batches import mixed_times
 
 LAW = toy.GaussianMixture([0.0, 0.5], [[1.0, 0.0], [-1.0, 2.0]], [[[0.5, 0.1], [0.1, 0.4]]])
 PATH = RectifiedSchedule()
@@ -229,3 +230,7 @@ def test_one_sample_shows_nothing():
 def test_the_wrong_kind_of_object_is_named():
     with pytest.raises(AssertionError, match="expected a Model, got ABCMeta"):
         check_model(Good, x_0())
+
+
+def test_times_of_a_batch_are_whole_in_double_precision():
+    assert mixed_times([0.1, 0.7], 3).tolist() == [0.1, 0.7, 0.1]
