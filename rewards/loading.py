@@ -176,7 +176,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} does not hold what it should, JSON: {_first_line(error)}") from None
+        raise ValueError(
+            f"{path} does not hold what it should, JSON: {_first_line(error)}"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object of JSON, got {type(content).__name__}")
     check_config(content, path)

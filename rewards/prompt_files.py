@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from rwguidance.generation.made import is_generated, is_picture, read_made
 from rwguidance.support import checks
-from rwguidance.support.image_files import ENDINGS, MAX_PIXELS
+from rwguidance.support.image_files import ENDINGS, MAX_PIXELS, OTHER_ENDINGS
 from rwguidance.support.records import Record, read_records
 
 __all__ = [
@@ -46,12 +46,6 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = ENDINGS
-
-_OTHER_SUFFIXES = (
-    *(".psd", ".heic", ".heif", ".jxl", ".svg", ".eps", ".ps", ".pdf", ".ico", ".icns", ".dds"),
-    *(".exr", ".hdr", ".xcf", ".dng", ".cr2", ".nef", ".arw", ".pcx", ".jpx", ".j2k", ".jpf"),
-)
-"""Endings of names of pictures that are not read."""
 
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
 _SIDECAR = "sidecar"
@@ -228,7 +222,7 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
         found += [
             (Path(where) / name).relative_to(root).as_posix()
             for name in files
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES + _OTHER_SUFFIXES)
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES + OTHER_ENDINGS)
         ]
     images = [name for name in found if name.lower().endswith(IMAGE_SUFFIXES)]
     if is_generated(root):

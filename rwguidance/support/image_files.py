@@ -16,7 +16,7 @@ from .outside import require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ENDINGS", "FORMATS", "MAX_PIXELS", "TooLarge", "opened"]
+__all__ = ["ENDINGS", "FORMATS", "MAX_PIXELS", "OTHER_ENDINGS", "TooLarge", "opened"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 """The decoders of Pillow that are used; AVIF where this Pillow has it. None starts a program."""
@@ -26,6 +26,12 @@ ENDINGS = (
     *(".gif", ".avif", ".jp2", ".ppm", ".pgm", ".tga"),
 )
 """Endings of the names of pictures, in lower case."""
+
+OTHER_ENDINGS = (
+    *(".psd", ".heic", ".heif", ".jxl", ".svg", ".eps", ".ps", ".pdf", ".ico", ".icns", ".dds"),
+    *(".exr", ".hdr", ".xcf", ".dng", ".cr2", ".nef", ".arw", ".pcx", ".jpx", ".j2k", ".jpf"),
+)
+"""Endings of the names of pictures that are not read, in lower case."""
 
 MAX_PIXELS = 2**30 // 12
 """Pixels of a picture that take a GiB as 32-bit numbers in three channels, Pillow's own bound."""
