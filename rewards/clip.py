@@ -11,6 +11,7 @@ from .base import RewardFile, RewardSpec
 from .loading import (
     PathLike,
     assign_weights,
+    build_tokenizer,
     empty_weights,
     find_file,
     find_weights,
@@ -21,8 +22,8 @@ from .loading import (
     require,
 )
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
-from .tokenizers import build_tokenizer, check_vocabulary
 from .towers import EmbeddingReward, checkpoint_layers
+from .vocabulary import check_vocabulary
 
 __all__ = [
     "ClipReward",

@@ -14,6 +14,7 @@ from .base import Reward, RewardFile, RewardSpec
 from .loading import (
     PathLike,
     assign_weights,
+    build_tokenizer,
     empty_weights,
     find_file,
     local,
@@ -24,8 +25,8 @@ from .loading import (
 )
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
 from .registry import register
-from .tokenizers import build_tokenizer, check_vocabulary
 from .towers import AffineHead, checkpoint_layers
+from .vocabulary import check_vocabulary
 
 __all__ = ["ImageReward"]
 

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ from .base import RewardFile, RewardSpec
 __all__ = [
     "PathLike",
     "assign_weights",
+    "build_tokenizer",
     "empty_weights",
     "find_file",
     "find_weights",
@@ -213,6 +216,26 @@ def reading(path: PathLike) -> Iterator[None]:
         raise ValueError(
             f"{path} does not hold what it should ({type(error).__name__}: {_first_line(error)})"
         ) from error
+
+
+def build_tokenizer(factory: Any, files: Iterable[Path]) -> Any:
+    """A tokenizer of transformers made of these files and of no other that lies beside them.
+
+    Arguments:
+        factory: The class of the tokenizer.
+        files: The files that the tokenizer is read from.
+
+    Raises:
+        ValueError: If they do not hold a vocabulary.
+    """
+
+    files = tuple(files)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            shutil.copyfile(file, Path(folder) / file.name)
+        with reading(files[0]):
+            tokenizer = factory.from_pretrained(folder, local_files_only=True)
+    return tokenizer
 
 
 def assign_weights(

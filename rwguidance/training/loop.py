@@ -135,7 +135,7 @@ def _save(
         "step": step,
         "losses": losses,
     }
-    with replacing(path) as partial:
+    with replacing(path, durable=True) as partial:
         torch.save(state, partial)
 
 

@@ -14,7 +14,7 @@ import tiny_checkpoints
 from rewards.clip import load_tokenizer
 from rewards.loading import assign_weights, find_weights, read_config, read_weights
 from rewards.pickscore import PickScore
-from rewards.tokenizers import check_vocabulary
+from rewards.vocabulary import check_vocabulary
 from rwguidance.support.tensors import read_tensors
 
 PROMPTS = ["A Cat", "a dog, running"]

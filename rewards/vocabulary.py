@@ -1,41 +1,15 @@
-"""Tokenizers of transformers, made of stated files alone, and checked for being whole.
+"""Vocabularies of tokenizers, checked for being whole.
 
 Half a file of merges loads without a word and changes every score, and so does half a vocabulary.
 """
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from .loading import reading
-
-__all__ = ["build_tokenizer", "check_vocabulary"]
+__all__ = ["check_vocabulary"]
 
 _PADDING = 128
 """Rows of an embedding beyond its vocabulary, fewer than that, which round its size up."""
-
-
-def build_tokenizer(factory: Any, files: Iterable[Path]) -> Any:
-    """A tokenizer of transformers made of these files and of no other that lies beside them.
-
-    Arguments:
-        factory: The class of the tokenizer.
-        files: The files that the tokenizer is read from.
-
-    Raises:
-        ValueError: If they do not hold a vocabulary.
-    """
-
-    files = tuple(files)
-    with tempfile.TemporaryDirectory() as folder:
-        for file in files:
-            shutil.copyfile(file, Path(folder) / file.name)
-        with reading(files[0]):
-            tokenizer = factory.from_pretrained(folder, local_files_only=True)
-    return tokenizer
 
 
 def check_vocabulary(tokenizer: Any, rows: int, where: object) -> None:
