@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rwguidance.support import outside
+from rwguidance.support.tensors import read_tensors
 
 __all__ = ["check_autoencoder", "check_channels", "in_dtype", "load_autoencoder"]
 
@@ -133,9 +134,7 @@ def _saved(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def _original(files: Mapping[str, Path], dtype: torch.dtype) -> nn.Module:
-    from safetensors.torch import load_file
-
-    encoder, decoder = (load_file(file) for file in (files["encoder"], files["decoder"]))
+    encoder, decoder = (read_tensors(files[part]) for part in ("encoder", "decoder"))
     state = {f"encoder.layers.{name}": value for name, value in encoder.items()}
     state |= {f"decoder.layers.{_after_clamp(name)}": value for name, value in decoder.items()}
     state = {name: value.to(dtype) for name, value in state.items()}

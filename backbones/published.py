@@ -173,6 +173,9 @@ class Published:
         diffusers = require("diffusers")
         keywords: dict[str, Any] = {**in_dtype(dtype or torch.float32)}
         path = self.source if path is None else path
+        config = None if config is None else Path(config).expanduser()
+        if not on_hub(path) and not in_package(path):
+            path = Path(path).expanduser()
         if in_package(path):
             path = package_folder(path)
         hub = on_hub(path)

@@ -13,6 +13,8 @@ from .loading import (
     assign_weights,
     empty_weights,
     find_file,
+    find_weights,
+    read_config,
     read_weights,
     reading,
     require,
@@ -162,8 +164,11 @@ class AestheticV25(Reward):
         head, config, weights = self.spec.files
         file = find_file(self.spec, head, path)
         self.head = AffineHead(read_weights(file), file)
-        places = [find_file(self.spec, f, siglip or file.parent) for f in (config, weights)]
-        self.image = _load_siglip(transformers, *places)
+        folder = siglip or file.parent
+        config_file = find_file(self.spec, config, folder)
+        self.image = _load_siglip(
+            transformers, config_file, find_weights(self.spec, weights, folder)
+        )
         self.head.check_width(self.image.config.hidden_size, file)
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
@@ -185,6 +190,7 @@ class AestheticV25(Reward):
 def _load_siglip(transformers: Any, config: Path, file: Path) -> Any:
     """The image tower alone, of a file that holds the text tower as well."""
 
+    read_config(config)
     with empty_weights(), reading(config):
         full = transformers.SiglipConfig.from_pretrained(config.parent)
         model = transformers.SiglipVisionModel(full.vision_config)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rwguidance.schedules import working_dtype
 from rwguidance.support.conditions import has_half_surrogate, string_keys
 
-from .images import Images, SizeGroups, group_by_size
+from .images import Images, SizeGroups, reduced
 
 __all__ = ["Reward", "RewardFile", "RewardSpec"]
 
@@ -157,9 +157,10 @@ class Reward(nn.Module, ABC):
         """Checks the arguments, preprocesses the images and calls :meth:`forward`.
 
         Arguments:
-            images: A float tensor (B, 3, H, W) in [0, 1], sRGB, or a list of float tensors
-                (3, H, W) and PIL images of any sizes. PIL images go to the reward's device, see
-                :func:`rewards.images.from_pil`; tensors must be there.
+            images: A float tensor (B, 3, H, W) in [0, 1], sRGB, or a list of images of any sizes:
+                float tensors (3, H, W), PIL images, arrays of 8 bits (H, W, 3), or paths of files.
+                Tensors must be on the reward's device; for the others see
+                :func:`rewards.images.from_pil`.
             prompts: A collection with one prompt per image, such as a list. Ignored if the reward
                 needs none.
 
@@ -167,8 +168,7 @@ class Reward(nn.Module, ABC):
             Rewards in reward units, float32 or wider, with shape (B,).
 
         Raises:
-            TypeError: If the images are neither floating-point tensors nor PIL images, or the
-                prompts not strings.
+            TypeError: If the images are of another kind, or the prompts not strings.
             ValueError: If the images have another shape or range, or the number of prompts differs.
         """
 
@@ -224,7 +224,7 @@ class Reward(nn.Module, ABC):
         return tensors[0].device if tensors else None
 
     def _groups(self, images: Images) -> SizeGroups:
-        return group_by_size(images, self.device).map(self.preprocess)
+        return reduced(images, self.device, self.preprocess)
 
     def _matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Values of preprocessed images with every prompt, shape (n, m); one pass per prompt."""

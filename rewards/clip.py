@@ -14,12 +14,16 @@ from .loading import (
     build_tokenizer,
     empty_weights,
     find_file,
+    find_weights,
+    local,
+    read_config,
     read_weights,
     reading,
     require,
 )
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
 from .towers import EmbeddingReward, checkpoint_layers
+from .vocabulary import check_vocabulary
 
 __all__ = [
     "ClipReward",
@@ -76,7 +80,8 @@ class ClipReward(EmbeddingReward):
     Arguments:
         path: Directory that `CLIPModel.save_pretrained` and its processor wrote, or the weights
             within one, or ``hf://...``; None is the published model.
-        tokenizer: Directory with vocab.json and merges.txt, if they are not in `path`.
+        tokenizer: Directory with vocab.json and merges.txt, or tokenizer.json, if they are not in
+            `path`.
         preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
         gradient_checkpointing: Whether the image tower saves memory in the backward pass.
         cache_size: Number of prompts whose embeddings are kept.
@@ -101,6 +106,8 @@ class ClipReward(EmbeddingReward):
         _, folder = _file_and_folder(path)
         words = load_tokenizer(self.spec, folder if tokenizer is None else tokenizer)
         model = load_clip(self.spec, path, gradient_checkpointing)
+        rows = model.config.text_config.vocab_size
+        check_vocabulary(words, rows, tokenizer or folder or self.spec.title)
         super().__init__(model.logit_scale, cache_size)
         self.image = ImageTower(model.vision_model, model.visual_projection)
         self.text = TextTower(model.text_model, model.text_projection, words)
@@ -153,7 +160,8 @@ def load_clip(spec: RewardSpec, path: PathLike | None, gradient_checkpointing: b
     transformers = require("transformers", spec.name)
     file, folder = _file_and_folder(path)
     config = find_file(spec, spec.file("config.json"), folder)
-    weights = file or _find_weights(spec, folder)
+    weights = file or find_weights(spec, spec.file("model.safetensors"), folder)
+    read_config(config)
     with empty_weights(), reading(config):
         model = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(config.parent))
     # Old checkpoints hold the positions 0, 1, ... as well.
@@ -164,7 +172,10 @@ def load_clip(spec: RewardSpec, path: PathLike | None, gradient_checkpointing: b
 
 
 def load_tokenizer(spec: RewardSpec, folder: PathLike | None) -> Any:
-    """CLIP's tokenizer from vocab.json and merges.txt, without the cleaning that CLIP itself does.
+    """CLIP's tokenizer, without the cleaning that CLIP itself does.
+
+    It is read from vocab.json and merges.txt, or from tokenizer.json if a local directory has only
+    that.
 
     Arguments:
         spec: The reward that is built.
@@ -175,7 +186,12 @@ def load_tokenizer(spec: RewardSpec, folder: PathLike | None) -> Any:
     """
 
     transformers = require("transformers", spec.name)
-    words = [find_file(spec, spec.file(name), folder) for name in ("vocab.json", "merges.txt")]
+    names, place = ("vocab.json", "merges.txt"), local(folder)
+    whole = isinstance(place, Path) and place / "tokenizer.json"
+    if whole and whole.is_file() and not all((whole.parent / name).is_file() for name in names):
+        words = [whole]
+    else:
+        words = [find_file(spec, spec.file(name), folder) for name in names]
     return build_tokenizer(transformers.CLIPTokenizerFast, words)
 
 
@@ -193,15 +209,7 @@ def clean(prompt: str) -> str:
 def _file_and_folder(path: PathLike | None) -> tuple[Path | None, PathLike | None]:
     """The file of weights that a path names, if it does, and where the other files are."""
 
-    if path is None or not Path(path).is_file():
-        return None, path
-    return Path(path), Path(path).parent
-
-
-def _find_weights(spec: RewardSpec, folder: PathLike | None) -> Path:
-    """The file model.safetensors, or pytorch_model.bin if a local directory has only that."""
-
-    old = None if folder is None else Path(folder) / "pytorch_model.bin"
-    if old is not None and old.is_file() and not (old.parent / "model.safetensors").is_file():
-        return old
-    return find_file(spec, spec.file("model.safetensors"), folder)
+    place = local(path)
+    if not isinstance(place, Path) or not place.is_file():
+        return None, place
+    return place, place.parent

@@ -12,6 +12,7 @@ import torch
 
 from rwguidance.support import checks
 from rwguidance.support.fingerprint import NotKept
+from rwguidance.support.image_files import MAX_PIXELS
 from rwguidance.support.notes import heard
 from rwguidance.support.processes import Processes, joined
 
@@ -19,7 +20,7 @@ from .base import Reward, RewardSpec
 from .prompt_files import Job, default_prompts, plan
 from .registry import available, load, spec
 from .scoring import Failure, Scores, Summary, check_output, score
-from .scoring.batches import in_batches
+from .scoring.batches import NotRotated, in_batches
 from .table import HEADINGS, cells, column_widths, facts
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class ScoreRequest:
         dtype: Precision that weights are cast to, see :func:`rewards.load`.
         batch_size: Images decoded, and pairs scored, at once, see :func:`rewards.scoring.score`.
         restart: Whether to replace a result and discard what an unfinished run has scored.
+        prompt_column: Name of the column of prompts in a file.
+        exif: Whether images are rotated as their EXIF says.
+        max_pixels: Pixels of an image, and of those in memory at once, at most.
+        escape_formulas: Whether texts that a spreadsheet would compute get an apostrophe.
     """
 
     folder: Path
@@ -121,6 +126,10 @@ class ScoreRequest:
     dtype: torch.dtype | None = None
     batch_size: int = 16
     restart: bool = False
+    prompt_column: str = "prompt"
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
+    escape_formulas: bool = False
 
 
 def run_score(request: ScoreRequest) -> int:
@@ -154,12 +163,13 @@ def _run_score(request: ScoreRequest, processes: Processes) -> int:
     unkept: list[Warning] = []
 
     def hear(warning: Warning) -> None:
-        unkept.append(warning)
+        if isinstance(warning, NotKept):
+            unkept.append(warning)
         _say(console, f"note: {warning}")
 
     try:
         rewards = _load(console, request)
-        with heard(hear, NotKept):
+        with heard(hear, NotKept, NotRotated):
             scores = _score_with_bar(console, job, rewards, request, processes)
     except KeyboardInterrupt:
         without = " without --restart" if request.restart else ""
@@ -222,7 +232,14 @@ def _plan(request: ScoreRequest, specs: Mapping[str, RewardSpec]) -> Job:
     needy = [name for name in request.names if specs[name].needs_prompt]
     prompts, out = request.prompts, request.out
     found = prompts or default_prompts(request.folder, bool(needy))
-    job = plan(request.folder, found, request.pairs)
+    job = plan(
+        request.folder,
+        found,
+        request.pairs,
+        request.prompt_column,
+        request.exif,
+        request.max_pixels,
+    )
     if prompts is not None and prompts.exists() and out.exists() and prompts.samefile(out):
         raise ValueError(f"out must not be the file of prompts, got {out} for both")
     check_output(job, request.names, out, request.batch_size, request.restart, needy)
@@ -276,7 +293,8 @@ def _score_with_bar(
             bar.update(task, completed=done, failed=failed, rate=rate)
 
         size, restart = request.batch_size, request.restart
-        return score(job, rewards, request.out, size, restart, show, processes)
+        escape = request.escape_formulas
+        return score(job, rewards, request.out, size, restart, show, processes, escape)
 
 
 def _print_best(console: "Console", scores: Scores, name: str) -> None:

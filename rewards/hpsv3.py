@@ -6,7 +6,6 @@ the hidden state knows nothing of what comes after that token, padding included.
 """
 
 import ast
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,8 @@ from .loading import (
     assign_weights,
     empty_weights,
     find_file,
+    local,
+    read_config,
     read_weights,
     require,
 )
@@ -121,8 +122,9 @@ class HPSv3(LazyModule, Reward):
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
         folder = None
-        if path is not None and not on_hub(path):
-            folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        path = local(path)
+        if isinstance(path, Path):
+            folder = path if path.is_dir() else path.parent
         self._paths: dict[str, PathLike | None] = {
             "HPSv3.safetensors": path,
             "config.json": folder if base is None else base,
@@ -159,7 +161,7 @@ class HPSv3(LazyModule, Reward):
                 f"{where} is for {rows} tokens, but tokenizer.json and {_REWARD} make "
                 f"{self._words.get_vocab_size()}; pass that of Qwen2-VL-7B-Instruct as base="
             )
-        options = json.loads(self._find("config.json").read_text())
+        options = read_config(self._find("config.json"))
         config = transformers.Qwen2VLConfig(**{**options, "vocab_size": rows})
         with empty_weights():
             network = _Network(transformers.Qwen2VLModel(config), _Head(width))

@@ -1,6 +1,5 @@
 """ImageReward: a BLIP that reads the prompt while looking at the image, trained on preferences."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from .loading import (
     build_tokenizer,
     empty_weights,
     find_file,
+    local,
+    read_config,
     read_weights,
     reading,
     require,
@@ -25,6 +26,7 @@ from .loading import (
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
 from .registry import register
 from .towers import AffineHead, checkpoint_layers
+from .vocabulary import check_vocabulary
 
 __all__ = ["ImageReward"]
 
@@ -107,14 +109,16 @@ class ImageReward(Reward):
         vision = {_vision_name(name): v for name, v in part("blip.visual_encoder.").items()}
         self.image: Any = _build_vision(transformers, vision, file)
         width = self.image.config.hidden_size
+        options = read_config(config)
         with reading(config):
-            self.text: Any = _build_text(transformers, json.loads(config.read_text()), width)
+            self.text: Any = _build_text(transformers, options, width)
         assign_weights(self.image, vision, file)
         text = part("blip.text_encoder.")
         assign_weights(self.text, text, file, ignored=("position_ids",))
         self.head = AffineHead(part("mlp."), file)
         self.head.check_width(self.text.config.hidden_size, file)
         self.tokenizer = _load_tokenizer(transformers, words)
+        check_vocabulary(self.tokenizer, self.text.config.vocab_size, words)
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
         if gradient_checkpointing:
@@ -218,8 +222,9 @@ def _build_text(transformers: Any, med: Mapping[str, Any], vision_width: int) ->
 
 
 def _find_words(spec: RewardSpec, folder: PathLike | None) -> Path:
-    inner = None if folder is None else Path(folder) / "bert-base-uncased"
-    return find_file(spec, spec.file("vocab.txt"), inner if inner and inner.is_dir() else folder)
+    place = local(folder)
+    inner = isinstance(place, Path) and place / "bert-base-uncased"
+    return find_file(spec, spec.file("vocab.txt"), inner if inner and inner.is_dir() else place)
 
 
 def _load_tokenizer(transformers: Any, words: Path) -> Any:

@@ -1,20 +1,32 @@
 """Images as users have them (tensors, lists of different sizes, PIL) and as rewards see them."""
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from rwguidance.support.image_files import opened
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Images", "SizeGroups", "from_pil", "group_by_size", "to_pil"]
+__all__ = ["Images", "SizeGroups", "from_pil", "group_by_size", "reduced", "to_pil"]
 
-Images: TypeAlias = "Tensor | Image | Sequence[Tensor | Image]"
-"""A float tensor (B, 3, H, W) in [0, 1], or a list of float tensors (3, H, W) and PIL images."""
+Images: TypeAlias = "Tensor | Image | Sequence[Any]"
+"""A float tensor (B, 3, H, W) in [0, 1], or a list whose members are each one of these: a float
+tensor (3, H, W), a PIL image, an array of 8 bits (H, W), (H, W, 3) or (H, W, 4), or the path of a
+file as :class:`pathlib.Path`, of the formats in
+:data:`rwguidance.support.image_files.FORMATS`."""
+
+_AT_ONCE = 2**24
+"""Pixels of the images of a list that are floating-point numbers at once, but for one image."""
+
+_ROUNDING = 0.25 / 255
+"""Distance from [0, 1] that rounding may bring."""
 
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
@@ -62,43 +74,120 @@ class SizeGroups:
         return rows
 
 
-def group_by_size(images: Images, device: torch.device | None = None) -> SizeGroups:
-    """Checks images and stacks those of one size.
+def reduced(
+    images: Images, device: torch.device | None, function: Callable[[Tensor], Tensor]
+) -> SizeGroups:
+    """Checks images, transforms them, and stacks those of one size.
 
-    NaN passes and becomes a reward of NaN, which names the item and its prompt.
+    Of a list, so many are in memory as floating-point numbers at once as have 16 million pixels
+    together, or one: what counts is the size of what the function makes of them.
 
     Arguments:
-        images: Tensors or PIL images, as :data:`Images` says.
+        images: Images of all kinds that :data:`Images` names.
         device: Device to which PIL images go, and on which tensors must be; None takes them as they
             are.
+        function: A function of images of one size, with shape (B, 3, H, W).
 
     Raises:
-        TypeError: If there is something else than floating-point tensors and PIL images.
+        TypeError: If there is something else than these kinds of images.
         ValueError: If an image has another shape, range or device, or there is none.
     """
 
     if isinstance(images, Tensor):
-        broken = _check_tensor(images, "images", device)
-        return SizeGroups((images,), (tuple(range(len(images))),), broken)
-    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
-        if not _is_pil(images):
+        return group_by_size(images, device).map(function)
+    listed = _listed(images)
+    groups = [_grouped(listed, part, device).map(function) for part in _parts(listed)]
+    return groups[0] if len(groups) == 1 else _joined(groups)
+
+
+def group_by_size(images: Images, device: torch.device | None = None) -> SizeGroups:
+    """Checks images and stacks those of one size.
+
+    NaN passes and becomes a reward of NaN, which names the item and its prompt. Values that lie
+    outside [0, 1] by rounding, up to a quarter of a level of 8 bits, are moved to its ends.
+
+    Arguments:
+        images: Images of all kinds that :data:`Images` names.
+        device: Device to which PIL images go, and on which tensors must be; None takes them as they
+            are.
+
+    Raises:
+        TypeError: If there is something else than these kinds of images.
+        ValueError: If an image has another shape, range or device, or there is none.
+    """
+
+    if isinstance(images, Tensor):
+        tensor, broken = _checked(images, "images", device)
+        return SizeGroups((tensor,), (tuple(range(len(images))),), broken)
+    listed = _listed(images)
+    return _grouped(listed, range(len(listed)), device)
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    """Images as a list, at least one."""
+
+    if _is_array(images) and images.ndim == 4:
+        images = list(images)
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        if not (_is_pil(images) or _is_array(images) or isinstance(images, os.PathLike)):
             raise TypeError(
                 "images must be a float tensor (B, 3, H, W) in [0, 1], a PIL image, or a list of "
-                f"tensors (3, H, W) and PIL images, got {type(images).__name__}"
+                "tensors (3, H, W), PIL images, 8-bit arrays (H, W, 3) and pathlib.Path, got "
+                f"{type(images).__name__}"
             )
         images = [images]
     if len(images) == 0:
         raise ValueError("images must hold at least one image, got an empty list")
-    sizes: dict[tuple[Any, ...], list[int]] = {}
-    tensors = []
-    with_nan: list[int] = []
+    return images
+
+
+def _parts(images: Sequence[Any]) -> Iterator[range]:
+    """Positions of images that are in memory at once, in order."""
+
+    start, held = 0, 0
     for i, image in enumerate(images):
-        tensor, holds_nan = _single(image, f"images[{i}]", device)
-        tensors.append(tensor)
+        pixels = _pixels(image)
+        if i > start and held + pixels > _AT_ONCE:
+            yield range(start, i)
+            start, held = i, 0
+        held += pixels
+    yield range(start, len(images))
+
+
+def _pixels(image: Any) -> int:
+    """Number of pixels of an image, as far as it is known: a file is as large as may be."""
+
+    if _is_pil(image):
+        return math.prod(image.size)
+    if isinstance(image, os.PathLike):
+        return _AT_ONCE
+    return math.prod(getattr(image, "shape", ())) // 3
+
+
+def _grouped(images: Sequence[Any], positions: range, device: torch.device | None) -> SizeGroups:
+    """Groups of those images that are at some positions."""
+
+    sizes: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
+    with_nan: list[int] = []
+    for i in positions:
+        tensor, holds_nan = _single(images[i], f"images[{i}]", device)
         with_nan.extend([i] * holds_nan)
-        sizes.setdefault((*tensor.shape[1:], tensor.dtype), []).append(i)
-    stacked = tuple(torch.stack([tensors[i] for i in group]) for group in sizes.values())
-    return SizeGroups(stacked, tuple(map(tuple, sizes.values())), tuple(with_nan))
+        sizes.setdefault((*tensor.shape[1:], tensor.dtype), []).append((i, tensor))
+    tensors = tuple(torch.stack([tensor for _, tensor in same]) for same in sizes.values())
+    places = tuple(tuple(i for i, _ in same) for same in sizes.values())
+    return SizeGroups(tensors, places, tuple(with_nan))
+
+
+def _joined(groups: Sequence[SizeGroups]) -> SizeGroups:
+    """Groups as one, with those of one shape joined."""
+
+    found: dict[tuple[Any, ...], list[tuple[Tensor, tuple[int, ...]]]] = {}
+    for group in groups:
+        for tensor, positions in zip(group.tensors, group.positions, strict=True):
+            found.setdefault((tensor.shape[1:], tensor.dtype), []).append((tensor, positions))
+    tensors = tuple(torch.cat([tensor for tensor, _ in same]) for same in found.values())
+    places = tuple(sum((positions for _, positions in same), ()) for same in found.values())
+    return SizeGroups(tensors, places, sum((group.broken for group in groups), ()))
 
 
 def from_pil(image: "Image") -> Tensor:
@@ -136,14 +225,23 @@ def to_pil(images: Tensor) -> "list[Image]":
     return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]
 
 
-def _single(image: "Tensor | Image", name: str, device: torch.device | None) -> tuple[Tensor, bool]:
+def _single(image: Any, name: str, device: torch.device | None) -> tuple[Tensor, bool]:
     """One image with shape (3, H, W), and whether it holds NaN."""
 
     if isinstance(image, Tensor):
-        return image, bool(_check_tensor(image, name, device, single=True))
+        tensor, broken = _checked(image, name, device, single=True)
+        return tensor, bool(broken)
+    if isinstance(image, os.PathLike):
+        with opened(image) as file:
+            return from_pil(file).to(device), False
+    if _is_array(image):
+        return from_pil(_of_array(image, name)).to(device), False
     if _is_pil(image):
         return from_pil(image).to(device), False
-    raise TypeError(f"{name} must be a float tensor or a PIL image, got {type(image).__name__}")
+    raise TypeError(
+        f"{name} must be a float tensor, a PIL image, an 8-bit array (H, W, 3) or the pathlib.Path "
+        f"of a file, got {type(image).__name__}"
+    )
 
 
 def _is_pil(image: object) -> bool:
@@ -151,10 +249,31 @@ def _is_pil(image: object) -> bool:
     return any(f"{t.__module__}.{t.__name__}" == "PIL.Image.Image" for t in type(image).__mro__)
 
 
-def _check_tensor(
+def _is_array(image: object) -> bool:
+    return any(f"{t.__module__}.{t.__name__}" == "numpy.ndarray" for t in type(image).__mro__)
+
+
+def _of_array(array: Any, name: str) -> "Image":
+    """The PIL image that an array plainly is."""
+
+    from PIL.Image import fromarray
+
+    shape = tuple(array.shape)
+    plain = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if plain and array.dtype.name == "uint8" and 0 not in shape:
+        image: Image = fromarray(array)
+        return image
+    raise TypeError(
+        f"{name} must be an 8-bit array with shape (H, W), (H, W, 3) or (H, W, 4), got "
+        f"{array.dtype.name} of shape {shape}; make a tensor (3, H, W) in [0, 1] of it, such as "
+        "torch.from_numpy(array).permute(2, 0, 1)"
+    )
+
+
+def _checked(
     images: Tensor, name: str, device: torch.device | None, single: bool = False
-) -> tuple[int, ...]:
-    """Positions of images that hold NaN. Raises if the tensor is not one of images."""
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The images within [0, 1], and positions of those that hold NaN. Raises if it has others."""
 
     if not images.is_floating_point():
         raise TypeError(
@@ -174,9 +293,9 @@ def _check_tensor(
         batch = images.detach().reshape(-1, *images.shape[-3:])
         broken = tuple(batch.isnan().flatten(1).any(1).nonzero().flatten().tolist())
         low, high = (float(value) for value in batch.nan_to_num(0.0).aminmax())
-    if not 0 <= low <= high <= 1:
+    if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:
         raise ValueError(
             f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
             "a decoder that returns [-1, 1] needs (x / 2 + 0.5).clamp(0, 1)"
         )
-    return broken
+    return (images if 0 <= low <= high <= 1 else images.clamp(0, 1)), broken

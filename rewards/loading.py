@@ -7,10 +7,11 @@ given a local path never asks the hub.
 """
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from rwguidance.support import outside
+from rwguidance.support.files import read_regular
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
 from rwguidance.support.randomness import forked
+from rwguidance.support.tensors import check_config, read_tensors
 
 from .base import RewardFile, RewardSpec
 
@@ -32,6 +35,9 @@ __all__ = [
     "build_tokenizer",
     "empty_weights",
     "find_file",
+    "find_weights",
+    "local",
+    "read_config",
     "read_weights",
     "reading",
     "require",
@@ -80,46 +86,106 @@ def find_file(
     return found
 
 
-def read_weights(path: PathLike) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file, on the CPU, mapped into memory if possible.
+def local(path: PathLike | None) -> PathLike | None:
+    """Returns a path, in which ``~`` is the user's own folder if it is a local one."""
 
-    Unwraps a dictionary that holds them under "state_dict" or "model", and drops a "module."
-    prefix that parallel training left.
+    if path is None or on_hub(path) or in_package(path):
+        return path
+    return Path(path).expanduser()
+
+
+def find_weights(spec: RewardSpec, file: RewardFile, path: PathLike | None) -> Path:
+    """The weights of a model of transformers: one file, or the index of its shards.
+
+    Arguments:
+        spec: The reward, for messages.
+        file: The file model.safetensors that is wanted. A local directory may have shards with
+            their index instead, or pytorch_model.bin, or its shards, or a single variant of these,
+            such as model.fp16.safetensors.
+        path: Place of the file, see :func:`find_file`.
 
     Raises:
-        ValueError: If the file is damaged, holds anything but tensors, or needs code to be run.
+        FileNotFoundError: If there are no weights; says where to get them.
+        ValueError: If there are several variants, and none without a name.
+    """
+
+    place = local(path)
+    if not isinstance(place, Path) or not place.is_dir():
+        return find_file(spec, file, path)
+    names = sorted(entry.name for entry in place.iterdir() if entry.is_file())
+    for plain, variant in _WEIGHTS:
+        if plain in names:
+            return place / plain
+        found = [name for name in names if re.fullmatch(variant, name)]
+        if len(found) > 1:
+            raise ValueError(f"path must name one of {', '.join(found)} in {place}, got the folder")
+        if found:
+            return place / found[0]
+    return find_file(spec, file, path)
+
+
+_WEIGHTS = tuple(
+    (plain, re.escape(plain).replace(where, rf"\.[\w]+{where}", 1))
+    for plain, where in (
+        ("model.safetensors", r"\.safetensors"),
+        ("model.safetensors.index.json", r"\.json"),
+        ("pytorch_model.bin", r"\.bin"),
+        ("pytorch_model.bin.index.json", r"\.json"),
+    )
+)
+"""Names of weights as save_pretrained writes them, and patterns of their variants."""
+
+
+def read_weights(path: PathLike) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file or of an index of shards, on the CPU.
+
+    They are mapped into memory if possible. Names lose what wrappers of modules have put before
+    them: "module.", "_orig_mod.", "model.", in any nesting, where all of them have it.
+
+    Raises:
+        OSError: If a file is not there, or cannot be read.
+        ValueError: If a file is damaged, holds anything but tensors, or needs code to be run.
     """
 
     path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    read = read_tensors(path)
+    tensors = {_INNER.sub("", name): value for name, value in read.items()}
+    while tensors and (prefix := _common(tensors)):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    if len(tensors) != len(read):
+        raise ValueError(f"{path} holds tensors whose names differ by what wrappers add alone")
+    return tensors
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+_INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of names that torch.compile and other wrappers add anywhere."""
+
+
+def _common(names: Iterable[str]) -> str:
+    """The prefix of a wrapper that all names have, or nothing."""
+
+    wrappers = ("module.", "model.")
+    return next((p for p in wrappers if all(name.startswith(p) for name in names)), "")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a file of JSON, which asks for no absurd sizes.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no object of JSON, or asks for what no network has.
+    """
+
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # whatever a damaged file makes of the reader
+        content = json.loads(read_regular(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} cannot be read as a file of tensors; it is damaged, or a pickle of something "
-            f"else, which is never executed ({type(error).__name__}: {_first_line(error)})"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f"{path} must hold nothing but tensors, got {type(value).__name__} at {name!r}"
-            )
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): value for name, value in content.items()}
+            f"{path} does not hold what it should, JSON: {_first_line(error)}"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object of JSON, got {type(content).__name__}")
+    check_config(content, path)
+    return content
 
 
 @contextmanager
@@ -134,6 +200,10 @@ def empty_weights() -> Iterator[None]:
 
     with forked(), init_empty_weights(include_buffers=False):
         yield
+
+
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Precisions in which weights are what they say."""
 
 
 @contextmanager
@@ -193,6 +263,12 @@ def assign_weights(
     own = module.state_dict()
     ignored = tuple(ignored)
     used = {k: v for k, v in weights.items() if k in own or not (ignored and k.endswith(ignored))}
+    for name, value in used.items():
+        if value.dtype not in _PRECISIONS and (name not in own or own[name].is_floating_point()):
+            raise ValueError(
+                f"{where} must hold plain numbers, got {name} in {str(value.dtype)[6:]}: quantized "
+                "weights mean nothing without their scales; take the weights they were made of"
+            )
     missing = [f"missing {name}" for name in own if name not in used]
     unexpected = [f"unexpected {name}" for name in used if name not in own]
     shapes = [

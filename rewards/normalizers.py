@@ -124,7 +124,7 @@ class Normalizer(ABC):
             raise FileNotFoundError(f"no normalizer at {path}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # not text, or not JSON
+        except (ValueError, RecursionError) as error:  # not text, or not JSON
             raise ValueError(f"{path} is no saved normalizer, or is cut off: {error}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f'{path} is no saved normalizer: it has no "format": "{_FORMAT}"')

@@ -13,12 +13,13 @@ None                                  Images alone, for rewards that need no pro
 ====================================  ==============================================================
 
 Files are those of :mod:`rwguidance.support.records`. Images are named by one of the columns
-``image``, ``file``, ``file_name``, ``filename`` or ``path``, prompts by ``prompt``, and other
-columns are ignored. Prompts lose white space at both ends. An empty prompt is scored if a CSV
-(``""``) or JSON states it.
+``image``, ``file``, ``file_name``, ``filename`` or ``path``, prompts by ``prompt`` or the column
+that is asked for, and other columns are ignored. Prompts lose white space at both ends. An empty
+prompt is scored if a CSV (``""``) or JSON states it. A line that repeats another is left out.
 
 Images are named relative to the folder, with slashes. What could be meant in two ways is refused,
-with the file and the line.
+with the file and the line. Files whose names end as those of pictures do that are not read here
+(.psd, .heic) are left out, and said to be.
 """
 
 import os
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 from rwguidance.generation.made import is_generated, is_picture, read_made
 from rwguidance.support import checks
+from rwguidance.support.image_files import ENDINGS, MAX_PIXELS, OTHER_ENDINGS
 from rwguidance.support.records import Record, read_records
 
 __all__ = [
@@ -43,7 +45,7 @@ __all__ = [
     "read_prompts",
 ]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = ENDINGS
 
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
 _SIDECAR = "sidecar"
@@ -77,6 +79,8 @@ class Job:
         prompted: Whether there are prompts at all.
         notes: Sentences that the user should read, such as that images were left out.
         kinds: Whether images are of a kind, base or aligned.
+        exif: Whether images are rotated as their EXIF says; the references do not.
+        max_pixels: Pixels of an image, and of those that are in memory at once, at most.
     """
 
     folder: Path
@@ -85,6 +89,8 @@ class Job:
     prompted: bool
     notes: tuple[str, ...] = ()
     kinds: bool = False
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return sum(len(item.prompts) for item in self.items)
@@ -108,6 +114,9 @@ def plan(
     folder: str | os.PathLike[str],
     prompts: str | os.PathLike[str] | None = None,
     pairs: bool = False,
+    prompt_column: str = "prompt",
+    exif: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Job:
     """Reads names and prompts, and no pixels.
 
@@ -116,16 +125,39 @@ def plan(
         prompts: A file of prompts, ``"sidecar"``, ``"generated"``, or None for images alone; see
             the module.
         pairs: Whether a file that names no images gives the i-th prompt to the i-th image.
+        prompt_column: Name of the column of the prompts in a file.
+        exif: Whether images are rotated as their EXIF says; the references do not.
+        max_pixels: Pixels of an image, and of those that are in memory at once, at most. A larger
+            image is not scored, and the table says why.
 
     Raises:
-        TypeError: If a path is neither a string nor a path.
+        TypeError: If a path is neither a string nor a path, or another argument of another kind.
         FileNotFoundError: If there is no such folder or file.
         ValueError: If there are no images, or the prompts are malformed or ambiguous; names the
             line.
     """
 
     root = checks.path("folder", folder)
-    images = find_images(root)
+    checks.flag("exif", exif)
+    max_pixels = checks.integer("max_pixels", max_pixels, 1)
+    images, others = _walk(root)
+    job = _job(root, images, prompts, pairs, prompt_column)
+    notes = job.notes
+    if others:
+        kinds = ", ".join(sorted({PurePath(name).suffix.lower() for name in others}))
+        notes += (f"{len(others)} files of formats that are not read ({kinds}) are left out",)
+    return replace(job, notes=notes, exif=exif, max_pixels=max_pixels)
+
+
+def _job(
+    root: Path,
+    images: list[str],
+    prompts: str | os.PathLike[str] | None,
+    pairs: bool,
+    column: str,
+) -> Job:
+    """The job of images and their prompts, wherever these are."""
+
     if prompts is None:
         if pairs:
             raise ValueError("pairs needs a file of prompts, got none")
@@ -136,12 +168,12 @@ def plan(
         return _generated(root, images)
 
     file = checks.path("prompts", prompts)
-    found = read_prompts(file)
+    found = read_prompts(file, column)
     if found[0].image is not None:
         return _named(root, images, file, found)
     texts = tuple(prompt.text for prompt in found)
     if not pairs:
-        _refuse_repeated(file, found, "with pairs, prompts may repeat")
+        _refuse_repeated(file, found)
         return _with_notes(root, [Item(image, texts) for image in images], True)
     if len(images) != len(texts):
         raise ValueError(
@@ -176,17 +208,23 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
         ValueError: If it holds no image, or the name of one is not UTF-8.
     """
 
-    root = checks.path("folder", folder)
+    return _walk(checks.path("folder", folder))[0]
+
+
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """Paths of the images, and of pictures that are not read."""
+
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of images at {root}")
-    images = []
+    found = []
     for where, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".")]
-        images += [
+        found += [
             (Path(where) / name).relative_to(root).as_posix()
             for name in files
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES + OTHER_ENDINGS)
         ]
+    images = [name for name in found if name.lower().endswith(IMAGE_SUFFIXES)]
     if is_generated(root):
         images = list(filter(is_picture, images))
     if not images:
@@ -194,11 +232,15 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
     for image in images:
         if any("\udc80" <= letter <= "\udcff" for letter in image):
             raise ValueError(f"the name of the image {image!a} in {root} is not UTF-8: rename it")
-    return sorted(images, key=_natural)
+    return sorted(images, key=_natural), sorted(set(found) - set(images))
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
+def read_prompts(path: str | os.PathLike[str], column: str = "prompt") -> list[Prompt]:
     """The prompts of a file, at least one; all of them name an image, or none does.
+
+    Arguments:
+        path: The file.
+        column: Name of the column of the prompts.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -208,7 +250,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     path = checks.path("path", path)
     prompts: list[Prompt] = []
     first = None
-    for record in read_records(path, "prompt"):
+    for record in read_records(path, column):
         key = _image_key(record)
         first = first or (record.line, key)
         if key != first[1]:
@@ -219,7 +261,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         image = None if key is None else record.text(key)
         if image == "":
             raise ValueError(f"{record.place}: {key!r} is empty")
-        prompts.append(Prompt(record.line, image, record.text("prompt")))
+        prompts.append(Prompt(record.line, image, record.text(column)))
     if not prompts:
         raise ValueError(f"{path} holds no prompt")
     return prompts
@@ -239,15 +281,16 @@ def _image_key(record: Record) -> str | None:
 def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Job:
     """The job of a file that names images."""
 
-    _refuse_repeated(file, found, "remove one")
     known = {unicodedata.normalize("NFC", image): image for image in images}
     known.update({image: image for image in images})
     pairs: dict[str, list[Prompt]] = {}
+    repeated = 0
     for prompt in found:
-        name = _resolve(root, known, file, prompt)
-        pairs.setdefault(name, []).append(prompt)
-    for name, prompts in pairs.items():  # two spellings of one path
-        _refuse_repeated(file, [p._replace(image=name) for p in prompts], "remove one")
+        same = pairs.setdefault(_resolve(root, known, file, prompt), [])
+        if prompt.text in [other.text for other in same]:
+            repeated += 1
+        else:
+            same.append(prompt)
 
     missing = {name for name in pairs if name not in known and not (root / name).is_file()}
     if len(missing) == len(pairs):
@@ -265,6 +308,8 @@ def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Jo
     ]
     unnamed = len(set(images) - set(pairs))
     notes = [f"{unnamed} of {len(images)} images are not in {file}: left out"] if unnamed else []
+    if repeated:
+        notes.append(f"{repeated} of {len(found)} lines of {file} repeat others: left out")
     return _with_notes(root, items, False, notes)
 
 
@@ -326,14 +371,14 @@ def _generated(root: Path, images: list[str]) -> Job:
     return replace(_with_notes(root, items, False, notes), kinds=True)
 
 
-def _refuse_repeated(file: Path, prompts: list[Prompt], advice: str) -> None:
-    lines: dict[tuple[str | None, str], int] = {}
+def _refuse_repeated(file: Path, prompts: list[Prompt]) -> None:
+    lines: dict[str, int] = {}
     for prompt in prompts:
-        first = lines.setdefault(prompt[1:], prompt.line)
+        first = lines.setdefault(prompt.text, prompt.line)
         if first != prompt.line:
-            what = "prompt" if prompt.image is None else "image and prompt"
             raise ValueError(
-                f"{file}, line {prompt.line}: the same {what} as in line {first}; {advice}"
+                f"{file}, line {prompt.line}: the same prompt as in line {first}; "
+                "with pairs, prompts may repeat"
             )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rwguidance.support.outside import on_hub, split_hub
 
 from .images import to_pil
-from .loading import PathLike, require
+from .loading import PathLike, local, require
 
 __all__ = [
     "LazyModule",
@@ -139,6 +139,7 @@ class TransformersVLM(LazyModule, VisionLanguageModel):
         super().__init__(dtype)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        path = local(path) or path
         if not on_hub(path) and not (Path(path) / "config.json").is_file():
             raise FileNotFoundError(
                 f"{path} must be a directory with a model of transformers (config.json, "

@@ -12,6 +12,7 @@ from torch import Tensor
 from .support import checks, memory
 from .support.conditions import condition_keys
 from .support.files import replacing
+from .support.tensors import read_tensor_file
 from .tilt import Tilt, check_rewards
 
 if TYPE_CHECKING:
@@ -242,22 +243,21 @@ class Bank:
             ValueError: If the file holds no bank, or there is no such device.
         """
 
-        from safetensors import safe_open
-
         path = checks.path("path", path)
-        place = str(checks.device("device", device) or "cpu")
+        place = checks.device("device", device) or "cpu"
         if not path.is_file():
             raise FileNotFoundError(f"no bank at {path}")
-        with safe_open(path, framework="pt", device=place) as file:
-            names = set(file.keys())
-            metadata = file.metadata() or {}
-            if "x_0" not in names or "condition" not in metadata:
-                raise ValueError(f"{path} is a safetensors file but not a bank, it holds {names}")
-            tensors = {name: file.get_tensor(name) for name in _COLUMNS if name in names}
-            facts = {
-                name: json.loads(metadata.get(name, "null")) for name in ("condition", "origin")
-            }
-            return cls(**tensors, **facts)
+        tensors, metadata = read_tensor_file(path, place)
+        if "x_0" not in tensors or "condition" not in metadata:
+            names = sorted(tensors)[:8]
+            raise ValueError(f"{path} is a safetensors file but not a bank, it holds {names}")
+        parts: dict[str, Any] = {name: tensors[name] for name in _COLUMNS if name in tensors}
+        try:
+            for name in ("condition", "origin"):
+                parts[name] = json.loads(metadata.get(name, "null"))
+            return cls(**parts)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} does not hold a whole bank: {error}") from None
 
 
 def _check_log_importance(values: Tensor, n: int) -> None:

@@ -26,6 +26,7 @@ from ..base import Reward, RewardSpec
 from ..images import to_pil
 from ..loading import require
 from ..registry import register
+from .limits import Deadline, watched_handlers
 from .protocol import CONTENT_TYPE, VERSION
 
 __all__ = ["RemoteReward"]
@@ -47,6 +48,8 @@ class RemoteReward(Reward):
         url: Address to POST to, with the scheme http or https. Redirects are not followed.
         needs_prompt: Whether the server looks at the prompts; if not, they are not sent.
         timeout: Seconds without a sign of life after which a request is given up.
+        total_timeout: Seconds after which a request is given up in any case, of those after the
+            address has been looked up; None is five times `timeout`.
         retries: Number of repetitions of a request after a lost connection or the status 429 or
             5xx, with pauses of 1/2, 1, 2, ... seconds, or what the server asks for, but at most 60.
             A request that timed out is not repeated: the server may still be busy with it.
@@ -97,10 +100,13 @@ class RemoteReward(Reward):
         token: str | None = None,
         token_variable: str | None = None,
         typical_range: tuple[float, float] = (0.0, 1.0),
+        total_timeout: float | None = None,
     ) -> None:
         super().__init__()
         self.url, self._shown = url, _checked_address(url)
         self.timeout = number("timeout", timeout, above=0)
+        total = 5 * self.timeout if total_timeout is None else total_timeout
+        self.total_timeout = number("total_timeout", total, above=0)
         self.retries = integer("retries", retries, 0)
         self.batch_size = integer("batch_size", batch_size, 1)
         self._token = _checked_token(token, token_variable)
@@ -146,7 +152,17 @@ class RemoteReward(Reward):
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         request = urllib.request.Request(self.url, body, headers, method="POST")
-        opener = urllib.request.build_opener(_NoRedirects)
+        with Deadline(self.total_timeout) as deadline:
+            reply = self._reply(request, deadline)
+        if deadline.passed:
+            raise TimeoutError(
+                f"{self._shown} did not finish its answer within {self.total_timeout:g} seconds; "
+                "allow more with total_timeout=, or send less at once with batch_size="
+            )
+        return reply
+
+    def _reply(self, request: urllib.request.Request, deadline: Deadline) -> "_Reply":
+        opener = urllib.request.build_opener(_NoRedirects, *watched_handlers(deadline))
         try:
             try:
                 response = opener.open(request, timeout=self.timeout)
@@ -156,7 +172,7 @@ class RemoteReward(Reward):
                 return _Reply.read(response.status, response.headers, response)
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            if isinstance(reason, TimeoutError):
+            if isinstance(reason, TimeoutError) and not deadline.passed:
                 raise TimeoutError(
                     f"{self._shown} did not answer within {self.timeout:g} seconds; "
                     "allow more with timeout=, or send less at once with batch_size="

@@ -1,19 +1,23 @@
 """A server of any reward, by the protocol of :mod:`rewards.remote.protocol`."""
 
 import base64
-import binascii
 import io
 import json
 import math
+import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import ThreadingMixIn
 from typing import Any
 
 import torch
 
-from rwguidance.support.checks import instance, integer
+from rwguidance.support.checks import instance, integer, number
+from rwguidance.support.image_files import MAX_PIXELS, TooLarge, opened
 
 from ..base import Reward, as_strings
 from ..loading import require
+from .limits import Budget, Deadline
 from .protocol import CONTENT_TYPE, VERSION
 
 __all__ = ["RewardServer", "serve"]
@@ -22,26 +26,48 @@ _MAX_REQUEST = 1 << 28
 """Bytes of a request that the server reads."""
 
 
-class RewardServer(HTTPServer):
+_MAX_BODIES = 1 << 30
+"""Bytes of all requests that are in memory at once."""
+
+
+class RewardServer(ThreadingMixIn, HTTPServer):
     """Serves a reward by :mod:`rewards.remote.protocol`, one request after the other.
 
-    Knows no tokens and no encryption: whoever reaches it can use it.
+    Each connection has a thread, so that none that is silent keeps others waiting, and is given up
+    when it has not sent its request in time. Of requests beyond the bounds on connections and
+    memory, the client is told to come again. Knows no tokens and no encryption: whoever reaches it
+    can use it.
 
     Arguments:
         reward: The reward to serve, ready to be used.
         host: The interface to listen on; the default cannot be reached from other machines.
         port: The port, or 0 for any free one, see `server_port`.
+        request_timeout: Seconds within which a client must have sent its whole request.
+        max_connections: Connections that are held at once.
 
     Raises:
         TypeError: If an argument is of another kind.
-        ValueError: If there is no such port.
+        ValueError: If there is no such port, or a bound is out of range.
     """
 
-    def __init__(self, reward: Reward, host: str = "127.0.0.1", port: int = 0) -> None:
+    daemon_threads = True  # a client that hangs does not keep the process
+
+    def __init__(
+        self,
+        reward: Reward,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        request_timeout: float = 60.0,
+        max_connections: int = 32,
+    ) -> None:
         instance("reward", reward, Reward, "a Reward")
         instance("host", host, str, "a name or an address of this machine")
         self.reward = reward
-        self.image_module = require("PIL.Image", reward.spec.name)
+        self.request_timeout = number("request_timeout", request_timeout, above=0)
+        self.bodies = Budget(_MAX_BODIES)
+        self._turn = threading.Lock()
+        self._free = threading.BoundedSemaphore(integer("max_connections", max_connections, 1))
+        require("PIL.Image", reward.spec.name)
         super().__init__((host, integer("port", port, 0, 65535)), _Handler)
 
     def score(self, body: bytes) -> list[float | None]:
@@ -51,10 +77,32 @@ class RewardServer(HTTPServer):
             ValueError: If it is not a request of the protocol, or the reward refuses the images.
         """
 
-        images, prompts = self._parse(body)
-        with torch.no_grad():
-            values = self.reward(images, prompts).tolist()
+        with self._turn:  # the pictures of one request in memory, and one use of the reward
+            images, prompts = self._parse(body)
+            with torch.no_grad():
+                values = self.reward(images, prompts).tolist()
         return [value if math.isfinite(value) else None for value in values]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Gives the connection to a thread, if there is one left."""
+
+        if self._free.acquire(blocking=False):
+            return super().process_request(request, client_address)
+        with suppress(OSError):
+            request.settimeout(1.0)
+            request.sendall(_BUSY)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers a request, in its thread."""
+
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a connection that was lost."""
 
     def _parse(self, body: bytes) -> tuple[list[Any], list[str] | None]:
         try:
@@ -66,7 +114,10 @@ class RewardServer(HTTPServer):
         files = request.get("images")
         if not isinstance(files, list) or not files:
             raise ValueError('"images" must be a list of at least one PNG file in base64')
-        images = [self._image(file, i) for i, file in enumerate(files)]
+        images: list[Any] = []
+        for i, file in enumerate(files):
+            held = sum(image.width * image.height for image in images)
+            images.append(self._image(file, i, MAX_PIXELS - held))
         if not self.reward.spec.needs_prompt:
             return images, None
         try:
@@ -74,19 +125,27 @@ class RewardServer(HTTPServer):
         except TypeError as error:
             raise ValueError(str(error)) from error
 
-    def _image(self, file: object, i: int) -> Any:
+    def _image(self, file: object, i: int, max_pixels: int) -> Any:
         try:
             if not isinstance(file, str):
                 raise TypeError(f"got {type(file).__name__}")
-            raw = io.BytesIO(base64.b64decode(file, validate=True))
-            image = self.image_module.open(raw, formats=["PNG"])
-            image.load()
-        except (TypeError, OSError, binascii.Error, self.image_module.DecompressionBombError) as e:
+            with opened(io.BytesIO(base64.b64decode(file, validate=True)), _PNG, max_pixels) as im:
+                return im.copy()
+        except TooLarge:
+            raise ValueError(
+                f"images must have {MAX_PIXELS:,} pixels together, at most: send fewer at once"
+            ) from None
+        except Exception as e:  # decoders raise anything on broken files
             raise ValueError(f"images[{i}] must be a PNG file in base64: {e}") from e
-        return image
 
 
-def serve(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> RewardServer:
+def serve(
+    reward: Reward,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    request_timeout: float = 60.0,
+    max_connections: int = 32,
+) -> RewardServer:
     """A server of `reward` for :class:`RemoteReward`, bound to its port; call `serve_forever()`.
 
     Arguments are those of :class:`RewardServer`. For instance::
@@ -96,12 +155,21 @@ def serve(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> RewardServe
     is there for ``rewards.load("remote", url="http://127.0.0.1:8000")``.
     """
 
-    return RewardServer(reward, host, port)
+    return RewardServer(reward, host, port, request_timeout, max_connections)
+
+
+_PNG = ("PNG",)
+_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\n\r\ntoo many connections\n"
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
     timeout = 60.0  # for a client that stops in the middle of its request
+
+    def handle(self) -> None:
+        with Deadline(self.server.request_timeout) as self.deadline:
+            self.deadline.watch(self.connection)
+            super().handle()
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -109,9 +177,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(415, f"send content of type {CONTENT_TYPE}")
         if not (length.isascii() and length.isdigit()):
             return self._answer(411, "state the Content-Length")
-        if int(length) > _MAX_REQUEST:
+        if len(length) > 12 or int(length) > _MAX_REQUEST:
             return self._answer(413, f"send at most {_MAX_REQUEST} bytes at once")
-        body = self.rfile.read(int(length))
+        with self.server.bodies.take(int(length)) as granted:
+            if not granted:
+                return self._answer(503, "too many requests at once")
+            self._score(int(length))
+
+    def _score(self, length: int) -> None:
+        body = self.rfile.read(length)
+        if len(body) < length:
+            return self._answer(400, f"the request ends after {len(body)} of {length} bytes")
+        self.deadline.cancel()  # the reward may take its time
         try:
             rewards = self.server.score(body)
         except ValueError as error:

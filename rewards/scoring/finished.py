@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rwguidance.support.files import replacing
+from rwguidance.support.files import read_regular, replacing
 
 from .evaluation import FAILED
 from .journal import RESTART, Row
@@ -47,7 +47,7 @@ def check_finished(out: Path, header: Mapping[str, Any]) -> None:
     """
 
     try:
-        found = dict(json.loads(record_path(out).read_bytes()))
+        found = dict(json.loads(read_regular(record_path(out))))
     except (OSError, ValueError, TypeError, RecursionError):
         found = {}
     if found.get("table") != _digest(out):

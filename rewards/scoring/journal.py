@@ -220,6 +220,8 @@ def make_header(job: Job, names: Sequence[str], batch_size: int) -> dict[str, An
     return {
         "folder": str(job.folder.resolve()),
         "images and prompts": _job_digest(job),
+        "exif": job.exif,
+        "max pixels": job.max_pixels,
         "rewards": list(names),
         "batch size": batch_size,
         "rwguidance": rwguidance.__version__,

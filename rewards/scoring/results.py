@@ -6,18 +6,22 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rwguidance.support.files import replacing
 
 from .journal import Row
 
-__all__ = ["write_table"]
+__all__ = ["escaped", "write_table"]
 
 _ROW_GROUP = 65536
+_COMPUTED = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a cell that spreadsheets take for a formula."""
 
 
-def write_table(out: Path, labels: list[str], rewards: list[str], rows: Iterator[Row]) -> None:
+def write_table(
+    out: Path, labels: list[str], rewards: list[str], rows: Iterator[Row], escape: bool = False
+) -> None:
     """Writes a ``.parquet`` or else a CSV file, which is on the disk when this returns.
 
     Arguments:
@@ -25,13 +29,25 @@ def write_table(out: Path, labels: list[str], rewards: list[str], rows: Iterator
         labels: Names of the first columns, which hold texts.
         rewards: Names of the columns of rewards, after which comes the column error.
         rows: Values of the columns, row by row.
+        escape: Whether texts of a CSV file that a spreadsheet would compute get an apostrophe.
     """
 
+    if escape and out.suffix != ".parquet":
+        rows = ([escaped(value) for value in row] for row in rows)
     with replacing(out) as partial, partial.open("wb") as file:
         write = _write_parquet if out.suffix == ".parquet" else _write_csv
         write(file, labels, rewards, rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def escaped(value: Any) -> Any:
+    """Returns a text that a spreadsheet would compute with an apostrophe before it, else itself.
+
+    Texts are written as they are unless this is asked for: a prompt must come back unchanged.
+    """
+
+    return f"'{value}" if isinstance(value, str) and value.startswith(_COMPUTED) else value
 
 
 def _write_csv(file: IO[bytes], labels: list[str], rewards: list[str], rows: Iterator[Row]) -> None:

@@ -6,12 +6,12 @@ r"""Scores of many images: streamed, journaled, and resumed exactly.
     scores = score(job, {"hpsv2": rewards.load("hpsv2")}, "scores.csv")
 
 Images are decoded once for all their prompts and rewards, one batch ahead, so that at most two
-batches are in memory. Every finished batch goes to a journal beside the result. A run that was
-killed at any moment loses the batch at hand; the same call goes on after the last one in the
-journal, if all rewards say what they depend on (:mod:`rwguidance.support.fingerprint`). How images
-fall into batches is fixed by the job, and no batch depends on what was scored before, so the result
-is the same, byte for byte, as without the interruption. (On one machine, for rewards that give the
-same numbers for the same call.)
+batches are in memory, and of large images no more than `job.max_pixels` pixels of each. Every
+finished batch goes to a journal beside the result. A run that was killed at any moment loses the
+batch at hand; the same call goes on after the last one in the journal, if all rewards say what they
+depend on (:mod:`rwguidance.support.fingerprint`). How images fall into batches is fixed by the job,
+and no batch depends on what was scored before, so the result is the same, byte for byte, as without
+the interruption. (On one machine, for rewards that give the same numbers for the same call.)
 
 Several processes share the batches, each with a journal of its own; the first one merges them. An
 interrupted run may be finished by another number of processes.
@@ -89,6 +89,7 @@ def score(
     restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
     processes: Processes = ALONE,
+    escape_formulas: bool = False,
 ) -> Scores:
     """Scores a job and writes a table with the columns image, prompt, one per reward, and error.
 
@@ -109,6 +110,8 @@ def score(
             that failed, of those of this process.
         processes: The processes that share the batches; all of them make this call, and get the
             same result. The first one writes it.
+        escape_formulas: Whether names and prompts in a CSV file that a spreadsheet would compute,
+            such as those that begin with ``=``, get an apostrophe. By default they are as they are.
 
     Raises:
         FileExistsError: If there is a result of another call, and `restart` is False.
@@ -128,6 +131,7 @@ def score(
     batches = in_batches(job, batch_size)
     sizes = list(map(_rows_of, batches))
     header = make_header(job, list(rewards), batch_size)
+    header["escaped formulas"] = checks.flag("escape_formulas", escape_formulas)
     header["weights and options"], reasons = _weights_and_options(rewards)
     if reasons:
         text = f"a run that is interrupted or repeated begins again: {'; '.join(reasons)}"
@@ -153,10 +157,11 @@ def score(
             if progress is not None:
                 progress(done, journal.failed)
             done += len(batches[i])
-            # No name holds the batch: the one before must be gone while the next is decoded.
-            journal.append(
-                i, known.get(i) or score_batch(job, batches[i], next(images), rewards, batch_size)
-            )
+            rows = list(known.get(i, ()))
+            while len(rows) < sizes[i]:
+                # No name holds the part: the one before must be gone while the next is decoded.
+                rows += score_batch(job, *next(images), rewards, batch_size)
+            journal.append(i, rows)
         if progress is not None:
             progress(done, journal.failed)
         scored = sum(processes.gather(sum(len(batches[i]) for i in todo)))
@@ -283,7 +288,8 @@ def _merge(
         parts = [stack.enter_context(Journal(path, header, sizes)) for path in journals(out)]
         holder = {batch: part for part in parts for batch in part.batches}
         rows = (row for i in range(len(sizes)) for row in holder[i].rows(i))
-        write_table(out, job.labels, list(rewards), findings.watch(rows))
+        watched = findings.watch(rows)
+        write_table(out, job.labels, list(rewards), watched, header["escaped formulas"])
     write_record(out, header)
     for path in journals(out):
         path.unlink()

@@ -163,7 +163,7 @@ class ImportanceSampling(ConditionalExpectation):
         if tuple(x_t.shape[1:]) != self.event:
             raise ValueError(
                 f"x_t must hold states of shape {self.event}, as the bank does, "
-                f"got {tuple(x_t.shape[1:])}"
+                f"got {tuple(x_t.shape[1:])}{_if_packed(self.event, tuple(x_t.shape[1:]))}"
             )
         if x_t.device != self.x_0.device:
             raise ValueError(
@@ -287,3 +287,15 @@ def _merge(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
     for part, index in zip(parts, indices, strict=True):
         merged[index] = part
     return merged
+
+
+def _if_packed(draws: tuple[int, ...], states: tuple[int, ...]) -> str:
+    """Advice for a bank of latents as pipelines of FLUX return them, tokens of 2 x 2 pixels."""
+
+    if len(draws) != 2 or len(states) != 3 or math.prod(draws) != math.prod(states):
+        return ""
+    return (
+        "; the bank holds packed latents, (tokens, channels): unpack them with "
+        f"torch.nn.functional.pixel_shuffle(x_0.mT.unflatten(2, ({states[1] // 2}, "
+        f"{states[2] // 2})), 2)"
+    )

@@ -24,7 +24,7 @@ from ..generation.pairs import check_device
 from ..generation.run import Report, Run
 from ..generation.work import Forecast, Work, work_on_draws
 from ..store import Store
-from ..support.checks import function, instance
+from ..support.checks import function, instance, path
 from ..support.files import replacing
 from ..support.fingerprint import NotKept
 from ..support.locks import locked
@@ -204,11 +204,10 @@ def load_results(folder: Path | str) -> Results:
         FileNotFoundError: If there is no evaluation.
     """
 
-    folder = Path(folder)
-    label = folder / _PLAN
-    if not label.exists():
-        raise FileNotFoundError(f"{folder} must be the folder of an evaluation, it has no {_PLAN}")
-    return _collected(folder, {})
+    place = path("folder", folder)
+    if not (place / _PLAN).exists():
+        raise FileNotFoundError(f"{place} must be the folder of an evaluation, it has no {_PLAN}")
+    return _collected(place, {})
 
 
 def _collected(folder: Path, known: Mapping[int, records.Record]) -> Results:

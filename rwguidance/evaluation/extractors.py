@@ -203,12 +203,13 @@ _KINDS: Mapping[str, Callable[..., Extractor]] = {
 def _file(name: str, path: PathLike | None, source: str) -> Path:
     """The file of weights, which must be there."""
 
-    if path is None or not Path(path).is_file():
+    place = None if path is None else Path(path).expanduser()
+    if place is None or not place.is_file():
         got = "none" if path is None else f"{path}, which is no file"
         raise FileNotFoundError(
             f"{name} needs path=, a local file of its weights, got {got}; get it from {source}"
         )
-    return Path(path)
+    return place
 
 
 def _fill(network: nn.Module, file: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from ..support.outside import require
+from ..support.image_files import opened
 
 __all__ = ["box", "grid", "image", "items", "paragraph", "section"]
 
@@ -76,8 +76,8 @@ def image(path: Path, lines: Sequence[str]) -> str:
         ImportError: If Pillow is missing.
     """
 
-    with require("PIL.Image", "pages need", "rewards").open(path) as picture:
-        picture = picture.convert("RGB")
+    with opened(path) as found:
+        picture = found.convert("RGB")
     small = max(picture.size) <= _SIDE
     picture.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()

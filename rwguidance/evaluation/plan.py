@@ -125,7 +125,7 @@ class Plan:
     def folder(self) -> Path:
         """The folder of the results."""
 
-        return Path(self.out)
+        return checks.path("out", self.out)
 
     @property
     def rewards(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..support.files import replacing
+from ..support.tensors import read_tensor_file
 from .results import BASE, COSTS, Cell, Failure, Pictures, Results
 from .targets import Draws
 
@@ -97,17 +98,13 @@ def read(path: Path) -> Record | None:
         RuntimeWarning: If it is damaged; names the file.
     """
 
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensor_file(path)
         if metadata["sha256"] != _digest(metadata["about"], tensors):
             raise ValueError("its digest is another")
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         warnings.warn(f"{path} is damaged ({error}): made again", RuntimeWarning, stacklevel=2)
         return None
     about = json.loads(metadata["about"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..support.files import replacing
+from ..support.files import read_regular, replacing
 from .pictures import read_facts, save_picture
 from .results import KINDS, Row
 from .run import Scores
@@ -185,8 +185,8 @@ def differences(label: Path, settings: Mapping[str, Any], complete: bool = False
     """
 
     try:
-        found = dict(json.loads(label.read_text(encoding="utf-8")))
-    except ValueError:
+        found = dict(json.loads(read_regular(label)))
+    except (ValueError, TypeError, RecursionError):
         found = {}
     keys = {**settings, **found} if complete else settings
     return [key for key in keys if found.get(key) != settings.get(key)]

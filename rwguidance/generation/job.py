@@ -12,7 +12,7 @@ from typing import Any
 import rwguidance
 
 from ..support.batches import batches
-from ..support.checks import described, flag, instance, integer, optional
+from ..support.checks import described, flag, instance, integer, optional, path
 from ..support.conditions import has_half_surrogate
 from ..support.fingerprint import Undescribed
 from ..support.locks import locked
@@ -83,7 +83,7 @@ class Job:
     def folder(self) -> Path:
         """The folder of the pictures."""
 
-        return Path(self.out)
+        return path("out", self.out)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..support.files import read_regular
 from ..support.records import read_records
 from .pictures import read_facts
 from .results import KINDS
@@ -73,14 +74,14 @@ def read_made(folder: Path, names: Iterable[str]) -> dict[str, Made | None]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / "settings.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return dict(json.loads(read_regular(folder / "settings.json")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
 def _listed(table: Path) -> dict[str, Made]:
     if not table.is_file():
         return {}
-    records = read_records(table, "prompt", *KINDS)
+    records = read_records(table, "prompt", *KINDS, spaces=True)
     # Prompts as they are, white space included; a prompt that failed has no pictures.
     return {r.values[kind]: Made(r.values["prompt"], kind) for r in records for kind in KINDS}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..support.files import replacing
+from ..support.image_files import opened
 from ..support.outside import require
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "read_facts", "save_picture", "save_sheet"]
 
 _KEY = "rwguidance"
+_OWN = ("PNG",)
 _THUMB = 256
 _MARGIN = 16
 _GAP = 3
@@ -52,13 +54,12 @@ def read_facts(path: Path, whole: bool = True) -> dict[str, Any] | None:
             are not read.
     """
 
-    image_module = require("PIL.Image", "pictures need", "rewards")
     try:
-        with image_module.open(path) as image:
+        with opened(path, _OWN) as image:
             if whole:
                 image.load()
             facts = json.loads(image.info[_KEY])
-    except (OSError, SyntaxError, KeyError, AttributeError, ValueError):
+    except (OSError, SyntaxError, KeyError, AttributeError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
 
@@ -132,7 +133,7 @@ def _to_pil(image: Tensor) -> "Image":
 
 
 def _thumb(image_module: Any, path: Path) -> "Image":
-    with image_module.open(path) as image:
+    with opened(path, _OWN) as image:
         thumb: Image = image.convert("RGB")
     largest = max(thumb.size)
     scale = _THUMB / largest if largest > _THUMB else max(1, 128 // largest)  # whole pixels

@@ -21,6 +21,7 @@ from ..schedules import (
 from ..support import checks
 from ..support.files import replacing
 from ..support.randomness import seeded
+from ..support.tensors import check_config, read_tensor_file
 from .common import check_sizes, posterior_variance, silence, waves
 from .convolutions import GROUPS, Decoder, Encoder
 
@@ -239,19 +240,11 @@ def read(
         ValueError: If the file is damaged, or holds something else, or there is no such device.
     """
 
-    from safetensors import SafetensorError, safe_open
-
     path = checks.path("path", path)
-    place = str(checks.device("device", device) or "cpu")
+    place = checks.device("device", device) or "cpu"
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}")
-    try:
-        with safe_open(path, framework="pt", device=place) as file:
-            metadata = file.metadata() or {}
-            # Copied: in the mapped file they lie at addresses where kernels round otherwise.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    tensors, metadata = read_tensor_file(path, place)
     classes = {cls.__name__: cls for cls in (LatentExpectation, LatentShift)}
     if metadata.get("network") not in classes or "arguments" not in metadata:
         raise ValueError(
@@ -259,11 +252,12 @@ def read(
         )
     try:
         arguments = json.loads(metadata["arguments"])
+        check_config(arguments, path)
         schedule = _schedule(**arguments.pop("schedule"))
         with torch.device("meta"):  # the weights of the file take their place
             network = classes[metadata["network"]](schedule=schedule, **arguments)
         network.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not fit {metadata['network']} of this version: {error}"
         ) from error

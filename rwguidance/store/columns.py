@@ -333,7 +333,8 @@ class Column:
                 raise
             warnings.warn(
                 f"{self.home.parent} cannot keep draws ({error.strerror or error}): they stay in "
-                "memory, and a later run makes them again",
+                "memory, and a later run makes them again; choose another folder with "
+                "Store(folder) (on the command line, --cache)",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..bank import Bank
 from ..support import checks
-from ..support.files import remove_abandoned, replacing
+from ..support.files import read_regular, remove_abandoned, replacing
 from .columns import Column
 from .manifest import FORMAT, Manifest
 
@@ -130,9 +130,19 @@ class Store:
 
     @classmethod
     def default(cls) -> "Store":
-        """Returns the user's own store, rwguidance/banks in $XDG_CACHE_HOME or ~/.cache."""
+        """Returns the user's own store, rwguidance/banks in $XDG_CACHE_HOME or ~/.cache.
 
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        Raises:
+            ValueError: If neither is known.
+        """
+
+        try:
+            cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:
+            raise ValueError(
+                "there is no home folder to keep draws in: name one with Store(folder) (on the "
+                "command line, --cache)"
+            ) from None
         return cls(Path(cache) / "rwguidance" / "banks")
 
     def of(self, origin: Mapping[str, Any]) -> Drawer:
@@ -152,9 +162,10 @@ class Store:
         """
 
         text = _text("origin", origin)
-        folder = Path(self.root) / _name(text)
+        root = checks.path("root", self.root)
+        folder = root / _name(text)
         try:
-            _say_if_old(Path(self.root))
+            _say_if_old(root)
             _label(folder / _LABEL, text)
         except OSError:  # whoever adds draws will say so
             if self.required:
@@ -171,8 +182,8 @@ class Store:
             OSError: If the folder cannot be read.
         """
 
-        for path in sorted(Path(self.root).glob(f"*/{_LABEL}")):
-            text = path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted(checks.path("root", self.root).glob(f"*/{_LABEL}")):
+            text = read_regular(path).decode("utf-8", "replace")
             if _name(text) == path.parent.name:  # and not damaged
                 drawer = self._drawer(path.parent, text)
                 if all(drawer.origin.get(key) == value for key, value in origin.items()):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..support.files import replacing
+from ..support.files import read_regular, replacing
 from .shards import Shard
 
 __all__ = ["FORMAT", "Manifest", "missing", "overlap"]
@@ -156,7 +156,7 @@ def _content(path: Path) -> _Content | None:
     """Returns what a manifest says; None if there is none, or not what was written."""
 
     try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        content = dict(json.loads(read_regular(path)))
         if content.pop("sha256") != _digest(content):
             return None
         shards = [Shard.listed(entry) for entry in content["shards"]]

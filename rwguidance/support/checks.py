@@ -199,14 +199,20 @@ def function(name: str, value: Any, expected: str = "callable", *, classes: bool
 
 
 def path(name: str, value: Any) -> Path:
-    """Returns a path.
+    """Returns a path, in which ``~`` at the beginning is the user's own folder.
 
     Raises:
         TypeError: If the value is neither a string nor a path.
+        ValueError: If it holds NUL, which no name can.
     """
 
     instance(name, value, (str, os.PathLike), "a path")
-    return Path(value)
+    if "\0" in os.fsdecode(value):
+        raise ValueError(f"{name} must be a path without NUL, got {os.fsdecode(value)!r}")
+    try:
+        return Path(os.fsdecode(value)).expanduser()
+    except RuntimeError:  # a folder of another user, who is not known, or none
+        return Path(os.fsdecode(value))
 
 
 def states(name: str, x: Any, *, finite: bool = False, event: bool = True) -> None:

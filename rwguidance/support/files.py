@@ -1,17 +1,19 @@
-"""Writing files so that a reader never meets half of one, and what killed writers left behind."""
+"""Reading and writing files: nothing that hangs is read, and a reader never meets half of one."""
 
 import hashlib
 import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["flush", "naming", "remove_abandoned", "replacing"]
+__all__ = ["flush", "naming", "open_regular", "read_regular", "remove_abandoned", "replacing"]
 
 _PARTIAL = re.compile(r".+\.(?:(?P<host>[0-9a-f]{8})-)?[0-9a-f]{8}\.partial", re.DOTALL)
 """Names of what is being written; older versions did not name the machine, and wrote files."""
@@ -20,6 +22,55 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 _DAY = 86400.0
 """Seconds after which a file is given up whose writer cannot be asked for a sign of life."""
+
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+_SMALL = 1 << 28
+"""Bytes of a file that is read at once, at most."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Returns a file that is opened to be read, and is one: a pipe or a device could hang.
+
+    Raises:
+        OSError: If it is something else, is not there, or cannot be read.
+    """
+
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            found = _KINDS.get(kind, "something else")
+            raise OSError(f"{os.fspath(path)} must be a regular file, got {found}")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = _SMALL) -> bytes:
+    """Returns the content of a regular file that is not absurdly large.
+
+    Arguments:
+        path: The file.
+        limit: Number of bytes, at most.
+
+    Raises:
+        OSError: If it is no file, is larger, is not there, or cannot be read.
+    """
+
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(f"{os.fspath(path)} must have at most {limit:,} bytes, got {size:,}")
+        return file.read()
 
 
 @contextmanager

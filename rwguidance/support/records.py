@@ -9,11 +9,13 @@
 ``.parquet``   The columns of text; others are not read
 =============  =====================================================================================
 
-Names of columns are compared in lower case. Texts are UTF-8, with or without a byte order mark, and
-blank lines are skipped. Whatever is wrong is refused, with the file, the line, what was expected
-and what came.
+Names of columns are compared in lower case. Texts are UTF-8, with or without a byte order mark, or
+UTF-16 or UTF-32 with one, and blank lines are skipped. A ``.csv`` may have semicolons or tabs in
+place of commas if its header has no comma, and spaces before a cell or its quotation marks mean
+nothing. Whatever is wrong is refused, with the file, the line, what was expected and what came.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -25,12 +27,25 @@ from typing import Any, NamedTuple
 
 from . import checks
 from .conditions import has_half_surrogate
+from .files import read_regular
 from .outside import require
 
 __all__ = ["SUFFIXES", "Record", "read_records"]
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
 """The formats, by the endings of files."""
+
+_LARGEST = 1 << 30
+"""Bytes of a file that is text, at most."""
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # which begins as UTF-16 does
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+_SHOWN = {"utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-32": "UTF-32"}
 
 _COUNTED = {".json": "entry", ".parquet": "row"}
 
@@ -73,13 +88,17 @@ class Record(NamedTuple):
         return value.strip()
 
 
-def read_records(path: str | os.PathLike[str], *columns: str) -> Iterator[Record]:
+def read_records(
+    path: str | os.PathLike[str], *columns: str, spaces: bool = False
+) -> Iterator[Record]:
     """Yields the rows of a table that has some columns, and perhaps others.
 
     Arguments:
         path: The file.
         columns: Names of the columns, in lower or upper case, at least one; the first is the only
             one of a text.
+        spaces: Whether spaces at the beginning of the cells of a ``.csv`` are part of them, as in a
+            table that this library wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -90,7 +109,7 @@ def read_records(path: str | os.PathLike[str], *columns: str) -> Iterator[Record
     path, needed = checks.path("path", path), [column.strip().lower() for column in columns]
     column = needed[0]
     readers = {
-        ".csv": lambda: _read_cells(path, csv.reader(_lines(path), strict=True)),
+        ".csv": lambda: _read_csv(path, spaces),
         ".json": lambda: _read_json(path, column),
         ".jsonl": lambda: _read_jsonl(path, column),
         ".parquet": lambda: _read_parquet(path),
@@ -101,7 +120,7 @@ def read_records(path: str | os.PathLike[str], *columns: str) -> Iterator[Record
     }
     if path.suffix.lower() not in readers:
         raise ValueError(f"prompts must be in a file {', '.join(readers)}, got {path}")
-    if not path.is_file():
+    if not path.is_file():  # nor a pipe, which could hang
         raise FileNotFoundError(f"no file of prompts at {path}")
     for line, keys, values in readers[path.suffix.lower()]():
         names = [key.strip().lower() for key in keys]
@@ -118,6 +137,16 @@ def _read_txt(path: Path, column: str) -> _Rows:
     for line, text in enumerate(_text(path).split("\n"), 1):
         if text.strip():
             yield line, [column], [text]
+
+
+def _read_csv(path: Path, spaces: bool) -> _Rows:
+    text = _text(path)
+    header = next((line for line in text.split("\n") if line.strip()), "")
+    delimiter = "," if "," in header else max(",;\t", key=header.count)
+    lines = io.StringIO(text, newline="")
+    return _read_cells(
+        path, csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=not spaces)
+    )
 
 
 def _read_cells(path: Path, reader: Any) -> _Rows:
@@ -222,10 +251,16 @@ def _lines(path: Path) -> io.StringIO:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_regular(path, _LARGEST)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8") from None
+        raise ValueError(f"{path}, line {line}: not {_SHOWN.get(encoding, encoding)}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(
+            f"{path}, line {line}: holds NUL; save UTF-16 with a byte order mark, or as UTF-8"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")

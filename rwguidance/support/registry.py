@@ -16,10 +16,14 @@ metrics).
 """
 
 import difflib
+import importlib
 import inspect
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -39,6 +43,15 @@ TESTBED = "install rwguidance-testbed, with `pip install ./testbed` in a clone o
 """How the test bed is installed, for messages."""
 
 _TESTBED = "emoji-"
+
+_OWN = ("rewards", "backbones", "rwguidance")
+"""Packages whose names in a registry are the library's own."""
+
+_LONGEST_IMPORT = 60.0
+"""Seconds that a package may take to be imported for a list."""
+
+_given_up: set[str] = set()
+"""Modules whose import hangs."""
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -66,6 +79,7 @@ class Registry(Generic[T]):
         self.group = group
         self._check = check
         self._values: dict[str, T] = {}
+        self._advertised: set[str] = set()  # names that entry points have brought in
 
     def register(self, name: str) -> Callable[[V], V]:
         """Returns a decorator that registers a value under `name` and returns it unchanged.
@@ -110,9 +124,18 @@ class Registry(Generic[T]):
         advertised = self._entry_points.get(name, ())
         if name not in self._values and not advertised:
             raise LookupError(self._unknown(name))
+        if self._is_taken(name):
+            return self._values[name]
         for entry_point in advertised:
             self._add(entry_point)
         return self._values[name]
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a name is this library's own, which no package can take, nor break by failing."""
+
+        value: Any = self._values.get(name)
+        own = str(getattr(value, "__module__", "")).partition(".")[0] in _OWN
+        return name in self._values and own and name not in self._advertised
 
     def names(self) -> list[str]:
         """Every name, sorted; imports nothing."""
@@ -129,10 +152,22 @@ class Registry(Generic[T]):
         values = {}
         for name in self.names():
             try:
+                for entry_point in self._entry_points.get(name, ()):
+                    if self._is_taken(name):
+                        raise BrokenEntryPoint(self._refused(entry_point))
+                    _import_in_time(entry_point)
                 values[name] = self.load(name)
             except (BrokenEntryPoint, ValueError) as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+                if self._is_taken(name):
+                    values[name] = self._values[name]
         return values
+
+    def _refused(self, entry_point: EntryPoint) -> str:
+        return (
+            f"{self.kind} {entry_point.name!r} is this library's own: the entry point "
+            f"{entry_point.value!r}{_package(entry_point)} cannot take its name"
+        )
 
     @cached_property
     def _entry_points(self) -> dict[str, list[EntryPoint]]:
@@ -145,17 +180,20 @@ class Registry(Generic[T]):
 
     def _add(self, entry_point: EntryPoint) -> None:
         name = entry_point.name
+        _check_not_given_up(entry_point)  # who imports it now would wait for it
         try:
             value = entry_point.load()
             if not isinstance(value, ModuleType):
                 self.register(name)(value)
             elif name not in self._values:
                 raise LookupError(f"the module {value.__name__} does not register it")
-        except Exception as error:  # whatever a foreign package does wrong is its own fault
-            package = f" of {entry_point.dist.name}" if entry_point.dist is not None else ""
+            self._advertised.add(name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a foreign package does wrong is its own fault
             raise BrokenEntryPoint(
                 f"{self.kind} {name!r} is provided by the entry point {entry_point.value!r}"
-                f"{package}, which fails: {type(error).__name__}: {error}"
+                f"{_package(entry_point)}, which fails: {type(error).__name__}: {error}"
             ) from error
 
     def _unknown(self, name: str) -> str:
@@ -219,6 +257,43 @@ def build(
         raise TypeError(f"{kind} {name!r} takes ({takes}): {error}") from None
     module = factory(**keywords).to(device=device, dtype=dtype)
     return module.eval().requires_grad_(False)
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return f" of {entry_point.dist.name}" if entry_point.dist is not None else ""
+
+
+def _import_in_time(entry_point: EntryPoint) -> None:
+    """Imports the module of an entry point, but gives it up if that takes too long.
+
+    What else goes wrong is left to whoever loads it. The thread of one that hangs cannot be ended.
+
+    Raises:
+        BrokenEntryPoint: If it is given up.
+    """
+
+    _check_not_given_up(entry_point)
+    if entry_point.module in sys.modules:
+        return
+    thread = threading.Thread(target=_try_import, args=(entry_point.module,), daemon=True)
+    thread.start()
+    thread.join(_LONGEST_IMPORT)
+    if thread.is_alive():
+        _given_up.add(entry_point.module)
+    _check_not_given_up(entry_point)
+
+
+def _check_not_given_up(entry_point: EntryPoint) -> None:
+    if entry_point.module in _given_up:
+        raise BrokenEntryPoint(
+            f"the entry point {entry_point.name!r}{_package(entry_point)} is left out: "
+            f"{entry_point.module} was not imported within {_LONGEST_IMPORT:g} seconds"
+        )
+
+
+def _try_import(module: str) -> None:
+    with suppress(BaseException):
+        importlib.import_module(module)
 
 
 def _origin(value: Any) -> str:

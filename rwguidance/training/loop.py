@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..support import checks
 from ..support.files import replacing
+from ..support.tensors import read_pickle
 from .origin import check_origin, origin_of
 
 __all__ = ["train"]
@@ -77,7 +78,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     losses = torch.full((steps,), torch.nan, dtype=torch.float64)
     start = 0
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"checkpoint must lie in an existing folder, got {path}")
     origin: dict[str, str] = {}
@@ -134,7 +135,7 @@ def _save(
         "step": step,
         "losses": losses,
     }
-    with replacing(path) as partial:
+    with replacing(path, durable=True) as partial:
         torch.save(state, partial)
 
 
@@ -145,9 +146,17 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> tuple[int, Tensor]:
-    state = torch.load(path, weights_only=True)
+    state = read_pickle(path)
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} must hold a checkpoint, got {type(state).__name__}")
     check_origin(path, state.get("origin"), origin)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"])
-    return state["step"], state["losses"]
+    try:
+        start, losses = int(state["step"]), state["losses"]
+        if not 0 < start <= len(losses):
+            raise ValueError(f"{start} steps of {len(losses)}")
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold a whole checkpoint: {error}") from None
+    return start, losses.clone()

@@ -212,7 +212,7 @@ def test_images_of_one_size_are_stacked_and_come_back_in_order():
     ("images", "error", "message"),
     [
         ([], ValueError, "images must hold at least one image, got an empty list"),
-        ("cat.png", TypeError, "or a list of tensors .* and PIL images, got str"),
+        ("cat.png", TypeError, r"or a list of tensors .* and pathlib\.Path, got str"),
         (None, TypeError, "got NoneType"),
         ([torch.zeros(3, 4, 4), "cat.png"], TypeError, r"images\[1\] must be .*, got str"),
         ([torch.zeros(1, 4, 4)], ValueError, r"images\[0\] must have shape \(3, H, W\), got \(1,"),

@@ -103,12 +103,6 @@ def test_without_any_text_beside_images_the_user_is_told(folder):
         ("p.csv", "prompt,prompt\na,b\n", "line 1: the column 'prompt' comes twice"),
         ("p.csv", "image,file,prompt\na,b,c\n", "'image' and 'file' could both name the image"),
         ("p.csv", "image,prompt\n1.png,a\n,b\n", "line 3: 'image' is empty"),
-        (
-            "p.csv",
-            "image,prompt\n1.png,a\n\n1.png,a\n",
-            "line 4: the same image and prompt as in l",
-        ),
-        ("p.csv", "image,prompt\n1.png,a\n./1.png,a\n", "line 3: the same image and prompt as in "),
         ("p.csv", "image,prompt\n../1.png,a\n", r"line 2: the image '../1\.png' is not in the fo"),
         ("p.csv", "image,prompt\n/etc/1.png,a\n", "line 2: the image '/etc/1.png' is not in the"),
         ("p.csv", "image,prompt\nx/1.png,a\n", r"none of the 1 images .* such as 'x/1\.png' of l"),
@@ -153,3 +147,48 @@ def test_json_that_is_nested_too_deeply_names_its_line(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + "[" * 100_000 + "\n")
     with pytest.raises(ValueError, match=r"p\.jsonl, line 2: nested too deeply"):
         read_prompts(tmp_path / "p.jsonl")
+
+
+def test_a_line_that_repeats_another_counts_once(folder):
+    job = plan(folder, write("p.csv", "image,prompt\n1.png,a\n\n1.png,a\n./1.png,a\n1.png,b\n"))
+    assert [item[:2] for item in job.items] == [("1.png", ("a", "b"))]
+    assert "2 of 4 lines of p.csv repeat others: left out" in job.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ('image, prompt\n1.png, "a cat, sitting"\n', "utf-8"),
+        ('image,prompt\n1.png, "a cat, sitting"\n', "utf-8"),
+        ("image;prompt\n1.png;a cat, sitting\n", "utf-8"),
+        ('image\tprompt\n1.png\t"a cat, sitting"\n', "utf-16"),
+        ('\ufeffimage,prompt\r\n1.png,"a cat, sitting"\r\n', "utf-32-le"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(folder, text, encoding):
+    assert read_prompts(write("p.csv", text, encoding)) == [(2, "1.png", "a cat, sitting")]
+
+
+def test_sixteen_bits_without_a_mark_are_refused_by_name(folder):
+    with pytest.raises(ValueError, match=r"p\.txt, line 1: holds NUL; save UTF-16 with a byte ord"):
+        read_prompts(write("p.txt", "a cat\n", "utf-16-le"))
+
+
+def test_the_column_of_the_prompts_may_have_another_name(folder):
+    file = write("p.csv", "image,Caption\n1.png,a cat\n")
+    assert plan(folder, file, prompt_column="caption").items[0].prompts == ("a cat",)
+    with pytest.raises(ValueError, match="expected the column 'prompt', got 'image', 'caption'"):
+        plan(folder, file)
+
+
+def test_pictures_of_formats_that_are_not_read_are_named(folder):
+    (folder / "layers.PSD").write_bytes(b"8BPS")
+    (folder / "phone.heic").write_bytes(b"ftyp")
+    notes = plan(folder).notes
+    assert notes == ("2 files of formats that are not read (.heic, .psd) are left out",)
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "jp2", "ppm", "tga", "apng", "avif"])
+def test_what_pillow_reads_is_found(tmp_path, ending):
+    (tmp_path / f"a.{ending}").write_bytes(b"")
+    assert find_images(tmp_path) == [f"a.{ending}"]

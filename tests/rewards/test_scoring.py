@@ -229,8 +229,8 @@ def test_at_most_two_batches_of_images_are_held(tmp_path, monkeypatch):
     most = 0
     decode = rewards.scoring.batches._decode
 
-    def counted(path, problem):
-        image = decode(path, problem)
+    def counted(job, item):
+        image = decode(job, item)
         held.append(weakref.ref(image))
         return image
 
@@ -250,7 +250,7 @@ def test_at_most_two_batches_of_images_are_held(tmp_path, monkeypatch):
 def test_an_image_is_decoded_once_for_all_prompts_and_rewards(folder, monkeypatch):
     opened = []
     decode = rewards.scoring.batches._decode
-    spy = lambda path, problem: opened.append(path.name) or decode(path, problem)
+    spy = lambda job, item: opened.append(Path(item.image).name) or decode(job, item)
     monkeypatch.setattr(rewards.scoring.batches, "_decode", spy)
     job = plan(folder, write(*JOBS["pairs"]))
     score_(job, "brightness", "redness", "moody", batch_size=2)

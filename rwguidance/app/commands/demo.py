@@ -29,6 +29,8 @@ def demo(
     from ...support.outside import require
     from ..demo import Settings, run, run_digits
 
+    out = out.expanduser()
+
     if digits:
         import torch
 

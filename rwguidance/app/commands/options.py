@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -90,7 +91,7 @@ def parse_paths(entries: list[str] | None) -> dict[str, str]:
         key, equals, value = entry.partition("=")
         if not (key and equals and value) or key in paths:
             raise ValueError(f"path must be NAME=PATH, once per name, got {entry!r}")
-        paths[key] = value
+        paths[key] = str(Path(value).expanduser()) if value.startswith("~") else value
     return paths
 
 

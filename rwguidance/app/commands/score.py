@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ...support.image_files import MAX_PIXELS
 from .options import Device, DtypeName, dtype_named, parse_options, parse_paths
+from .prompts import PromptColumn
 from .sources import is_own, own_reward
 
 Folder = Annotated[Path, typer.Argument(help="The images, and those in folders below.")]
@@ -50,12 +52,35 @@ Restart = Annotated[
         "--restart", help="Replace a result and discard what an unfinished run has scored."
     ),
 ]
+Exif = Annotated[
+    bool,
+    typer.Option(
+        "--exif", help="Rotate images as their EXIF says, which the rewards' references do not."
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        help="Pixels of an image, at most: larger ones are skipped, and images that have more "
+        "together are decoded and scored one after the other.",
+        min=1,
+    ),
+]
+EscapeFormulas = Annotated[
+    bool,
+    typer.Option(
+        "--escape-formulas",
+        help="Put an apostrophe before names and prompts in a .csv that a spreadsheet would "
+        "compute, such as =1+1; else they are as they are.",
+    ),
+]
 
 
 def score(
     folder: Folder,
     reward: RewardNames,
     prompts: Prompts = None,
+    prompt_column: PromptColumn = "prompt",
     pairs: Pairs = False,
     out: Out = Path("scores.csv"),
     path: Paths = None,
@@ -63,6 +88,9 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    exif: Exif = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    escape_formulas: EscapeFormulas = False,
     restart: Restart = False,
 ) -> None:
     """Score a folder of images for prompts, and write a table.
@@ -89,10 +117,10 @@ def score(
     names = [name.strip() for name in reward.split(",")]
     code = run_score(
         ScoreRequest(
-            folder=folder,
+            folder=folder.expanduser(),
             names=[own_reward(name) if is_own(name) else name for name in names],
-            out=out,
-            prompts=prompts,
+            out=out.expanduser(),
+            prompts=None if prompts is None else prompts.expanduser(),
             pairs=pairs,
             paths=parse_paths(path),
             options=parse_options(option),
@@ -100,6 +128,10 @@ def score(
             dtype=dtype_named(dtype),
             batch_size=batch_size,
             restart=restart,
+            prompt_column=prompt_column,
+            exif=exif,
+            max_pixels=max_pixels,
+            escape_formulas=escape_formulas,
         )
     )
     raise typer.Exit(code)

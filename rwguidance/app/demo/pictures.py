@@ -21,7 +21,7 @@ from ...evaluation.judges import Embedding
 from ...evaluation.table import Table
 from ...generation import Method, Store
 from ...generation.console import Terminal
-from ...support.outside import require
+from ...support.image_files import opened
 from ...tilt import RewardFunction
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _read(path: Path) -> Tensor:
 
     import numpy as np
 
-    with require("PIL.Image", "contact sheets need", "demo").open(path) as image:
+    with opened(path) as image:
         levels = np.array(image.convert("RGB"))
     return torch.from_numpy(levels).permute(2, 0, 1) / 255
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from rwguidance.support.files import replacing
 from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support.tensors import read_pickle
 from rwguidance.training.origin import check_origin
 
 from .ema import ExponentialMovingAverage
@@ -59,7 +60,7 @@ class Run:
 
         if not self.path.exists():
             return False
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = read_pickle(self.path)
         check_origin(self.path, state.get("origin"), self.origin)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])

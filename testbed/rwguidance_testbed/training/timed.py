@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rwguidance.support.files import replacing
+from rwguidance.support.tensors import read_pickle
 
 __all__ = ["TimedRun", "adam", "descend", "rate_after", "set_rate"]
 
@@ -42,7 +43,7 @@ class TimedRun:
 
         if not self.path.exists():
             return False
-        state = torch.load(self.path, map_location=self.generator.device, weights_only=True)
+        state = read_pickle(self.path, self.generator.device)
         for kind in ("modules", "optimizers"):
             for name, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][name])

@@ -1,0 +1,154 @@
+"""Banks, networks and checkpoints that hold anything: a ValueError that names the file."""
+
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from common import randn
+from rwguidance import Bank, RectifiedSchedule, networks
+from rwguidance.networks import LatentShift
+from rwguidance.support.checks import path
+from rwguidance.support.files import open_regular, read_regular
+from rwguidance.training import train
+
+READERS = {"bank": Bank.load, "network": networks.load}
+
+
+def files(folder):
+    """Files that are none of what is read, by what is wrong with them."""
+
+    whole = folder / "whole"
+    Bank(randn(0, 4, 2), rewards=randn(1, 4)).save(whole)
+    data = whole.read_bytes()
+    header = lambda entry: (lambda text: struct.pack("<Q", len(text)) + text)(
+        json.dumps(entry).encode()
+    )
+    tensor = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+    return {
+        "nothing": b"",
+        "half": data[: len(data) // 2],
+        "a long header": struct.pack("<Q", 2**62) + data[8:],
+        "a header that is no JSON": struct.pack("<Q", 10) + b"x" * 20,
+        "a terabyte": header({"x_0": tensor}) + bytes(16),
+        "nested": struct.pack("<Q", 200_000) + b"[" * 200_000,
+        "a zip": b"PK\3\4" + bytes(100),
+        "a text": b"import os",
+    }
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_of_tensors_is_a_value_error_with_its_name(tmp_path, reader):
+    for name, data in files(tmp_path).items():
+        file = tmp_path / "f.safetensors"
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"f\.safetensors") as caught:
+            READERS[reader](file)
+        assert "weights_only" not in str(caught.value), name
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"condition": "{"},
+        {"condition": "[" * 100_000},
+        {"condition": '["a"]'},
+        {"condition": "null", "origin": "[1]"},
+        {"condition": '{"a": 1}'},
+    ],
+)
+def test_a_bank_whose_facts_are_wrong_is_a_value_error(tmp_path, metadata):
+    save_file({"x_0": torch.zeros(2, 3)}, tmp_path / "bank", metadata)
+    with pytest.raises(ValueError, match="bank does not hold a whole bank"):
+        Bank.load(tmp_path / "bank")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [{"x_0": torch.zeros(2, 3, dtype=torch.int8)}, {"x_0": torch.full((2, 3), torch.nan)}],
+)
+def test_a_bank_of_other_numbers_is_a_value_error(tmp_path, tensors):
+    save_file(tensors, tmp_path / "bank", {"condition": "null"})
+    with pytest.raises(ValueError, match="bank does not hold a whole bank"):
+        Bank.load(tmp_path / "bank")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 10**9},
+        {"widths": [8] * 5000},
+        {"channels": 10**12},
+        {"channels": "four"},
+        {"schedule": 3},
+        {"schedule": {"name": "Other"}},
+        {"more": 1},
+    ],
+)
+def test_a_network_of_absurd_arguments_is_a_value_error(tmp_path, change):
+    file = tmp_path / "network"
+    network = LatentShift(4, RectifiedSchedule(), widths=(8,), depth=1)
+    network.save(file)
+    arguments = {"channels": 4, "text": None, "widths": [8], "depth": 1, "seed": 0}
+    arguments["schedule"] = {"name": "RectifiedSchedule"}
+    metadata = {"network": "LatentShift", "arguments": json.dumps({**arguments, **change})}
+    save_file(network.state_dict(), file, metadata)
+    with pytest.raises(ValueError, match="network"):
+        networks.load(file)
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def objective(network, generator):
+    return {"loss": network(torch.randn(3, 1, generator=generator)).square().mean()}
+
+
+@pytest.mark.parametrize("damage", ["half", "list", "step", "network", "losses"])
+def test_a_checkpoint_that_is_none_is_a_value_error(tmp_path, damage):
+    file = tmp_path / "run.pt"
+    run = lambda: train(Line(), objective, 2, checkpoint=file)
+    run()
+    if damage == "half":
+        file.write_bytes(file.read_bytes()[:500])
+    else:
+        state = torch.load(file, weights_only=True)
+        changes = {"step": 99, "network": {}, "losses": None}
+        state = [1] if damage == "list" else {**state, damage: changes[damage]}
+        torch.save(state, file)
+    with pytest.raises(ValueError, match=r"run\.pt") as caught:
+        run()
+    assert "weights_only" not in str(caught.value)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    with pytest.raises(OSError, match="must be a regular file, got a folder"):
+        open_regular(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="must be a regular file, got a pipe"):
+            open_regular(tmp_path / "pipe")
+    (tmp_path / "long").write_bytes(b"12345")
+    assert read_regular(tmp_path / "long") == b"12345"
+    with pytest.raises(OSError, match="must have at most 4 bytes, got 5"):
+        read_regular(tmp_path / "long", 4)
+
+
+def test_paths_begin_in_the_users_folder_and_hold_no_nul(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert path("out", "~/a") == tmp_path / "a"
+    assert str(path("out", "~nobody-of-this-name/a")) == "~nobody-of-this-name/a"
+    Bank(torch.zeros(2, 1)).save("~/bank")
+    assert len(Bank.load("~/bank")) == 2
+    with pytest.raises(ValueError, match="out must be a path without NUL"):
+        path("out", "a\0b")
