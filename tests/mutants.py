@@ -996,6 +996,20 @@ MUTANTS = [
         "test_backbones",
     ),
     Mutant(
+        "draw: one generator for all draws of a batch",
+        "backbones/draw.py",
+        "[generator_for(*name) for name in names]",
+        "[generator_for(*names[0]) for name in names]",
+        "test_draw",
+    ),
+    Mutant(
+        "draw: the state before the last step",
+        "backbones/draw.py",
+        "recorder.state = result[0] if isinstance(result, tuple) else result.prev_sample",
+        "recorder.state = sample",
+        "test_draw",
+    ),
+    Mutant(
         "pipelines: positive and negative prompts swapped",
         "backbones/pipelines.py",
         "negative, positive = output.chunk(2)",
