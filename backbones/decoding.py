@@ -3,7 +3,8 @@
 What a pipeline does after its last step is nowhere to be called: it stands at the end of its
 `__call__`, and differs from pipeline to pipeline in scales, statistics, layouts and autoencoders.
 So the pipeline is called with nothing to do in between: its latents are the states, and its
-scheduler has no steps left. Prompts are encoded once, and the denoising network is never called.
+scheduler has no steps left. The prompt is encoded once for each size of a batch, and the denoising
+network is never called.
 """
 
 import functools
@@ -46,7 +47,7 @@ class PipelineDecoder:
         self.call = {name: value for name, value in call.items() if "callback" not in name}
         self.batch_size = batch_size
         self.prompt = prompt
-        self.encoded: list[Any] = []
+        self.encoded: dict[int, list[Any]] = {}
 
     def __repr__(self) -> str:
         return f"PipelineDecoder({type(self.pipe).__name__}, batch_size={self.batch_size})"
@@ -70,7 +71,6 @@ class PipelineDecoder:
             states: States as :func:`backbones.draw` keeps them, with shape (B, \*event).
 
         Raises:
-            TypeError: If the pipeline's end cannot be reached by itself.
             ValueError: If gradients are asked of a VAE that the pipeline widens from float16 to
                 float32 only for the moment of decoding.
         """
@@ -86,8 +86,11 @@ class PipelineDecoder:
         arguments |= batch_arguments(self.pipe, self.prompt, len(states))
         # Beneath the decorator that turns gradients off.
         call = inspect.unwrap(type(self.pipe).__call__)
+        pipe = self._at_its_end(states)
+        if not hasattr(type(self.pipe), "prepare_latents"):  # takes them as they are
+            arguments["latents"] = pipe.scheduler._guidance.states
         with torch.set_grad_enabled(gradient):
-            output = call(self._at_its_end(states), **arguments)
+            output = call(pipe, **arguments)
         images: Tensor = output.frames if hasattr(output, "frames") else output.images
         return images.to(torch.promote_types(torch.float32, images.dtype))
 
@@ -96,11 +99,6 @@ class PipelineDecoder:
 
         pipe, scheduler = plain(self.pipe), plain(self.pipe.scheduler)
         base: Any = type(pipe)
-        if not hasattr(base, "prepare_latents"):
-            raise TypeError(
-                f"the end of a {base.__name__} cannot be reached by itself, since it prepares no "
-                "latents; pass decode= of your own to the Tilt"
-            )
         tokens = in_family(pipe, "Flux") and states.ndim == 4
         grid = (states.shape[-2] // 2, states.shape[-1] // 2) if tokens else None
         states = packed(Coordinates.from_scheduler(scheduler).size * states, grid)
@@ -112,7 +110,7 @@ class PipelineDecoder:
         pipe.__dict__.update({name: part for name, part in own.items() if hasattr(pipe, name)})
         kind: Any = type(scheduler)
         scheduler.__class__ = _end_scheduler_class(kind)
-        scheduler._guidance = _End(states, looping, self.encoded)
+        scheduler._guidance = _End(states, looping, self.encoded.setdefault(len(states), []))
         pipe.__class__ = _end_pipeline_class(base)
         pipe.__dict__["scheduler"] = scheduler
         pipe.set_progress_bar_config(disable=True)
@@ -138,7 +136,8 @@ class _End:
     Arguments:
         states: The states.
         looping: Whether steps are taken, all of which end in these states.
-        encoded: Results of `encode_prompt` in the order of its calls, which grows.
+        encoded: Results of `encode_prompt` for so many states, in the order of its calls, which
+            grows.
     """
 
     def __init__(self, states: Tensor, looping: bool, encoded: list[Any]) -> None:
@@ -169,18 +168,17 @@ def _end_pipeline_class(base: type) -> type:
 
     plain_class: Any = base
 
-    @functools.wraps(plain_class.prepare_latents)
     def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = plain_class.prepare_latents(self, *args, **kwargs)
         return self.scheduler._guidance.prepared(result)
 
-    @functools.wraps(getattr(plain_class, "encode_prompt", lambda self: None))
     def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             encode = functools.partial(plain_class.encode_prompt, self, *args, **kwargs)
             return self.scheduler._guidance.encode(encode)
 
-    members = {"prepare_latents": prepare_latents, "encode_prompt": encode_prompt}
+    own = (prepare_latents, encode_prompt)
+    members = {method.__name__: method for method in own if hasattr(base, method.__name__)}
     return extended(base, members, _end_pipeline_class)
 
 

@@ -23,7 +23,7 @@ from .coordinates import Coordinates
 from .decoding import PipelineDecoder
 from .guided_classes import extended, plain
 from .origins import origin_of, weights_of
-from .states import check_state, grid_of, unpacked
+from .states import check_handed_on, check_state, grid_of, state_after, unpacked
 
 __all__ = ["draw"]
 
@@ -217,8 +217,9 @@ def _recorded_scheduler_class(base: type) -> type:
         recorder = self._guidance
         if takes_generator and not args:  # which some pipelines do not pass
             kwargs["generator"] = recorder.generators
+        check_handed_on(recorder.state, sample)
         result = plain_step(self, model_output, timestep, sample, *args, **kwargs)
-        recorder.state = result[0] if isinstance(result, tuple) else result.prev_sample
+        recorder.state = state_after(result)
         return result
 
     return extended(base, {"step": step}, _recorded_scheduler_class)

@@ -64,11 +64,15 @@ def guided_scheduler_class(base: type) -> type:
     def step(
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        if self._guidance is not None:
-            if kwargs.get("per_token_timesteps") is not None:
-                raise TypeError("guidance takes one time per state, got per_token_timesteps")
-            model_output = self._guidance(self, model_output, timestep, sample)
-        return plain_step(self, model_output, timestep, sample, *args, **kwargs)
+        guidance = self._guidance
+        if guidance is None:
+            return plain_step(self, model_output, timestep, sample, *args, **kwargs)
+        if kwargs.get("per_token_timesteps") is not None:
+            raise TypeError("guidance takes one time per state, got per_token_timesteps")
+        model_output = guidance(self, model_output, timestep, sample)
+        result = plain_step(self, model_output, timestep, sample, *args, **kwargs)
+        guidance.stepped(result)
+        return result
 
     return extended(base, {"step": step}, guided_scheduler_class)
 

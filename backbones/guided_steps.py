@@ -20,7 +20,16 @@ from .conditioning import Embeddings, TextCondition, named_embeddings
 from .coordinates import Coordinates
 from .origins import check_call, check_size
 from .recorded import Recorded, evaluate_again
-from .states import check_state, grid_of, in_family, packed, size_told, unpacked
+from .states import (
+    check_handed_on,
+    check_state,
+    grid_of,
+    in_family,
+    packed,
+    size_told,
+    state_after,
+    unpacked,
+)
 
 __all__ = ["StepGuidance"]
 
@@ -110,6 +119,7 @@ class StepGuidance:
         """The guided output, in the dtype and layout of the plain one."""
 
         check_state(sample)
+        check_handed_on(self.call.state, sample)
         timestep = _scalar(timestep)
         t = self.coordinates.time(scheduler, timestep)
         grid = grid_of(self._pipe, sample, self.call.size)
@@ -120,6 +130,12 @@ class StepGuidance:
         if guided is prediction:
             return output  # bit for bit, which there and back again is not
         return packed(self.coordinates.write(guided).to(output.dtype), grid)
+
+    def stepped(self, result: Any) -> None:
+        """Takes note of what the plain step returned; outside of a call, nothing outlives a run."""
+
+        if self.call.within:
+            self.call.state = state_after(result)
 
     def _guide(
         self, x_t: Tensor, t: Tensor, prediction: Prediction, dtype: torch.dtype
@@ -190,6 +206,7 @@ class _Call:
         size: Height and width of its images, in pixels; None if they are unknown.
         encoded: Result of the first `encode_prompt` of the call; None before it.
         doubts: The doubts about the estimates so far.
+        state: The state that the last step returned; None before the first one.
         last_steps: Number of steps at the last time so far.
         from_noise: Whether its first state may be noise alone.
         first: Time of its first step; None before it.
@@ -201,6 +218,7 @@ class _Call:
     size: tuple[int, int] | None = None
     encoded: Any = None
     doubts: list[tuple[float, float]] = field(default_factory=list)
+    state: Tensor | None = None
     last_steps: int = 0
     from_noise: bool = True
     first: float | None = None

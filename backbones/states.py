@@ -14,7 +14,17 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from rwguidance.support import checks
 
-__all__ = ["Grid", "check_state", "grid_of", "in_family", "packed", "size_told", "unpacked"]
+__all__ = [
+    "Grid",
+    "check_handed_on",
+    "check_state",
+    "grid_of",
+    "in_family",
+    "packed",
+    "size_told",
+    "state_after",
+    "unpacked",
+]
 
 Grid: TypeAlias = tuple[int, int] | None
 """Rows and columns of tokens that are latents to an estimator; None if states stay as they are."""
@@ -44,6 +54,39 @@ def check_state(sample: Any) -> None:
         raise TypeError(
             "guidance understands states of the layouts (B, C, H, W), (B, N, D) of tokens and "
             f"(B, C, T, H, W) of videos, the pipeline steps {checks.described(sample)}"
+        )
+
+
+def state_after(result: Any) -> Tensor:
+    """Returns the state that a scheduler's `step` returns, of either form of its result."""
+
+    state: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return state
+
+
+def check_handed_on(previous: Tensor | None, sample: Tensor) -> None:
+    """Checks that a pipeline hands its scheduler the state that the last step returned.
+
+    Parts of it may have been replaced, as inpainting does; a multiple of it is a state of another
+    path than that of the scheduler.
+
+    Arguments:
+        previous: The state that the last step returned; None before that.
+        sample: The state of the present step.
+
+    Raises:
+        TypeError: If it is a multiple of the last one.
+    """
+
+    if previous is None or previous is sample or previous.shape != sample.shape:
+        return
+    old, new = (value.detach().flatten().double() for value in (previous, sample.to(previous)))
+    factor = float(old @ new / old.square().sum())
+    cosine = float(old @ new / (old.norm() * new.norm()))
+    if cosine > 0.9999 and abs(factor - 1) > 0.01:
+        raise TypeError(
+            f"guidance understands pipelines that hand states on as the scheduler returns them, "
+            f"this one multiplies them by {factor:.4g} between two steps"
         )
 
 

@@ -996,6 +996,13 @@ MUTANTS = [
         "test_backbones",
     ),
     Mutant(
+        "SCM: states taken for those of the path",
+        "backbones/coordinates.py",
+        "size = float(config.sigma_data)",
+        "size = 1.0",
+        "test_guide_laws",
+    ),
+    Mutant(
         "draw: one generator for all draws of a batch",
         "backbones/draw.py",
         "[generator_for(*name) for name in names]",
@@ -1005,7 +1012,7 @@ MUTANTS = [
     Mutant(
         "draw: the state before the last step",
         "backbones/draw.py",
-        "recorder.state = result[0] if isinstance(result, tuple) else result.prev_sample",
+        "recorder.state = state_after(result)",
         "recorder.state = sample",
         "test_draw",
     ),

@@ -1,11 +1,15 @@
 """Banks that a pipeline draws: whose draws they are, what they carry, and which calls fit them."""
 
+import copy
+
+import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
 
 import backbones
 from backbones import PipelineDecoder, draw, guide
+from guided_pipelines import Probe
 from law_pipelines import tiny, with_scheduler
 from pipeline_cases import QUIET, TOKENS, distance
 from rwguidance import Bank, ImportanceSampling, Tilt
@@ -292,6 +296,35 @@ def test_wrong_arguments_are_refused_before_the_network(keywords, error, message
     with Counted(pipe) as counted, pytest.raises(error, match=message):
         draw(**call)
     assert counted.calls == 0
+
+
+class Rescaling(diffusers.StableDiffusion3Pipeline):
+    """A pipeline that doubles its states between steps."""
+
+    def progress_bar(self, *args, **kwargs):
+        plain_step = type(self.scheduler).step
+
+        def step(output, timestep, sample, **keywords):
+            state = plain_step(self.scheduler, output, timestep, sample, **keywords)[0]
+            return (2 * state,)
+
+        self.scheduler.step = step
+        return super().progress_bar(*args, **kwargs)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_pipeline_that_rescales_its_states_is_refused(guided, store):
+    pipe = tiny("sd3")
+    pipe.__class__ = Rescaling
+    pipe.scheduler = copy.copy(pipe.scheduler)
+    call, generator = call_of("sd3", steps=3), torch.Generator().manual_seed(0)
+    attempt = (
+        (lambda: guide(pipe, Probe())("a cat", generator=generator, **call))
+        if guided
+        else (lambda: draw(pipe, "a cat", 1, store=store, **call))
+    )
+    with pytest.raises(TypeError, match="multiplies them by 2 between two steps"):
+        attempt()
 
 
 def test_schedulers_that_are_not_understood_are_refused(store):
