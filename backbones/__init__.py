@@ -7,6 +7,8 @@ alias(__name__, "rwguidance.backbones")  # under either name, it is one module
 from rwguidance.backbone import Backbone, Generator, TextToImage
 
 from .conditioning import TextCondition
+from .decoding import PipelineDecoder
+from .draw import draw
 from .flux import Flux
 from .guide import guide
 from .pipelines import PipelineBackbone
@@ -23,10 +25,12 @@ __all__ = [
     "Flux",
     "Generator",
     "PipelineBackbone",
+    "PipelineDecoder",
     "Published",
     "TextCondition",
     "TextToImage",
     "available",
+    "draw",
     "from_pipeline",
     "guide",
     "load",

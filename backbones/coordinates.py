@@ -1,6 +1,6 @@
 r"""Coordinates in which the schedulers of diffusers keep states, and the meaning of outputs.
 
-A scheduler is handed the output of a network and a state. Three kinds of state occur:
+A scheduler is handed the output of a network and a state. Four kinds of state occur:
 
 - :math:`x_0 + (\sigma_t / \alpha_t) \epsilon`, unscaled: EulerDiscrete, EulerAncestralDiscrete,
   HeunDiscrete, KDPM2Discrete, KDPM2AncestralDiscrete and LMSDiscrete,
@@ -8,7 +8,9 @@ A scheduler is handed the output of a network and a state. Three kinds of state 
   PNDM, LCM, TCD, and without flow sigmas DPMSolverMultistep, DPMSolverSinglestep, DEISMultistep and
   UniPCMultistep,
 - :math:`(1 - \sigma) x_0 + \sigma \epsilon` on the straight path: FlowMatchEulerDiscrete,
-  FlowMatchHeunDiscrete, FlowMatchLCM, and these four solvers with flow sigmas.
+  FlowMatchHeunDiscrete, FlowMatchLCM, and these four solvers with flow sigmas,
+- :math:`\varsigma \, (\cos(t) \, x_0 + \sin(t) \, \epsilon)`, of the size :math:`\varsigma`
+  that the scheduler has as `sigma_data`, with t an angle: SCM.
 
 Having a table of sigmas says nothing about which of them it is, so the classes are listed one by
 one. The first two are one path here, the :class:`~rwguidance.DiscreteSchedule` of the scheduler's
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwguidance import DiscreteSchedule, Prediction, RectifiedSchedule, Schedule
+from rwguidance import CosineSchedule, DiscreteSchedule, Prediction, RectifiedSchedule, Schedule
 from rwguidance.schedules import Scales, working_dtype
 
 __all__ = ["Coordinates", "read_output", "table_times"]
@@ -51,12 +53,16 @@ def _index(scheduler: Any, timestep: Any) -> Any:
     return int(timestep)
 
 
+def _angle(scheduler: Any, timestep: Any) -> Any:
+    return scheduler.timesteps[scheduler.step_index]
+
+
 @dataclass(frozen=True)
 class _Kind:
     """A class of schedulers.
 
     Arguments:
-        state: Kind of its states, "ve", "vp" or "flow".
+        state: Kind of its states, "ve", "vp", "flow" or "angle".
         level: Map to the noise level at which it stands.
         prediction_types: Prediction types that its `step` knows.
     """
@@ -69,6 +75,7 @@ class _Kind:
 _EPS_V = ("epsilon", "v_prediction")
 _ALL = (*_EPS_V, "sample")
 _FLOW = ("flow_prediction",)
+_ANGLE = ("trigflow",)
 
 _KINDS = {
     "EulerDiscreteScheduler": _Kind("ve", _sigma, _ALL),
@@ -89,6 +96,7 @@ _KINDS = {
     "FlowMatchEulerDiscreteScheduler": _Kind("flow", _sigma, _FLOW),
     "FlowMatchHeunDiscreteScheduler": _Kind("flow", _sigma, _FLOW),
     "FlowMatchLCMScheduler": _Kind("flow", _sigma, _FLOW),
+    "SCMScheduler": _Kind("angle", _angle, _ANGLE),
 }
 """Schedulers by the class of diffusers that defines their `step`."""
 
@@ -103,12 +111,15 @@ class Coordinates:
         prediction_type: Meaning of an output of the network: "epsilon", "v_prediction", "sample"
             or "flow_prediction".
         level: Map to the noise level at which the scheduler stands at a call of its `step`.
+        size: Factor of the scheduler's states and of the outputs that it is handed, to those of
+            the path.
     """
 
     schedule: Schedule
     unscaled: bool
     prediction_type: str
     level: Level
+    size: float = 1.0
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> "Coordinates":
@@ -140,6 +151,9 @@ class Coordinates:
         reason = _unsupported(config, flow and kind.state != "flow")
         if reason is not None:
             raise TypeError(f"{name} cannot be guided with the configuration {reason}")
+        if kind.state == "angle":  # on a circle, the velocity along the angle is v
+            size = float(config.sigma_data)
+            return cls(CosineSchedule(), False, "v_prediction", kind.level, size)
         schedule = RectifiedSchedule() if flow else DiscreteSchedule(scheduler.alphas_cumprod)
         return cls(schedule, kind.state == "ve", prediction_type, kind.level)
 
@@ -161,6 +175,9 @@ class Coordinates:
         level = torch.as_tensor(self.level(scheduler, timestep), dtype=torch.float64).cpu()
         if isinstance(self.schedule, RectifiedSchedule):
             t = level
+        elif isinstance(self.schedule, CosineSchedule):
+            t = 2 / torch.pi * level
+            t = torch.where((t - 1).abs() < 1e-5, 1.0, t)  # pipelines write 1.57080 for pi / 2
         elif self.level is _index:
             t = (level + 1) / len(scheduler.alphas_cumprod)
         else:
@@ -182,15 +199,18 @@ class Coordinates:
         """
 
         dtype = working_dtype(output.dtype, sample.dtype)
-        output, x_t = output.to(dtype), sample.to(dtype)
+        output, x_t = output.to(dtype) / self.size, sample.to(dtype) / self.size
         scales = self.schedule.at(t, like=x_t)
         if self.unscaled:
             x_t = scales.alpha * x_t
         return x_t, read_output(self.prediction_type, output, x_t, scales)
 
     def write(self, prediction: Prediction) -> Tensor:
-        """The output of a network that makes this prediction."""
+        """The output that the scheduler is to be handed for a prediction."""
 
+        return self.size * self._output(prediction)
+
+    def _output(self, prediction: Prediction) -> Tensor:
         if self.prediction_type == "epsilon":
             return prediction.noise
         if self.prediction_type == "flow_prediction":

@@ -19,6 +19,7 @@ from rwguidance import ConditionalExpectation, GuidedModel, Model, Prediction
 from .coordinates import Coordinates
 from .guided_classes import guided_pipeline_class, guided_scheduler_class, plain
 from .guided_steps import StepGuidance
+from .origins import check_pipeline
 
 __all__ = ["guide"]
 
@@ -71,7 +72,9 @@ def guide(
     Raises:
         TypeError: If the pipeline has no scheduler, or one whose coordinates are not understood
             (lists those that are), or another argument is of the wrong kind.
-        ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
+        ValueError: If the scale is not finite, the window is not 0 <= low <= high <= 1, or the
+            estimator's bank was drawn by another pipeline or with other weights. A call raises it
+            if it samples another law than that of the bank: names the argument.
 
     Warns:
         UnreliableEstimate: Once per call, as :func:`rwguidance.sample` does.
@@ -83,6 +86,7 @@ def guide(
     with torch.inference_mode(False):  # what is made here is used outside of it, too
         scheduler = copy.deepcopy(plain(pipe.scheduler))
         if estimator is not None:
+            check_pipeline(estimator, guided)
             coordinates = Coordinates.from_scheduler(scheduler)
             # Checks the arguments before any expensive work.
             GuidedModel(_Unknown(coordinates.schedule), estimator, scale, window)

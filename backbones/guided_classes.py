@@ -8,11 +8,12 @@ and loaded, it is the plain pipeline.
 import copy
 import functools
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["guided_pipeline_class", "guided_scheduler_class", "plain"]
+__all__ = ["extended", "guided_pipeline_class", "guided_scheduler_class", "plain"]
 
 
 def plain(thing: Any) -> Any:
@@ -44,7 +45,7 @@ def guided_pipeline_class(base: type) -> type:
         for name in ("check_inputs", "encode_prompt")
         if hasattr(base, name)
     }
-    return _extended(base, {"__call__": call, **told})
+    return extended(base, {"__call__": call, **told}, guided_pipeline_class)
 
 
 def _guidance_of(pipe: Any) -> Any:
@@ -63,13 +64,17 @@ def guided_scheduler_class(base: type) -> type:
     def step(
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        if self._guidance is not None:
-            if kwargs.get("per_token_timesteps") is not None:
-                raise TypeError("guidance takes one time per state, got per_token_timesteps")
-            model_output = self._guidance(self, model_output, timestep, sample)
-        return plain_step(self, model_output, timestep, sample, *args, **kwargs)
+        guidance = self._guidance
+        if guidance is None:
+            return plain_step(self, model_output, timestep, sample, *args, **kwargs)
+        if kwargs.get("per_token_timesteps") is not None:
+            raise TypeError("guidance takes one time per state, got per_token_timesteps")
+        model_output = guidance(self, model_output, timestep, sample)
+        result = plain_step(self, model_output, timestep, sample, *args, **kwargs)
+        guidance.stepped(result)
+        return result
 
-    return _extended(base, {"step": step})
+    return extended(base, {"step": step}, guided_scheduler_class)
 
 
 def _telling(method: Any, name: str) -> Any:
@@ -88,19 +93,24 @@ def _telling(method: Any, name: str) -> Any:
     return telling
 
 
-def _extended(base: type, members: dict[str, Any]) -> type:
+def extended(base: type, members: Mapping[str, Any], factory: Callable[[type], type]) -> type:
+    """Returns a class that extends one of diffusers, and has its name.
+
+    Arguments:
+        base: The class of diffusers.
+        members: Attributes of the new one.
+        factory: The function of a module that makes the new one of the base, by which copies are
+            made.
+    """
+
     names = ("__module__", "__qualname__", "__doc__")
     same = {name: getattr(base, name) for name in names}
     # Python copies and pickles by the name of a class, which leads to the plain one.
-    own = {"_guidance": None, "_unguided": base, "__reduce_ex__": _reduce}
+    reduce = lambda self, protocol: (_anew, (factory, base), dict(self.__dict__))
+    own = {"_guidance": None, "_unguided": base, "__reduce_ex__": reduce}
     return type(base.__name__, (base,), {**same, **own, **members})
 
 
-def _reduce(self: Any, protocol: Any) -> Any:
-    base = type(self)._unguided
-    return _anew, (base, "step" in vars(type(self))), dict(self.__dict__)
-
-
-def _anew(base: type, scheduler: bool) -> Any:
-    kind: Any = (guided_scheduler_class if scheduler else guided_pipeline_class)(base)
+def _anew(factory: Callable[[type], type], base: type) -> Any:
+    kind: Any = factory(base)
     return kind.__new__(kind)

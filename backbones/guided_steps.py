@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,15 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from rwguidance import ConditionalExpectation, GuidedModel, Prediction
+from rwguidance import ConditionalExpectation, GuidedModel, ImportanceSampling, Prediction
 from rwguidance.samplers import UnreliableEstimate, doubts_of, explain_doubts
 from rwguidance.support.randomness import seeded
 
 from .conditioning import Embeddings, TextCondition, named_embeddings
 from .coordinates import Coordinates
+from .origins import check_call, check_size
 from .recorded import Recorded, evaluate_again
+from .states import (
+    check_handed_on,
+    check_state,
+    grid_of,
+    in_family,
+    packed,
+    size_told,
+    state_after,
+    unpacked,
+)
 
 __all__ = ["StepGuidance"]
 
@@ -75,12 +84,17 @@ class StepGuidance:
         """Context of one call of a guided pipeline, with these arguments.
 
         Raises:
-            ValueError: If the estimator's bank was drawn otherwise; names what differs.
+            ValueError: If the estimator's bank was drawn otherwise, or for other prompts; names
+                what differs.
         """
 
-        _check_origin(self.estimator, arguments)
+        check_call(self.estimator, pipe, arguments)
+        prompts = _strings(arguments.get("prompt"))
+        if prompts and self.condition is None and isinstance(self.estimator, ImportanceSampling):
+            self.estimator.check_conditions(prompts)
         outer, self._pipe = self.call, pipe
-        self.call = _Call(within=True, from_noise=_begins_from_noise(pipe, arguments))
+        from_noise = _begins_from_noise(pipe, arguments)
+        self.call = _Call(within=True, prompts=prompts, from_noise=from_noise)
         try:
             yield
             self._report()
@@ -88,7 +102,7 @@ class StepGuidance:
             self.call = outer
 
     def told(self, method: str, arguments: Mapping[str, Any], result: Any) -> None:
-        """Takes note of a call's `check_inputs`, or of the first `encode_prompt` after it.
+        """Takes note of a call's `check_inputs`, and of its first `encode_prompt`.
 
         Those of true classifier-free guidance come second.
         """
@@ -96,32 +110,32 @@ class StepGuidance:
         if not self.call.within:
             return
         if method == "check_inputs":
-            prompts = arguments.get("prompt")
-            prompts = (prompts,) if isinstance(prompts, str) else prompts
-            strings = isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
-            height: Any = arguments.get("height")
-            width: Any = arguments.get("width")
-            self.call.prompts = tuple(prompts) if strings and prompts else None
-            missing = height is None or width is None
-            self.call.size = None if missing else (int(height), int(width))
+            self.call.size = size_told(arguments)
+            check_size(self.estimator, self.call.size)
         elif self.call.encoded is None:
             self.call.encoded = result
 
     def __call__(self, scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The guided output, in the dtype and layout of the plain one."""
 
+        check_state(sample)
+        check_handed_on(self.call.state, sample)
+        timestep = _scalar(timestep)
         t = self.coordinates.time(scheduler, timestep)
-        tokens = sample.shape[1] if self._packed(sample) else None
+        grid = grid_of(self._pipe, sample, self.call.size)
         self.call.begin(scheduler, timestep, t)
-        x_t, prediction = self.coordinates.read(
-            self._unpack(output, tokens), self._unpack(sample, tokens), t
-        )
+        x_t, prediction = self.coordinates.read(unpacked(output, grid), unpacked(sample, grid), t)
         guided = self._guide(x_t, t, prediction, output.dtype)
         self._note(scheduler, timestep, t, guided)
         if guided is prediction:
             return output  # bit for bit, which there and back again is not
-        result = self.coordinates.write(guided).to(output.dtype)
-        return result if tokens is None else pixel_unshuffle(result, 2).flatten(2).mT
+        return packed(self.coordinates.write(guided).to(output.dtype), grid)
+
+    def stepped(self, result: Any) -> None:
+        """Takes note of what the plain step returned; outside of a call, nothing outlives a run."""
+
+        if self.call.within:
+            self.call.state = state_after(result)
 
     def _guide(
         self, x_t: Tensor, t: Tensor, prediction: Prediction, dtype: torch.dtype
@@ -168,28 +182,6 @@ class StepGuidance:
             text = explain_doubts(self.call.doubts, self.call.first, self.call.start)
             warnings.warn(text, UnreliableEstimate, stacklevel=4)
 
-    def _packed(self, sample: Tensor) -> bool:
-        return sample.ndim == 3 and _in_family(self._pipe, "Flux")
-
-    def _unpack(self, value: Tensor, tokens: int | None) -> Tensor:
-        """Latents (B, C, H, W) of tokens (B, H W / 4, 4 C); the value itself if it is latents."""
-
-        if tokens is None:
-            return value
-        if self.call.size is None:
-            raise ValueError(
-                "guidance needs the height and width of the images, to which FLUX latents are "
-                "unpacked; only calls of a guided pipeline that is not modular tell them"
-            )
-        side = int(self._pipe.image_processor.config.vae_scale_factor)
-        height, width = (size // side for size in self.call.size)
-        if height * width != tokens:
-            raise ValueError(
-                f"the latents must be those of images of {self.call.size} pixels, "
-                f"{height * width} tokens, got {tokens}"
-            )
-        return pixel_shuffle(value.mT.unflatten(2, (height, width)), 2)
-
     def _text(self, n: int) -> TextCondition | None:
         """The prompts and embeddings of n images, as the adapter's own; "" for unknown prompts."""
 
@@ -214,6 +206,7 @@ class _Call:
         size: Height and width of its images, in pixels; None if they are unknown.
         encoded: Result of the first `encode_prompt` of the call; None before it.
         doubts: The doubts about the estimates so far.
+        state: The state that the last step returned; None before the first one.
         last_steps: Number of steps at the last time so far.
         from_noise: Whether its first state may be noise alone.
         first: Time of its first step; None before it.
@@ -225,6 +218,7 @@ class _Call:
     size: tuple[int, int] | None = None
     encoded: Any = None
     doubts: list[tuple[float, float]] = field(default_factory=list)
+    state: Tensor | None = None
     last_steps: int = 0
     from_noise: bool = True
     first: float | None = None
@@ -242,6 +236,21 @@ class _Call:
             self.start = self.first if noisiest and self.from_noise else None
 
 
+def _strings(prompts: Any) -> tuple[str, ...] | None:
+    """The prompts of a call; None if it has none that are text."""
+
+    prompts = (prompts,) if isinstance(prompts, str) else prompts
+    strings = isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
+    return tuple(prompts) if strings and prompts else None
+
+
+def _scalar(timestep: Any) -> Any:
+    """The timestep of a batch, of which some pipelines tell once for each state."""
+
+    several = isinstance(timestep, Tensor) and timestep.ndim > 0
+    return timestep.flatten()[0] if several else timestep
+
+
 def _begins_from_noise(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """True if a call begins from noise that knows nothing of a picture, as far as it tells.
 
@@ -256,39 +265,16 @@ def _begins_from_noise(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     return not (takes_picture or own or "denoising_start" in given)
 
 
-def _check_origin(estimator: ConditionalExpectation, arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError if the bank states another guidance scale or negative prompt than a call.
-
-    A call that does not state one is taken to be as the bank.
-    """
-
-    origin = getattr(estimator, "origin", None) or {}
-    for name in ("guidance_scale", "negative_prompt"):
-        stated = origin.get(name, origin.get(name.replace("_", " ")))
-        if stated is not None and name in arguments and arguments[name] != stated:
-            raise ValueError(
-                f"{name} must be that of the estimator's bank, {stated!r}, got "
-                f"{arguments[name]!r}: the bank holds draws of another law; draw it anew with the "
-                "arguments of the call"
-            )
-
-
-def _in_family(pipe: Any, family: str) -> bool:
-    """True if a pipeline's class, or one that it extends, is named after a family."""
-
-    return any(re.match(rf"{family}(?!\d)", cls.__name__) for cls in type(pipe).__mro__)
-
-
 def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings | None]:
     """Embeddings of n images from a result of `encode_prompt`, by the names of the adapters.
 
     They are empty for families without an adapter.
     """
 
-    four = _in_family(pipe, "StableDiffusionXL") or _in_family(pipe, "StableDiffusion3")
+    four = in_family(pipe, "StableDiffusionXL") or in_family(pipe, "StableDiffusion3")
     if four and len(encoded or ()) == 4:
         positive, negative = named_embeddings(encoded)
-    elif _in_family(pipe, "Flux") and len(encoded or ()) == 3:
+    elif in_family(pipe, "Flux") and len(encoded or ()) == 3:
         # The scale is an input of the network.
         positive, negative = {"text": encoded[0], "pooled": encoded[1]}, None
     else:

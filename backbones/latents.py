@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rwguidance.support import memory
 
-__all__ = ["LatentCodec"]
+__all__ = ["NOT_DIFFERENTIABLE", "LatentCodec", "overflows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +96,28 @@ class LatentCodec:
             return torch.cat([function(chunk) for chunk in batch.split(size)])
 
 
+NOT_DIFFERENTIABLE = (
+    "decode is not differentiable through this VAE, which overflows in float16; run "
+    "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
+)
+"""The message where a VAE is widened only for the moment of decoding."""
+
+
+def overflows(vae: Any) -> bool:
+    """True if a VAE is in float16 and must be widened to decode."""
+
+    return vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+
+
 @contextmanager
 def _widened(vae: Any, differentiable: bool) -> Iterator[None]:
     """Runs a VAE that overflows in float16 in float32, as the pipelines do."""
 
-    if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
+    if not overflows(vae):
         yield
         return
     if differentiable:
-        raise ValueError(
-            "decode is not differentiable through this VAE, which overflows in float16; run "
-            "it in another precision, pipe.vae.to(torch.float32) or torch.bfloat16"
-        )
+        raise ValueError(NOT_DIFFERENTIABLE)
     vae.to(torch.float32)
     try:
         yield

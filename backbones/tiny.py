@@ -16,22 +16,23 @@ import torch
 from rwguidance.support.randomness import seeded
 
 from .pipelines import require
+from .tiny_parts import clip_config, clip_tokenizer, t5, t5_tokenizer, vae
+from .tiny_transformers import TRANSFORMERS
+from .tiny_unets import UNETS
 
 __all__ = ["tiny"]
-
-_BYTES = 256
-"""Every byte is one token; the special ones come after."""
 
 
 def tiny(name: str, seed: int = 0) -> Any:
     """A pipeline of the real class with random weights, at 16 pixels or more, in float32.
 
     Arguments:
-        name: "sdxl", "sdxl-turbo", "sd3", "sd3.5-turbo", "flux" or "flux-schnell".
+        name: The name of a pipeline, such as "sdxl-turbo", "sd3", "flux" or "qwen-image"; an error
+            lists all.
         seed: Seed of the weights. The global generators stay as they are.
 
     Returns:
-        A StableDiffusionXLPipeline, StableDiffusion3Pipeline or FluxPipeline of diffusers.
+        A pipeline of diffusers, such as a StableDiffusionXLPipeline.
 
     Raises:
         LookupError: If there is no such pipeline; lists those that exist.
@@ -86,11 +87,11 @@ def _sdxl_with(scheduler: Any) -> Any:
         projection_class_embeddings_input_dim=32 + 6 * 8,
     )
     return diffusers.StableDiffusionXLPipeline(
-        vae=_vae(latent_channels=4, scaling_factor=0.13025),
-        text_encoder=transformers.CLIPTextModel(_clip_config()),
-        text_encoder_2=transformers.CLIPTextModelWithProjection(_clip_config()),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
+        vae=vae(latent_channels=4, scaling_factor=0.13025),
+        text_encoder=transformers.CLIPTextModel(clip_config()),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config()),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=unet,
         scheduler=scheduler,
         add_watermarker=False,
@@ -116,13 +117,13 @@ def _sd3() -> Any:
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=transformers.CLIPTextModelWithProjection(_clip_config()),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=transformers.CLIPTextModelWithProjection(_clip_config()),
-        tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=_t5(width=64),
-        tokenizer_3=_t5_tokenizer(),
+        vae=vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=transformers.CLIPTextModelWithProjection(clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config()),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(width=64),
+        tokenizer_3=t5_tokenizer(),
     )
 
 
@@ -153,11 +154,11 @@ def _flux_with(scheduler: Any, guidance_embeds: bool) -> Any:
     )
     return diffusers.FluxPipeline(
         scheduler=scheduler,
-        vae=_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=transformers.CLIPTextModel(_clip_config()),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(width=32),
-        tokenizer_2=_t5_tokenizer(),
+        vae=vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=transformers.CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(width=32),
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
 
@@ -169,84 +170,6 @@ _PIPELINES: dict[str, Callable[[], Any]] = {
     "sd3.5-turbo": _sd3,  # published with the same classes and the same scheduler
     "flux": _flux,
     "flux-schnell": _flux_schnell,
+    **UNETS,
+    **TRANSFORMERS,
 }
-
-
-def _vae(latent_channels: int, scaling_factor: float, shift_factor: float | None = None) -> Any:
-    diffusers = require("diffusers")
-    quantized = shift_factor is None  # only the older VAE has convolutions around its latents
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=latent_channels,
-        scaling_factor=scaling_factor,
-        shift_factor=shift_factor,
-        use_quant_conv=quantized,
-        use_post_quant_conv=quantized,
-        sample_size=16,
-    )
-
-
-def _clip_config() -> Any:
-    transformers = require("transformers")
-    return transformers.CLIPTextConfig(
-        vocab_size=_BYTES + 2,
-        bos_token_id=_BYTES,
-        eos_token_id=_BYTES + 1,
-        pad_token_id=_BYTES + 1,
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-    )
-
-
-def _t5(width: int) -> Any:
-    transformers = require("transformers")
-    config = transformers.T5Config(
-        vocab_size=_BYTES + 2,
-        d_model=width,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        eos_token_id=_BYTES,
-        pad_token_id=_BYTES + 1,
-        decoder_start_token_id=_BYTES + 1,
-    )
-    return transformers.T5EncoderModel(config)
-
-
-def _clip_tokenizer() -> Any:
-    return _tokenizer(["<start>", "<end>"], "<start> $A <end>", "<start>", "<end>", 77)
-
-
-def _t5_tokenizer() -> Any:
-    return _tokenizer(["<end>", "<pad>"], "$A <end>", None, "<pad>", 512)
-
-
-def _tokenizer(special: list[str], template: str, start: str | None, pad: str, length: int) -> Any:
-    """A tokenizer whose tokens are bytes: every prompt has its own, without files."""
-
-    tokenizers, transformers = require("tokenizers"), require("transformers")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*alphabet, *special])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=template, special_tokens=[(token, vocabulary[token]) for token in special]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=start,
-        eos_token="<end>",
-        pad_token=pad,
-        model_max_length=length,
-    )

@@ -20,7 +20,7 @@ References:
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -207,13 +207,14 @@ class _Stage:
             None if bank.condition is None else bank.condition[:1] * n,
             torch.cat(rewards),
             bank.origin,
+            decode=bank.decode,
         )
 
 
 def _joined(bank: Bank, made: Stages) -> Bank:
     if len(made.powers) == 1:
         return bank
-    return Bank(bank.x_0, bank.condition, bank.rewards, bank.origin, made.log_importance)
+    return replace(bank, log_importance=made.log_importance)
 
 
 def _weaker(tilt: Tilt, power: float) -> Tilt:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +42,8 @@ class Bank:
             hold; None if it is not known. See :meth:`check_origin`.
         log_importance: For draws of another law q, log p(x^i | y) - log q(x^i) up to a constant per
             condition, in nats, with shape (N,). None if they are of p.
+        decode: Function from draws to what rewards look at, for tilts that have none of their own;
+            it is not saved.
 
     Raises:
         TypeError: If the draws are not a floating-point tensor.
@@ -55,11 +57,13 @@ class Bank:
     rewards: Tensor | None = None
     origin: Mapping[str, Any] | None = None
     log_importance: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     rows: dict[Hashable, slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.states("x_0", self.x_0, finite=True)
         checks.instance("origin", self.origin, (Mapping, type(None)), "a mapping or None")
+        checks.optional(checks.function, "decode", self.decode)
         n = len(self.x_0)
         if n == 0:
             raise ValueError(f"x_0 must hold N >= 1 draws, got shape {tuple(self.x_0.shape)}")
@@ -131,20 +135,33 @@ class Bank:
             )
             raise ValueError(f"this bank is of another origin: {details}")
 
-    def scored(self, tilt: Tilt, batch_size: int = 64, progress: bool = False) -> "Bank":
+    def scored(self, tilt: Tilt, batch_size: int | None = None, progress: bool = False) -> "Bank":
         """Returns the same draws with the rewards of `tilt`, scored in batches without gradients.
 
         Arguments:
-            tilt: The tilt whose rewards (not temperatures) are stored.
-            batch_size: Number of draws that are decoded and scored at once.
+            tilt: The tilt whose rewards (not temperatures) are stored. One without a decoder has
+                that of the bank.
+            batch_size: Number of draws that are decoded and scored at once. None is the
+                `batch_size` of a decoder that has one, and otherwise 64.
             progress: Whether to show a progress bar.
 
         Raises:
             TypeError: If `tilt` is no Tilt, or another argument is of the wrong kind.
-            ValueError: If `batch_size` is less than 1.
+            ValueError: If `batch_size` is less than 1, or a pipeline drew the bank and neither it
+                nor the tilt has a decoder, as after it was read from a file.
         """
 
         checks.instance("tilt", tilt, Tilt, "a Tilt")
+        if tilt.decode is None and self.decode is not None:
+            tilt = Tilt(tilt.rewards, tilt.betas, self.decode)
+        if tilt.decode is None and "pipeline" in (self.origin or {}):
+            raise ValueError(
+                "decode must be given, since this bank was read from a file, which holds no "
+                "decoder: pass decode=backbones.PipelineDecoder(pipe, call), with the pipeline and "
+                "the arguments of the call that drew it"
+            )
+        if batch_size is None:
+            batch_size = getattr(tilt.decode, "batch_size", 64)
         batch_size = checks.integer("batch_size", batch_size, 1)
         starts: Any = range(0, len(self), batch_size)
         if checks.flag("progress", progress):

@@ -152,7 +152,8 @@ class Tilt(nn.Module):
     ) -> "Tilt":
         r"""Chooses beta such that :math:`\mathrm{KL}(\tilde p \,\|\, p)` on the bank is `nats`.
 
-        With several conditions in the bank, the mean over conditions is `nats`.
+        With several conditions in the bank, the mean over conditions is `nats`. None as `decode`
+        is the decoder of the bank, if it has one.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -160,6 +161,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("nats", nats)
+        decode = decode or getattr(bank, "decode", None)
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_kl(rewards, nats, log_importance)
         return cls(reward, beta, decode)
@@ -174,7 +176,8 @@ class Tilt(nn.Module):
     ) -> "Tilt":
         r"""Chooses beta such that the weights keep a `fraction` of the bank as effective draws.
 
-        With several conditions in the bank, the mean over conditions is `fraction`.
+        With several conditions in the bank, the mean over conditions is `fraction`. None as
+        `decode` is the decoder of the bank, if it has one.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -182,6 +185,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("fraction", fraction)
+        decode = decode or getattr(bank, "decode", None)
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_ess(rewards, fraction, log_importance)
         return cls(reward, beta, decode)
@@ -196,7 +200,8 @@ class Tilt(nn.Module):
     ) -> "Tilt":
         r"""Chooses beta such that the mean reward of the tilted bank is `level`, in reward units.
 
-        With several conditions in the bank, the mean over conditions is `level`.
+        With several conditions in the bank, the mean over conditions is `level`. None as `decode`
+        is the decoder of the bank, if it has one.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -204,6 +209,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("level", level)
+        decode = decode or getattr(bank, "decode", None)
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_reward(rewards, level, log_importance)
         return cls(reward, beta, decode)

@@ -2,12 +2,19 @@
 
 import copy
 import inspect
+import math
 
 import diffusers
 import torch
 
 import backbones
-from rwguidance import ConditionalExpectation, DiscreteSchedule, Estimate, RectifiedSchedule
+from rwguidance import (
+    ConditionalExpectation,
+    CosineSchedule,
+    DiscreteSchedule,
+    Estimate,
+    RectifiedSchedule,
+)
 
 VE = {
     "EulerDiscreteScheduler": {},
@@ -168,5 +175,21 @@ def straight_network(pipe, denoise):
         x_t = hidden_states.double()
         mean = denoise(x_t, t, RectifiedSchedule(), encoder_hidden_states)
         return (((x_t - mean) / t).to(hidden_states.dtype),)
+
+    return forward
+
+
+def sprint_network(pipe, denoise):
+    """A forward of the transformer of SANA-Sprint, which sees a straight path of its own."""
+
+    def forward(x, encoder_hidden_states, timestep, **_):
+        t = float(timestep.flatten()[0])  # of sin and cos of an angle, over their sum
+        length = (t**2 + (1 - t) ** 2) ** 0.5
+        alpha, sigma = (1 - t) / length, t / length
+        x_t = x.double() / length
+        time = min(1.0, 2 / math.pi * math.atan2(sigma, alpha))
+        mean = denoise(x_t, time, CosineSchedule(), encoder_hidden_states)
+        v = output_of("v_prediction", mean, x_t, alpha, sigma)
+        return (((v * length - (1 - 2 * t) * x.double()) / (1 - 2 * t + 2 * t**2)).to(x.dtype),)
 
     return forward

@@ -996,6 +996,27 @@ MUTANTS = [
         "test_backbones",
     ),
     Mutant(
+        "SCM: states taken for those of the path",
+        "backbones/coordinates.py",
+        "size = float(config.sigma_data)",
+        "size = 1.0",
+        "test_guide_laws",
+    ),
+    Mutant(
+        "draw: one generator for all draws of a batch",
+        "backbones/draw.py",
+        "[generator_for(*name) for name in names]",
+        "[generator_for(*names[0]) for name in names]",
+        "test_draw",
+    ),
+    Mutant(
+        "draw: the state before the last step",
+        "backbones/draw.py",
+        "recorder.state = state_after(result)",
+        "recorder.state = sample",
+        "test_draw",
+    ),
+    Mutant(
         "pipelines: positive and negative prompts swapped",
         "backbones/pipelines.py",
         "negative, positive = output.chunk(2)",

@@ -57,6 +57,7 @@ from rwguidance.training import ExpectationObjective, ShiftObjective
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 ELSEWHERE = {
+    "backbones.decoding.PipelineDecoder": "tests/backbones/test_draw.py, which has its pipelines",
     "rewards.hpsv3.HPSv3": "tests/rewards/test_hpsv3.py, which has its files",
     "rewards.vlm.TransformersVLM": "tests/rewards/test_vlm.py, which has its files",
 }
@@ -192,7 +193,7 @@ def core():
                 "rewards": Each(2 * bank().rewards, None),
                 "log_importance": Each(torch.arange(12.0), -torch.arange(12.0)),
             },
-            {"origin": {"made": "elsewhere"}},
+            {"origin": {"made": "elsewhere"}, "decode": torch.tanh},
         ),
         "ImportanceSampling": Case(
             ImportanceSampling,

@@ -15,7 +15,7 @@ subtracting the model's own mean would pull the sample onto that draw.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -152,6 +152,23 @@ class ImportanceSampling(ConditionalExpectation):
         }
         return Estimate(prediction, log_h, shift, diagnostics)
 
+    def check_conditions(self, keys: Sequence[Hashable]) -> None:
+        """Checks that the bank serves some conditions, before anything is computed.
+
+        Arguments:
+            keys: The conditions, as the bank has them.
+
+        Raises:
+            ValueError: If it holds no draws for one of them; names those that it holds.
+        """
+
+        missing = [key for key in dict.fromkeys(keys) if key not in self.rows]
+        if self.conditional and missing:
+            raise ValueError(
+                f"the bank holds no draws for condition {describe_keys(missing)}; "
+                f"it holds {describe_keys(list(self.rows))}"
+            )
+
     def _groups(self, x_t: Tensor, condition: Any) -> list[tuple[Tensor, int]]:
         """Batch rows that share a condition, in blocks of bounded size, with the group's number."""
 
@@ -180,12 +197,7 @@ class ImportanceSampling(ConditionalExpectation):
                     "condition is required, since the bank holds several: "
                     + describe_keys(list(self.rows))
                 )
-            missing = [key for key in dict.fromkeys(keys) if key not in self.rows]
-            if missing:
-                raise ValueError(
-                    f"the bank holds no draws for condition {describe_keys(missing)}; "
-                    f"it holds {describe_keys(list(self.rows))}"
-                )
+            self.check_conditions(keys)
             numbers = {key: number for number, key in enumerate(self.rows)}
             group = torch.tensor([numbers[key] for key in keys], device=x_t.device)
             members = {number: index[group == number] for number in group.unique().tolist()}

@@ -5,6 +5,7 @@ One exact law is in place of the network, whatever the scheduler does with the o
 
 import re
 
+import diffusers
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from law_pipelines import (
     exactly,
     flow_network,
     knows,
+    sprint_network,
     tiny,
     with_scheduler,
 )
@@ -113,6 +115,28 @@ def test_the_exact_shift_gives_the_run_of_the_tilted_law_on_straight_paths(name,
         height=8,
         width=8,
         **TOKENS,
+    )
+    assert error <= 2e-5
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "SanaSprintPipeline"), reason="an older diffusers")
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_exact_shift_gives_the_run_of_the_tilted_law_on_a_circle(steps):
+    pipe = tiny("sana-sprint")
+    latents = randn(0, 3, 4, 2, 2, dtype=torch.float32)
+    error = tilted_and_guided(
+        pipe,
+        pipe.transformer,
+        sprint_network,
+        LAW,
+        TILT,
+        steps,
+        latents=latents,
+        height=32,
+        width=32,
+        use_resolution_binning=False,
+        complex_human_instruction=None,
+        **({} if steps == 2 else {"intermediate_timesteps": None}),
     )
     assert error <= 2e-5
 
