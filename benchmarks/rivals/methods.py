@@ -138,10 +138,11 @@ def smc(case: Case, steps: int, threshold: float) -> Tensor:
     return made.x_0[made.draw(case.outputs, case.generator)[0]]
 
 
-def posterior(case: Case, steps: int, inner: int, first_order: bool = False) -> Tensor:
+def posterior(case: Case, steps: int, inner_steps: int, first_order: bool = False) -> Tensor:
     least, each = (1, 3) if first_order else (2, 1)
-    n = max(least, (case.calls // steps - each) // (each * inner))
-    estimator = PosteriorSampling(case.tilt, InnerFlow(inner), n, first_order)
+    left = case.calls // steps - each
+    n = max(least, left // (each * (inner_steps - 1)))  # draws share the first of their steps
+    estimator = PosteriorSampling(case.tilt, InnerFlow(inner_steps), n, first_order)
     return case.guided(estimator, steps)
 
 
@@ -273,7 +274,7 @@ METHODS: dict[str, tuple[Callable[..., Tensor], Trials]] = {
     "annealed bank": (annealed, _grid(steps=[8, 16, 32], fraction=[0.2, 0.5])),
     "pool": (pool, _grid(steps=[8, 16, 32], kernel=KERNELS)),
     "SMC": (smc, _grid(steps=[8, 16, 32], threshold=[0.5, 0.9])),
-    "posterior": (posterior, _grid(steps=[8, 16], inner=[1, 2, 3])),
+    "posterior": (posterior, _grid(steps=[8, 16], inner_steps=[2, 3, 4])),
     "noise gradient": (moved_noise, _grid(steps=[4, 8], moves=[1, 2, 4])),
 }
 """Methods with their trials. What is tried is all that is tuned."""
