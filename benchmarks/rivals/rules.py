@@ -155,8 +155,9 @@ def svdd(
         candidates = law.mean[rows] + law.std * _noise(law.mean[rows], generator)
         ahead = model(candidates.to(x.dtype), s, take(condition, rows))
         log_w = tilt(ahead.mean, take(condition, rows)).reshape(-1, n)
-        noise = gumbel(log_w.shape, generator).to(log_w)
-        score = log_w if math.isinf(sharpness) else sharpness * log_w + noise
+        score = log_w
+        if not math.isinf(sharpness):
+            score = sharpness * log_w + gumbel(log_w.shape, generator).to(log_w)
         picks = score.argmax(1) + n * torch.arange(len(x))
         x = candidates[picks].to(x.dtype)
         prediction = rw.Prediction(ahead.mean[picks], ahead.noise[picks], ahead.scales)
