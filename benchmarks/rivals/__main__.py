@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from . import testbed, toys
+from . import report, testbed, toys
 from .laws import FAMILIES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__)
-    parser.add_argument("part", choices=["toys", "testbed"])
+    parser.add_argument("part", choices=["toys", "testbed", "report"])
     parser.add_argument("--families", nargs="+", choices=[*FAMILIES], default=[*FAMILIES])
+    parser.add_argument("--calls", type=int, nargs="+", default=[*toys.CALLS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[*toys.REPORT])
     parser.add_argument("--out", type=Path, default=Path("out/rivals"))
     parser.add_argument("--subset", type=int, default=48, help="reported prompts of the test bed")
@@ -22,8 +23,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.part == "report":
+        report.written(given.out)
+        return
     if given.part == "toys":
-        toys.confirmed(given.out, toys.tuned(given.out, given.families), given.seeds)
+        chosen = toys.tuned(given.out, given.families)
+        toys.confirmed(given.out, chosen, given.seeds, given.calls)
         return
     cache = given.cache or given.out / "draws"
     chosen = testbed.tuned(given.out, cache, given.tuning_subset, given.images)

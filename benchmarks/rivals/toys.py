@@ -136,14 +136,17 @@ def tuned(folder: Path, families: Sequence[str]) -> dict[tuple[str, str], dict[s
 
 
 def confirmed(
-    folder: Path, chosen: dict[tuple[str, str], dict[str, Any]], seeds: Sequence[int]
+    folder: Path,
+    chosen: dict[tuple[str, str], dict[str, Any]],
+    seeds: Sequence[int],
+    calls: Sequence[int],
 ) -> list[Found]:
     """The chosen settings on the seeds that are reported, one row for each run."""
 
     cells = [
-        Cell(family, law, method, calls, seed, OUTPUTS, settings)
+        Cell(family, law, method, number, seed, OUTPUTS, settings)
+        for number in calls
         for seed in seeds
-        for calls in CALLS
         for (family, method), settings in chosen.items()
         for law in FAMILIES[family]
     ]
