@@ -1,19 +1,19 @@
 r"""The plug-in estimator of flows: the velocity is corrected as if the flow ran straight on.
 
-A flow knows no score, but on a Gaussian path its velocity v gives one, and the clean state
-:math:`D = (\sigma_t v - \dot\sigma_t x_t) / (\dot\alpha_t \sigma_t - \dot\sigma_t \alpha_t)`. With
-this surrogate the gradient of :math:`\log h_t` is that of :math:`\log w(D)` in the state. Holding
-the velocity fixed, no backward pass through the model is needed:
+A flow knows no score, but on a Gaussian path its velocity gives one, and the clean state
 
-.. math:: \Delta = \frac{\sigma_t^2}{\alpha_t} \, J_t \, \nabla \log w(D), \qquad
-    J_t = \frac{1}{\alpha_t - \dot\alpha_t \sigma_t / \dot\sigma_t}.
+.. math:: D = \frac{x_t - \sigma_t \epsilon}{\alpha_t},
 
-On the rectified path :math:`J_t = 1`, on variance preserving ones :math:`J_t = \alpha_t`.
+where :math:`\epsilon` is the noise that the flow came from. With this surrogate the gradient of
+:math:`\log h_t` is that of :math:`\log w(D)` in the state. Where the noise is held fixed, as on a
+straight flow, no backward pass through the model is needed:
+
+.. math:: \Delta = \frac{\sigma_t^2}{\alpha_t} \nabla_{x_t} \log w(D)
+    = \frac{\sigma_t^2}{\alpha_t^2} \nabla \log w(D).
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..models import Model
@@ -35,15 +35,19 @@ __all__ = ["FMPS"]
 class FMPS(ConditionalExpectation):
     r"""Flow matching posterior sampling without the Jacobian of the model.
 
-    Of the two forms of the method this is the cheap one; the other, with the Jacobian, is
+    Of the two forms of the method this is the cheap one, FMPS-free; the other, FMPS-gradient, is
     :class:`PlugIn(tilt) <rwguidance.PlugIn>`, since on Gaussian paths the surrogate score is the
-    score. It samples no tilted law exactly but for linear rewards on Gaussian laws whose posterior
-    has the covariance :math:`(\sigma_t^2 / \alpha_t) J_t I`: those of unit variance, on variance
-    preserving paths at every t, on the rectified path at t = 1/2. There it is too long by
-    :math:`(t^2 + (1 - t)^2) / (1 - t)`, without bound towards the noise end, and right at the data
-    end for every law. It fails where :class:`~rwguidance.PlugIn` fails: it takes no account of the
-    spread of the clean state, and never chooses between modes. One estimate costs one call of the
-    model and one backward pass through reward and decoder. Reported as ``log_h`` is
+    score. The paper takes the first state of the run for the noise. An estimator knows the state
+    alone, and takes the model's prediction of the noise, which on a straight flow is the same.
+    The paper also scales the gradient to the length of the velocity; a strength of that kind is no
+    temperature, and is left to the `scale` of :class:`~rwguidance.GuidedModel`.
+
+    The shift is that of a law much wider than :math:`\sigma_t / \alpha_t`, which tells nothing of
+    the clean state; there it is exact for linear rewards. On a Gaussian law of variance v it is too
+    long by :math:`1 + \sigma_t^2 / \alpha_t^2 v`, without bound towards the noise end, and right at
+    the data end for every law. It fails where :class:`~rwguidance.PlugIn` fails: it takes no
+    account of the spread of the clean state, and never chooses between modes. One estimate costs
+    one call of the model and one backward pass through reward and decoder. Reported as ``log_h`` is
     :math:`\log w(D)`; the diagnostic is ``shift_norm``.
 
     Arguments:
@@ -73,9 +77,6 @@ class FMPS(ConditionalExpectation):
             log_w = self.tilt(mean, condition)
             gradient = input_gradient(log_w, mean, "the log-weight")
         scales = prediction.scales
-        # sigma / sigma_rate is zero at the data end of VP paths, where the rate is infinite
-        jacobian = 1 / (scales.alpha - scales.alpha_rate * (scales.sigma / scales.sigma_rate))
-        shift = gradient_to_shift(jacobian * gradient, prediction, "use PlugIn(jacobian=False)")
-        shift = torch.where(scales.sigma == 0, torch.zeros_like(shift), shift)
+        shift = gradient_to_shift(gradient / scales.alpha, prediction, "use PlugIn(jacobian=False)")
         shift = shift.to(prediction.mean.dtype)
         return Estimate(prediction, log_w.detach(), shift, {"shift_norm": shift_norm(shift)})

@@ -87,7 +87,7 @@ class PosteriorSampling(ConditionalExpectation):
             weight.
 
     References:
-        | GLASS Flows (Holderrieth et al., 2025)
+        | GLASS Flows (Holderrieth et al., 2025), arXiv:2509.25170
         | On the Guidance of Flow Matching (Feng et al., 2025), arXiv:2502.02150
     """
 

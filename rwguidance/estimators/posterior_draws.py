@@ -117,7 +117,7 @@ class InnerFlow(PosteriorDraws):
         ValueError: If `steps` is less than 1.
 
     References:
-        | GLASS Flows (Holderrieth et al., 2025)
+        | GLASS Flows (Holderrieth et al., 2025), arXiv:2509.25170
         | Diamond Maps (2026), arXiv:2602.05993
     """
 

@@ -10,7 +10,18 @@
 
 from ..store import Store
 from .base import Method
-from .methods import SMC, BestOfN, Importance, Network, PlugInMean, Pool, Resample
+from .methods import (
+    SMC,
+    BestOfN,
+    Importance,
+    Network,
+    PlugInMean,
+    Pool,
+    Posterior,
+    Resample,
+    SecondOrder,
+    StraightFlow,
+)
 from .noise import NoiseChain, NoiseGradient
 from .pairs import generate
 from .results import Generated, Row
@@ -26,8 +37,11 @@ __all__ = [
     "NoiseGradient",
     "PlugInMean",
     "Pool",
+    "Posterior",
     "Resample",
     "Row",
+    "SecondOrder",
     "Store",
+    "StraightFlow",
     "generate",
 ]

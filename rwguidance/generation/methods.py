@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..estimators import ConditionalExpectation, LearnedExpectation, LearnedShift, PlugIn
+from ..estimators import ConditionalExpectation, LearnedExpectation, LearnedShift
 from ..networks import LatentExpectation, load
 from ..support import checks
 from ..support.randomness import generator_for
@@ -20,13 +20,27 @@ from ..weights import gumbel
 from .base import Aligned, Guided, Method, set_checked
 from .importance import Importance
 from .noise import NoiseChain, NoiseGradient
+from .plug_in import PlugInMean, SecondOrder, StraightFlow
 from .pooled import Pool, Resample
+from .posterior import Posterior
 from .run import Run
 from .smc import SMC
-from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Streams, Work
+from .strength import checked_strength, tilt_of
+from .work import Streams
 
-__all__ = ["METHODS", "SMC", "BestOfN", "Importance", "Network", "PlugInMean", "Pool", "Resample"]
+__all__ = [
+    "METHODS",
+    "SMC",
+    "BestOfN",
+    "Importance",
+    "Network",
+    "PlugInMean",
+    "Pool",
+    "Posterior",
+    "Resample",
+    "SecondOrder",
+    "StraightFlow",
+]
 
 
 @dataclass(frozen=True)
@@ -66,69 +80,6 @@ class Network(Guided):
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
         kind = LearnedExpectation if self.gives_log_h else LearnedShift
         return kind(self.network.to(run.device)), {}
-
-
-@dataclass(frozen=True)
-class PlugInMean(OfStrength, Guided):
-    r"""Guidance by the gradient of a differentiable reward at the predicted picture; overshoots.
-
-    The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model.
-
-    Arguments:
-        beta: Temperature, in reward units.
-        prior_variance: Variance of the clean states of a prompt, per dimension. Without it, that of
-            the draws from which `beta` follows, and 1 if `beta` is given.
-        kl: Divergence by which to move the law of each prompt, in nats, instead of `beta`, which
-            follows from it; 1 on the command line if neither is given.
-        bank: Number of draws per prompt from which `beta` follows, if `kl` is given.
-
-    Raises:
-        TypeError: If a value is no number.
-        ValueError: If not one of `beta` and `kl` is given, or a value is out of its range, which
-            for `kl` ends at log(bank).
-    """
-
-    name: ClassVar[str] = "plug-in"
-
-    beta: float | None = None
-    prior_variance: float | None = None
-    kl: float | None = None
-    bank: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        set_checked(
-            self,
-            bank=checks.integer("bank", self.bank, 2),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
-            prior_variance=checks.optional(
-                checks.number, "prior_variance", self.prior_variance, above=0
-            ),
-        )
-        check_one(self.beta, self.kl)
-
-    def streams(self, images: int) -> list[Streams]:
-        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
-
-    def work(self, images: int, steps: int, batch_size: int) -> Work:
-        looks = Work(decoded=images * steps, scored=images * steps) * 3  # a pass back counts as two
-        return super().work(images, steps, batch_size) + looks
-
-    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
-        variance = self._variance(run, prompt)
-        estimator = PlugIn(tilt, jacobian=False, prior_variance=variance)
-        return estimator, {"beta": tilt.betas[0], "prior variance": variance}
-
-    def _variance(self, run: Run, prompt: str) -> float:
-        """Returns the variance of the clean states of a prompt, which is less than that of all."""
-
-        if self.prior_variance is not None:
-            return self.prior_variance
-        if self.kl is None:
-            return 1.0
-        draws = run.bank(prompt, self.bank, "bank").x_0.double()
-        return float(draws.var(0).mean())
 
 
 @dataclass(frozen=True)
@@ -211,6 +162,9 @@ METHODS: Mapping[str, type[Method]] = {
         SMC,
         Network,
         PlugInMean,
+        SecondOrder,
+        StraightFlow,
+        Posterior,
         NoiseGradient,
         NoiseChain,
         BestOfN,

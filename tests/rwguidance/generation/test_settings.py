@@ -20,7 +20,10 @@ from rwguidance.generation import (
     NoiseGradient,
     PlugInMean,
     Pool,
+    Posterior,
     Resample,
+    SecondOrder,
+    StraightFlow,
 )
 from rwguidance.generation.base import Guided
 from rwguidance.generation.methods import METHODS
@@ -70,7 +73,8 @@ def by_name(method):
 
 def test_every_method_stands_under_its_name_with_a_summary():
     assert set(METHODS.values()) == {
-        Importance, Pool, Resample, SMC, Network, PlugInMean, NoiseGradient, NoiseChain, BestOfN,
+        Importance, Pool, Resample, SMC, Network, PlugInMean, SecondOrder, StraightFlow, Posterior,
+        NoiseGradient, NoiseChain, BestOfN,
     }  # fmt: skip
     for name, method in METHODS.items():
         assert method.name == name
@@ -108,17 +112,21 @@ def test_an_option_of_several_methods_says_what_it_is_to_each():
     assert options["bank"].meanings == {
         by_name(Importance)["bank"].meaning: "importance, resample, default 64",
         by_name(Pool)["bank"].meaning: "pool, default 32",
-        by_name(PlugInMean)["bank"].meaning: "smc, plug-in, default 64",
+        by_name(PlugInMean)["bank"].meaning: (
+            "smc, plug-in, second-order, fmps, posterior, default 64"
+        ),
         by_name(NoiseGradient)["bank"].meaning: "noise-gradient, default 64",
         by_name(NoiseChain)["bank"].meaning: "pcn, default 64",
         by_name(BestOfN)["n"].meaning: "best-of-n, default 16",
         by_name(Walk)["length"].meaning: "walk, required",
     }
     assert options["beta"].meanings["Temperature, in reward units."] == (
-        "importance, pool, resample, smc, plug-in, noise-gradient, pcn"
+        "importance, pool, resample, smc, plug-in, second-order, fmps, posterior, noise-gradient, "
+        "pcn"
     )
     assert options["scale"].help == (
-        "Factor of the shift; 1 is exact (importance, pool, network, plug-in, walk, default 1)."
+        "Factor of the shift; 1 is exact (importance, pool, network, plug-in, second-order, fmps, "
+        "posterior, walk, default 1)."
     )
 
 
