@@ -1172,6 +1172,20 @@ MUTANTS = [
         "test_choice",
     ),
     Mutant(
+        "estimated shifts: states of the tilted law are weighed again",
+        "training/estimated.py",
+        "log_weight[len(index) - self._of_tilted :] = 0",
+        "pass",
+        "test_estimated",
+    ),
+    Mutant(
+        "estimated shifts: the bank's mean is the model's",
+        "training/estimated.py",
+        "torch.where(good[:, None], own, mean.flatten(1))",
+        "own",
+        "test_estimated",
+    ),
+    Mutant(
         "objectives: groups of another law count as those of the model",
         "training/objectives.py",
         "shares.multinomial(",

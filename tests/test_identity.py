@@ -51,7 +51,11 @@ from rwguidance.evaluation.meter import Counted
 from rwguidance.losses import log_mse
 from rwguidance.networks import ExpectationMLP, LatentExpectation, LatentShift, ShiftMLP
 from rwguidance.support.fingerprint import fingerprint
-from rwguidance.training import ExpectationObjective, ShiftObjective
+from rwguidance.training import (
+    EstimatedShiftObjective,
+    ExpectationObjective,
+    ShiftObjective,
+)
 
 # Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -295,6 +299,11 @@ def core():
                 "classifier": net(seed=1),
                 "group_size": 2,
             },
+        ),
+        "EstimatedShiftObjective": Case(
+            EstimatedShiftObjective,
+            objective["base"],
+            {**objective["changes"], "tilted": 0.25, "effective": 5.0},
         ),
         "ShiftObjective": Case(
             ShiftObjective,

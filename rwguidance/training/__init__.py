@@ -1,4 +1,4 @@
-r"""Training guidance networks on a bank: two objectives and one loop, resumable bit for bit.
+r"""Training guidance networks on a bank: three objectives and one loop, resumable bit for bit.
 
 An objective draws from the bank, noises the draws and returns a loss; the loop knows nothing else.
 Log-weights are centered per condition by :math:`\log \hat Z(y) = \log \frac1N \sum_i w_i` of the
@@ -6,6 +6,7 @@ bank, so every prompt trains on weights of mean one; a network for :math:`\log h
 :math:`\log h_t - \log \hat Z(y)`. The shift does not depend on that constant.
 """
 
+from .estimated import EstimatedShiftObjective, ShiftTarget
 from .loop import train
 from .objectives import (
     Encoder,
@@ -19,10 +20,12 @@ from .objectives import (
 
 __all__ = [
     "Encoder",
+    "EstimatedShiftObjective",
     "ExpectationObjective",
     "NoisedBatch",
     "Objective",
     "ShiftObjective",
+    "ShiftTarget",
     "TimeSampler",
     "train",
     "uniform_times",

@@ -216,6 +216,7 @@ RIGHT = {
     training.ExpectationObjective: dict(
         **OBJECTIVE, eta=0.0, preferred=None, penalty=0.0, group_size=1
     ),
+    training.EstimatedShiftObjective: dict(**OBJECTIVE, tilted=0.5, effective=20.0),
     training.ShiftObjective: OBJECTIVE,
     training.train: dict(
         network=Network(),
