@@ -49,7 +49,14 @@ from rwguidance.estimators import (
 from rwguidance.evaluation.extractors import Extractor
 from rwguidance.evaluation.meter import Counted
 from rwguidance.losses import log_mse
-from rwguidance.networks import ExpectationMLP, LatentExpectation, LatentShift, ShiftMLP
+from rwguidance.networks import (
+    AtStrength,
+    ExpectationMLP,
+    GuidanceNetwork,
+    LatentExpectation,
+    LatentShift,
+    ShiftMLP,
+)
 from rwguidance.support.fingerprint import fingerprint
 from rwguidance.training import (
     EstimatedShiftObjective,
@@ -282,6 +289,26 @@ def core():
                 "width": 4,
                 "depth": 1,
                 "seed": 1,
+            },
+        ),
+        "GuidanceNetwork": Case(
+            GuidanceNetwork,
+            latent["base"],
+            {
+                **latent["changes"],
+                "output": Each("log_h", "change"),
+                "tokens": 5,
+                "strength": True,
+                "scales": {1.0: 2.0},
+            },
+            follows=latent["follows"],
+        ),
+        "AtStrength": Case(
+            AtStrength,
+            {"network": GuidanceNetwork(**latent["base"], strength=True), "strength": 1.0},
+            {
+                "network": GuidanceNetwork(**{**latent["base"], "channels": 8}, strength=True),
+                "strength": 2.0,
             },
         ),
         "LatentExpectation": Case(LatentExpectation, **latent),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import ConditionalExpectation, LearnedExpectation, LearnedShift, PlugIn
-from ..networks import LatentExpectation, load
+from ..networks import load
 from ..support import checks
 from ..support.randomness import generator_for
 from ..weights import gumbel
@@ -36,8 +36,8 @@ class Network(Guided):
     Arguments:
         network: Trained guidance network; on the command line its name, or the file that its method
             `save` wrote.
-        log_h: Whether the network gives log h, and not the shift; without it, whether it is a
-            :class:`~rwguidance.networks.LatentExpectation`.
+        log_h: Whether the network gives log h, and not the shift; without it, what a
+            :class:`~rwguidance.networks.GuidanceNetwork` says of its output.
 
     Raises:
         TypeError: If the network is no module, or `log_h` neither None nor a boolean.
@@ -58,7 +58,9 @@ class Network(Guided):
     def gives_log_h(self) -> bool:
         """True if the network gives log h, False if it gives the shift."""
 
-        return isinstance(self.network, LatentExpectation) if self.log_h is None else self.log_h
+        return (
+            getattr(self.network, "output", None) == "log_h" if self.log_h is None else self.log_h
+        )
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "log_h": self.gives_log_h}

@@ -232,6 +232,22 @@ RIGHT = {
     training.uniform_times: dict(n=3, generator=seeded),
     networks.ExpectationMLP: dict(event=(2,), labels=None, width=8, depth=2, seed=0),
     networks.ShiftMLP: dict(event=(2,), schedule=PATH, labels=None, width=8, depth=2, seed=0),
+    networks.GuidanceNetwork: dict(
+        channels=2,
+        schedule=PATH,
+        output="shift",
+        text=None,
+        tokens=None,
+        strength=False,
+        widths=(8, 8),
+        depth=1,
+        scales=None,
+        seed=0,
+    ),
+    networks.AtStrength: dict(
+        network=networks.GuidanceNetwork(2, PATH, strength=True, widths=(8, 8), depth=1),
+        strength=1.0,
+    ),
     networks.LatentExpectation: dict(
         channels=2, schedule=PATH, text=None, widths=(8, 8), depth=1, seed=0
     ),
