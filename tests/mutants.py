@@ -1200,6 +1200,27 @@ MUTANTS = [
         "test_estimated",
     ),
     Mutant(
+        "one step: the proximal term has no half",
+        "training/one_step.py",
+        "near = change.square().flatten(1).sum(1) / (2 * self.variance)",
+        "near = change.square().flatten(1).sum(1) / self.variance",
+        "test_one_step",
+    ),
+    Mutant(
+        "one step: noise of any width is that of width one",
+        "training/one_step.py",
+        "/ (2 * self.std**2)",
+        "/ 2",
+        "test_one_step",
+    ),
+    Mutant(
+        "one step: output networks go back through the generator",
+        "training/one_step.py",
+        "with torch.no_grad():",
+        "if True:",
+        "test_one_step",
+    ),
+    Mutant(
         "objectives: groups of another law count as those of the model",
         "training/objectives.py",
         "shares.multinomial(",

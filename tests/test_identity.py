@@ -61,6 +61,8 @@ from rwguidance.support.fingerprint import fingerprint
 from rwguidance.training import (
     EstimatedShiftObjective,
     ExpectationObjective,
+    NoiseObjective,
+    OutputObjective,
     ShiftObjective,
 )
 
@@ -153,6 +155,16 @@ def core():
             "batch_size": 128,
             "times": Times(),
             "encode": Upper(),
+        },
+    }
+    one_step = {
+        "base": {"generate": torch.nn.Identity(), "tilt": tilt(), "draw": torch.nn.ReLU()},
+        "changes": {
+            "generate": torch.nn.Tanh(),
+            "tilt": tilt(2.0),
+            "draw": torch.nn.Sigmoid(),
+            "condition": Each(["a"], ["b"]),
+            "batch_size": 3,
         },
     }
     latent = {
@@ -331,6 +343,14 @@ def core():
             EstimatedShiftObjective,
             objective["base"],
             {**objective["changes"], "tilted": 0.25, "effective": 5.0},
+        ),
+        "OutputObjective": Case(
+            OutputObjective, one_step["base"], {**one_step["changes"], "variance": 2.0}
+        ),
+        "NoiseObjective": Case(
+            NoiseObjective,
+            one_step["base"],
+            {**one_step["changes"], "std": 2.0, "prior": torch.nn.Tanh()},
         ),
         "ShiftObjective": Case(
             ShiftObjective,

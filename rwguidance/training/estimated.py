@@ -46,8 +46,8 @@ class EstimatedShiftObjective(Objective):
     (Rao-Blackwell); it is weighted regression where one draw has all the probability. Where the
     bank has draws enough, its own mean :math:`m = \sum_i \omega_i x^i` stands in for the model's
     mean D: both means are off by nearly the same, and in :math:`\tilde m - m` (the shift of
-    :class:`rwguidance.ImportanceSampling`) most of that goes. What remains is a bias of order
-    1 / ESS, so the switch is by ESS.
+    :class:`rwguidance.ImportanceSampling`) most of that goes, as does what would draw samples to
+    single draws of a bank. What remains is a bias of order 1 / ESS, so the switch is by ESS.
 
     A share of the states is of the tilted law, where the guided sampler goes; there regression
     needs no weights. Where the model has a :attr:`~rwguidance.Model.start`, the probabilities are
@@ -69,7 +69,7 @@ class EstimatedShiftObjective(Objective):
     depends_on = (*OBJECTIVE, "tilted", "effective")
 
     tilted: float = 0.5
-    effective: float = 20.0
+    effective: float = 2.0
 
     def __post_init__(self) -> None:
         self.tilted = checks.number("tilted", self.tilted, 0, 1)

@@ -89,6 +89,13 @@ SELECTION = rw.best_of_n(identity, FIRST, draw, 3, 2, generator=seeded())
 STATE = dict(x_t=X, t=0.5)
 ESTIMATE = dict(model=MODEL, x_t=X, t=0.5, condition=KEYS)
 SELECT = dict(generate=identity, tilt=FIRST, draw=draw, outputs=3, condition=KEYS, batch_size=2)
+ONE_STEP = dict(
+    generate=lambda noise, condition: noise,
+    tilt=LINEAR,
+    draw=lambda n, generator: X[:n],
+    condition=None,
+    batch_size=2,
+)
 OBJECTIVE = dict(model=MODEL, bank=BANK, tilt=FIRST, batch_size=8, times=training.uniform_times)
 LOSS = dict(log_h=W, log_w=W.flip(0))
 RESIDUAL = dict(shift=X, mean=X + 1, x_0=X - 1, log_w=W)
@@ -216,7 +223,9 @@ RIGHT = {
     training.ExpectationObjective: dict(
         **OBJECTIVE, eta=0.0, preferred=None, penalty=0.0, group_size=1
     ),
-    training.EstimatedShiftObjective: dict(**OBJECTIVE, tilted=0.5, effective=20.0),
+    training.EstimatedShiftObjective: dict(**OBJECTIVE, tilted=0.5, effective=2.0),
+    training.OutputObjective: dict(**ONE_STEP, variance=1.0),
+    training.NoiseObjective: dict(**ONE_STEP, std=1.0, prior=None),
     training.ShiftObjective: OBJECTIVE,
     training.train: dict(
         network=Network(),
