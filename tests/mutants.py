@@ -1221,6 +1221,13 @@ MUTANTS = [
         "test_one_step",
     ),
     Mutant(
+        "calibration: the law's own mean does not count",
+        "training/calibration.py",
+        " - plain.softmax(0) @ own)",
+        ")",
+        "test_calibration",
+    ),
+    Mutant(
         "objectives: groups of another law count as those of the model",
         "training/objectives.py",
         "shares.multinomial(",

@@ -7,6 +7,7 @@ bank, so every prompt trains on weights of mean one; a network for :math:`\log h
 :math:`\log h_t - \log \hat Z(y)`. The shift does not depend on that constant.
 """
 
+from .calibration import Calibration, calibrate, guided_gain, tilted_gain
 from .estimated import EstimatedShiftObjective, ShiftTarget
 from .loop import train
 from .objectives import (
@@ -21,6 +22,7 @@ from .objectives import (
 from .one_step import NoiseObjective, OneStepObjective, OutputObjective
 
 __all__ = [
+    "Calibration",
     "Encoder",
     "EstimatedShiftObjective",
     "ExpectationObjective",
@@ -32,6 +34,9 @@ __all__ = [
     "ShiftObjective",
     "ShiftTarget",
     "TimeSampler",
+    "calibrate",
+    "guided_gain",
+    "tilted_gain",
     "train",
     "uniform_times",
 ]
