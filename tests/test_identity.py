@@ -64,6 +64,7 @@ from rwguidance.training import (
     NoiseObjective,
     OutputObjective,
     ShiftObjective,
+    StrengthsObjective,
 )
 
 # Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
@@ -343,6 +344,16 @@ def core():
             EstimatedShiftObjective,
             objective["base"],
             {**objective["changes"], "tilted": 0.25, "effective": 5.0},
+        ),
+        "StrengthsObjective": Case(
+            StrengthsObjective,
+            {"objectives": {1.0: ShiftObjective(**objective["base"])}},
+            {
+                "objectives": Each(
+                    {2.0: ShiftObjective(**objective["base"])},
+                    {1.0: EstimatedShiftObjective(**objective["base"])},
+                )
+            },
         ),
         "OutputObjective": Case(
             OutputObjective, one_step["base"], {**one_step["changes"], "variance": 2.0}

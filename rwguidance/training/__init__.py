@@ -20,6 +20,7 @@ from .objectives import (
     uniform_times,
 )
 from .one_step import NoiseObjective, OneStepObjective, OutputObjective
+from .strengths import StrengthsObjective
 
 __all__ = [
     "Calibration",
@@ -33,6 +34,7 @@ __all__ = [
     "OutputObjective",
     "ShiftObjective",
     "ShiftTarget",
+    "StrengthsObjective",
     "TimeSampler",
     "calibrate",
     "guided_gain",

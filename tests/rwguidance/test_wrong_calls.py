@@ -224,6 +224,7 @@ RIGHT = {
         **OBJECTIVE, eta=0.0, preferred=None, penalty=0.0, group_size=1
     ),
     training.EstimatedShiftObjective: dict(**OBJECTIVE, tilted=0.5, effective=2.0),
+    training.StrengthsObjective: dict(objectives={1.0: objective}),
     training.OutputObjective: dict(**ONE_STEP, variance=1.0),
     training.NoiseObjective: dict(**ONE_STEP, std=1.0, prior=None),
     training.ShiftObjective: OBJECTIVE,
