@@ -11,6 +11,7 @@
 from ..store import Store
 from .base import Method
 from .methods import SMC, BestOfN, Importance, Network, PlugInMean, Pool, Resample
+from .networks import NoiseNetwork, OutputNetwork
 from .noise import NoiseChain, NoiseGradient
 from .pairs import generate
 from .results import Generated, Row
@@ -24,6 +25,8 @@ __all__ = [
     "Network",
     "NoiseChain",
     "NoiseGradient",
+    "NoiseNetwork",
+    "OutputNetwork",
     "PlugInMean",
     "Pool",
     "Resample",
