@@ -258,7 +258,7 @@ def dc_autoencoder() -> Any:
 
 
 def video_autoencoder(name: str, channels: int = 16) -> Any:
-    """Returns an autoencoder of videos, of 8 pixels and 4 frames to one, of a class of diffusers."""
+    """Returns an autoencoder of videos of a class of diffusers, 8 pixels and 4 frames to one."""
 
     diffusers = require("diffusers")
     return getattr(diffusers, name)(

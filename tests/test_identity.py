@@ -49,9 +49,23 @@ from rwguidance.estimators import (
 from rwguidance.evaluation.extractors import Extractor
 from rwguidance.evaluation.meter import Counted
 from rwguidance.losses import log_mse
-from rwguidance.networks import ExpectationMLP, LatentExpectation, LatentShift, ShiftMLP
+from rwguidance.networks import (
+    AtStrength,
+    ExpectationMLP,
+    GuidanceNetwork,
+    LatentExpectation,
+    LatentShift,
+    ShiftMLP,
+)
 from rwguidance.support.fingerprint import fingerprint
-from rwguidance.training import ExpectationObjective, ShiftObjective
+from rwguidance.training import (
+    EstimatedShiftObjective,
+    ExpectationObjective,
+    NoiseObjective,
+    OutputObjective,
+    ShiftObjective,
+    StrengthsObjective,
+)
 
 # Schedulers of diffusers hand tensors to numpy in a way that newer versions of it dislike.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -143,6 +157,16 @@ def core():
             "batch_size": 128,
             "times": Times(),
             "encode": Upper(),
+        },
+    }
+    one_step = {
+        "base": {"generate": torch.nn.Identity(), "tilt": tilt(), "draw": torch.nn.ReLU()},
+        "changes": {
+            "generate": torch.nn.Tanh(),
+            "tilt": tilt(2.0),
+            "draw": torch.nn.Sigmoid(),
+            "condition": Each(["a"], ["b"]),
+            "batch_size": 3,
         },
     }
     latent = {
@@ -281,6 +305,26 @@ def core():
                 "seed": 1,
             },
         ),
+        "GuidanceNetwork": Case(
+            GuidanceNetwork,
+            latent["base"],
+            {
+                **latent["changes"],
+                "output": Each("log_h", "change"),
+                "tokens": 5,
+                "strength": True,
+                "scales": {1.0: 2.0},
+            },
+            follows=latent["follows"],
+        ),
+        "AtStrength": Case(
+            AtStrength,
+            {"network": GuidanceNetwork(**latent["base"], strength=True), "strength": 1.0},
+            {
+                "network": GuidanceNetwork(**{**latent["base"], "channels": 8}, strength=True),
+                "strength": 2.0,
+            },
+        ),
         "LatentExpectation": Case(LatentExpectation, **latent),
         "LatentShift": Case(LatentShift, **latent),
         "ExpectationObjective": Case(
@@ -296,6 +340,29 @@ def core():
                 "classifier": net(seed=1),
                 "group_size": 2,
             },
+        ),
+        "EstimatedShiftObjective": Case(
+            EstimatedShiftObjective,
+            objective["base"],
+            {**objective["changes"], "tilted": 0.25, "effective": 5.0},
+        ),
+        "StrengthsObjective": Case(
+            StrengthsObjective,
+            {"objectives": {1.0: ShiftObjective(**objective["base"])}},
+            {
+                "objectives": Each(
+                    {2.0: ShiftObjective(**objective["base"])},
+                    {1.0: EstimatedShiftObjective(**objective["base"])},
+                )
+            },
+        ),
+        "OutputObjective": Case(
+            OutputObjective, one_step["base"], {**one_step["changes"], "variance": 2.0}
+        ),
+        "NoiseObjective": Case(
+            NoiseObjective,
+            one_step["base"],
+            {**one_step["changes"], "std": 2.0, "prior": torch.nn.Tanh()},
         ),
         "ShiftObjective": Case(
             ShiftObjective,

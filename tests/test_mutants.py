@@ -139,7 +139,7 @@ def test_gradients_are_cut_in_files_that_have_some():
     source = "class A:\n    def f(self, x):\n        return x.exp(), self.x.exp()\n"
     count = lambda file: len([m for m in mutations(file, source) if m.kind == "detach"])
     assert count("rwguidance/losses.py") == 1
-    assert count("rwguidance/networks/latents.py") == 2
+    assert count("rwguidance/networks/guidance.py") == 2
     assert count("rwguidance/statistics.py") == 0
 
 

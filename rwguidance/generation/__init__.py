@@ -22,6 +22,7 @@ from .methods import (
     SecondOrder,
     StraightFlow,
 )
+from .networks import NoiseNetwork, OutputNetwork
 from .noise import NoiseChain, NoiseGradient
 from .pairs import generate
 from .results import Generated, Row
@@ -35,6 +36,8 @@ __all__ = [
     "Network",
     "NoiseChain",
     "NoiseGradient",
+    "NoiseNetwork",
+    "OutputNetwork",
     "PlugInMean",
     "Pool",
     "Posterior",

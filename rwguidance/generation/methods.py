@@ -7,18 +7,17 @@ help and the tables of the docs follow (:mod:`rwguidance.generation.settings`).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..estimators import ConditionalExpectation, LearnedExpectation, LearnedShift
-from ..networks import LatentExpectation, load
 from ..support import checks
 from ..support.randomness import generator_for
 from ..weights import gumbel
-from .base import Aligned, Guided, Method, set_checked
+from .base import Aligned, Method, set_checked
 from .importance import Importance
+from .networks import Network, NoiseNetwork, OutputNetwork
 from .noise import NoiseChain, NoiseGradient
 from .plug_in import PlugInMean, SecondOrder, StraightFlow
 from .pooled import Pool, Resample
@@ -41,45 +40,6 @@ __all__ = [
     "SecondOrder",
     "StraightFlow",
 ]
-
-
-@dataclass(frozen=True)
-class Network(Guided):
-    """Guidance by a trained network: one small forward pass per step.
-
-    Arguments:
-        network: Trained guidance network; on the command line its name, or the file that its method
-            `save` wrote.
-        log_h: Whether the network gives log h, and not the shift; without it, whether it is a
-            :class:`~rwguidance.networks.LatentExpectation`.
-
-    Raises:
-        TypeError: If the network is no module, or `log_h` neither None nor a boolean.
-        ValueError: If the scale is not finite or the window is not 0 <= low <= high <= 1.
-    """
-
-    name: ClassVar[str] = "network"
-
-    network: nn.Module = field(metadata={"read": load})
-    log_h: bool | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.instance("network", self.network, nn.Module, "a guidance network, an nn.Module")
-        checks.optional(checks.flag, "log_h", self.log_h)
-
-    @property
-    def gives_log_h(self) -> bool:
-        """True if the network gives log h, False if it gives the shift."""
-
-        return isinstance(self.network, LatentExpectation) if self.log_h is None else self.log_h
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "log_h": self.gives_log_h}
-
-    def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        kind = LearnedExpectation if self.gives_log_h else LearnedShift
-        return kind(self.network.to(run.device)), {}
 
 
 @dataclass(frozen=True)
@@ -161,6 +121,8 @@ METHODS: Mapping[str, type[Method]] = {
         Resample,
         SMC,
         Network,
+        OutputNetwork,
+        NoiseNetwork,
         PlugInMean,
         SecondOrder,
         StraightFlow,

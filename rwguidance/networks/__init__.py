@@ -5,12 +5,16 @@ A guidance network is any module (x_t, t, condition), with t of shape (B,) and f
 that training starts from no guidance.
 """
 
+from .guidance import PRESETS, AtStrength, GuidanceNetwork
 from .latents import LatentExpectation, LatentShift
 from .perceptrons import ExpectationMLP, ShiftMLP
 from .registry import PublishedNetwork, available, load, published, register
 
 __all__ = [
+    "PRESETS",
+    "AtStrength",
     "ExpectationMLP",
+    "GuidanceNetwork",
     "LatentExpectation",
     "LatentShift",
     "PublishedNetwork",

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import torch
 
 from ..support import checks
+from ..support.outside import on_hub
 from ..support.packaged import in_package, package_folder
 from ..support.registry import Registry
-from .latents import LatentExpectation, LatentShift, read
+from .guidance import GuidanceNetwork
+from .latents import read
 
 __all__ = ["PublishedNetwork", "available", "load", "published", "register"]
 
@@ -44,7 +46,7 @@ class PublishedNetwork:
     file: str = "network.safetensors"
     card: str = ""
 
-    def load(self, device: torch.device | str = "cpu") -> LatentExpectation | LatentShift:
+    def load(self, device: torch.device | str = "cpu") -> GuidanceNetwork:
         """Returns the network, in single precision, frozen and in eval mode.
 
         Raises:
@@ -97,15 +99,15 @@ def available() -> list[str]:
     return _registry.names()
 
 
-def load(
-    source: str | os.PathLike[str], device: torch.device | str = "cpu"
-) -> LatentExpectation | LatentShift:
-    """Returns a network for latents, by its name or from the file that its `save` wrote.
+def load(source: str | os.PathLike[str], device: torch.device | str = "cpu") -> GuidanceNetwork:
+    """Returns a network for latents, by its name or from what it was saved to.
 
     A file is read in the dtype it was saved in, and nothing in it is executed.
 
     Arguments:
-        source: A name that :func:`available` lists, or a path.
+        source: A name that :func:`available` lists, the path of a file that a network's `save`
+            wrote, or what :meth:`GuidanceNetwork.from_pretrained` takes: a folder, or a repository
+            of the hub, as ``hf://owner/name``.
         device: The device of the network.
 
     Raises:
@@ -115,6 +117,8 @@ def load(
     """
 
     place = checks.device("device", device) or torch.device("cpu")
+    if on_hub(source) or checks.path("source", source).is_dir():
+        return GuidanceNetwork.from_pretrained(source, device=place)
     if not checks.path("source", source).is_file() and str(source) in available():
         return published(str(source)).load(place)
     return read(source, place)

@@ -23,6 +23,7 @@ from .banks import draw_bank
 from .chains import pcn, pcnl
 from .generators import Draw, Generate, flow_map
 from .gradient import GainOutOfReach, noise_gradient, size_for_gain
+from .networks import noise_map, output_map
 from .selection import best_of_n, soft_best_of_n
 from .tasks import Selection
 
@@ -36,6 +37,8 @@ __all__ = [
     "draw_bank",
     "flow_map",
     "noise_gradient",
+    "noise_map",
+    "output_map",
     "pcn",
     "pcnl",
     "size_for_gain",

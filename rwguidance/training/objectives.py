@@ -36,7 +36,7 @@ Encoder = Callable[[list[Any]], Any]
 """A function from items of a bank's condition, such as prompts, to what a model takes."""
 
 
-_OBJECTIVE = ("model", "bank", "betas", "log_w", "batch_size", "times", "encode")
+OBJECTIVE = ("model", "bank", "betas", "log_w", "batch_size", "times", "encode")
 """Attributes that decide every objective; of the tilt, its log-weights of the bank are all."""
 
 
@@ -213,7 +213,7 @@ class ExpectationObjective(Objective):
     """
 
     depends_on = (
-        *_OBJECTIVE,
+        *OBJECTIVE,
         "loss",
         "eta",
         "preferred",
@@ -322,7 +322,7 @@ class ShiftObjective(Objective):
             weighted regression (MRGM) into that of the centered residual, with far less noise.
     """
 
-    depends_on = (*_OBJECTIVE, "expectation")
+    depends_on = (*OBJECTIVE, "expectation")
 
     expectation: nn.Module | None = None
 

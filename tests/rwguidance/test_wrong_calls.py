@@ -89,6 +89,13 @@ SELECTION = rw.best_of_n(identity, FIRST, draw, 3, 2, generator=seeded())
 STATE = dict(x_t=X, t=0.5)
 ESTIMATE = dict(model=MODEL, x_t=X, t=0.5, condition=KEYS)
 SELECT = dict(generate=identity, tilt=FIRST, draw=draw, outputs=3, condition=KEYS, batch_size=2)
+ONE_STEP = dict(
+    generate=lambda noise, condition: noise,
+    tilt=LINEAR,
+    draw=lambda n, generator: X[:n],
+    condition=None,
+    batch_size=2,
+)
 OBJECTIVE = dict(model=MODEL, bank=BANK, tilt=FIRST, batch_size=8, times=training.uniform_times)
 LOSS = dict(log_h=W, log_w=W.flip(0))
 RESIDUAL = dict(shift=X, mean=X + 1, x_0=X - 1, log_w=W)
@@ -216,6 +223,10 @@ RIGHT = {
     training.ExpectationObjective: dict(
         **OBJECTIVE, eta=0.0, preferred=None, penalty=0.0, group_size=1
     ),
+    training.EstimatedShiftObjective: dict(**OBJECTIVE, tilted=0.5, effective=2.0),
+    training.StrengthsObjective: dict(objectives={1.0: objective}),
+    training.OutputObjective: dict(**ONE_STEP, variance=1.0),
+    training.NoiseObjective: dict(**ONE_STEP, std=1.0, prior=None),
     training.ShiftObjective: OBJECTIVE,
     training.train: dict(
         network=Network(),
@@ -228,9 +239,36 @@ RIGHT = {
         save_every=1,
         progress=False,
     ),
+    training.tilted_gain: dict(bank=BANK, tilt=FIRST),
+    training.guided_gain: dict(
+        model=MODEL,
+        estimator=rw.PlugIn(LINEAR),
+        tilt=LINEAR,
+        sampler=rw.DDIM(),
+        times=[0.9, 0.5, 0.0],
+        noise=X,
+        condition=None,
+    ),
+    training.calibrate: dict(gain=lambda scale: torch.full((3,), scale), target=1.5),
     training.uniform_times: dict(n=3, generator=seeded),
     networks.ExpectationMLP: dict(event=(2,), labels=None, width=8, depth=2, seed=0),
     networks.ShiftMLP: dict(event=(2,), schedule=PATH, labels=None, width=8, depth=2, seed=0),
+    networks.GuidanceNetwork: dict(
+        channels=2,
+        schedule=PATH,
+        output="shift",
+        text=None,
+        tokens=None,
+        strength=False,
+        widths=(8, 8),
+        depth=1,
+        scales=None,
+        seed=0,
+    ),
+    networks.AtStrength: dict(
+        network=networks.GuidanceNetwork(2, PATH, strength=True, widths=(8, 8), depth=1),
+        strength=1.0,
+    ),
     networks.LatentExpectation: dict(
         channels=2, schedule=PATH, text=None, widths=(8, 8), depth=1, seed=0
     ),

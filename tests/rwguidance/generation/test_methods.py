@@ -212,4 +212,6 @@ def test_a_network_for_latents_says_what_it_gives(kind):
 def test_settings_are_json(tmp_path):
     run(tmp_path, Network(nn.Identity(), scale=0.0), ["ab"])
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert set(settings["method"]) == {"name", "network", "log_h", "scale", "window"}
+    assert set(settings["method"]) == {
+        "name", "network", "strength", "log_h", "scale", "window",
+    }  # fmt: skip

@@ -18,6 +18,8 @@ from rwguidance.generation import (
     Network,
     NoiseChain,
     NoiseGradient,
+    NoiseNetwork,
+    OutputNetwork,
     PlugInMean,
     Pool,
     Posterior,
@@ -73,7 +75,8 @@ def by_name(method):
 
 def test_every_method_stands_under_its_name_with_a_summary():
     assert set(METHODS.values()) == {
-        Importance, Pool, Resample, SMC, Network, PlugInMean, SecondOrder, StraightFlow, Posterior,
+        Importance, Pool, Resample, SMC, Network, OutputNetwork, NoiseNetwork, PlugInMean,
+        SecondOrder, StraightFlow, Posterior,
         NoiseGradient, NoiseChain, BestOfN,
     }  # fmt: skip
     for name, method in METHODS.items():

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from counted_law import CountedBrightness, CountedLaw, counts, said_in
 from pixel_law import QUIET, run
@@ -11,6 +12,8 @@ from rwguidance.generation import (
     BestOfN,
     Importance,
     NoiseGradient,
+    NoiseNetwork,
+    OutputNetwork,
     PlugInMean,
     Pool,
     Resample,
@@ -19,6 +22,16 @@ from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.work import Forecast, Streams, Work, work_on_draws
 
 pytestmark = QUIET
+
+
+class Still(torch.nn.Module):
+    """A network that changes nothing."""
+
+    depends_on = ()
+
+    def forward(self, x, t, condition):
+        return 0 * x
+
 
 METHODS = [
     Importance(bank=7, kl=0.5),
@@ -35,6 +48,8 @@ METHODS = [
     PlugInMean(kl=0.5, bank=7),
     NoiseChain(kl=0.5, bank=7),
     NoiseGradient(kl=0.5, bank=7, size=0.5, moves=2),
+    OutputNetwork(Still()),
+    NoiseNetwork(Still()),
 ]
 
 
