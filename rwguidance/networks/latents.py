@@ -19,9 +19,8 @@ from ..schedules import (
     working_dtype,
 )
 from ..support import checks
-from ..support.files import replacing
 from ..support.randomness import seeded
-from ..support.tensors import check_config, read_tensor_file
+from ..support.tensors import check_config, read_tensor_file, write_tensor_file
 from .common import check_sizes, posterior_variance, silence, waves
 from .convolutions import GROUPS, Decoder, Encoder
 
@@ -74,8 +73,6 @@ class _LatentNetwork(nn.Module):
             FileNotFoundError: If there is no such directory.
         """
 
-        from safetensors.torch import save_file
-
         names = ("channels", "text", "widths", "depth", "seed")
         arguments = {name: getattr(self, name) for name in names}
         arguments["schedule"] = _describe(self.schedule)
@@ -83,9 +80,7 @@ class _LatentNetwork(nn.Module):
         path = checks.path("path", path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a network in")
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata)
+        write_tensor_file(path, self.state_dict(), metadata)
 
     def _start(
         self, x_t: Tensor, t: Tensor, condition: Any
