@@ -10,7 +10,7 @@ TESTS ?= -n logical --maxprocesses 8 --dist worksteal
 COUNT ?= 100
 SEED ?= 0
 
-.PHONY: demo test test-slow test-references test-oldest test-versions test-settings
+.PHONY: demo test test-slow faults test-references test-oldest test-versions test-settings
 .PHONY: lint types docs check coverage mutants mutants-random release-check figures clean
 .DEFAULT_GOAL := test
 
@@ -35,6 +35,9 @@ test-slow: $(VENV)/.dev  ## the long ones: mutants and training at length
 
 test-references: $(VENV)/.dev  ## rewards against their references; see tests/rewards/test_references.py
 	$(BIN)/python -m pytest -m references
+
+faults: $(VENV)/.dev  ## errors, kills, full disks, damage and hostile files: a table of what survived
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:. $(BIN)/python -m faults
 
 coverage: $(VENV)/.dev  ## the default tests, and which lines they run: a report, not a bound
 	$(BIN)/python -m coverage run -m pytest

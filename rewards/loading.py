@@ -264,7 +264,7 @@ def assign_weights(
     ignored = tuple(ignored)
     used = {k: v for k, v in weights.items() if k in own or not (ignored and k.endswith(ignored))}
     for name, value in used.items():
-        if value.dtype not in _PRECISIONS and (name not in own or own[name].is_floating_point()):
+        if value.dtype not in _PRECISIONS and name in own and own[name].is_floating_point():
             raise ValueError(
                 f"{where} must hold plain numbers, got {name} in {str(value.dtype)[6:]}: quantized "
                 "weights mean nothing without their scales; take the weights they were made of"

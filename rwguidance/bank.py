@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .support import checks, memory
 from .support.conditions import condition_keys
-from .support.files import replacing
-from .support.tensors import read_tensor_file
+from .support.tensors import read_tensor_file, write_tensor_file
 from .tilt import Tilt, check_rewards
 
 if TYPE_CHECKING:
@@ -229,8 +228,6 @@ class Bank:
             FileNotFoundError: If there is no such directory.
         """
 
-        from safetensors.torch import save_file
-
         path = checks.path("path", path)
         for key in () if self.condition is None else self.rows:
             if not isinstance(key, str | int):
@@ -239,12 +236,11 @@ class Bank:
                     f"got {type(key).__name__}"
                 )
         columns = {name: getattr(self, name) for name in _COLUMNS}
-        tensors = {name: v.contiguous() for name, v in columns.items() if v is not None}
+        tensors = {name: value for name, value in columns.items() if value is not None}
         metadata = {"condition": json.dumps(self.condition), "origin": json.dumps(self.origin)}
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a bank in")
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata)
+        write_tensor_file(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "Bank":

@@ -88,6 +88,8 @@ NO_RESULT = {
     "metrics.accumulators.Accumulator",
     "metrics.frechet.Moments",
     "rewards.prompt_cache.PromptCache",
+    "rewards.remote.limits.Budget",
+    "rewards.remote.limits.Deadline",
     "rewards.remote.server.RewardServer",
     "rewards.scoring.journal.Journal",
     "rewards.scoring.journal.OwnJournal",
@@ -481,7 +483,7 @@ def composites():
                 "needs_prompt": False,
                 "typical_range": (0.0, 2.0),
             },
-            {"timeout": 1.0, "retries": 1, "batch_size": 2, "token": "y"},
+            {"timeout": 1.0, "total_timeout": 9.0, "retries": 1, "batch_size": 2, "token": "y"},
             ("token_variable",),
         ),
         "LogitScale": Case(

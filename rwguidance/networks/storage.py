@@ -22,7 +22,7 @@ from ..schedules import (
 from ..support import checks
 from ..support.files import replacing
 from ..support.outside import on_hub, require, split_hub
-from ..support.tensors import check_config, read_tensor_file
+from ..support.tensors import check_config, read_tensor_file, write_tensor_file
 
 S = TypeVar("S", bound="StoredNetwork")
 
@@ -59,7 +59,7 @@ class StoredNetwork(nn.Module, ABC):
         path = checks.path("path", path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no directory {path.parent} to save a network in")
-        _write(self, path, metadata)
+        write_tensor_file(path, self.state_dict(), metadata)
 
     def save_pretrained(
         self,
@@ -86,7 +86,7 @@ class StoredNetwork(nn.Module, ABC):
         config = {"network": type(self).__name__, **_described(self)}
         texts = {CARD: _card(self, facts or {}, notes), CONFIG: json.dumps(config, indent=1) + "\n"}
         folder.mkdir(parents=True, exist_ok=True)
-        _write(self, folder / WEIGHTS, {"format": "pt"})
+        write_tensor_file(folder / WEIGHTS, self.state_dict(), {"format": "pt"})
         for name, text in texts.items():
             with replacing(folder / name) as partial:
                 partial.write_text(text, encoding="utf-8")
@@ -169,14 +169,6 @@ def build(
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit {name} of this version: {error}") from error
     return network
-
-
-def _write(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file as save
-
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with replacing(path) as partial:
-        save(tensors, partial, metadata)
 
 
 def _folder(source: str | os.PathLike[str], revision: str | None) -> Path:

@@ -5,6 +5,7 @@ that names the file. A pickle may state a tensor of a million rows that are one 
 asks for more numbers than it brings is refused before anything copies it.
 """
 
+import hashlib
 import json
 import os
 import zipfile
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .files import open_regular, read_regular
+from .files import open_regular, read_regular, replacing
 
 __all__ = [
     "INDEX",
@@ -25,11 +26,13 @@ __all__ = [
     "read_pickle",
     "read_tensor_file",
     "read_tensors",
+    "write_tensor_file",
 ]
 
 INDEX = ".index.json"
 """Ending of the name of the index of shards; a variant may stand within: .index.fp16.json."""
 
+_SEAL = "sha256"
 _MOST_LAYERS = 1000
 _LONGEST_SIDE = 8192
 _LARGEST = 2**24
@@ -48,8 +51,32 @@ class TensorFile(NamedTuple):
     metadata: dict[str, str]
 
 
+def write_tensor_file(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file, atomically, with the SHA-256 of its content.
+
+    Arguments:
+        path: The file.
+        tensors: The tensors by name.
+        metadata: Texts by name, which may not be "sha256".
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
+
+    from safetensors.torch import save_file
+
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    with replacing(path) as partial:
+        save_file(plain, partial, {**metadata, _SEAL: _digest(plain, metadata)})
+
+
 def read_tensor_file(path: Path, device: torch.device | str = "cpu") -> TensorFile:
     """Returns the content of a safetensors file, copied out of it.
+
+    If the file has the SHA-256 of its content, as :func:`write_tensor_file` puts it there, the
+    content is compared with it.
 
     Raises:
         OSError: If it is no file, is not there, or cannot be read.
@@ -63,9 +90,13 @@ def read_tensor_file(path: Path, device: torch.device | str = "cpu") -> TensorFi
         with safe_open(path, framework="pt", device=str(device)) as file:
             # Copied: in the mapped file they lie at addresses where kernels round otherwise.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return TensorFile(tensors, dict(file.metadata() or {}))
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {_line(error)}") from None
+    rest = {name: text for name, text in metadata.items() if name != _SEAL}
+    if _SEAL in metadata and metadata[_SEAL] != _digest(tensors, rest):
+        raise ValueError(f"{path} is damaged: its SHA-256 is not that of what was written")
+    return TensorFile(tensors, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -118,7 +149,7 @@ def read_pickle(path: Path, device: torch.device | str = "cpu", mapped: bool = F
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
-            _check_stored(path)
+            _check_zip(path, mapped)
         return torch.load(path, map_location=device, weights_only=True, mmap=mapped and zipped)
     except Exception as error:  # whatever a damaged file makes of the reader
         # Nor is it named as the cause: torch advises to execute what is in the file.
@@ -155,12 +186,25 @@ def check_config(content: Any, where: object, key: str = "") -> None:
             raise ValueError(f"{where} asks for an absurd size: {key} is {content:,}")
 
 
-def _check_stored(path: Path) -> None:
-    """Raises if a zip is compressed, as none that torch wrote: a small one could fill memory."""
+def _check_zip(path: Path, mapped: bool) -> None:
+    """Raises if a zip is compressed, as none that torch wrote: a small one could fill memory.
+
+    Sums of its parts are compared where all of it is read, which torch does not do.
+    """
 
     with zipfile.ZipFile(path) as file:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
             raise ValueError("it is compressed")
+        if not mapped and file.testzip() is not None:
+            raise ValueError("its sums are wrong")
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:

@@ -152,3 +152,19 @@ def test_paths_begin_in_the_users_folder_and_hold_no_nul(tmp_path, monkeypatch):
     assert len(Bank.load("~/bank")) == 2
     with pytest.raises(ValueError, match="out must be a path without NUL"):
         path("out", "a\0b")
+
+
+@pytest.mark.parametrize("name", ["bank", "network", "checkpoint"])
+def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path, name):
+    file = tmp_path / "file"
+    network = LatentShift(4, RectifiedSchedule(), widths=(8,), depth=1)
+    run = lambda: train(Line(), objective, 2, checkpoint=file)
+    save = {"bank": Bank(randn(0, 50, 20)).save, "network": network.save}
+    save.get(name, lambda path: run())(file)
+    read = {"bank": Bank.load, "network": networks.load}.get(name, lambda path: run())
+    read(file)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"/file "):
+        read(file)

@@ -1,0 +1,159 @@
+"""Commands that go on after an interruption, each as a small run in a folder."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+import pixel_law
+import scored_folders
+from evaluations import tensors_of
+from rewards.scoring import plan, score
+from rwguidance.evaluation import evaluate, load_results
+from rwguidance.generation import BestOfN, Store
+from rwguidance.training import train
+
+__all__ = ["COMMANDS", "Command", "Line", "run_quietly", "whole"]
+
+
+class Line(NamedTuple):
+    """One line of the table: what was done, how often, and what was wrong each time it was."""
+
+    what: str
+    tries: int
+    failures: list[str]
+
+
+class Command(NamedTuple):
+    """A command that goes on where it stopped.
+
+    Arguments:
+        name: Its name.
+        run: A function of a folder that begins the work there, or goes on.
+        outcome: A function of a folder that returns what must not depend on faults.
+        batch: Owner and name of the function that is called once for every batch.
+        stores: Whether it keeps draws in the folder "store" beside its results.
+    """
+
+    name: str
+    run: Callable[[Path], Any]
+    outcome: Callable[[Path], dict[str, str]]
+    batch: tuple[Any, str]
+    stores: bool = False
+
+
+class Affine(torch.nn.Module):
+    """The smallest network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+class Squares:
+    """An objective that says what it depends on: nothing."""
+
+    depends_on = ()
+
+    def __call__(self, network: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"loss": network(torch.randn(3, 1, generator=generator)).square().mean()}
+
+
+def generated(root: Path) -> None:
+    pixel_law.run(
+        root / "out", BestOfN(3), images=2, batch_size=1, steps=2, store=Store(root / "store")
+    )
+
+
+def scored(root: Path) -> None:
+    images = root / "images"
+    images.mkdir(exist_ok=True)
+    for i in range(6):
+        if not (images / f"{i}.png").exists():
+            Image.new("RGB", (4, 4 + i), (40 * i, 9, 9)).save(images / f"{i}.png")
+    (root / "out").mkdir(exist_ok=True)
+    rewards = {"brightness": scored_folders.Brightness()}
+    score(plan(images), rewards, root / "out" / "scores.csv", batch_size=2)
+
+
+def evaluated(root: Path) -> None:
+    evaluate(
+        backbone=pixel_law.Law(),
+        reward=pixel_law.Brightness(),
+        prompts=("ab", "abcdef"),
+        methods={"best of 3": BestOfN(3)},
+        out=root / "out",
+        strengths=(1.0,),
+        images=2,
+        steps=2,
+        target_draws=4,
+        shown=1,
+        batch_size=2,
+        store=Store(root / "store"),
+    )
+
+
+def trained(root: Path) -> torch.Tensor:
+    (root / "out").mkdir(exist_ok=True)
+    return train(Affine(), Squares(), 6, checkpoint=root / "out" / "run.pt", save_every=2)
+
+
+def files_of(root: Path) -> dict[str, str]:
+    """Digests of the files in the folder of results."""
+
+    files = sorted(path for path in (root / "out").rglob("*") if path.is_file())
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    return {path.relative_to(root).as_posix(): digest(path) for path in files}
+
+
+def numbers_of(root: Path) -> dict[str, str]:
+    found = tensors_of(load_results(root / "out"))
+    return {str(key): str(value.tolist()) for key, value in found.items()}
+
+
+def table_of(root: Path) -> dict[str, str]:
+    names = {name: digest for name, digest in files_of(root).items() if "record" not in name}
+    return names  # the record names the folder
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("generate", generated, files_of, (pixel_law.Law, "forward"), True),
+        Command("score", scored, table_of, (scored_folders.Brightness, "forward")),
+        Command("evaluate", evaluated, numbers_of, (pixel_law.Law, "forward"), True),
+        Command(
+            "train",
+            trained,
+            lambda root: {"losses": str(trained(root).tolist())},
+            (Squares, "__call__"),
+        ),
+    )
+}
+"""The commands; prepare and draw join here."""
+
+
+def run_quietly(command: Command, root: Path) -> None:
+    """Runs a command, which may warn of what it has found."""
+
+    root.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        command.run(root)
+
+
+def whole(command: Command, root: Path) -> dict[str, str]:
+    """Runs a command to its end, and returns what came of it and what it has left behind."""
+
+    run_quietly(command, root)
+    found = command.outcome(root)
+    left = [path for path in root.rglob("*") if path.name == ".lock" or ".partial" in path.name]
+    return {**found, "left behind": json.dumps(sorted(path.name for path in left))}
