@@ -10,18 +10,15 @@ from torch import Generator, Tensor
 
 import rwguidance as rw
 from rwguidance.estimators import (
-    FMPS,
     InnerFlow,
     LeaveOneOut,
     PosteriorSampling,
     SecondOrderPlugIn,
 )
 from rwguidance.noise_space import (
-    GainOutOfReach,
     best_of_n,
     flow_map,
     noise_gradient,
-    size_for_gain,
     soft_best_of_n,
 )
 from rwguidance.weights import systematic
@@ -146,16 +143,9 @@ def posterior(case: Case, steps: int, inner_steps: int, first_order: bool = Fals
     return case.guided(estimator, steps)
 
 
-def moved_noise(case: Case, steps: int, moves: int) -> Tensor:
-    """Noise moved along the gradient, by the size at which pilots gain what a bank says."""
-
+def moved_noise(case: Case, moves: int, size: float) -> Tensor:
+    steps = case.calls // 16  # a move takes four passes over them
     generate = flow_map(case.model, rw.DDIM(), case.times(steps), gradient=True)
-    log_w = case.tilt(case.drawn(256, steps))
-    gain = float(log_w.softmax(0) @ log_w - log_w.mean())
-    try:
-        size = size_for_gain(generate, case.tilt, case.noise(64), gain, moves, keep_norm=False)
-    except GainOutOfReach as error:
-        size = error.size
     draw = lambda n, generator: case.noise(n)
     return noise_gradient(generate, case.tilt, draw, case.outputs, size, moves, keep_norm=False).x_0
 
@@ -165,9 +155,12 @@ def plug_in(case: Case, scale: float) -> Tensor:
     return case.guided(rw.PlugIn(case.tilt), steps, scale, (0.0, 0.999))
 
 
-def damped(case: Case, damping: float) -> Tensor:
-    estimator = rw.PlugIn(case.tilt, damping=damping, prior_variance=_variance(case))
-    return case.guided(estimator, min(case.calls, 64))
+def damped(case: Case, curvature: float) -> Tensor:
+    few = 16  # steps of 64 draws, for the variance of the law
+    variance = float(case.drawn(64, few).var(0).mean())
+    steps = min(case.calls - -(-64 * few // case.outputs), 64)
+    estimator = rw.PlugIn(case.tilt, damping=curvature, prior_variance=variance)
+    return case.guided(estimator, max(steps, 1))
 
 
 def second_order(case: Case, iterations: int, scale: float = 1.0) -> Tensor:
@@ -176,8 +169,9 @@ def second_order(case: Case, iterations: int, scale: float = 1.0) -> Tensor:
     return case.guided(estimator, steps, scale, (0.0, 0.999))
 
 
-def fmps(case: Case, scale: float) -> Tensor:
-    return case.guided(FMPS(case.tilt), min(case.calls, 64), scale, (0.0, 0.999))
+def fmps(case: Case, rate: float) -> Tensor:
+    times = case.times(min(case.calls, 64))
+    return rules.fmps(case.model, case.tilt, case.noise(), times, rate)
 
 
 def dps(case: Case, rate: float) -> Tensor:
@@ -232,10 +226,6 @@ def reno(case: Case, rate: float, weight: float) -> Tensor:
     return rules.reno(generate, case.tilt, case.noise(), iterations, rate, weight)
 
 
-def _variance(case: Case) -> float:
-    return float(case.drawn(64, 16).var(0).mean())
-
-
 Trials = list[dict[str, Any]]
 
 
@@ -261,9 +251,9 @@ METHODS: dict[str, tuple[Callable[..., Tensor], Trials]] = {
         universal_guidance,
         _grid(weight=[0.25, 0.5, 1.0], recurrences=[1, 2]),
     ),
-    "damped plug-in": (damped, _grid(damping=[0.1, 0.5, 1.0, 2.0, 6.0, 20.0])),
+    "damped plug-in": (damped, _grid(curvature=[0.1, 0.5, 1.0, 2.0, 6.0, 20.0])),
     "second-order plug-in": (second_order, _grid(iterations=[1, 2, 4], scale=[0.75, 1.0])),
-    "FMPS": (fmps, _grid(scale=[0.01, 0.03, 0.1, 0.2, 0.5, 1.0])),
+    "FMPS": (fmps, _grid(rate=[0.01, 0.03, 0.1, 0.2, 0.5, 1.0])),
     "LiDAR": (lidar, _grid(strength=[1.0, 2.0, 5.0], scale=[1.0, 2.0])),
     "FK steering": (fk_steering, _grid(particles=[4, 16, 64], potential=["max", "difference"])),
     "SVDD": (svdd, _grid(steps=[8, 16, 32], sharpness=[1.0, float("inf")])),
@@ -275,7 +265,7 @@ METHODS: dict[str, tuple[Callable[..., Tensor], Trials]] = {
     "pool": (pool, _grid(steps=[8, 16, 32], kernel=KERNELS)),
     "SMC": (smc, _grid(steps=[8, 16, 32], threshold=[0.5, 0.9])),
     "posterior": (posterior, _grid(steps=[8, 16], inner_steps=[2, 3, 4])),
-    "noise gradient": (moved_noise, _grid(steps=[4, 8], moves=[1, 2, 4])),
+    "noise gradient": (moved_noise, _grid(moves=[1, 2, 3], size=[0.5, 1.0])),
 }
 """Methods with their trials. What is tried is all that is tuned."""
 

@@ -16,7 +16,7 @@ from rwguidance.noise_space import Generate
 from rwguidance.support.conditions import take
 from rwguidance.weights import ess, gumbel
 
-__all__ = ["dps", "fk_steering", "map_ascent", "reno", "svdd", "universal_guidance"]
+__all__ = ["dps", "fk_steering", "fmps", "map_ascent", "reno", "svdd", "universal_guidance"]
 
 Source = torch.Generator | None
 
@@ -96,6 +96,44 @@ def universal_guidance(
                 prediction = prediction.shifted(weight * now.sigma**2 / now.alpha * gradient)
             x_s = stepped(model, prediction, x, s, 0.0, generator)
             x = keep * x_s + spread * _noise(x, generator) if left else x_s
+    return x
+
+
+def fmps(
+    model: rw.Model,
+    tilt: rw.Tilt,
+    x_1: Tensor,
+    times: Tensor,
+    rate: float,
+    condition: object = None,
+    generator: Source = None,
+) -> Tensor:
+    r"""Corrects the velocity by the gradient where the flow would end, were it straight.
+
+    :math:`v - r \, \beta_t \, |v| \, g / |g|` with g the gradient of the log-weight at
+    :math:`(x_t - \sigma_t x_1) / \alpha_t`, where x_1 is the first state and beta the factor of the
+    score in a velocity; nothing at the first step. Flow Matching Posterior Sampling (Song et al.,
+    2024), arXiv:2411.07625, its form without passes back through the model.
+    """
+
+    x = x_1
+    for number, (t, s) in enumerate(itertools.pairwise(times)):
+        with torch.no_grad():
+            prediction = model(x, t, condition)
+        if number:
+            now = prediction.scales
+            with torch.enable_grad():
+                mean = ((x - now.sigma * x_1) / now.alpha).detach().requires_grad_()
+                log_w = tilt(mean, condition)
+                if not log_w.requires_grad:
+                    raise ValueError("the reward has no gradient")
+                (gradient,) = torch.autograd.grad(log_w.sum(), mean)
+            beta = now.sigma * (now.sigma_rate - now.sigma * now.alpha_rate / now.alpha)
+            velocity = prediction.velocity
+            unit = gradient / _norm(gradient).clamp_min(1e-12)
+            velocity = velocity - rate * beta * _norm(velocity) * unit
+            prediction = rw.Prediction.from_velocity(velocity, x, now)
+        x = stepped(model, prediction, x, s, 0.0, generator)
     return x
 
 
