@@ -50,6 +50,8 @@ class Aesthetic(Reward):
 
     depends_on = ("mode",)
 
+    takes_levels = True
+
     spec = RewardSpec(
         name="aesthetic",
         title="LAION aesthetic v2",
@@ -123,6 +125,8 @@ class AestheticV25(Reward):
     """
 
     depends_on = ("mode",)
+
+    takes_levels = True
 
     spec = RewardSpec(
         name="aesthetic-v2.5",

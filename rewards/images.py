@@ -62,7 +62,9 @@ class SizeGroups:
         return rows
 
 
-def group_by_size(images: Images, device: torch.device | None = None) -> SizeGroups:
+def group_by_size(
+    images: Images, device: torch.device | None = None, levels: bool = False
+) -> SizeGroups:
     """Checks images and stacks those of one size.
 
     NaN passes and becomes a reward of NaN, which names the item and its prompt.
@@ -71,6 +73,7 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
         images: Tensors or PIL images, as :data:`Images` says.
         device: Device to which PIL images go, and on which tensors must be; None takes them as they
             are.
+        levels: Whether PIL images keep their 8-bit levels, 0, ..., 255 in uint8.
 
     Raises:
         TypeError: If there is something else than floating-point tensors and PIL images.
@@ -93,11 +96,11 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
     tensors = []
     with_nan: list[int] = []
     for i, image in enumerate(images):
-        tensor, holds_nan = _single(image, f"images[{i}]", device)
+        tensor, holds_nan = _single(image, f"images[{i}]", device, levels)
         tensors.append(tensor)
         with_nan.extend([i] * holds_nan)
         sizes.setdefault((*tensor.shape[1:], tensor.dtype), []).append(i)
-    stacked = tuple(torch.stack([tensors[i] for i in group]) for group in sizes.values())
+    stacked = tuple(_stack([tensors[i] for i in group]) for group in sizes.values())
     return SizeGroups(stacked, tuple(map(tuple, sizes.values())), tuple(with_nan))
 
 
@@ -114,6 +117,12 @@ def from_pil(image: "Image") -> Tensor:
         ValueError: If the mode is not an 8-bit one: "I", "F" and "I;16" have no agreed range.
     """
 
+    return _levels(image).contiguous().float().div_(255)
+
+
+def _levels(image: "Image") -> Tensor:
+    """The levels of a PIL image, uint8 with shape (3, H, W), the channel last in memory."""
+
     import numpy
 
     if 0 in image.size:
@@ -124,7 +133,7 @@ def from_pil(image: "Image") -> Tensor:
             f"got {image.mode!r}; scale it to 8 bits first"
         )
     levels = torch.from_numpy(numpy.array(image.convert("RGB"), dtype=numpy.uint8))
-    return levels.permute(2, 0, 1).contiguous().float().div_(255)
+    return levels.permute(2, 0, 1)
 
 
 def to_pil(images: Tensor) -> "list[Image]":
@@ -136,13 +145,23 @@ def to_pil(images: Tensor) -> "list[Image]":
     return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]
 
 
-def _single(image: "Tensor | Image", name: str, device: torch.device | None) -> tuple[Tensor, bool]:
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    """Images (3, H, W) as one tensor; levels keep the channel last in memory, as PIL has it."""
+
+    if images[0].dtype == torch.uint8:
+        return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
+    return torch.stack(list(images))
+
+
+def _single(
+    image: "Tensor | Image", name: str, device: torch.device | None, levels: bool
+) -> tuple[Tensor, bool]:
     """One image with shape (3, H, W), and whether it holds NaN."""
 
     if isinstance(image, Tensor):
         return image, bool(_check_tensor(image, name, device, single=True))
     if _is_pil(image):
-        return from_pil(image).to(device), False
+        return (_levels(image) if levels else from_pil(image)).to(device), False
     raise TypeError(f"{name} must be a float tensor or a PIL image, got {type(image).__name__}")
 
 
