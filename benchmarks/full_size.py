@@ -1,8 +1,9 @@
 """The first step of guidance at full size: does a bank of real latents still say anything there?
 
 Run `python benchmarks/full_size.py --tae FOLDER`, with a folder that holds the encoders of TAESDXL
-and TAESD3 in their original layout. Pictures of the test bed are enlarged to 512 px, encoded once,
-and kept. Rewards are those of the small pictures, and beta moves each prompt by one nat.
+and TAESD3 in their original layout. Pictures of the test bed are enlarged to 512 px, and some to
+1024 px, encoded once, and kept, so that a run that was broken off goes on, also with more draws.
+Rewards are those of the small pictures, and beta moves each prompt by one nat.
 
 A run begins from noise that knows nothing of the picture. There the shift should be the tilted mean
 of the prompt less its mean, a direction that other draws know as well. Half of them, A, and the
@@ -37,7 +38,9 @@ import rwguidance as rw  # noqa: E402
 from rwguidance import backbones, rewards  # noqa: E402
 from rwguidance.generation.run import Run  # noqa: E402
 from rwguidance.statistics import ratio_and_error  # noqa: E402
+from rwguidance.store import Store  # noqa: E402
 from rwguidance.support.digests import digest_of  # noqa: E402
+from rwguidance.support.files import replacing  # noqa: E402
 from rwguidance.support.randomness import generator_for  # noqa: E402
 
 PROMPTS = (
@@ -51,7 +54,14 @@ PROMPTS = (
 MODELS = {"sdxl-turbo": ("taesdxl", "sdxl-turbo", 4), "sd3.5-large-turbo": ("taesd3", "sd3", 4)}
 """Model by name: its encoder, a tiny pipeline with its scheduler, and its number of steps."""
 
+SIDES = {512: (len(PROMPTS), 512), 1024: (1, 128)}
+"""Prompts and draws of each, at most, by the side of the pictures in pixels."""
+
 BANK, SPLITS, STATES, SEED = 64, 8, 8, 0
+PART, COMPARED = 32, 2
+"""Draws that are kept in one file, and those that are also encoded in float32."""
+
+NARROW = torch.bfloat16
 console = Console(width=120)
 
 
@@ -79,43 +89,66 @@ class Encoded:
     rewards: Tensor
 
 
-def encoded(name: str, prompt: str, arguments: argparse.Namespace) -> Encoded:
-    """Returns the draws of a prompt as a model sees them, from the cache or made now."""
+@dataclass(frozen=True)
+class Latents:
+    """Pictures of the test bed as latents of one encoder, kept in a folder."""
 
-    key = digest_of((name, prompt, str(arguments.draws), str(arguments.side)), [])[:16]
-    file = arguments.cache / f"{name}-{key}.safetensors"
-    if not file.is_file():
-        pictures, values = drawn(prompt, arguments.draws)
-        x_0 = encode(pictures, MODELS[name][0], arguments)
-        arguments.cache.mkdir(parents=True, exist_ok=True)
-        save_file({"x_0": x_0, "rewards": values}, file)
-    tensors = load_file(file)
-    return Encoded(prompt, tensors["x_0"].float(), tensors["rewards"].double())
+    run: Run
+    encoder: str
+    side: int
+    arguments: argparse.Namespace
+
+    def of(self, prompt: str, n: int) -> Encoded:
+        """Returns the first draws of a prompt as a model sees them, kept or made now."""
+
+        bank = self.run.bank(prompt, n, "full size")
+        assert bank.rewards is not None
+        parts = [self._part(prompt, first, bank.x_0) for first in range(0, n, PART)]
+        return Encoded(prompt, torch.cat(parts)[:n].float(), bank.rewards.double())
+
+    def error(self, draws: Encoded) -> float:
+        """Returns the error of half precision, over the spread of a prompt's latents."""
+
+        few = self.run.decode(
+            self.run.bank(draws.prompt, len(draws.x_0), "full size").x_0[:COMPARED]
+        )
+        change = draws.x_0[:COMPARED] - self.encode(few, torch.float32)
+        spread = draws.x_0 - draws.x_0.mean(0)
+        return float(change.square().mean().sqrt() / spread.square().mean().sqrt())
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns the latents of enlarged pictures, by a real encoder."""
+
+        layout: Any = {"memory_format": torch.channels_last}
+        vae: Any = load_autoencoder(self.arguments.tae, self.encoder, dtype).to(**layout)
+        parts = []
+        for picture in pictures.split(1):  # fits a cache best
+            large = torch.nn.functional.interpolate(picture, self.side, mode="bicubic")
+            large = 2 * large.clamp(0, 1) - 1
+            parts.append(vae.encode(large.to(dtype).contiguous(**layout)).latents)
+        return torch.cat(parts).contiguous()
+
+    def _part(self, prompt: str, first: int, x_0: Tensor) -> Tensor:
+        key = digest_of((self.encoder, prompt, str(self.side), str(first)), [])[:16]
+        file = self.arguments.cache / f"{self.encoder}-{key}.safetensors"
+        if not file.is_file():
+            started = time.perf_counter()
+            latents = self.encode(self.run.decode(x_0[first : first + PART]), NARROW)
+            seconds = (time.perf_counter() - started) / len(latents)
+            console.print(f"{self.encoder}, {self.side} px: {seconds:.2f} s a picture")
+            with replacing(file) as partial:
+                save_file({"x_0": latents}, partial)
+        return load_file(file)["x_0"]
 
 
-def drawn(prompt: str, n: int) -> tuple[Tensor, Tensor]:
-    """Pictures of a prompt by the test bed, (n, 3, H, W) in [0, 1], and their rewards."""
+def drawing(arguments: argparse.Namespace) -> Run:
+    """The run that draws pictures of the test bed, and keeps them."""
 
+    arguments.cache.mkdir(parents=True, exist_ok=True)
     backbone = backbones.load("emoji-flow")
-    run = Run(backbone, rewards.load("emoji-pick"), backbone.times(4), SEED, batch_size=16)
-    bank = run.bank(prompt, n, "full size")
-    assert bank.rewards is not None
-    return torch.cat([run.decode(part) for part in bank.x_0.split(16)]), bank.rewards
-
-
-@torch.no_grad()
-def encode(pictures: Tensor, encoder: str, arguments: argparse.Namespace) -> Tensor:
-    """Latents of enlarged pictures, by a real encoder."""
-
-    layout: Any = {"memory_format": torch.channels_last}
-    vae: Any = load_autoencoder(arguments.tae, encoder, torch.bfloat16).to(**layout)
-    parts, started = [], time.perf_counter()
-    for part in pictures.split(4):
-        large = torch.nn.functional.interpolate(part, arguments.side, mode="bicubic").clamp(0, 1)
-        parts.append(vae.encode((2 * large - 1).to(torch.bfloat16).contiguous(**layout)).latents)
-    seconds = (time.perf_counter() - started) / len(pictures)
-    console.print(f"{encoder}: {seconds:.2f} s a picture")
-    return torch.cat(parts).contiguous()
+    store = Store(arguments.cache / "draws")
+    return Run(backbone, rewards.load("emoji-pick"), backbone.times(4), SEED, PART, store=store)
 
 
 def one_nat(draws: Encoded) -> rw.Tilt:
@@ -179,18 +212,20 @@ def normal(shape: tuple[int, ...] | torch.Size, *names: str | int) -> Tensor:
     return torch.randn(shape, generator=generator_for(SEED, *names))
 
 
-def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Figures of a model, over the prompts."""
+def measured(name: str, side: int, run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of a model at one size, over the prompts."""
 
-    _, pipe, steps = MODELS[name]
+    encoder, pipe, steps = MODELS[name]
     backbone = backbones.from_pipeline(backbones.tiny(pipe))
     model, times = Still(backbone.schedule), backbone.times(steps)
+    latents = Latents(run, encoder, side, arguments)
+    prompts, n = (min(*pair) for pair in zip(SIDES[side], _given(arguments), strict=True))
     steps_of, products = [], []
-    for prompt in PROMPTS[: arguments.prompts]:
-        draws = encoded(name, prompt, arguments)
+    for prompt in PROMPTS[:prompts]:
+        draws = latents.of(prompt, n)
         steps_of.append(effective(name, draws, model, times))
         products.append(first_step(name, draws, model, float(times[0])))
-        console.print(f"{name}: {prompt}")
+        console.print(f"{name}, {side} px: {prompt}")
     column = lambda kernel, part: torch.tensor([found[kernel][part] for found in products])
     rows = {}
     for kernel in KERNELS:
@@ -206,18 +241,25 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "times": times.tolist(),
         "alpha at the first": float(model.schedule.alpha(times[0])),
-        "draws": arguments.draws,
+        "side": side,
+        "draws": n,
         "prompts": len(products),
+        "error of bfloat16": latents.error(draws),
         "cosine of the flat kernel": bound,
         "kernels": rows,
     }
 
 
+def _given(arguments: argparse.Namespace) -> tuple[int, int]:
+    return arguments.prompts, arguments.draws
+
+
 def show(name: str, figures: dict[str, Any]) -> None:
     table = Table(
-        title=f"{name}: bank of {BANK}, {figures['prompts']} prompts, 1 nat; "
+        title=f"{name}: bank of {BANK} of {figures['draws']}, {figures['prompts']} prompts, 1 nat; "
         f"alpha = {figures['alpha at the first']:.3f} at the first step; "
-        f"cosine of the flat kernel {figures['cosine of the flat kernel']:.2f}",
+        f"cosine of the flat kernel {figures['cosine of the flat kernel']:.2f}; "
+        f"error of bfloat16 {figures['error of bfloat16']:.3f}",
         title_justify="left",
     )
     steps = [f"ESS at {t:.2f}" for t in figures["times"][:-1]]
@@ -238,20 +280,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tae", type=Path, required=True, help="folder of the encoders")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="number of prompts")
-    parser.add_argument("--draws", type=int, default=512, help=f"draws a prompt, over {BANK}")
-    parser.add_argument("--side", type=int, default=512, help="side of the pictures, in pixels")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="prompts, at most")
+    parser.add_argument("--draws", type=int, default=512, help="draws a prompt, at most")
+    parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--cache", type=Path, default=Path("out/full-size"))
     parser.add_argument("--out", type=Path, default=Path("out/full_size.json"))
     parser.add_argument("--threads", type=int, default=None, help="threads of PyTorch")
     arguments = parser.parse_args()
     if not 1 <= arguments.prompts <= len(PROMPTS):
         parser.error(f"--prompts must lie in 1 to {len(PROMPTS)}, got {arguments.prompts}")
-    if arguments.draws < 2 * BANK:
-        parser.error(f"--draws must be at least {2 * BANK}, got {arguments.draws}")
+    if arguments.draws < 2 * BANK or arguments.draws % PART:
+        parser.error(
+            f"--draws must be a multiple of {PART}, at least {2 * BANK}, got {arguments.draws}"
+        )
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    figures = {name: measured(name, arguments) for name in arguments.models}
+    run = drawing(arguments)
+    figures = {
+        f"{name}, {side} px": measured(name, side, run, arguments)
+        for side in arguments.sides
+        for name in arguments.models
+    }
     for name, one in figures.items():
         show(name, one)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,8 @@ def throughput(name: str, repeat: int, size: int) -> None:
             title_justify="left",
             title_style="bold",
         )
-        columns = ("images x prompts", "reference", "new prompts", "known prompts", "largest diff.")
+        columns = ("images x prompts", "reference", "new prompts", "known prompts", "bfloat16, new")
+        columns += ("largest diff.", "bfloat16 / spread")
         for column in columns:
             table.add_column(column, justify="right")
         with tempfile.TemporaryDirectory() as place:
@@ -134,7 +135,10 @@ def throughput(name: str, repeat: int, size: int) -> None:
                 prompts = prompts_of(m)
                 cold, scores = our_seconds(reward, path, images, prompts, repeat, False, **options)
                 known, _ = our_seconds(reward, path, images, prompts, repeat, True, **options)
-                ours = [n * m / statistics.median(seconds) for seconds in (cold, known)]
+                narrow = {**options, "dtype": torch.bfloat16}
+                half, moved = our_seconds(reward, path, images, prompts, repeat, False, **narrow)
+                passes = (cold, known, half)
+                ours = [n * m / statistics.median(seconds) for seconds in passes]
                 if REFERENCE:
                     seconds, other = their_seconds(reward, path, images, prompts, repeat, folder)
                     base = n * m / statistics.median(seconds)
@@ -142,9 +146,21 @@ def throughput(name: str, repeat: int, size: int) -> None:
                     cells.append(f"{float((scores - other).abs().max()):.1e}")
                 else:
                     cells = ["-", *(f"{v:.1f}" for v in ours), "-"]
+                cells.append(f"{change_in_spreads(moved, scores):.1e}" if n > 1 else "-")
                 table.add_row(f"{n} x {m}", *cells)
         console.print(table)
     console.print("Pairs per second, median of passes.\n")
+
+
+def change_in_spreads(moved: torch.Tensor, scores: torch.Tensor) -> float:
+    """Largest change of scores (n, m) over their standard deviation over the pictures of a prompt.
+
+    What all pictures of a prompt have in common is left out, as it decides nothing.
+    """
+
+    change = moved - scores
+    change = change - change.mean(0)
+    return float((change.abs() / scores.std(0)).max())
 
 
 def towers(name: str, repeat: int, device: str, dtype: torch.dtype) -> None:
@@ -192,7 +208,7 @@ def recipe(name: str, repeat: int, size: int) -> None:
     base = scores["the model card's recipe"]
     least = {row: min(times[1:]) for row, times in seconds.items()}
     for row, values in scores.items():
-        change = float((values - base).abs().max() / base.std())
+        change = change_in_spreads(values[:, None], base[:, None])
         ratio = least["the model card's recipe"] / least[row]
         table.add_row(row, f"{least[row]:.3f}", f"{ratio:.2f}", f"{change:.1e}")
     console.print(table)

@@ -52,6 +52,8 @@ class Aesthetic(Reward):
 
     depends_on = ("mode",)
 
+    takes_levels = True
+
     spec = RewardSpec(
         name="aesthetic",
         title="LAION aesthetic v2",
@@ -125,6 +127,8 @@ class AestheticV25(Reward):
     """
 
     depends_on = ("mode",)
+
+    takes_levels = True
 
     spec = RewardSpec(
         name="aesthetic-v2.5",

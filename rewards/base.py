@@ -109,6 +109,8 @@ class Reward(nn.Module, ABC):
         spec: The facts about this reward; of the class, unless an instance knows better.
         straight_through: Whether the gradient is that of a smooth stand-in, which finite
             differences of the value do not confirm (such as pixels rounded to 8 bits).
+        takes_levels: Whether :meth:`preprocess` also takes the levels of PIL images, uint8 in 0 to
+            255, which :func:`rewards.preprocessing.resize` does.
     """
 
     depends_on: ClassVar[tuple[str, ...]]
@@ -116,6 +118,7 @@ class Reward(nn.Module, ABC):
 
     spec: RewardSpec
     straight_through: bool = False
+    takes_levels: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -224,7 +227,7 @@ class Reward(nn.Module, ABC):
         return tensors[0].device if tensors else None
 
     def _groups(self, images: Images) -> SizeGroups:
-        return reduced(images, self.device, self.preprocess)
+        return reduced(images, self.device, self.preprocess, self.takes_levels)
 
     def _matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Values of preprocessed images with every prompt, shape (n, m); one pass per prompt."""

@@ -46,6 +46,10 @@ class ImageTower(nn.Module):
         self.model: Any = model
         self.projection = projection
         self.size: int = model.config.image_size
+        # The rest of the last layer's output is not used, and is left wrong.
+        last = model.encoder.layers[-1]
+        for part in (last.self_attn.out_proj, last.mlp):
+            part.register_forward_pre_hook(_first_token)
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.to(next(self.parameters()).dtype)
@@ -90,6 +94,8 @@ class ClipReward(EmbeddingReward):
         FileNotFoundError: If a file is missing; says where to get it.
         ValueError: If a file does not hold what it should, or `preprocessing` is unknown.
     """
+
+    takes_levels = True
 
     half_up: ClassVar[bool]
     """Rounding of the crop's margin, see :func:`rewards.preprocessing.center_crop`."""
@@ -204,6 +210,12 @@ def clean(prompt: str) -> str:
     ftfy = require("ftfy", "clipscore")
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(text.split()).lower()
+
+
+def _first_token(module: nn.Module, tokens: tuple[Tensor]) -> tuple[Tensor]:
+    """The token that is pooled, of tokens (B, N, D); its result is added to all, which is cheap."""
+
+    return (tokens[0][:, :1],)
 
 
 def _file_and_folder(path: PathLike | None) -> tuple[Path | None, PathLike | None]:

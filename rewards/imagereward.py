@@ -63,6 +63,8 @@ class ImageReward(Reward):
 
     depends_on = ("mode", "tokenizer")
 
+    takes_levels = True
+
     spec = RewardSpec(
         name="imagereward",
         title="ImageReward v1.0",

@@ -75,7 +75,10 @@ class SizeGroups:
 
 
 def reduced(
-    images: Images, device: torch.device | None, function: Callable[[Tensor], Tensor]
+    images: Images,
+    device: torch.device | None,
+    function: Callable[[Tensor], Tensor],
+    levels: bool = False,
 ) -> SizeGroups:
     """Checks images, transforms them, and stacks those of one size.
 
@@ -87,6 +90,8 @@ def reduced(
         device: Device to which PIL images go, and on which tensors must be; None takes them as they
             are.
         function: A function of images of one size, with shape (B, 3, H, W).
+        levels: Whether the function takes those that are no tensors as their 8-bit levels, 0, ...,
+            255 in uint8.
 
     Raises:
         TypeError: If there is something else than these kinds of images.
@@ -96,11 +101,13 @@ def reduced(
     if isinstance(images, Tensor):
         return group_by_size(images, device).map(function)
     listed = _listed(images)
-    groups = [_grouped(listed, part, device).map(function) for part in _parts(listed)]
+    groups = [_grouped(listed, part, device, levels).map(function) for part in _parts(listed)]
     return groups[0] if len(groups) == 1 else _joined(groups)
 
 
-def group_by_size(images: Images, device: torch.device | None = None) -> SizeGroups:
+def group_by_size(
+    images: Images, device: torch.device | None = None, levels: bool = False
+) -> SizeGroups:
     """Checks images and stacks those of one size.
 
     NaN passes and becomes a reward of NaN, which names the item and its prompt. Values that lie
@@ -110,6 +117,7 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
         images: Images of all kinds that :data:`Images` names.
         device: Device to which PIL images go, and on which tensors must be; None takes them as they
             are.
+        levels: Whether what is no tensor keeps its 8-bit levels, 0, ..., 255 in uint8.
 
     Raises:
         TypeError: If there is something else than these kinds of images.
@@ -120,7 +128,7 @@ def group_by_size(images: Images, device: torch.device | None = None) -> SizeGro
         tensor, broken = _checked(images, "images", device)
         return SizeGroups((tensor,), (tuple(range(len(images))),), broken)
     listed = _listed(images)
-    return _grouped(listed, range(len(listed)), device)
+    return _grouped(listed, range(len(listed)), device, levels)
 
 
 def _listed(images: Any) -> Sequence[Any]:
@@ -164,16 +172,18 @@ def _pixels(image: Any) -> int:
     return math.prod(getattr(image, "shape", ())) // 3
 
 
-def _grouped(images: Sequence[Any], positions: range, device: torch.device | None) -> SizeGroups:
+def _grouped(
+    images: Sequence[Any], positions: range, device: torch.device | None, levels: bool
+) -> SizeGroups:
     """Groups of those images that are at some positions."""
 
     sizes: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
     with_nan: list[int] = []
     for i in positions:
-        tensor, holds_nan = _single(images[i], f"images[{i}]", device)
+        tensor, holds_nan = _single(images[i], f"images[{i}]", device, levels)
         with_nan.extend([i] * holds_nan)
         sizes.setdefault((*tensor.shape[1:], tensor.dtype), []).append((i, tensor))
-    tensors = tuple(torch.stack([tensor for _, tensor in same]) for same in sizes.values())
+    tensors = tuple(_stack([tensor for _, tensor in same]) for same in sizes.values())
     places = tuple(tuple(i for i, _ in same) for same in sizes.values())
     return SizeGroups(tensors, places, tuple(with_nan))
 
@@ -203,6 +213,12 @@ def from_pil(image: "Image") -> Tensor:
         ValueError: If the mode is not an 8-bit one: "I", "F" and "I;16" have no agreed range.
     """
 
+    return _levels(image).contiguous().float().div_(255)
+
+
+def _levels(image: "Image") -> Tensor:
+    """The levels of a PIL image, uint8 with shape (3, H, W), the channel last in memory."""
+
     import numpy
 
     if 0 in image.size:
@@ -213,7 +229,7 @@ def from_pil(image: "Image") -> Tensor:
             f"got {image.mode!r}; scale it to 8 bits first"
         )
     levels = torch.from_numpy(numpy.array(image.convert("RGB"), dtype=numpy.uint8))
-    return levels.permute(2, 0, 1).contiguous().float().div_(255)
+    return levels.permute(2, 0, 1)
 
 
 def to_pil(images: Tensor) -> "list[Image]":
@@ -225,19 +241,30 @@ def to_pil(images: Tensor) -> "list[Image]":
     return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]
 
 
-def _single(image: Any, name: str, device: torch.device | None) -> tuple[Tensor, bool]:
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    """Images (3, H, W) as one tensor; levels keep the channel last in memory, as PIL has it."""
+
+    if images[0].dtype == torch.uint8:
+        return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
+    return torch.stack(list(images))
+
+
+def _single(
+    image: Any, name: str, device: torch.device | None, levels: bool
+) -> tuple[Tensor, bool]:
     """One image with shape (3, H, W), and whether it holds NaN."""
 
     if isinstance(image, Tensor):
         tensor, broken = _checked(image, name, device, single=True)
         return tensor, bool(broken)
+    known = _levels if levels else from_pil
     if isinstance(image, os.PathLike):
         with opened(image) as file:
-            return from_pil(file).to(device), False
+            return known(file).to(device), False
     if _is_array(image):
-        return from_pil(_of_array(image, name)).to(device), False
+        return known(_of_array(image, name)).to(device), False
     if _is_pil(image):
-        return from_pil(image).to(device), False
+        return known(image).to(device), False
     raise TypeError(
         f"{name} must be a float tensor, a PIL image, an 8-bit array (H, W, 3) or the pathlib.Path "
         f"of a file, got {type(image).__name__}"

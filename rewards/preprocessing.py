@@ -124,7 +124,7 @@ def resize(
     r"""Resizes images as PIL does, bicubic, antialiased when shrinking.
 
     Arguments:
-        images: Images in [0, 1], with shape (B, 3, H, W).
+        images: Images in [0, 1], or their 8-bit levels in uint8, with shape (B, 3, H, W).
         size: New height and width, in pixels.
         mode: ``"reference"`` first rounds to 8 bits, as saving the image would, and then returns
             PIL's pixels exactly; its gradient is that of the linear map, as if nothing were
@@ -141,9 +141,11 @@ def resize(
     """
 
     windows = windows or [(0, length) for length in size]
-    images = images.to(working_dtype(images.dtype))
     if mode == "reference" and _pil_will_do(images, size, windows):
         return _resize_by_pil(images, size, windows)
+    if images.dtype == torch.uint8:
+        images = images.contiguous().float() / 255
+    images = images.to(working_dtype(images.dtype))
     rows, columns = (
         None
         if old == new and window == (0, new)
@@ -177,10 +179,13 @@ def _resize_by_pil(images: Tensor, size: tuple[int, int], windows: Sequence[Wind
     from PIL.Image import Resampling, fromarray
 
     height, (top, rows), (left, columns) = images.shape[-2], *windows
-    resized = images.new_empty(len(images), images.shape[1], rows, columns)
+    wide = torch.float32 if images.dtype == torch.uint8 else working_dtype(images.dtype)
+    resized = images.new_empty(len(images), images.shape[1], rows, columns, dtype=wide)
     for image, out in zip(images, resized, strict=True):  # one at a time stays in the cache
-        levels = _to_levels(255 * image).movedim(0, -1).contiguous().numpy()
-        narrow = fromarray(levels).resize((size[1], height), Resampling.BICUBIC)
+        levels = image if image.dtype == torch.uint8 else _to_levels(255 * image.to(wide))
+        # With the channel last, as levels that come from PIL have it already.
+        last = torch.stack(tuple(levels), -1) if levels.is_contiguous() else levels.movedim(0, -1)
+        narrow = fromarray(last.contiguous().numpy()).resize((size[1], height), Resampling.BICUBIC)
         narrow = narrow.crop((left, 0, left + columns, height))
         small = narrow.resize((columns, size[0]), Resampling.BICUBIC)
         out.copy_(torch.from_numpy(numpy.array(small)[top : top + rows]).movedim(-1, 0))

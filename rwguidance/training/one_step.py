@@ -12,7 +12,7 @@ from ..noise_space import Draw, Generate
 from ..noise_space.networks import change_of
 from ..noise_space.slopes import check_differentiable
 from ..support import checks
-from ..support.conditions import take
+from ..support.conditions import condition_keys, take
 from ..tilt import Tilt
 
 __all__ = ["NoiseObjective", "OneStepObjective", "OutputObjective", "Prior"]
@@ -100,6 +100,7 @@ def _check_condition(condition: Any) -> None:
         )
     if len(condition) == 0:
         raise ValueError("condition must hold one item at least, got none")
+    condition_keys(condition, len(condition))
     take(condition, [0])
 
 

@@ -13,6 +13,7 @@ from rewards.preprocessing import center_crop, check_mode, letterbox, normalize,
 
 sides = st.integers(1, 150)
 pixel_seeds = st.integers(0, 1000)
+MODES = ("reference", "fast")
 
 
 def noise(height, width, seed=0):
@@ -57,6 +58,17 @@ def test_reference_pixels_of_large_images_are_those_of_pil(height, width, size):
     images = from_pil(Image.fromarray(levels))[None]
     resized = both_ways(lambda x: squash(x, size, "reference"), images)
     assert numpy.array_equal(levels_of(resized), by_pil(levels, size, size))
+
+
+@given(height=sides, width=sides, size=st.integers(1, 64), mode=st.sampled_from(MODES))
+def test_levels_are_resized_as_the_images_that_they_are(height, width, size, mode):
+    pictures = [Image.fromarray(noise(height, width, seed)) for seed in (0, 1)]
+    (levels,) = group_by_size(pictures, levels=True).tensors
+    (images,) = group_by_size(pictures).tensors
+    assert levels.dtype == torch.uint8
+    assert torch.equal(levels.float() / 255, images)
+    for x in (levels, levels.contiguous()):
+        assert torch.equal(center_crop(x, size, mode, True), center_crop(images, size, mode, True))
 
 
 @given(height=sides, width=sides, size=st.integers(1, 64), half_up=st.booleans())

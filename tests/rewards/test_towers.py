@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import transformers
 
 from common import randn
+from rewards.clip import ImageTower
 from rewards.towers import LogitScale, unit
 
 
@@ -38,3 +40,22 @@ def test_cosines_of_half_precision_embeddings_keep_the_spread_of_rewards(dtype):
     exact = torch.cosine_similarity(pictures.double(), prompts.double(), dim=-1)
     error = (unit(pictures) * unit(prompts)).sum(-1).double() - exact
     assert float(error.abs().max()) <= 1e-3 * float(exact.std())
+
+
+def test_a_tower_that_skips_what_is_not_pooled_embeds_as_the_whole_one():
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.CLIPVisionModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2, generator=generator)
+    images = randn(1, 3, 3, 32, 32).float()
+    whole = model(pixel_values=images).pooler_output.detach()
+    inner = getattr(model, "vision_model", model)  # before transformers 5
+    skipping = ImageTower(inner, torch.nn.Identity())(images).detach()
+    assert float(whole.std(0).mean()) > 0.1  # pictures differ
+    torch.testing.assert_close(skipping, whole)

@@ -142,7 +142,8 @@ def test_a_full_cache_leaves_draws_in_memory_and_says_so_once(tmp_path, monkeypa
         made = run(tmp_path / "out", method, store=store)
     assert {str(warning.message) for warning in caught if warning.category is RuntimeWarning} == {
         f"{store.root} cannot keep draws (No space left on device): they stay in memory, and a "
-        "later run makes them again"
+        "later run makes them again; choose another folder with Store(folder) (on the command "
+        "line, --cache)"
     }
     assert [row.rewards for row in made.rows] == [row.rewards for row in whole.rows]
 
