@@ -232,7 +232,7 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
     for image in images:
         if any("\udc80" <= letter <= "\udcff" for letter in image):
             raise ValueError(f"the name of the image {image!a} in {root} is not UTF-8: rename it")
-    return sorted(images, key=_natural), sorted(set(found) - set(images))
+    return sorted(images, key=_natural), [n for n in found if n.lower().endswith(OTHER_ENDINGS)]
 
 
 def read_prompts(path: str | os.PathLike[str], column: str = "prompt") -> list[Prompt]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..bank import Bank
 from ..support import checks
 from ..support.files import read_regular, remove_abandoned, replacing
+from ..support.locks import remove_released
 from .columns import Column
 from .manifest import FORMAT, Manifest
 
@@ -167,6 +168,8 @@ class Store:
         try:
             _say_if_old(root)
             _label(folder / _LABEL, text)
+            for column in folder.glob("*/"):
+                remove_released(column)
         except OSError:  # whoever adds draws will say so
             if self.required:
                 raise

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["locked"]
+__all__ = ["locked", "remove_released"]
 
 _NAME = ".lock"
 
@@ -63,6 +63,18 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
         with suppress(OSError):  # Windows removes no file that is open: there it stays, released
             path.unlink()
         os.close(file)
+
+
+def remove_released(folder: Path) -> None:
+    """Removes the file of a lock whose holder was killed, if there is one; waits for nobody.
+
+    Arguments:
+        folder: The folder, for which others who want the lock wait a moment.
+    """
+
+    if (folder / _NAME).exists():
+        with suppress(OSError, ValueError), locked(folder):  # which removes it at its end
+            pass
 
 
 def _open(folder: Path, path: Path, deadline: float) -> int:

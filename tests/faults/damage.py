@@ -19,7 +19,7 @@ from rwguidance.networks import LatentShift
 from rwguidance.support.records import read_records
 from rwguidance.support.tensors import read_tensors
 
-from .work import COMMANDS, Command, Line, whole
+from .work import COMMANDS, Command, Line, differing, whole
 
 __all__ = ["lines"]
 
@@ -53,9 +53,8 @@ def _flipped_run(command: Command, root: Path) -> Line:
             found = whole(command, here)
         except (ValueError, OSError):  # refused, by name
             continue
-        differ = [key for key in expected if found.get(key) != expected[key]]
-        if differ:
-            failures.append(f"bit {place} of {file.name}: {', '.join(differ[:3])} differ")
+        if differ := differing(found, expected):
+            failures.append(f"bit {place} of {file.name}: {differ}")
     return Line(f"{command.name}: a flipped bit in what a run has left", FLIPS // 5, failures)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .work import COMMANDS, Command, Line, whole
+from .work import COMMANDS, Command, Line, differing, ready, whole
 
 __all__ = ["lines"]
 
@@ -38,11 +38,19 @@ def lines(root: Path) -> Iterator[Line]:
 def outcome(command: Command, root: Path) -> dict[str, str]:
     """Runs a command to its end in a child; returns what came of it, or why nothing did."""
 
-    root.mkdir(parents=True, exist_ok=True)
+    ready(command, root)
     file = root.parent / f"{root.name}.json"
     file.unlink(missing_ok=True)
-    code = ended(begin(lambda: file.write_text(json.dumps(whole(command, root)))))
-    return json.loads(file.read_text()) if file.exists() else {"exit code": str(code)}
+    ended(begin(lambda: file.write_text(json.dumps(_whole_or_error(command, root)))))
+    found: dict[str, str] = json.loads(file.read_text())
+    return found
+
+
+def _whole_or_error(command: Command, root: Path) -> dict[str, str]:
+    try:
+        return whole(command, root)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def begin(action: Callable[[], object]) -> int:
@@ -71,45 +79,45 @@ def _killed(command: Command, root: Path, expected: dict[str, str], seconds: flo
     draw, failures, died = random.Random(command.name), [], 0
     tries = KILLS // len(COMMANDS) + 1
     for i in range(tries):
-        child = begin(lambda i=i: whole(command, root / str(i)))
-        (root / str(i)).mkdir(parents=True, exist_ok=True)
+        here = ready(command, root / str(i))
+        child = begin(lambda here=here: whole(command, here))
         time.sleep(draw.uniform(0.05, 0.95) * seconds)
         os.kill(child, signal.SIGKILL)
         died += ended(child) == -signal.SIGKILL
-        if outcome(command, root / str(i)) != expected:
-            failures.append(f"kill {i} at a random moment")
+        if differ := differing(outcome(command, here), expected):
+            failures.append(f"kill {i} at a random moment: {differ}")
     return Line(f"{command.name}: a kill ({died} came before its end)", tries, failures)
 
 
 def _full(command: Command, root: Path, expected: dict[str, str]) -> Line:
     failures = []
     for size in SIZES:
-        here = root / str(size)
+        here = ready(command, root / str(size))
 
         def run(size: int = size, here: Path = here) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
             whole(command, here)
 
         ended(begin(run))
-        if outcome(command, here) != expected:
-            failures.append(f"no file of more than {size} bytes")
+        if differ := differing(outcome(command, here), expected):
+            failures.append(f"no file of more than {size} bytes: {differ}")
     return Line(f"{command.name}: a disk that is full", len(SIZES), failures)
 
 
 def _together(command: Command, root: Path, expected: dict[str, str]) -> Line:
     failures = []
     for i in range(2):
-        here = root / str(i)
-        here.mkdir(parents=True, exist_ok=True)
+        here = ready(command, root / str(i))
         children = [begin(lambda here=here: whole(command, here)) for _ in range(2)]
         codes = [ended(child) for child in children]
-        if 0 not in codes or outcome(command, here) != expected:
-            failures.append(f"two processes in one folder ended with {codes}")
+        differ = differing(outcome(command, here), expected)
+        if 0 not in codes or differ:
+            failures.append(f"two processes in one folder ended with {codes}: {differ}")
     return Line(f"{command.name}: two processes at once", 2, failures)
 
 
 def _unwritable(command: Command, root: Path, expected: dict[str, str]) -> Line:
-    root.mkdir(parents=True, exist_ok=True)
+    ready(command, root)
     (root / "store").write_text("in the place of a folder")  # root may write to any folder
-    failures = [] if outcome(command, root) == expected else ["other results"]
+    failures = list(filter(None, [differing(outcome(command, root), expected)]))
     return Line(f"{command.name}: a cache that cannot be written", 1, failures)

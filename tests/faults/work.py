@@ -18,7 +18,7 @@ from rwguidance.evaluation import evaluate, load_results
 from rwguidance.generation import BestOfN, Store
 from rwguidance.training import train
 
-__all__ = ["COMMANDS", "Command", "Line", "run_quietly", "whole"]
+__all__ = ["COMMANDS", "Command", "Line", "differing", "ready", "run_quietly", "whole"]
 
 
 class Line(NamedTuple):
@@ -38,6 +38,7 @@ class Command(NamedTuple):
         outcome: A function of a folder that returns what must not depend on faults.
         batch: Owner and name of the function that is called once for every batch.
         stores: Whether it keeps draws in the folder "store" beside its results.
+        prepare: A function of a folder that puts there what the command reads.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Command(NamedTuple):
     outcome: Callable[[Path], dict[str, str]]
     batch: tuple[Any, str]
     stores: bool = False
+    prepare: Callable[[Path], Any] = lambda root: None
 
 
 class Affine(torch.nn.Module):
@@ -73,12 +75,16 @@ def generated(root: Path) -> None:
     )
 
 
+def painted(root: Path) -> None:
+    images = root / "images"
+    if not images.exists():
+        images.mkdir()
+        for i in range(6):
+            Image.new("RGB", (4, 4 + i), (40 * i, 9, 9)).save(images / f"{i}.png")
+
+
 def scored(root: Path) -> None:
     images = root / "images"
-    images.mkdir(exist_ok=True)
-    for i in range(6):
-        if not (images / f"{i}.png").exists():
-            Image.new("RGB", (4, 4 + i), (40 * i, 9, 9)).save(images / f"{i}.png")
     (root / "out").mkdir(exist_ok=True)
     rewards = {"brightness": scored_folders.Brightness()}
     score(plan(images), rewards, root / "out" / "scores.csv", batch_size=2)
@@ -128,7 +134,13 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("generate", generated, files_of, (pixel_law.Law, "forward"), True),
-        Command("score", scored, table_of, (scored_folders.Brightness, "forward")),
+        Command(
+            "score",
+            scored,
+            table_of,
+            (scored_folders.Brightness, "forward"),
+            prepare=painted,
+        ),
         Command("evaluate", evaluated, numbers_of, (pixel_law.Law, "forward"), True),
         Command(
             "train",
@@ -141,10 +153,25 @@ COMMANDS = {
 """The commands; prepare and draw join here."""
 
 
+def ready(command: Command, root: Path) -> Path:
+    """Makes a folder with what a command reads, and returns it."""
+
+    root.mkdir(parents=True, exist_ok=True)
+    command.prepare(root)
+    return root
+
+
+def differing(found: dict[str, str], expected: dict[str, str]) -> str:
+    """Names of what is not as it should be, or nothing."""
+
+    keys = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    return ", ".join(f"{key} ({found.get(key, 'lost')[:60]})" for key in keys[:3])
+
+
 def run_quietly(command: Command, root: Path) -> None:
     """Runs a command, which may warn of what it has found."""
 
-    root.mkdir(parents=True, exist_ok=True)
+    ready(command, root)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         command.run(root)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rwguidance.support import locks
-from rwguidance.support.locks import locked
+from rwguidance.support.locks import locked, remove_released
 
 HOLD = """
 import os, sys
@@ -67,3 +67,13 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
         locked(tmp_path),
     ):
         pass
+
+
+def test_a_lock_that_nobody_holds_is_removed_and_no_other(tmp_path):
+    remove_released(tmp_path)
+    (tmp_path / ".lock").write_text("1")
+    remove_released(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path):
+        remove_released(tmp_path)
+        assert (tmp_path / ".lock").exists()
