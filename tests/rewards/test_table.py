@@ -190,7 +190,7 @@ def test_mistakes_of_the_command_exit_with_1(monkeypatch, capsys, three):
 
 def test_a_package_that_fails_is_a_line_of_the_list(run, monkeypatch, three):
     class Broken:
-        name, value, dist = "broken", "package:Broken", None
+        name, value, module, dist = "broken", "package:Broken", "package", None
 
         def load(self):
             raise RuntimeError("no such kernel")
