@@ -657,8 +657,8 @@ MUTANTS = [
     Mutant(
         "posterior sampling: the mean of the draws is not taken off",
         "estimators/posterior.py",
-        "tilted - log_q.softmax(1), x_0)",
-        "tilted, x_0)",
+        "weights = (tilted - log_q.softmax(1)).to(x_0)",
+        "weights = tilted.to(x_0)",
         "test_posterior",
     ),
     Mutant(
@@ -975,11 +975,11 @@ MUTANTS = [
         "test_loading",
     ),
     Mutant(
-        "loading: pickles are executed",
-        "rewards/loading.py",
+        "files of PyTorch: pickles are executed",
+        "support/tensors.py",
         "weights_only=True",
         "weights_only=False",
-        "test_loading",
+        "test_tensors",
     ),
     Mutant(
         "SDXL: timestep off by one",
@@ -1132,7 +1132,7 @@ MUTANTS = [
     Mutant(
         "importance: draws of another law count as those of the model",
         "estimators/importance.py",
-        "log_kernel = log_kernel.add_(draws.log_importance.to(dtype))",
+        "log_kernel = log_kernel.add_(draws.log_importance)",
         "pass",
         "test_importance",
     ),
