@@ -273,7 +273,8 @@ def main() -> None:
         scaling("Scaling in the dimension", by_dimension, repetitions // 3)
         long = [Case(64, 64, 65_536), Case(64, 256, 16_384), Case(4, 64, 262_144)]
         scaling("Few draws of many dimensions", long, repetitions // 3)
-        half = [Case(64, 1024, 1024, torch.bfloat16), Case(64, 256, 16_384, torch.bfloat16)]
+        sizes = [(64, 4096, 4096), (256, 4096, 4096), (64, 1024, 1024), (256, 1024, 1024)]
+        half = [Case(*size, torch.bfloat16) for size in (*sizes, (64, 256, 16_384))]
         scaling("Banks in bfloat16, against products in bfloat16", half, repetitions // 3)
         broadcast(repetitions // 3)
     imports(2 if arguments.quick else 5)

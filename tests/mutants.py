@@ -550,6 +550,20 @@ MUTANTS = [
         "test_importance",
     ),
     Mutant(
+        "importance: the mean draw put back with the wrong sign in bfloat16",
+        "estimators/draws.py",
+        "addcmul_(share - alpha, along)",
+        "addcmul_(share + alpha, along)",
+        "test_importance",
+    ),
+    Mutant(
+        "importance: what rounding leaves of the weights is not taken out",
+        "estimators/draws.py",
+        "total.addcmul_(excess, self.center.to(weights.dtype), value=-1)",
+        "total",
+        "test_importance",
+    ),
+    Mutant(
         "importance: sigma instead of sigma squared",
         "estimators/draws.py",
         "log_kernel.mul_(alpha / sigma).div_(sigma)",

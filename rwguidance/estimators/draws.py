@@ -1,10 +1,16 @@
 r"""Draws of one condition, and the two products that importance sampling takes with them.
 
-No second bank is ever held: draws in half precision are widened block by block.
+No second bank is ever held: draws in half precision are widened block by block, or multiplied as
+they are where the processor multiplies bfloat16. It sums in float32, but rounds states, weights and
+sums to bfloat16, 8 bits. What states and sums have in common for all draws is taken out before, so
+that a log-kernel is off by :math:`2^{-9}` of its distance to that of the mean draw, and by as much
+as a state's own rounding to bfloat16 moves it. Where ten draws are effective, that is some
+hundredths of a nat in log h and 1.5 % of the shift, which so few draws know to 30 %.
 """
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +22,9 @@ __all__ = ["Draws"]
 _CAST_BYTES = 2**22
 """Bound on one block of draws that is widened to the working dtype (but 16 draws at least)."""
 
+_NARROW_SIZE = 2**18
+"""Entries of a bank from which on products in bfloat16 pay; smaller ones cost next to nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -25,6 +34,7 @@ class Draws:
         x_0: The draws, with shape (N, D), in any floating dtype.
         center: Mean of the draws, with shape (D,).
         half_norm: Half the squared distance of every draw to it, with shape (N,).
+        along: Product of every draw with it, with shape (N,).
         log_w: Log-weights of the tilt, in nats, with shape (N,); may hold -inf, not only.
         log_importance: Log-importances, in nats, with shape (N,); None if the draws are of the law.
         kept: What kernels found out about these draws, by keys of theirs.
@@ -33,6 +43,7 @@ class Draws:
     x_0: Tensor
     center: Tensor
     half_norm: Tensor
+    along: Tensor
     log_w: Tensor
     log_importance: Tensor | None
     kept: dict[Hashable, float] = field(default_factory=dict)
@@ -44,9 +55,8 @@ class Draws:
         if bool(some.all()):
             return self
         log_importance = None if self.log_importance is None else self.log_importance[some]
-        return Draws(
-            self.x_0[some], self.center, self.half_norm[some], self.log_w[some], log_importance
-        )
+        rows = (self.half_norm[some], self.along[some], self.log_w[some])
+        return Draws(self.x_0[some], self.center, *rows, log_importance)
 
     def log_kernel(
         self, x_t: Tensor, alpha: Tensor, sigma: Tensor, without: Tensor | None = None
@@ -65,9 +75,8 @@ class Draws:
         """
 
         # Up to what is constant in the draw; centering keeps the products small.
-        center, half_norm = self.center.to(x_t.dtype), self.half_norm.to(x_t.dtype)
-        log_kernel = dot(torch.addcmul(x_t, alpha, center, value=-1), self.x_0)
-        log_kernel = log_kernel.addcmul_(alpha, half_norm, value=-1)
+        log_kernel = self._dot(x_t, alpha)
+        log_kernel = log_kernel.addcmul_(alpha, self.half_norm.to(x_t.dtype), value=-1)
         if without is not None:
             log_kernel = log_kernel.scatter_(1, without[:, None], -torch.inf)
         log_kernel = log_kernel.sub_(log_kernel.detach().amax(1, keepdim=True))
@@ -75,22 +84,58 @@ class Draws:
         sigma = sigma.clamp_min(torch.finfo(x_t.dtype).tiny)
         return log_kernel.mul_(alpha / sigma).div_(sigma)
 
+    def difference(self, weights: Tensor) -> Tensor:
+        """Returns the sums of draws with weights (B, N) that add up to zero, with shape (B, D)."""
 
-def centered(draws: Tensor, groups: list[slice]) -> tuple[Tensor, Tensor]:
-    """Returns the mean of every group, (G, D), and half the squared distances to it, (N,)."""
+        if not self._narrow(weights):
+            return _weighted_sum(weights, self.x_0)
+        rounded = weights.to(self.x_0.dtype)
+        total = (rounded @ self.x_0).to(weights.dtype)
+        excess = rounded.to(weights.dtype).sum(1, keepdim=True)  # rounding leaves some
+        return total.addcmul_(excess, self.center.to(weights.dtype), value=-1)
+
+    def _dot(self, x_t: Tensor, alpha: Tensor) -> Tensor:
+        """The products of states, less alpha times the center, and draws, with shape (B, N)."""
+
+        center, along = self.center.to(x_t.dtype), self.along.to(x_t.dtype)
+        if not self._narrow(x_t):
+            return _dot(torch.addcmul(x_t, alpha, center, value=-1), self.x_0)
+        square = center.square().sum().clamp_min(torch.finfo(x_t.dtype).tiny)
+        share = (x_t @ center / square)[:, None]
+        rest = torch.addcmul(x_t, share, center, value=-1).to(self.x_0.dtype)
+        return (rest @ self.x_0.T).to(x_t.dtype).addcmul_(share - alpha, along)
+
+    def _narrow(self, factor: Tensor) -> bool:
+        """Whether to multiply in bfloat16, which carries no gradient here."""
+
+        return (
+            (self.x_0.dtype, factor.dtype) == (torch.bfloat16, torch.float32)
+            and not (torch.is_grad_enabled() and factor.requires_grad)
+            and self.x_0.numel() >= _NARROW_SIZE
+            and self.x_0.device.type == "cpu"
+            and _multiplies_bfloat16()
+        )
+
+
+def centered(draws: Tensor, groups: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the mean of every group, (G, D), and of every draw what :class:`Draws` has of it.
+
+    These are half the squared distances to the mean, and the products with it, both (N,).
+    """
 
     dtype = working_dtype(draws.dtype)
-    centers, half_norms = [], []
+    centers, half_norms, along = [], [], []
     for rows in groups:
         total = sum(block.sum(0) for block in _blocks(draws[rows], dtype))
         center = total / (rows.stop - rows.start)
         for block in _blocks(draws[rows], dtype):
             half_norms.append(0.5 * (block - center).square().sum(1))
+            along.append(block @ center)
         centers.append(center)
-    return torch.stack(centers), torch.cat(half_norms)
+    return torch.stack(centers), torch.cat(half_norms), torch.cat(along)
 
 
-def dot(states: Tensor, draws: Tensor) -> Tensor:
+def _dot(states: Tensor, draws: Tensor) -> Tensor:
     """Returns the products of states (B, D) and draws (N, D), with shape (B, N)."""
 
     if draws.dtype == states.dtype:
@@ -103,7 +148,7 @@ def dot(states: Tensor, draws: Tensor) -> Tensor:
     return products
 
 
-def weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
+def _weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
     """Returns the sums of draws (N, D) with weights (B, N), with shape (B, D)."""
 
     if draws.dtype == weights.dtype:
@@ -114,6 +159,14 @@ def weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
         total.addmm_(weights[:, start : start + len(block)], block)
         start += len(block)
     return total
+
+
+@lru_cache(maxsize=1)
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has units for products in bfloat16; older versions cannot say."""
+
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.backends.mkldnn.is_available() and bool(supported())
 
 
 def _blocks(draws: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ from ..support.describe import summary
 from ..tilt import Tilt
 from ..weights import pareto_k
 from .base import ConditionalExpectation, Estimate, shift_norm
-from .draws import Draws, centered, weighted_sum
+from .draws import Draws, centered
 from .kernels import Kernel, ess
 
 __all__ = ["ImportanceSampling"]
@@ -45,8 +45,8 @@ _ROWS_BYTES = 2**26
 _CACHE_BYTES = 2**19
 """Size of a float32 (rows, N) block that a CPU keeps at hand from pass to pass."""
 
-_LEAST_ROWS = 64
-"""Rows that a product takes at once, where fewer would be slow."""
+_LEAST_ROWS, _MOST_ROWS = 64, 256
+"""Rows that a product takes at once, where fewer would be slow: the more, the more dimensions."""
 
 
 class ImportanceSampling(ConditionalExpectation):
@@ -120,9 +120,11 @@ class ImportanceSampling(ConditionalExpectation):
         self.register_buffer("x_0", bank.x_0.flatten(1), persistent=False)
         self.register_buffer("log_w", log_w, persistent=False)
         self.register_buffer("log_importance", log_importance, persistent=False)
-        centers, half_norm = centered(self.x_0, list(self.rows.values()))
+        self.along: Tensor
+        centers, half_norm, along = centered(self.x_0, list(self.rows.values()))
         self.register_buffer("center", centers, persistent=False)
         self.register_buffer("half_norm", half_norm, persistent=False)
+        self.register_buffer("along", along, persistent=False)
 
     def __repr__(self) -> str:
         return self._line
@@ -204,7 +206,8 @@ class ImportanceSampling(ConditionalExpectation):
         most = max(rows.stop - rows.start for rows in self.rows.values())
         size = max(1, _ROWS_BYTES // (8 * most))
         if index.device.type == "cpu":  # weights that fit its cache, and rows enough for products
-            size = min(size, max(_LEAST_ROWS, _CACHE_BYTES // (4 * most)))
+            least = min(_MOST_ROWS, max(_LEAST_ROWS, self.x_0.shape[1] // 4))
+            size = min(size, max(least, _CACHE_BYTES // (4 * most)))
         return [(part, number) for number, rows in members.items() for part in rows.split(size)]
 
     def _check_range(self, dtype: torch.dtype) -> None:
@@ -250,6 +253,7 @@ class ImportanceSampling(ConditionalExpectation):
             self.x_0[rows],
             self.center[group],
             self.half_norm[rows],
+            self.along[rows],
             self.log_w[rows],
             log_importance,
             self._kept[group],
@@ -286,7 +290,7 @@ def _weighted(log_kernel: Tensor, draws: Draws, tail: bool) -> dict[str, Tensor]
         part["pareto_k"] = shape
     graph = tilted.requires_grad  # which keeps the weights
     difference = tilted - weight if graph else tilted.sub_(weight)
-    part["shift"] = weighted_sum(difference, draws.x_0)
+    part["shift"] = draws.difference(difference)
     return part
 
 

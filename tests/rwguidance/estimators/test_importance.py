@@ -391,6 +391,43 @@ def test_lower_precision_agrees_with_float64(bank_dtype, state_dtype, seed, sche
     torch.testing.assert_close(low.shift.double(), high.shift, rtol=1e-6, atol=2 * atol * norms[1])
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_products_in_bfloat16_hardly_move_the_estimate(offset, monkeypatch):
+    """They are off by 2^-9; without taking out the mean draw, by that of its size."""
+
+    points = (offset + randn(0, 1024, 256)).bfloat16()
+    estimator = ImportanceSampling(*scored(points, randn(1, 1024).float()))
+    for t in (0.95, 0.85):
+        path = RectifiedSchedule()
+        x_t = near(points.double(), path, t, 2, 16).float()
+        estimates = []
+        for units in (False, True):
+            monkeypatch.setattr(
+                "rwguidance.estimators.draws._multiplies_bfloat16", lambda units=units: units
+            )
+            estimates.append(estimator(Zero(path), x_t, t))
+        exact, narrow = estimates
+        assert exact.diagnostics["ess_tilted"].median() > 5
+        assert not torch.equal(exact.shift, narrow.shift)  # they really were narrow
+        error = (narrow.shift - exact.shift).norm(dim=1) / exact.shift.norm(dim=1)
+        assert float(error.max()) < 0.03
+        torch.testing.assert_close(narrow.log_h, exact.log_h, rtol=0, atol=0.03)
+
+
+def test_gradients_of_a_bfloat16_bank_are_of_float32_products(monkeypatch):
+    points = randn(0, 1024, 256).bfloat16()
+    estimator = ImportanceSampling(*scored(points, randn(1, 1024).float()))
+    gradients = []
+    for units in (False, True):
+        monkeypatch.setattr(
+            "rwguidance.estimators.draws._multiplies_bfloat16", lambda units=units: units
+        )
+        x_t = randn(2, 4, 256).float().requires_grad_()
+        log_h = estimator(Zero(RectifiedSchedule()), x_t, 0.9).log_h
+        gradients.append(torch.autograd.grad(log_h.sum(), x_t)[0])
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_it_works_without_gradients(mode, schedule):
     points, rewards = randn(0, 40, 3), rewards_of(1, 40)
