@@ -22,7 +22,7 @@ def _three(method: str, *settings: str) -> Trials:
 
 TRIALS: dict[str, Trials] = {
     "best of n": _three("best-of-n:", "n=2", "n=3", "n=4"),
-    "soft best of n": _three("best-of-n:kl=1,", "n=2", "n=4", "n=8"),
+    "soft best of n": _three("best-of-n:kl=1,draws=32,", "n=2", "n=4", "n=8"),
     "plug-in": _three("plug-in:bank=32,", "scale=1", "scale=2", "scale=4"),
     "DPS": _three(f"{FILE}:DPS:", "rate=0.03", "rate=0.1", "rate=0.3"),
     "universal guidance": _three(f"{FILE}:Universal:", "weight=0.1", "weight=0.3", "weight=1"),
