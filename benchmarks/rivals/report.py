@@ -92,6 +92,8 @@ def figure(toys: Rows, pictures: Rows, path: Path) -> None:
             axis.errorbar(value, place, xerr=error, fmt="o", color=_color(name))
         axis.axvline(1, color="0.7", zorder=0)
         axis.set(xscale="log", title=f"{family}, {least} calls")
+        axis.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+        axis.minorticks_off()
     for row in pictures:
         if row["method"] in places and row.get("emoji-judge energy") is not None:
             value, error = row["emoji-judge energy"], row["emoji-judge energy error"]

@@ -22,7 +22,7 @@ def _three(method: str, *settings: str) -> Trials:
 
 TRIALS: dict[str, Trials] = {
     "best of n": _three("best-of-n:", "n=2", "n=3", "n=4"),
-    "soft best of n": _three("best-of-n:kl=1,", "n=2", "n=4", "n=8"),
+    "soft best of n": _three("best-of-n:kl=1,draws=32,", "n=2", "n=4", "n=8"),
     "plug-in": _three("plug-in:bank=32,", "scale=1", "scale=2", "scale=4"),
     "DPS": _three(f"{FILE}:DPS:", "rate=0.03", "rate=0.1", "rate=0.3"),
     "universal guidance": _three(f"{FILE}:Universal:", "weight=0.1", "weight=0.3", "weight=1"),
@@ -76,17 +76,23 @@ def tuned(out: Path, cache: Path, subset: int, images: int) -> dict[str, str]:
     found = {row["method"]: row.get("emoji-judge energy") for row in rows}
     distance = lambda trial: _of(found, trial)
     chosen = {name: min(trials, key=distance) for name, trials in TRIALS.items()}
-    log = {name: {trial: distance(trial) for trial in trials} for name, trials in TRIALS.items()}
+    log = {name: {_label(t): distance(t) for t in trials} for name, trials in TRIALS.items()}
     with replacing(out / "picture_trials.json") as partial:
         partial.write_text(json.dumps(log, indent=1), encoding="utf-8")
     return chosen
 
 
 def _of(found: dict[str, float | None], trial: str) -> float:
-    """The distance of a trial, whose label has the name of a file without its folder."""
+    """The distance of a trial; infinite where there is none."""
 
-    value = found.get(trial.replace(f"{FILE.parent}/", ""))
+    value = found.get(_label(trial))
     return math.inf if value is None or math.isnan(value) else value
+
+
+def _label(trial: str) -> str:
+    """What an evaluation calls a method, which has the name of a file without its folder."""
+
+    return trial.replace(f"{FILE.parent}/", "")
 
 
 def confirmed(
@@ -96,7 +102,7 @@ def confirmed(
 
     folder = out / "report"
     rows = evaluated([*chosen.values()], "emoji-report", subset, images, 256, folder, cache)
-    names = {spec.replace(f"{FILE.parent}/", ""): name for name, spec in chosen.items()}
+    names = {_label(spec): name for name, spec in chosen.items()}
     rows = [
         {**row, "settings": row["method"], "method": names.get(row["method"], row["method"])}
         for row in rows
