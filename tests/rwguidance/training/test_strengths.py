@@ -46,10 +46,10 @@ def test_one_network_serves_strengths_in_between():
     linear = lambda x, condition: x.flatten(1) @ SLOPE.to(x)
     tilts = {strength: Tilt(linear, 1 / strength) for strength in (0.25, 0.5, 1.0, 2.0)}
     objective = StrengthsObjective(
-        {s: EstimatedShiftObjective(model, bank, tilt, batch_size=64) for s, tilt in tilts.items()}
+        {s: EstimatedShiftObjective(model, bank, tilt, batch_size=32) for s, tilt in tilts.items()}
     )
     network = GuidanceNetwork(1, SCHEDULE, strength=True, widths=(16,), depth=1)
-    train(network, objective, 400, learning_rate=1e-2)
+    train(network, objective, 250, learning_rate=1e-2)
     x_t = torch.randn(64, *SHAPE, generator=rng(2))  # the law at every time
     lengths = []
     for strength in (0.25, 0.7, 1.4, 2.0):
