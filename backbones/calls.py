@@ -47,6 +47,10 @@ def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
     if ours:
         raise ValueError(f"draw takes no {ours[0]}: pass {_OURS[ours[0]]}")
     parameters = inspect.signature(type(plain(pipe)).__call__).parameters
+    if "prompt" not in parameters:
+        raise TypeError(
+            f"pipe must be a pipeline whose call takes a prompt, got a {type(plain(pipe)).__name__}"
+        )
     old = ("callback", "callback_steps")  # which pipelines take without saying so
     unknown = [name for name in call if name not in (*parameters, *old)]
     if unknown:

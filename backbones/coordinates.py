@@ -205,6 +205,13 @@ class Coordinates:
             x_t = scales.alpha * x_t
         return x_t, read_output(self.prediction_type, output, x_t, scales)
 
+    def state(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The state of the scheduler that a state on the path is; the inverse of :meth:`read`."""
+
+        if self.unscaled:
+            x_t = x_t / self.schedule.at(t, like=x_t).alpha
+        return self.size * x_t
+
     def write(self, prediction: Prediction) -> Tensor:
         """The output that the scheduler is to be handed for a prediction."""
 

@@ -20,7 +20,7 @@ from .coordinates import Coordinates
 from .guided_classes import extended, plain
 from .latents import NOT_DIFFERENTIABLE, overflows
 from .origins import call_told
-from .states import in_family, packed
+from .states import in_family, packed, replaced
 
 __all__ = ["PipelineDecoder"]
 
@@ -102,8 +102,9 @@ class PipelineDecoder:
         tokens = in_family(pipe, "Flux") and states.ndim == 4
         grid = (states.shape[-2] // 2, states.shape[-1] // 2) if tokens else None
         states = packed(Coordinates.from_scheduler(scheduler).size * states, grid)
-        # Where the code below the loop needs what the last step returned, the loop runs.
-        looping = "denoised" in inspect.unwrap(base.__call__).__code__.co_varnames
+        # Where the code around the loop needs the times or what the last step returned, it runs.
+        code = inspect.unwrap(base.__call__).__code__
+        looping = bool({"denoised", "strength"} & set(code.co_varnames))
         own: dict[str, Any] = {"safety_checker": None, "watermark": None}
         for name in ("unet", "transformer") if looping else ():
             own[name] = _Silent(getattr(pipe, name, None))
@@ -118,7 +119,7 @@ class PipelineDecoder:
 
 
 class _Silent:
-    """A network that is never asked, and says nothing: zeros, whatever it is called with."""
+    """A network that is never asked, and says nothing: zeros, of the shape of the states."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
@@ -126,8 +127,11 @@ class _Silent:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def __call__(self, *_: Any, **__: Any) -> tuple[Tensor]:
-        return (torch.zeros(1, dtype=self._network.dtype, device=self._network.device),)
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any]:
+        states = args[0] if args else kwargs["hidden_states"]
+        if isinstance(states, list):
+            return ([torch.zeros_like(state) for state in states],)
+        return (torch.zeros_like(states),)
 
 
 class _End:
@@ -154,13 +158,6 @@ class _End:
         self.asked += 1
         return self.encoded[self.asked - 1]
 
-    def prepared(self, result: Any) -> Any:
-        """Returns a result of `prepare_latents` with the states in the place of the latents."""
-
-        if isinstance(result, Tensor):
-            return self.states.to(result)
-        return type(result)((self.states.to(result[0]), *result[1:]))
-
 
 @functools.cache
 def _end_pipeline_class(base: type) -> type:
@@ -170,7 +167,7 @@ def _end_pipeline_class(base: type) -> type:
 
     def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = plain_class.prepare_latents(self, *args, **kwargs)
-        return self.scheduler._guidance.prepared(result)
+        return replaced(result, self.scheduler._guidance.states)
 
     def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():

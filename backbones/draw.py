@@ -61,7 +61,8 @@ def draw(
         prompts: One prompt, or several, distinct.
         n: Number of draws of each, at least 1.
         seed: Seed of the draws.
-        batch_size: Number of images that the pipeline makes and decodes at once.
+        batch_size: Number of images that the pipeline makes and decodes at once. Pipelines that
+            begin from a picture make one at a time.
         store: Keeps draws, so that a run that was cut off goes on, and a second one reads what is
             there. None is the user's own, :meth:`rwguidance.store.Store.default`.
         progress: Whether to show a progress bar.
@@ -157,8 +158,10 @@ def _made(
 ) -> Tensor:
     """The draws of all prompts, one prompt after the other, n of each; made or read."""
 
-    if run.pipe.scheduler.config.get("stochastic_sampling", False):
-        size = 1  # whose noise is of the global generator, for the whole batch at once
+    # Images of one call share noise where a picture is encoded, or a scheduler takes no generator.
+    takes_picture = "strength" in inspect.signature(type(run.pipe).__call__).parameters
+    if takes_picture or run.pipe.scheduler.config.get("stochastic_sampling", False):
+        size = 1
     hint = f"The pipeline made {size} images at once: lower batch_size"
     with _report(progress) as report, memory.advice(hint):
         if run.origin["weights"] is None:

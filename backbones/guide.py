@@ -40,9 +40,10 @@ def guide(
     :mod:`backbones.coordinates`, modular ones included. Estimators that ask the model only at the
     state of the run (:class:`~rwguidance.ImportanceSampling`, the learned ones,
     ``PlugIn(jacobian=False)``) cost no network call. Those that differentiate through the network
-    or ask elsewhere evaluate it again. That takes a pipeline which :func:`backbones.from_pipeline`
-    adapts, called in a way that the adapter knows: without rescaled, skip-layer or true
-    classifier-free guidance and without image prompts.
+    evaluate it again: by the adapter of :func:`backbones.from_pipeline`, if the pipeline has one,
+    called in a way that it knows (without rescaled, skip-layer or true classifier-free guidance and
+    without image prompts); or else by the pipeline's own call, made again from the state of the
+    step. Those that ask at other times or for other prompts take an adapter.
 
     A run that begins from noise alone has its first time as :attr:`rwguidance.Model.start`, where
     the noising kernel is flat. Runs of pipelines that take a picture (img2img, inpainting: those

@@ -19,8 +19,11 @@ from rwguidance.support.randomness import seeded
 from .conditioning import Embeddings, TextCondition, named_embeddings
 from .coordinates import Coordinates
 from .origins import check_call, check_size
+from .published import has_family
 from .recorded import Recorded, evaluate_again
+from .replay import Replay, can_be_replayed
 from .states import (
+    Grid,
     check_handed_on,
     check_state,
     grid_of,
@@ -94,7 +97,7 @@ class StepGuidance:
             self.estimator.check_conditions(prompts)
         outer, self._pipe = self.call, pipe
         from_noise = _begins_from_noise(pipe, arguments)
-        self.call = _Call(within=True, prompts=prompts, from_noise=from_noise)
+        self.call = _Call(True, prompts, arguments=arguments, from_noise=from_noise)
         try:
             yield
             self._report()
@@ -102,18 +105,15 @@ class StepGuidance:
             self.call = outer
 
     def told(self, method: str, arguments: Mapping[str, Any], result: Any) -> None:
-        """Takes note of a call's `check_inputs`, and of its first `encode_prompt`.
-
-        Those of true classifier-free guidance come second.
-        """
+        """Takes note of a call's `check_inputs` and of what its `encode_prompt` returned."""
 
         if not self.call.within:
             return
         if method == "check_inputs":
             self.call.size = size_told(arguments)
             check_size(self.estimator, self.call.size)
-        elif self.call.encoded is None:
-            self.call.encoded = result
+        else:
+            self.call.results.append(result)
 
     def __call__(self, scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The guided output, in the dtype and layout of the plain one."""
@@ -125,7 +125,7 @@ class StepGuidance:
         grid = grid_of(self._pipe, sample, self.call.size)
         self.call.begin(scheduler, timestep, t)
         x_t, prediction = self.coordinates.read(unpacked(output, grid), unpacked(sample, grid), t)
-        guided = self._guide(x_t, t, prediction, output.dtype)
+        guided = self._guide(x_t, t, prediction, output.dtype, (scheduler, timestep, grid))
         self._note(scheduler, timestep, t, guided)
         if guided is prediction:
             return output  # bit for bit, which there and back again is not
@@ -138,13 +138,18 @@ class StepGuidance:
             self.call.state = state_after(result)
 
     def _guide(
-        self, x_t: Tensor, t: Tensor, prediction: Prediction, dtype: torch.dtype
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        prediction: Prediction,
+        dtype: torch.dtype,
+        place: tuple[Any, Any, Grid],
     ) -> Prediction:
         text = self._text(len(x_t))
         condition = self.condition
         if condition is None and self.call.prompts is not None:
             condition = text
-        again = functools.partial(evaluate_again, self._pipe, text, condition)
+        again = self._evaluation(text, condition, t, place)
         # A network that is evaluated again differs by its rounding.
         tolerance = max(1e-3, 4 * torch.finfo(dtype).eps)
         base = Recorded(self.coordinates, x_t, t, prediction, condition, again, tolerance)
@@ -162,6 +167,27 @@ class StepGuidance:
                 "guide(..., condition=...), with one item per image"
             ) from error
         return guided
+
+    def _evaluation(
+        self, text: TextCondition | None, condition: Any, t: Tensor, place: tuple[Any, Any, Grid]
+    ) -> Callable[..., Prediction]:
+        """How the network is asked again: by the adapter of its family, or by the call itself."""
+
+        adapted = has_family(self._pipe) or not can_be_replayed(self._pipe)
+        if adapted or self.call.arguments is None:
+            return functools.partial(evaluate_again, self._pipe, text, condition)
+        scheduler, timestep, grid = place
+        return Replay(
+            pipe=self._pipe,
+            arguments=self.call.arguments,
+            encoded=tuple(self.call.results),
+            coordinates=self.coordinates,
+            scheduler=scheduler,
+            timestep=timestep,
+            t=t,
+            grid=grid,
+            condition=condition,
+        )
 
     def _note(self, scheduler: Any, timestep: Any, t: Tensor, prediction: Prediction) -> None:
         """Collects doubts; outside of a call, reports them with the last step of a run."""
@@ -186,7 +212,9 @@ class StepGuidance:
         """The prompts and embeddings of n images, as the adapter's own; "" for unknown prompts."""
 
         prompts = self.call.prompts
-        positive, negative = _embeddings(self._pipe, self.call.encoded, n)
+        # Those of true classifier-free guidance come second.
+        encoded = self.call.results[0] if self.call.results else None
+        positive, negative = _embeddings(self._pipe, encoded, n)
         if prompts is None:
             return TextCondition(("",) * n, positive, negative) if positive else None
         if n % len(prompts):
@@ -204,7 +232,8 @@ class _Call:
         within: Whether it is a call of the guided pipeline, not steps of a lent scheduler.
         prompts: The prompts of the call; None if they are unknown.
         size: Height and width of its images, in pixels; None if they are unknown.
-        encoded: Result of the first `encode_prompt` of the call; None before it.
+        arguments: Arguments of the call, by name; None outside of one.
+        results: Results of `encode_prompt`, in the order of its calls.
         doubts: The doubts about the estimates so far.
         state: The state that the last step returned; None before the first one.
         last_steps: Number of steps at the last time so far.
@@ -216,7 +245,8 @@ class _Call:
     within: bool = False
     prompts: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
-    encoded: Any = None
+    arguments: Mapping[str, Any] | None = None
+    results: list[Any] = field(default_factory=list)
     doubts: list[tuple[float, float]] = field(default_factory=list)
     state: Tensor | None = None
     last_steps: int = 0

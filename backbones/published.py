@@ -52,6 +52,13 @@ def from_pipeline(
     return family(pipe=pipe, guidance_scale=guidance_scale, **options)
 
 
+def has_family(pipe: Any) -> bool:
+    """Whether there is a family whose pipelines are of the class of this one."""
+
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    return any(family.pipeline_class in names for family in FAMILIES)
+
+
 def family_of(pipe: Any, purpose: str, advice: str = "") -> type[PipelineBackbone]:
     """The family whose pipelines are of the class of this one.
 

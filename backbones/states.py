@@ -21,6 +21,7 @@ __all__ = [
     "grid_of",
     "in_family",
     "packed",
+    "replaced",
     "size_told",
     "state_after",
     "unpacked",
@@ -62,6 +63,14 @@ def state_after(result: Any) -> Tensor:
 
     state: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
     return state
+
+
+def replaced(prepared: Any, latents: Tensor) -> Any:
+    """Returns a result of `prepare_latents` with other latents, in the dtype of those it has."""
+
+    if isinstance(prepared, Tensor):
+        return latents.to(prepared)
+    return type(prepared)((latents.to(prepared[0]), *prepared[1:]))
 
 
 def check_handed_on(previous: Tensor | None, sample: Tensor) -> None:

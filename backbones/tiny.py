@@ -16,6 +16,7 @@ import torch
 from rwguidance.support.randomness import seeded
 
 from .pipelines import require
+from .tiny_language import LANGUAGE
 from .tiny_parts import clip_config, clip_tokenizer, t5, t5_tokenizer, vae
 from .tiny_transformers import TRANSFORMERS
 from .tiny_unets import UNETS
@@ -172,4 +173,5 @@ _PIPELINES: dict[str, Callable[[], Any]] = {
     "flux-schnell": _flux_schnell,
     **UNETS,
     **TRANSFORMERS,
+    **LANGUAGE,
 }

@@ -9,6 +9,8 @@ __all__ = [
     "clip_config",
     "clip_tokenizer",
     "dc_autoencoder",
+    "flow",
+    "flux2_autoencoder",
     "gemma2",
     "glm",
     "llama",
@@ -19,6 +21,7 @@ __all__ = [
     "t5_tokenizer",
     "umt5",
     "vae",
+    "vae16",
     "video_autoencoder",
 ]
 
@@ -258,7 +261,7 @@ def dc_autoencoder() -> Any:
 
 
 def video_autoencoder(name: str, channels: int = 16) -> Any:
-    """Returns an autoencoder of videos of a class of diffusers, 8 pixels and 4 frames to one."""
+    """Returns an autoencoder of videos, of a class of diffusers; 8 pixels to one."""
 
     diffusers = require("diffusers")
     return getattr(diffusers, name)(
@@ -268,3 +271,32 @@ def video_autoencoder(name: str, channels: int = 16) -> Any:
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
     )
+
+
+def flow(**config: Any) -> Any:
+    """Returns the scheduler of straight paths."""
+
+    return require("diffusers").FlowMatchEulerDiscreteScheduler(**config)
+
+
+def vae16(scaling_factor: float = 0.3611, shift_factor: float = 0.1159, levels: int = 2) -> Any:
+    """Returns an autoencoder with latents of 16 channels."""
+
+    return vae(16, scaling_factor, shift_factor, levels)
+
+
+def flux2_autoencoder() -> Any:
+    """Returns the autoencoder of FLUX.2, with statistics of its batch norm."""
+
+    made = require("diffusers").AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    made.bn.running_mean.normal_()
+    made.bn.running_var.uniform_(0.5, 2.0)
+    return made

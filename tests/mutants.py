@@ -993,7 +993,7 @@ MUTANTS = [
         "support/tensors.py",
         "weights_only=True",
         "weights_only=False",
-        "test_tensors",
+        "test_tensor_files",
     ),
     Mutant(
         "SDXL: timestep off by one",
