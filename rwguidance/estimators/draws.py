@@ -88,7 +88,7 @@ class Draws:
         """Returns the sums of draws with weights (B, N) that add up to zero, with shape (B, D)."""
 
         if not self._narrow(weights):
-            return _weighted_sum(weights, self.x_0)
+            return weighted_sum(weights, self.x_0)
         rounded = weights.to(self.x_0.dtype)
         total = (rounded @ self.x_0).to(weights.dtype)
         excess = rounded.to(weights.dtype).sum(1, keepdim=True)  # rounding leaves some
@@ -148,7 +148,7 @@ def _dot(states: Tensor, draws: Tensor) -> Tensor:
     return products
 
 
-def _weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
+def weighted_sum(weights: Tensor, draws: Tensor) -> Tensor:
     """Returns the sums of draws (N, D) with weights (B, N), with shape (B, D)."""
 
     if draws.dtype == weights.dtype:

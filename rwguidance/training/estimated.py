@@ -127,13 +127,14 @@ class EstimatedShiftObjective(Objective):
 
     def _by_condition(self) -> list[Draws]:
         x_0, groups = self.bank.x_0.flatten(1), list(self.bank.rows.values())
-        centers, half_norms = centered(x_0, groups)
+        centers, half_norms, along = centered(x_0, groups)
         part = lambda values, rows: None if values is None else values[rows].to(x_0.device)
         return [
             Draws(
                 x_0[rows],
                 center,
                 half_norms[rows],
+                along[rows],
                 self.log_w[rows].to(x_0.device),
                 part(self.log_importance, rows),
             )
