@@ -545,8 +545,8 @@ MUTANTS = [
     Mutant(
         "importance: alpha missing from the squared norm",
         "estimators/draws.py",
-        "addcmul_(alpha, half_norm, value=-1)",
-        "sub_(half_norm)",
+        "log_kernel.addcmul_(alpha, self.half_norm.to(x_t.dtype), value=-1)",
+        "log_kernel.sub_(self.half_norm.to(x_t.dtype))",
         "test_importance",
     ),
     Mutant(
