@@ -41,6 +41,8 @@ def draw(
 ) -> Bank:
     r"""Draws of a pipeline, as a bank for :func:`backbones.guide`.
 
+    .. code-block:: python
+
         call = dict(num_inference_steps=4, guidance_scale=0.0)
         bank = backbones.draw(pipe, prompt, 64, **call)
         tilt = Tilt.for_kl(reward, bank, nats=1.0)
