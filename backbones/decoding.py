@@ -75,7 +75,9 @@ class PipelineDecoder:
                 float32 only for the moment of decoding.
         """
 
-        return torch.cat([self._images(chunk) for chunk in states.split(self.batch_size)])
+        # Pipelines that begin from a picture want as many of them as prompts, or warn.
+        size = 1 if self.call.get("image") is not None else self.batch_size
+        return torch.cat([self._images(chunk) for chunk in states.split(size)])
 
     def _images(self, states: Tensor) -> Tensor:
         gradient = states.requires_grad and torch.is_grad_enabled()
