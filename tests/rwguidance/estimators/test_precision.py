@@ -8,6 +8,7 @@ import torch
 from common import randn
 from rwguidance import (
     Bank,
+    DenoiserModel,
     ImportanceSampling,
     LeaveOneOut,
     PlugIn,
@@ -96,3 +97,29 @@ def test_estimators_by_the_model(name, states, reward):
     torch.testing.assert_close(found.log_h.double(), exact.log_h, **tolerance)
     assert not found.shift.requires_grad
     assert not found.log_h.requires_grad
+
+
+class Learned(DenoiserModel):
+    """The law's own means times a number that is trained."""
+
+    def __init__(self):
+        super().__init__(RectifiedSchedule())
+        self.factor = torch.nn.Parameter(torch.ones((), dtype=F64))
+
+    def denoise(self, x_t, t, condition=None):
+        return self.factor * LAW.denoise(x_t, t, self.schedule)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_graph_is_kept_of_a_model_or_a_reward_that_learns(name, first_order):
+    level = torch.zeros((), dtype=F64, requires_grad=True)
+    tilt = Tilt(lambda x, condition: level + Reward(F64)(x, condition), 0.7)
+    estimator = ESTIMATORS[name](tilt)
+    if first_order:
+        if name != "posterior":
+            pytest.skip("has one order")
+        estimator = PosteriorSampling(tilt, InnerFlow(4), 8, first_order=True)
+    found = estimator(Learned(), X, 0.5)
+    values = [found.log_h, found.shift, found.prediction.mean, found.prediction.noise]
+    assert not any(value.requires_grad for value in (*values, *found.diagnostics.values()))
