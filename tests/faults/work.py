@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 import pixel_law
+import preference_files
 import scored_folders
 from evaluations import tensors_of
 from rewards.scoring import plan, score
 from rwguidance.evaluation import evaluate, load_results
 from rwguidance.generation import BestOfN, Store
+from rwguidance.preparation import Prepared, prepare_pairs
 from rwguidance.training import train
 
 __all__ = ["COMMANDS", "Command", "Line", "differing", "ready", "run_quietly", "whole"]
@@ -114,6 +116,22 @@ def trained(root: Path) -> torch.Tensor:
     return train(Affine(), Squares(), 18, checkpoint=root / "out" / "run.pt", save_every=3)
 
 
+def written(root: Path) -> None:
+    if not (root / "a.parquet").exists():
+        preference_files.pick_a_pic(root / "a.parquet")
+
+
+def prepared(root: Path) -> None:
+    job = preference_files.job(root / "out")
+    prepare_pairs(job, [root / "a.parquet"], (16, 16))
+
+
+def pairs_of(root: Path) -> dict[str, str]:
+    data = Prepared(root / "out")
+    pairs = [pair for split in ("train", "validation") for pair in data.pairs(split)]
+    return {str(i): str((pair.x_0.tolist(), *pair[1:])) for i, pair in enumerate(pairs)}
+
+
 def files_of(root: Path) -> dict[str, str]:
     """Digests of the files in the folder of results."""
 
@@ -150,9 +168,16 @@ COMMANDS = {
             lambda root: {"losses": str(trained(root).tolist())},
             (Squares, "__call__"),
         ),
+        Command(
+            "prepare",
+            prepared,
+            pairs_of,
+            (preference_files.Model, "encode"),
+            prepare=written,
+        ),
     )
 }
-"""The commands; prepare and draw join here."""
+"""The commands; draw joins here."""
 
 
 def ready(command: Command, root: Path) -> Path:
