@@ -53,8 +53,12 @@ def w2(a: Tensor, b: Tensor) -> float:
     return math.sqrt(squares[rows, columns].mean())
 
 
-def cell(name: str, strength: float, seed: int, draws: int) -> dict[str, float]:
-    """Distances of one law, strength and seed over the floor, by method, and what banks hold."""
+def cell(name: str, strength: float, seed: int, first: int, draws: int) -> dict[str, float]:
+    """Distances of one law, strength and seed over the floor, by method, and what banks hold.
+
+    Stages are guided by the bank so far, and so inherit the share of each mode that it has: the
+    draws of the law itself, which decide it, should be the most.
+    """
 
     law, generator = law_of(name), Generator().manual_seed(seed)
     reward = toy.Quadratic(torch.tensor([0.0, 2.5], dtype=DTYPE), 2 * torch.eye(2, dtype=DTYPE))
@@ -68,8 +72,8 @@ def cell(name: str, strength: float, seed: int, draws: int) -> dict[str, float]:
         return w2(x, exact[0]) / floor
 
     banks: dict[str, Callable[[], rw.Bank]] = {
-        "annealed": lambda: rw.Bank(law.sample(draws, generator)).anneal(
-            model, tilt, noise, TIMES, sampler=rw.Heun(), generator=generator
+        "annealed": lambda: rw.Bank(law.sample(first, generator)).anneal(
+            model, tilt, noise, TIMES, draws=draws, sampler=rw.Heun(), generator=generator
         ),
         "2,000 draws": lambda: rw.Bank(law.sample(2000, generator)).scored(tilt),
         "20,000 draws": lambda: rw.Bank(law.sample(20_000, generator)).scored(tilt),
@@ -86,7 +90,8 @@ def cell(name: str, strength: float, seed: int, draws: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=4000, help="draws of a stage")
+    parser.add_argument("--first", type=int, default=8000, help="draws of the law itself")
+    parser.add_argument("--draws", type=int, default=3000, help="draws of a stage")
     parser.add_argument("--laws", nargs="+", choices=[*LAWS], default=[*LAWS])
     parser.add_argument("--out", type=Path, help="a file of JSON for all figures")
     given = parser.parse_args()
@@ -96,7 +101,7 @@ def main() -> None:
     runs = [(*one, seed) for one in cells for seed in range(given.seeds)]
     found: dict[tuple[str, float], list[dict[str, float]]] = {one: [] for one in cells}
     for name, strength, seed in track(runs, console=Console(stderr=True)):
-        found[name, strength].append(cell(name, strength, seed, given.draws))
+        found[name, strength].append(cell(name, strength, seed, given.first, given.draws))
     methods = list(found[cells[0]][0])
     table = Table(title="W2 to the exact law over the floor, mean and standard error of seeds")
     for column in ("law, strength", *methods):
