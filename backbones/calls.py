@@ -40,6 +40,16 @@ def batch_arguments(pipe: Any, prompt: str, n: int) -> dict[str, Any]:
     return {"prompt": [prompt] * n}
 
 
+def begins_from_picture(pipe: Any) -> bool:
+    """Whether a pipeline begins from a picture, so that it makes and decodes one image at a time.
+
+    Images of one call would share the noise of its encoding, and some warn where prompts are more
+    than pictures.
+    """
+
+    return "strength" in inspect.signature(type(plain(pipe)).__call__).parameters
+
+
 def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
     """Checks that a pipeline takes these arguments, and that none is one of those of `draw`."""
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .calls import batch_arguments
+from .calls import batch_arguments, begins_from_picture
 from .coordinates import Coordinates
 from .guided_classes import extended, plain
 from .latents import NOT_DIFFERENTIABLE, overflows
@@ -75,8 +75,7 @@ class PipelineDecoder:
                 float32 only for the moment of decoding.
         """
 
-        # Pipelines that begin from a picture want as many of them as prompts, or warn.
-        size = 1 if self.call.get("image") is not None else self.batch_size
+        size = 1 if begins_from_picture(self.pipe) else self.batch_size
         return torch.cat([self._images(chunk) for chunk in states.split(size)])
 
     def _images(self, states: Tensor) -> Tensor:

@@ -18,7 +18,13 @@ from rwguidance.support.conditions import string_keys
 from rwguidance.support.fingerprint import NotKept
 from rwguidance.support.randomness import generator_for, seeded
 
-from .calls import batch_arguments, check_arguments, size_of_call, warn_of_cut
+from .calls import (
+    batch_arguments,
+    begins_from_picture,
+    check_arguments,
+    size_of_call,
+    warn_of_cut,
+)
 from .coordinates import Coordinates
 from .decoding import PipelineDecoder
 from .guided_classes import extended, plain
@@ -160,9 +166,8 @@ def _made(
 ) -> Tensor:
     """The draws of all prompts, one prompt after the other, n of each; made or read."""
 
-    # Images of one call share noise where a picture is encoded, or a scheduler takes no generator.
-    takes_picture = "strength" in inspect.signature(type(run.pipe).__call__).parameters
-    if takes_picture or run.pipe.scheduler.config.get("stochastic_sampling", False):
+    # Images of one call also share noise where a scheduler takes no generator.
+    if begins_from_picture(run.pipe) or run.pipe.scheduler.config.get("stochastic_sampling", False):
         size = 1
     hint = f"The pipeline made {size} images at once: lower batch_size"
     with _report(progress) as report, memory.advice(hint):

@@ -19,7 +19,6 @@ __all__ = [
     "qwen_vl",
     "t5",
     "t5_tokenizer",
-    "umt5",
     "vae",
     "vae16",
     "video_autoencoder",
@@ -80,11 +79,11 @@ def clip_config() -> Any:
     )
 
 
-def t5(width: int) -> Any:
-    """Returns the encoder of a T5, of a width."""
+def t5(width: int, kind: str = "T5") -> Any:
+    """Returns the encoder of a T5, or of the kind "UMT5", of a width."""
 
     transformers = require("transformers")
-    config = transformers.T5Config(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=_BYTES + 2,
         d_model=width,
         d_kv=8,
@@ -95,7 +94,7 @@ def t5(width: int) -> Any:
         pad_token_id=_BYTES + 1,
         decoder_start_token_id=_BYTES + 1,
     )
-    return transformers.T5EncoderModel(config)
+    return getattr(transformers, f"{kind}EncoderModel")(config)
 
 
 def clip_tokenizer() -> Any:
@@ -137,24 +136,6 @@ def _tokenizer(
         pad_token=pad,
         model_max_length=length,
     )
-
-
-def umt5(width: int) -> Any:
-    """Returns the encoder of a UMT5, of a width."""
-
-    transformers = require("transformers")
-    config = transformers.UMT5Config(
-        vocab_size=_BYTES + 2,
-        d_model=width,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        eos_token_id=_BYTES,
-        pad_token_id=_BYTES + 1,
-        decoder_start_token_id=_BYTES + 1,
-    )
-    return transformers.UMT5EncoderModel(config)
 
 
 _DECODER: dict[str, Any] = {

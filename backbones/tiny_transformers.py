@@ -13,7 +13,6 @@ from .tiny_parts import (
     glm,
     t5,
     t5_tokenizer,
-    umt5,
     vae,
     vae16,
     video_autoencoder,
@@ -190,7 +189,7 @@ def _aura_flow() -> Any:
     )
     return diffusers.AuraFlowPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=umt5(width=32),
+        text_encoder=t5(width=32, kind="UMT5"),
         vae=vae(latent_channels=4, scaling_factor=0.13025),
         transformer=transformer,
         scheduler=flow(shift=1.73),
@@ -247,7 +246,7 @@ def _wan() -> Any:
     )
     return diffusers.WanPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=umt5(width=32),
+        text_encoder=t5(width=32, kind="UMT5"),
         vae=video_autoencoder("AutoencoderKLWan"),
         scheduler=diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0

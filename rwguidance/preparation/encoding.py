@@ -1,10 +1,11 @@
 """Files of preference data, encoded: latents and rewards of their pictures, row by row."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,6 @@ class Shelf:
 
         return [self.latents, *self.rewards.values()]
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-
-        rows, complete = self.log.read()
-        n = sum(len(row.ranks) for row in rows)
-        return complete and not any(column.missing(range(n)) for column in self.columns)
-
 
 @dataclass(frozen=True)
 class Encoder:
@@ -125,14 +118,11 @@ class Encoder:
     def _first_missing(self, known: Sequence[Row], shelf: Shelf) -> int:
         """Returns the number of the first row of the first batch of which something is missing."""
 
-        picture = 0
-        for start in range(0, len(known), self.batch):
-            count = sum(len(row.ranks) for row in known[start : start + self.batch])
-            here = range(picture, picture + count)
-            if count and any(column.missing(here) for column in shelf.columns):
-                return start
-            picture += count
-        return len(known)
+        ends = list(accumulate(len(row.ranks) for row in known))
+        pictures = range(ends[-1] if ends else 0)
+        gaps = [gap.start for column in shelf.columns for gap in column.missing(pictures)[:1]]
+        row = bisect_right(ends, min(gaps)) if gaps else len(known)
+        return row // self.batch * self.batch if gaps else row
 
     def _batches(
         self, source: Source, start: int, pool: ThreadPoolExecutor

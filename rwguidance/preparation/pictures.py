@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.image_files import TooLarge, opened
 from .layouts import Dirty
 
 __all__ = ["read_picture"]
@@ -39,14 +40,12 @@ def read_picture(picture: Any, beside: Path, size: tuple[int, int]) -> Tensor:
 
     file = _file(picture, beside.parent)
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise Dirty(f"a picture of {image.width} x {image.height} pixels is too large")
+        with opened(file, FORMATS, MOST_PIXELS) as image:
             fitted = ImageOps.fit(
                 image.convert("RGB"), (size[1], size[0]), Image.Resampling.BICUBIC
             )
-    except Dirty:
-        raise
+    except TooLarge:
+        raise Dirty(f"a picture has more than {MOST_PIXELS:,} pixels") from None
     except FileNotFoundError:
         raise Dirty(f"no such picture, {picture}") from None
     except UnidentifiedImageError:

@@ -72,10 +72,9 @@ class RowLog:
             OSError: If the disk is full or cannot be written to.
         """
 
-        known, _ = self.read()
         lines = [json.dumps(_entry(row), ensure_ascii=True) for row in rows]
         if last:
-            lines.append(json.dumps({"rows": len(known) + len(rows)}))
+            lines.append(json.dumps({"rows": len(self.read()[0]) + len(rows)}))
         with naming(self.path), self.path.open("ab") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()

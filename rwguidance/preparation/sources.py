@@ -80,19 +80,19 @@ class Source:
             raise ValueError(f"{self.path} cannot be read: {error}") from error
 
     def count(self) -> int:
-        """Returns the number of rows.
+        """Returns the number of rows, for which no pictures of an archive are read.
 
         Raises:
             ValueError: If the file is not of its format; names it.
             OSError: If it cannot be read.
         """
 
-        if self.path.suffix.lower() != ".parquet":
+        count = {".parquet": _rows_of_parquet, ".tar": _rows_of_archive}
+        known = count.get(self.path.suffix.lower())
+        if known is None:
             return sum(1 for _ in self.rows())
-        from pyarrow import parquet
-
         try:
-            return int(parquet.read_metadata(self.path).num_rows)
+            return known(self.path)
         except OSError:
             raise
         except Exception as error:
@@ -159,6 +159,12 @@ def _of_parquet(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
             first += count
 
 
+def _rows_of_parquet(path: Path) -> int:
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)
+
+
 def _of_arrow(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
     from pyarrow import ipc, memory_map
 
@@ -178,20 +184,35 @@ def _of_archive(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
     """
 
     with tarfile.open(path, "r:") as archive:
-        number, known, row = -1, None, dict[str, Any]()
-        for member in archive:
-            if not member.isfile():
-                continue
-            key, _, ending = member.name.rpartition("/")[2].partition(".")
-            key = f"{member.name.rpartition('/')[0]}/{key}"
-            if key != known:
-                if number >= start:
-                    yield row
-                number, known, row = number + 1, key, {}
-            if number >= start:
+        for number, members in enumerate(_samples(archive)):
+            row: dict[str, Any] = {}
+            for member, ending in members if number >= start else ():
                 row.update(_member(archive, member, ending.lower()))
-        if number >= start:
-            yield row
+            if number >= start:
+                yield row
+
+
+def _rows_of_archive(path: Path) -> int:
+    with tarfile.open(path, "r:") as archive:
+        return sum(1 for _ in _samples(archive))
+
+
+def _samples(archive: tarfile.TarFile) -> Iterator[list[tuple[tarfile.TarInfo, str]]]:
+    """Yields the members of each sample with their endings; reads headers alone."""
+
+    known, members = None, list[tuple[tarfile.TarInfo, str]]()
+    for member in archive:
+        if not member.isfile():
+            continue
+        folder, _, name = member.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        if (folder, stem) != known and members:
+            yield members
+            members = []
+        known = folder, stem
+        members.append((member, ending))
+    if members:
+        yield members
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:

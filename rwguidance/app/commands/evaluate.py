@@ -19,7 +19,7 @@ from .generate import (
     Steps,
 )
 from .method_specs import parse_methods
-from .options import Device, dtype_named, parse_options, parse_paths
+from .options import Device, dtype_named, parse_names, parse_options, parse_paths
 from .prompts import PromptColumn, PromptsOption, read_prompt_set
 from .sources import Sources, label
 
@@ -149,7 +149,7 @@ def evaluate(
     found = read_prompt_set(prompts, prompt_column)
     found = found if subset is None else found.subset(subset, subset_seed)
     developed = [read_prompt_set(text, prompt_column) for text in developed_on or ()]
-    held, spaces = _names(held_out), _names(embedding)
+    held, spaces = parse_names(held_out), parse_names(embedding)
     plan = Plan(
         prompts=found.prompts,
         out=out,
@@ -186,10 +186,6 @@ def evaluate(
                 )
 
     raise typer.Exit(run_evaluate(work, plan))
-
-
-def _names(entries: list[str] | None) -> list[str]:
-    return [name for entry in entries or () for name in entry.split(",") if name]
 
 
 def _numbers(name: str, text: str, kind: Callable[[str], T]) -> list[T]:

@@ -79,6 +79,12 @@ def dtype_named(name: DtypeName | None) -> "torch.dtype | None":
     return None if name is None else getattr(torch, name.value)
 
 
+def parse_names(entries: list[str] | None) -> list[str]:
+    """Returns the names of an option that may repeat, and holds several separated by commas."""
+
+    return [name for entry in entries or () for name in entry.split(",") if name]
+
+
 def parse_paths(entries: list[str] | None) -> dict[str, str]:
     """Returns the paths of entries NAME=PATH by name.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .generate import BackboneName, BatchSize, Dtype, Options, Paths, Steps
-from .options import Device, Seed, dtype_named, parse_options, parse_paths
+from .options import Device, Seed, dtype_named, parse_names, parse_options, parse_paths
 from .prompts import PromptColumn, PromptsOption, read_prompt_set
 from .sources import Sources, label
 
@@ -93,7 +93,7 @@ def prepare(
     own = None if columns is None else _names(columns)
     if own is not None:
         own_layout(own)
-    names = [name for entry in reward or () for name in entry.split(",") if name]
+    names = parse_names(reward)
     sources = Sources(parse_paths(path), parse_options(option), device, dtype_named(dtype))
     sources.check(backbone, *names)
     found = None if prompts is None else read_prompt_set(prompts, prompt_column).prompts
