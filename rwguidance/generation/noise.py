@@ -23,7 +23,7 @@ from ..tilt import Tilt
 from ..weights import gumbel
 from .base import Aligned, set_checked
 from .run import Run
-from .strength import OfStrength, check_one, checked_strength, tilt_of
+from .strength import OfTilt
 from .work import Streams, Work
 
 __all__ = ["NoiseChain", "NoiseGradient"]
@@ -53,7 +53,7 @@ class _Steps:
 
 
 @dataclass(frozen=True)
-class NoiseGradient(OfStrength):
+class NoiseGradient(OfTilt):
     r"""Noise moved along the gradient of a differentiable reward: one picture in a few calls.
 
     For models with few steps and samplers without randomness. The size of a step is the one at
@@ -94,14 +94,12 @@ class NoiseGradient(OfStrength):
     def __post_init__(self) -> None:
         set_checked(
             self,
-            bank=checks.integer("bank", self.bank, 2),
             moves=checks.optional(checks.integer, "moves", self.moves, 1),
             size=checks.optional(checks.number, "size", self.size, above=0),
             pilots=checks.integer("pilots", self.pilots, 1),
             through=checks.optional(checks.integer, "through", self.through, 1),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
-        check_one(self.beta, self.kl)
+        self.check_tilt()
 
     def check_run(self, run: Run, prompt: str) -> None:
         try:
@@ -168,7 +166,7 @@ class NoiseGradient(OfStrength):
     def _steps(self, run: Run, prompt: str) -> _Steps:
         """The steps of a prompt's pictures."""
 
-        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        tilt = self.tilt(run, prompt)
         if self.size is not None:
             return _Steps(tilt, self.size, self._tried[0])
         gain = self._gain(run, prompt, tilt)
@@ -221,7 +219,7 @@ class NoiseGradient(OfStrength):
 
 
 @dataclass(frozen=True)
-class NoiseChain(OfStrength):
+class NoiseChain(OfTilt):
     r"""A Markov chain of the noise from a draw of a bank: the tilted law in the limit, no gradient.
 
     For samplers without randomness. A picture starts from a draw that is picked by its weight, and
@@ -255,13 +253,11 @@ class NoiseChain(OfStrength):
     def __post_init__(self) -> None:
         set_checked(
             self,
-            bank=checks.integer("bank", self.bank, 2),
             burn_in=checks.integer("burn_in", self.burn_in, 2),
             moves=checks.integer("moves", self.moves, 1),
             acceptance=checks.number("acceptance", self.acceptance, above=0, below=1),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
-        check_one(self.beta, self.kl)
+        self.check_tilt()
 
     def check_run(self, run: Run, prompt: str) -> None:
         try:
@@ -282,7 +278,7 @@ class NoiseChain(OfStrength):
     ) -> Aligned:
         bank = run.bank(prompt, self.bank, "bank")
         assert bank.rewards is not None
-        make = lambda: tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        make = lambda: self.tilt(run, prompt)
         tilt = run.keep("tilt", (self, prompt), make)
         log_w = tilt.weigh(bank.rewards).double().cpu()
         generators = [generator_for(run.seed, "pcn", prompt, i) for i in numbers]

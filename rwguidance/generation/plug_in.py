@@ -7,14 +7,14 @@ from ..estimators import FMPS, ConditionalExpectation, PlugIn, SecondOrderPlugIn
 from ..support import checks
 from .base import Guided, set_checked
 from .run import Run
-from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Streams, Work
+from .strength import OfTilt
+from .work import Work
 
 __all__ = ["PlugInMean", "SecondOrder", "StraightFlow"]
 
 
 @dataclass(frozen=True)
-class PlugInMean(OfStrength, Guided):
+class PlugInMean(OfTilt, Guided):
     r"""Guidance by the gradient of a differentiable reward at the predicted picture; overshoots.
 
     The estimator is :class:`~rwguidance.PlugIn` without the Jacobian of the model.
@@ -42,18 +42,9 @@ class PlugInMean(OfStrength, Guided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        set_checked(
-            self,
-            bank=checks.integer("bank", self.bank, 2),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
-            prior_variance=checks.optional(
-                checks.number, "prior_variance", self.prior_variance, above=0
-            ),
-        )
-        check_one(self.beta, self.kl)
-
-    def streams(self, images: int) -> list[Streams]:
-        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
+        variance = checks.optional(checks.number, "prior_variance", self.prior_variance, above=0)
+        set_checked(self, prior_variance=variance)
+        self.check_tilt()
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         looks = Work(decoded=images * steps, scored=images * steps) * self._passes
@@ -66,7 +57,7 @@ class PlugInMean(OfStrength, Guided):
         return 3
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        tilt = self.tilt(run, prompt)
         variance = self._variance(run, prompt)
         estimator = PlugIn(tilt, jacobian=False, prior_variance=variance)
         return estimator, {"beta": tilt.betas[0], "prior variance": variance}
@@ -122,7 +113,7 @@ class SecondOrder(PlugInMean):
 
 
 @dataclass(frozen=True)
-class StraightFlow(OfStrength, Guided):
+class StraightFlow(OfTilt, Guided):
     r"""Guidance by the gradient of a reward where a straight flow would end (FMPS); too strong.
 
     The estimator is :class:`~rwguidance.estimators.FMPS`, which has no shift where a state is noise
@@ -150,20 +141,12 @@ class StraightFlow(OfStrength, Guided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        set_checked(
-            self,
-            bank=checks.integer("bank", self.bank, 2),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
-        )
-        check_one(self.beta, self.kl)
-
-    def streams(self, images: int) -> list[Streams]:
-        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
+        self.check_tilt()
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         looks = Work(decoded=images * steps, scored=images * steps) * 3  # a pass back counts as two
         return super().work(images, steps, batch_size) + looks
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        tilt = self.tilt(run, prompt)
         return FMPS(tilt), {"beta": tilt.betas[0]}

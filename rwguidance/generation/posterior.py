@@ -7,14 +7,14 @@ from ..estimators import ConditionalExpectation, InnerFlow, PosteriorSampling
 from ..support import checks
 from .base import Guided, set_checked
 from .run import Run
-from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Streams, Work
+from .strength import OfTilt
+from .work import Work
 
 __all__ = ["Posterior"]
 
 
 @dataclass(frozen=True)
-class Posterior(OfStrength, Guided):
+class Posterior(OfTilt, Guided):
     r"""Guidance by draws of what a picture may become, weighed by their rewards, at every step.
 
     The estimator is :class:`~rwguidance.PosteriorSampling` with draws of
@@ -52,13 +52,8 @@ class Posterior(OfStrength, Guided):
             self,
             draws=checks.integer("draws", self.draws, 2),
             inner_steps=checks.integer("inner_steps", self.inner_steps, 2),
-            bank=checks.integer("bank", self.bank, 2),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
         )
-        check_one(self.beta, self.kl)
-
-    def streams(self, images: int) -> list[Streams]:
-        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
+        self.check_tilt()
 
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         # As if the draws were made in batches; the first states share no step with their draws.
@@ -70,7 +65,7 @@ class Posterior(OfStrength, Guided):
         return super().work(images, steps, batch_size) + looks
 
     def estimator(self, run: Run, prompt: str) -> tuple[ConditionalExpectation, dict[str, Any]]:
-        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        tilt = self.tilt(run, prompt)
         draws = InnerFlow(self.inner_steps)
         estimator = PosteriorSampling(tilt, draws, self.draws, self.first_order, seed=run.seed)
         return estimator, {"beta": tilt.betas[0]}

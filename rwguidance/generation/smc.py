@@ -15,14 +15,14 @@ from ..support.randomness import generator_for
 from .base import set_checked
 from .pooled import Group, Together
 from .run import Run
-from .strength import OfStrength, check_one, checked_strength, tilt_of
-from .work import Streams, Work
+from .strength import OfTilt
+from .work import Work
 
 __all__ = ["SMC"]
 
 
 @dataclass(frozen=True)
-class SMC(Together, OfStrength):
+class SMC(Together, OfTilt):
     r"""Pictures on the way, resampled by the rewards of what they are predicted to become.
 
     Particles of a prompt take the noisy steps of :class:`~rwguidance.DDIM` together, and those with
@@ -61,16 +61,11 @@ class SMC(Together, OfStrength):
         set_checked(
             self,
             particles=checks.integer("particles", self.particles, 2),
-            bank=checks.integer("bank", self.bank, 2),
-            **checked_strength(self.beta, self.kl, "bank", self.bank),
             eta=checks.number("eta", self.eta, above=0, high=1),
             threshold=checks.number("threshold", self.threshold, 0, 1),
         )
-        check_one(self.beta, self.kl)
+        self.check_tilt()
         check_strength(1.0, self.window)
-
-    def streams(self, images: int) -> list[Streams]:
-        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
 
     def check(self, times: Tensor) -> None:
         super().check(times)
@@ -92,7 +87,7 @@ class SMC(Together, OfStrength):
         return super().work(images, steps, batch_size) + made
 
     def group(self, run: Run, prompt: str, number: int) -> Group:
-        tilt = tilt_of(run, prompt, self.beta, self.kl, self.bank)
+        tilt = self.tilt(run, prompt)
         # The look at the last step, which draws no noise, is that at its picture.
         low = max(self.window[0], math.nextafter(float(run.times[-2]), 1.0))
         smc = TwistedSMC(

@@ -6,10 +6,11 @@ from typing import Any, TypeVar, cast
 
 from ..support import checks
 from ..tilt import Tilt
-from .base import Method
+from .base import Method, set_checked
 from .run import Run
+from .work import Streams
 
-__all__ = ["OfStrength", "check_one", "checked_strength", "tilt_of", "with_strength"]
+__all__ = ["OfStrength", "OfTilt", "check_one", "checked_strength", "tilt_of", "with_strength"]
 
 M = TypeVar("M", bound="OfStrength")
 
@@ -23,6 +24,32 @@ class OfStrength(Method):
 
     def at(self: M, nats: float) -> M:
         return cast(M, replace(cast(Any, self), beta=None, kl=nats))
+
+
+class OfTilt(OfStrength):
+    """A method whose temperature, where it is not given, follows from draws of the prompt."""
+
+    beta: float | None
+    kl: float | None
+    bank: int
+
+    def check_tilt(self) -> None:
+        """Checks the temperature, the divergence and the number of draws."""
+
+        set_checked(
+            self,
+            bank=checks.integer("bank", self.bank, 2),
+            **checked_strength(self.beta, self.kl, "bank", self.bank),
+        )
+        check_one(self.beta, self.kl)
+
+    def streams(self, images: int) -> list[Streams]:
+        return [] if self.kl is None else [Streams("bank", 1, self.bank)]
+
+    def tilt(self, run: Run, prompt: str) -> Tilt:
+        """Returns the tilt of a prompt."""
+
+        return tilt_of(run, prompt, self.beta, self.kl, self.bank)
 
 
 def checked_strength(
