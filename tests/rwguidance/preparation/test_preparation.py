@@ -4,10 +4,15 @@ import csv
 import hashlib
 import json
 import os
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from children import in_child
 from preference_files import (
     CAPTIONS,
     Light,
@@ -18,10 +23,6 @@ from preference_files import (
     pick_a_pic,
     web_dataset,
 )
-from pyarrow import parquet
-from typer.testing import CliRunner
-
-from children import in_child
 from processes_of_a_run import launch
 from rwguidance.app.cli import app
 from rwguidance.preparation import (
@@ -34,6 +35,8 @@ from rwguidance.preparation import (
     prepare_pairs,
     split_of,
 )
+from rwguidance.preparation.encoding import Encoder
+from rwguidance.preparation.row_log import Row
 
 SIZE = (16, 16)
 
@@ -245,6 +248,23 @@ class TestGoingOn:
         self.work(tmp_path)
         found = all_pairs(Prepared(tmp_path / "out"))
         assert [pair[1:3] for pair in found] == [pair[1:3] for pair in expected]
+
+    @pytest.mark.parametrize(
+        ("gaps", "row"), [((9, 11), 3), ((11, 5), 0), ((5,), 0), ((6,), 3), ((), 7)]
+    )
+    def test_it_goes_on_at_the_first_batch_of_which_something_is_missing(self, gaps, row):
+        class Column:
+            def __init__(self, gap):
+                self.gap = gap
+
+            def missing(self, rows):
+                return [range(self.gap, rows.stop)]
+
+        known = [Row("a cat", (1.0, 2.0))] * 3 + [Row(problem="no picture")]
+        known += [Row("a cat", (1.0, 2.0))] * 3  # pictures 6 to 11 are of the rows 4 to 6
+        encoder = Encoder(None, {}, (1, 1), None, 3)
+        shelf = SimpleNamespace(columns=[Column(gap) for gap in gaps])
+        assert encoder._first_missing(known, shelf) == row
 
     def test_a_new_reward_and_a_new_file_encode_nothing_twice(self, tmp_path):
         pick_a_pic(tmp_path / "a.parquet")
