@@ -68,7 +68,7 @@ def check_published(tokenizer: Any, rows: int, where: object) -> None:
     name, digest = _PUBLISHED.get((_model(tokenizer).get("type"), rows), ("", ""))
     if name and vocabulary_digest(tokenizer) != digest:
         raise ValueError(
-            f"{where} must hold the tokenizer of {name}, whose embedding has {rows} rows, and holds "
+            f"{where} must hold the tokenizer of {name}, whose embedding has {rows} rows, and has "
             "other tokens or merges: fetch it again, or pass verify=False for a model of your own"
         )
 
