@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rwguidance.support import outside
+from rwguidance.support.files import expanded
 from rwguidance.support.tensors import read_tensors
 
 __all__ = ["check_autoencoder", "check_channels", "in_dtype", "load_autoencoder"]
@@ -52,7 +53,7 @@ def load_autoencoder(
         return source
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"vae must be an autoencoder or a folder, got {type(source).__name__}")
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     files = {part: folder / f"{original}_{part}.safetensors" for part in ("encoder", "decoder")}
     if (folder / "config.json").is_file():
         vae = _saved(folder, dtype)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rwguidance.support.files import expanded
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
 
@@ -180,9 +181,9 @@ class Published:
         diffusers = require("diffusers")
         keywords: dict[str, Any] = {**in_dtype(dtype or torch.float32)}
         path = self.source if path is None else path
-        config = None if config is None else Path(config).expanduser()
+        config = None if config is None else expanded(config)
         if not on_hub(path) and not in_package(path):
-            path = Path(path).expanduser()
+            path = expanded(path)
         if in_package(path):
             path = package_folder(path)
         hub = on_hub(path)

@@ -215,6 +215,16 @@ def fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 def build(name: str, architecture: Architecture, device: torch.device, dtype: torch.dtype) -> Any:
     """The backbone with random weights and no text encoders."""
 
+    size = architecture.size
+    pipe = pipeline(name, architecture, device, dtype)
+    return backbones.from_pipeline(pipe, height=size, width=size).requires_grad_(False)
+
+
+def pipeline(
+    name: str, architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The pipeline with random weights and no text encoders."""
+
     denoiser, vae = build_parts(architecture)
     for part in (denoiser, vae):
         fill(part, device, dtype)
@@ -225,7 +235,7 @@ def build(name: str, architecture: Architecture, device: torch.device, dtype: to
             if "turbo" in name
             else diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading")
         )
-        pipe = diffusers.StableDiffusionXLPipeline(
+        return diffusers.StableDiffusionXLPipeline(
             vae=vae,
             unet=denoiser,
             scheduler=scheduler,
@@ -235,20 +245,17 @@ def build(name: str, architecture: Architecture, device: torch.device, dtype: to
             tokenizer_2=None,
             add_watermarker=False,
         )
-    else:
-        pipe = diffusers.StableDiffusion3Pipeline(
-            vae=vae,
-            transformer=denoiser,
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            text_encoder=None,
-            text_encoder_2=None,
-            text_encoder_3=None,
-            tokenizer=None,
-            tokenizer_2=None,
-            tokenizer_3=None,
-        )
-    size = architecture.size
-    return backbones.from_pipeline(pipe, height=size, width=size).requires_grad_(False)
+    return diffusers.StableDiffusion3Pipeline(
+        vae=vae,
+        transformer=denoiser,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=None,
+        text_encoder_2=None,
+        text_encoder_3=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        tokenizer_3=None,
+    )
 
 
 def random_condition(

@@ -23,7 +23,7 @@ from .loading import (
 )
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
 from .towers import EmbeddingReward, checkpoint_layers
-from .vocabulary import check_vocabulary
+from .vocabulary import check_published, check_vocabulary
 
 __all__ = [
     "ClipReward",
@@ -89,6 +89,7 @@ class ClipReward(EmbeddingReward):
         preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
         gradient_checkpointing: Whether the image tower saves memory in the backward pass.
         cache_size: Number of prompts whose embeddings are kept.
+        verify: Whether a tokenizer of the size of CLIP's must be CLIP's.
 
     Raises:
         FileNotFoundError: If a file is missing; says where to get it.
@@ -107,13 +108,17 @@ class ClipReward(EmbeddingReward):
         preprocessing: Mode = "reference",
         gradient_checkpointing: bool = False,
         cache_size: int = 4096,
+        verify: bool = True,
     ) -> None:
         check_mode(preprocessing)
         _, folder = _file_and_folder(path)
         words = load_tokenizer(self.spec, folder if tokenizer is None else tokenizer)
         model = load_clip(self.spec, path, gradient_checkpointing)
         rows = model.config.text_config.vocab_size
-        check_vocabulary(words, rows, tokenizer or folder or self.spec.title)
+        where = tokenizer or folder or self.spec.title
+        check_vocabulary(words, rows, where)
+        if verify:
+            check_published(words, rows, where)
         super().__init__(model.logit_scale, cache_size)
         self.image = ImageTower(model.vision_model, model.visual_projection)
         self.text = TextTower(model.text_model, model.text_projection, words)

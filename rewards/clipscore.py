@@ -70,10 +70,11 @@ class CLIPScore(ClipReward):
         preprocessing: Mode = "reference",
         gradient_checkpointing: bool = False,
         cache_size: int = 4096,
+        verify: bool = True,
     ) -> None:
         if scaling not in get_args(Scaling):
             raise ValueError(f"scaling must be one of {get_args(Scaling)}, got {scaling!r}")
-        super().__init__(path, tokenizer, preprocessing, gradient_checkpointing, cache_size)
+        super().__init__(path, tokenizer, preprocessing, gradient_checkpointing, cache_size, verify)
         self.scaling = scaling
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:

@@ -26,7 +26,7 @@ from .loading import (
 from .preprocessing import CLIP_MEAN, CLIP_STD, Mode, center_crop, check_mode, normalize
 from .registry import register
 from .towers import AffineHead, checkpoint_layers
-from .vocabulary import check_vocabulary
+from .vocabulary import check_published, check_vocabulary
 
 __all__ = ["ImageReward"]
 
@@ -51,6 +51,7 @@ class ImageReward(Reward):
         tokenizer: Directory with ``vocab.txt``, if it is elsewhere.
         preprocessing: ``"reference"`` or ``"fast"``, see :func:`rewards.preprocessing.resize`.
         gradient_checkpointing: Whether both towers save memory in the backward pass.
+        verify: Whether the tokenizer must be that of bert-base-uncased, as it was published.
 
     Raises:
         FileNotFoundError: If a file is missing; says where to get it.
@@ -93,6 +94,7 @@ class ImageReward(Reward):
         tokenizer: PathLike | None = None,
         preprocessing: Mode = "reference",
         gradient_checkpointing: bool = False,
+        verify: bool = True,
     ) -> None:
         super().__init__()
         check_mode(preprocessing)
@@ -121,6 +123,8 @@ class ImageReward(Reward):
         self.head.check_width(self.text.config.hidden_size, file)
         self.tokenizer = _load_tokenizer(transformers, words)
         check_vocabulary(self.tokenizer, self.text.config.vocab_size, words)
+        if verify:
+            check_published(self.tokenizer, self.text.config.vocab_size, words)
         self.mode: Mode = preprocessing
         self.straight_through = preprocessing == "reference"
         if gradient_checkpointing:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rwguidance.support import outside
-from rwguidance.support.files import read_regular
+from rwguidance.support.files import expanded, read_regular
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
 from rwguidance.support.randomness import forked
@@ -77,7 +77,7 @@ def find_file(
     if path is None or on_hub(path) or in_package(path):
         found = _download(spec, file, str(path) if path is not None else file.source)
     else:
-        found = Path(path).expanduser()
+        found = expanded(path)
         found = found / file.name if found.is_dir() else found
         if not found.is_file():
             raise FileNotFoundError(f"no file {found}: {_how_to_get(spec, file)}")
@@ -91,7 +91,7 @@ def local(path: PathLike | None) -> PathLike | None:
 
     if path is None or on_hub(path) or in_package(path):
         return path
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def find_weights(spec: RewardSpec, file: RewardFile, path: PathLike | None) -> Path:

@@ -108,7 +108,7 @@ class Normalizer(ABC):
             "statistics": dataclasses.asdict(self),
         }
         with replacing(path) as partial:
-            partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+            partial.write_bytes(json.dumps(content, allow_nan=False).encode())
 
     @classmethod
     def load(cls: type[N], path: str | os.PathLike[str]) -> N:

@@ -25,6 +25,7 @@ with the file and the line. Files whose names end as those of pictures do that a
 import os
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -317,12 +318,13 @@ def _resolve(root: Path, known: dict[str, str], file: Path, prompt: Prompt) -> s
     """The path that a line means, relative to the folder."""
 
     name = prompt.image or ""
-    if PurePath(name).is_absolute():
-        name = os.path.relpath(name, root.resolve())
+    if PurePath(name).anchor:  # which a path on Windows may have without being absolute
+        with suppress(ValueError):  # it is on another drive
+            name = os.path.relpath(name, root.resolve())
     if "\\" in name and name not in known:
         name = name.replace("\\", "/")
-    name = os.path.normpath(name).replace(os.sep, "/")
-    if ".." in name.split("/"):
+    name = PurePath(os.path.normpath(name)).as_posix()
+    if PurePath(name).anchor or ".." in name.split("/"):
         raise ValueError(
             f"{file}, line {prompt.line}: the image {prompt.image!r} is not in the folder {root}"
         )

@@ -1,12 +1,26 @@
-"""Vocabularies of tokenizers, checked for being whole.
+"""Vocabularies of tokenizers, checked for being whole, and for being those that were published.
 
-Half a file of merges loads without a word and changes every score, and so does half a vocabulary.
+Half a file of merges loads without a word and changes every score, and so does half a vocabulary,
+or one in which a word was exchanged.
 """
 
+import hashlib
 import json
 from typing import Any
 
-__all__ = ["check_vocabulary"]
+__all__ = ["check_published", "check_vocabulary", "vocabulary_digest"]
+
+_PUBLISHED = {
+    ("BPE", 49408): ("CLIP", "dbd7933fb5292543797293a27def5e74de2dd069ab30a560d2ab4fbd99c36059"),
+    ("WordPiece", 30524): (
+        "bert-base-uncased",
+        "6abd66588deb60f83c0624b8025c943d7f4bab04ed230a5d79e5ba1aec46640b",
+    ),
+}
+"""Models by the kind of their tokenizers and the rows of their embeddings, and the digests of them.
+
+The rows of the second are those of BLIP, which has two tokens more.
+"""
 
 _PADDING = 128
 """Rows of an embedding beyond its vocabulary, fewer than that, which round its size up."""
@@ -32,15 +46,63 @@ def check_vocabulary(tokenizer: Any, rows: int, where: object) -> None:
             f"tokens up to number {numbers[-1] if numbers else None}: a file is cut off, or of "
             "another model"
         )
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    model = _model(tokenizer)
     if model.get("type") == "BPE":
         _check_merges(model, set(tokenizer.get_added_vocab()), where)
 
 
+def check_published(tokenizer: Any, rows: int, where: object) -> None:
+    """Checks that the tokenizer of a published model is that model's, whatever files it came in.
+
+    A model is known by the kind of its tokenizer and the size of its embedding; others pass.
+
+    Arguments:
+        tokenizer: A fast tokenizer of transformers.
+        rows: Number of rows of the embedding of tokens.
+        where: Origin of the tokenizer, for the message.
+
+    Raises:
+        ValueError: If it has other tokens, numbers or merges than were published.
+    """
+
+    name, digest = _PUBLISHED.get((_model(tokenizer).get("type"), rows), ("", ""))
+    if name and vocabulary_digest(tokenizer) != digest:
+        raise ValueError(
+            f"{where} must hold the tokenizer of {name}, whose embedding has {rows} rows, and has "
+            "other tokens or merges: fetch it again, or pass verify=False for a model of your own"
+        )
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """Returns the SHA-256 of tokens, their numbers and merges, 64 hexadecimal digits.
+
+    It does not depend on the files and the version of transformers that they came by, nor on tokens
+    that were added.
+
+    Arguments:
+        tokenizer: A fast tokenizer of transformers.
+    """
+
+    model = _model(tokenizer)
+    tokens = sorted(model["vocab"].items(), key=lambda item: item[1])
+    content = [model.get("type"), tokens, [list(pair) for pair in _merges(model)]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _model(tokenizer: Any) -> Any:
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+
+
+def _merges(model: Any) -> list[Any]:
+    """The pairs that are merged, which versions of tokenizers write in two ways."""
+
+    pairs = model.get("merges", [])
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+
+
 def _check_merges(model: Any, added: set[str], where: object) -> None:
     vocabulary = set(model["vocab"])
-    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-    made = {"".join(pair) for pair in pairs}
+    made = {"".join(pair) for pair in _merges(model)}
     end = model.get("end_of_word_suffix") or ""
     single = lambda token: len(token.removesuffix(end) if end else token) <= 1
     lost = sorted(t for t in vocabulary - made - added if not single(t))

@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("part", ["ends", "boundaries", "damage", "fuzz"])
+@pytest.mark.parametrize("part", ["ends", "systems", "boundaries", "damage", "fuzz"])
 def test_the_table_shows_no_failure(part):
     # In a process of its own, whose children are forked before torch has threads.
     paths = [str(ROOT / "tests"), str(ROOT), *filter(None, sys.path)]

@@ -15,7 +15,7 @@ OPTIONS = {
     "hpsv2": {"architecture": tiny.HPSV2_CONFIG},
     "hpsv2.1": {"architecture": tiny.HPSV2_CONFIG},
     "clipscore": {},
-    "imagereward": {},
+    "imagereward": {"verify": False},
     "aesthetic": {"verify": False},
     "aesthetic-v2.5": {},
 }

@@ -32,7 +32,7 @@ def write_record(out: Path, header: Mapping[str, Any]) -> None:
 
     with replacing(record_path(out)) as partial:
         text = json.dumps({**header, "table": _digest(out)}, indent=1)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode())
 
 
 def check_finished(out: Path, header: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 import rwguidance
 from rwguidance.support.files import naming
+from rwguidance.support.locks import seize
 
 from ..prompt_files import Job
 
@@ -268,11 +269,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     """Locks the file against a second run while it is open, where the system can."""
 
     try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seize(file.fileno())
     except BlockingIOError:
         raise ValueError(f"another run is writing {path}") from None
     except OSError:

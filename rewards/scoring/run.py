@@ -166,8 +166,10 @@ def score(
             progress(done, journal.failed)
         scored = sum(processes.gather(sum(len(batches[i]) for i in todo)))
         if processes.first:
-            scores = _merge(job, rewards, out, header, sizes, scored)
+            scores, kept = _merge(job, rewards, out, header, sizes, scored)
     processes.wait()
+    if processes.first:
+        _remove(kept)
     return scores if processes.first else _read_back(job, rewards, out, scored)
 
 
@@ -280,8 +282,12 @@ def _merge(
     header: Mapping[str, Any],
     sizes: Sequence[int],
     scored: int,
-) -> Scores:
-    """Writes the result, and the record beside it, from the journals, which are removed."""
+) -> tuple[Scores, list[Path]]:
+    """Writes the result, and the record beside it, from the journals, which are removed.
+
+    Returns:
+        The scores, and the journals that are to be removed when they are closed, as on Windows.
+    """
 
     findings = _Findings(job, rewards)
     with ExitStack() as stack:
@@ -291,9 +297,20 @@ def _merge(
         watched = findings.watch(rows)
         write_table(out, job.labels, list(rewards), watched, header["escaped formulas"])
     write_record(out, header)
-    for path in journals(out):
-        path.unlink()
-    return findings.scores(out, scored)
+    left = _remove(journals(out))
+    return findings.scores(out, scored), left
+
+
+def _remove(paths: Sequence[Path]) -> list[Path]:
+    """Removes files, and returns those of them that are open in a system that then keeps them."""
+
+    left = []
+    for path in paths:
+        try:
+            path.unlink()
+        except PermissionError:
+            left.append(path)
+    return left
 
 
 def _read_back(job: Job, rewards: Mapping[str, Reward], out: Path, scored: int) -> Scores:

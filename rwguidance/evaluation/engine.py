@@ -304,7 +304,7 @@ def _claim(plan: Plan, settings: Mapping[str, Any]) -> None:
             path.unlink()
     with replacing(plan.folder / _PLAN) as partial:
         text = json.dumps(settings, indent=1, ensure_ascii=False)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode())
 
 
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:

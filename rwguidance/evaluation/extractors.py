@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support import checks
+from ..support.files import expanded
 from ..support.outside import require
 from ..support.randomness import forked
 
@@ -125,7 +126,7 @@ def _timm(model: str, path: PathLike | None = None) -> Extractor:
 
 
 def _transformers(folder: str) -> Extractor:
-    name, place = f"transformers:{folder}", Path(folder).expanduser()
+    name, place = f"transformers:{folder}", expanded(folder)
     wanted = ("config.json", "preprocessor_config.json", "*.safetensors")
     missing = [one for one in wanted if not any(place.glob(one))]
     if missing:
@@ -203,7 +204,7 @@ _KINDS: Mapping[str, Callable[..., Extractor]] = {
 def _file(name: str, path: PathLike | None, source: str) -> Path:
     """The file of weights, which must be there."""
 
-    place = None if path is None else Path(path).expanduser()
+    place = None if path is None else expanded(path)
     if place is None or not place.is_file():
         got = "none" if path is None else f"{path}, which is no file"
         raise FileNotFoundError(

@@ -81,7 +81,7 @@ def write_page(
     text = template.substitute(title=escape(title), body="\n".join(filter(None, body)))
     path = folder / "page.html"
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode())
     return path
 
 

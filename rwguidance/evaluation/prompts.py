@@ -7,10 +7,10 @@ formats of their publishers. A package adds either kind by an entry point of the
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
 from ..support import checks
+from ..support.files import expanded
 from ..support.records import SUFFIXES
 from ..support.registry import Registry
 from .prompt_sets import PromptSet, common
@@ -147,7 +147,7 @@ def read(path: str | os.PathLike[str], column: str = "prompt") -> PromptSet:
         ValueError: If it has another format, or holds no prompt or an empty one.
     """
 
-    file = checks.path("path", path).expanduser()
+    file = checks.path("path", path)
     prompts, _, repeated = collect([file], column)
     return PromptSet(
         name=file.name,
@@ -176,7 +176,7 @@ def find(text: str, column: str = "prompt") -> PromptSet:
     name, equals, path = text.partition("=")
     if name in _registry.names():
         return load(name, path if equals else None)
-    file = Path(text).expanduser()
+    file = expanded(text)
     if file.exists() or (text.lower().endswith(SUFFIXES) and not equals):
         return read(file, column)
     return load(name)

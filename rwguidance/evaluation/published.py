@@ -60,7 +60,7 @@ class PublishedPrompts:
                 f"the prompts of {self.name!r} do not come with the library: {where} and name the "
                 f"path, {self.name}=PATH on the command line"
             )
-        root = checks.path("path", path).expanduser()
+        root = checks.path("path", path)
         if not root.exists():
             raise FileNotFoundError(f"no prompts of {self.name!r} at {root}: {where}")
         files = [root] if root.is_file() else [self._find(root, name, where) for name in self.files]

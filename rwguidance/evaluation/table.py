@@ -204,7 +204,7 @@ def write_table(results: Results, folder: Path) -> Table:
     }
     for suffix, text in texts.items():
         with replacing(folder / f"table.{suffix}") as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(text.encode())
     return table
 
 

@@ -67,7 +67,7 @@ class Folder:
             check_settings(self.path, self.settings, complete=True)
         text = json.dumps(self.settings, indent=1, ensure_ascii=False)
         with replacing(self.path / _SETTINGS) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(text.encode())
 
     def absent(self, prompt: str, numbers: Iterable[int]) -> bool:
         """Returns whether a file of a batch is not there; reads none, so it may be another's.

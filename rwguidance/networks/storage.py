@@ -89,7 +89,7 @@ class StoredNetwork(nn.Module, ABC):
         write_tensor_file(folder / WEIGHTS, self.state_dict(), {"format": "pt"})
         for name, text in texts.items():
             with replacing(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
+                partial.write_bytes(text.encode())
 
     def push_to_hub(self, repository: str, private: bool = True, **options: Any) -> str:
         """Uploads the folder that :meth:`save_pretrained` writes; returns the address.

@@ -93,7 +93,7 @@ class RowLog:
         text = "".join(f"{json.dumps(_entry(row))}\n" for row in rows)
         if self.path.read_text(encoding="utf-8", errors="replace") != text:
             with replacing(self.path, durable=True) as partial:
-                partial.write_text(text, encoding="utf-8")
+                partial.write_bytes(text.encode())
 
     def _entries(self) -> Iterator[Any]:
         if not self.path.exists():

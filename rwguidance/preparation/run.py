@@ -17,7 +17,7 @@ from ..generation.folder import differences
 from ..generation.run import Report, Run
 from ..store import Drawer, Store
 from ..support import checks
-from ..support.files import replacing
+from ..support.files import expanded, replacing
 from ..support.fingerprint import fingerprint
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
@@ -65,7 +65,7 @@ class Preparation:
     def __post_init__(self) -> None:
         checks.instance("backbone", self.backbone, TextToImage, "a Backbone")
         checks.instance("out", self.out, (str, Path), "a path")
-        object.__setattr__(self, "out", Path(self.out).expanduser())
+        object.__setattr__(self, "out", expanded(self.out))
         for name, reward in self.rewards.items():
             checks.function(name, reward, classes=False)
         checks.integer("batch_size", self.batch_size, 1)
@@ -109,7 +109,7 @@ class Preparation:
                         "folder, or the same settings"
                     )
                 with replacing(plan) as partial:
-                    partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
+                    partial.write_bytes(json.dumps(own, indent=1).encode())
             self.processes.wait()
             yield
 
@@ -160,7 +160,7 @@ class Preparation:
                 "prompt drawer": origin,
             }
             with replacing(self.out / MANIFEST, durable=True) as partial:
-                partial.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+                partial.write_bytes(json.dumps(whole, indent=1).encode())
         self.processes.wait()
         if not prompts:
             reasons = left_out(self.out).most_common(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support import checks
+from ..support.files import expanded
 
 __all__ = ["Source", "find_sources"]
 
@@ -127,7 +128,7 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
     found: dict[Path, None] = {}
     for given in paths:
         checks.instance("data", given, (str, Path), "a path")
-        path = Path(given).expanduser()
+        path = expanded(given)
         if not path.exists():
             raise FileNotFoundError(f"data: there is no file or folder {path}")
         if path.is_file() and path.suffix.lower() not in _ENDINGS:

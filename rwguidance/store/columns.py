@@ -307,7 +307,8 @@ class Column:
         left = [shard for shard in shards if not problems.get(shard)]
         for other in manifest.others(shards):
             if overlap(left, other.rows):  # parts that were merged, by a process killed just then
-                (self.folder / other.name).unlink()
+                with suppress(PermissionError):  # Windows removes none that another process reads
+                    (self.folder / other.name).unlink()
             else:
                 problems[other] = other.problem(self.folder, key)
         for shard, problem in problems.items():

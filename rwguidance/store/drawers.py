@@ -205,7 +205,7 @@ def _say_if_old(root: Path) -> None:
         return
     old = any(root.glob(f"*/{_LABEL}"))
     root.mkdir(parents=True, exist_ok=True)
-    note.write_text(text, encoding="utf-8")  # if half of it is written, it is said again
+    note.write_bytes(text.encode())  # if half of it is written, it is said again
     if old:
         warnings.warn(
             f"{root} holds draws of an older version: they are made anew, and the old ones may be "
@@ -226,7 +226,7 @@ def _label(path: Path, text: str) -> None:
         warnings.warn(f"{path} is damaged: it is written anew", RuntimeWarning, stacklevel=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode())
 
 
 def _text(name: str, origin: Mapping[str, Any]) -> str:

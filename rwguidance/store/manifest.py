@@ -112,7 +112,7 @@ class Manifest:
         }
         text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
         with replacing(self.path, durable) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(text.encode())
 
     def _listed(self) -> list[Shard] | None:
         """Returns the shards that it lists; None if it is absent, damaged or another column's."""

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .files import expanded
+
 __all__ = [
     "bad_items",
     "choice",
@@ -203,16 +205,13 @@ def path(name: str, value: Any) -> Path:
 
     Raises:
         TypeError: If the value is neither a string nor a path.
-        ValueError: If it holds NUL, which no name can.
+        ValueError: If it holds NUL, which no name can, or there is no home folder.
     """
 
     instance(name, value, (str, os.PathLike), "a path")
     if "\0" in os.fsdecode(value):
         raise ValueError(f"{name} must be a path without NUL, got {os.fsdecode(value)!r}")
-    try:
-        return Path(os.fsdecode(value)).expanduser()
-    except RuntimeError:  # a folder of another user, who is not known, or none
-        return Path(os.fsdecode(value))
+    return expanded(os.fsdecode(value))
 
 
 def states(name: str, x: Any, *, finite: bool = False, event: bool = True) -> None:

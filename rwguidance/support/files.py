@@ -13,7 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["flush", "naming", "open_regular", "read_regular", "remove_abandoned", "replacing"]
+__all__ = [
+    "expanded",
+    "flush",
+    "naming",
+    "open_regular",
+    "read_regular",
+    "remove_abandoned",
+    "replacing",
+]
 
 _PARTIAL = re.compile(r".+\.(?:(?P<host>[0-9a-f]{8})-)?[0-9a-f]{8}\.partial", re.DOTALL)
 """Names of what is being written; older versions did not name the machine, and wrote files."""
@@ -23,6 +31,9 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _DAY = 86400.0
 """Seconds after which a file is given up whose writer cannot be asked for a sign of life."""
 
+
+_MOMENT = 1.0
+"""Seconds in which others may close a file that they read, such as a search for viruses."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -88,6 +99,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: If the disk is full or cannot be written to; names `path`.
+        PermissionError: If `path` is open in another program, on Windows.
     """
 
     path = Path(path)
@@ -98,13 +110,32 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
             yield folder / path.name
             if durable:  # before the rename, lest the name is there without the contents
                 flush(folder / path.name)
-            os.replace(folder / path.name, path)
+            _put(folder / path.name, path)
             if durable:
                 flush(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path in which ``~`` is the user's own folder, and ``~name`` that of another.
+
+    The name of nobody stays as it is, for a file may be called so.
+
+    Raises:
+        ValueError: If it is in the user's own folder, and there is none.
+    """
+
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        if Path(path).parts[0] == "~":
+            raise ValueError(
+                f"{os.fspath(path)} is in the home folder, and there is none: give the whole path"
+            ) from None
+        return Path(path)
 
 
 @contextmanager
@@ -143,6 +174,22 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Puts a file in the place of another, which Windows refuses while any program has it open."""
+
+    deadline = time.monotonic() + _MOMENT
+    while True:
+        try:
+            os.replace(partial, path)
+            return
+        except PermissionError as error:
+            if time.monotonic() > deadline:
+                advice = "close it if it is open in another program, or write elsewhere"
+                text = f"{error.strerror}; {advice}"
+                raise PermissionError(error.errno, text, str(path)) from None
+        time.sleep(0.02)
 
 
 def _claim(path: Path) -> tuple[Path, int | None]:

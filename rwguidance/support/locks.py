@@ -4,32 +4,35 @@ The lock belongs to an open file, ``.lock`` in the folder, and the operating sys
 the process ends, however it ends. It is advisory: it keeps out those who ask for it.
 """
 
+import importlib
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["locked", "remove_released"]
+__all__ = ["locked", "remove_released", "seize"]
 
 _NAME = ".lock"
 
-if sys.platform == "win32":
-    import msvcrt
+_BYTE = 1 << 30
+"""Place of the byte that is locked on Windows, where nobody else can read what is locked."""
 
-    def _seize(file: int) -> None:
-        os.lseek(file, 1 << 20, os.SEEK_SET)  # behind the text, which stays readable for others
-        try:
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        finally:
-            os.lseek(file, 0, os.SEEK_SET)
 
-else:
-    import fcntl
+def seize(file: int) -> None:
+    """Locks an open file, until it is closed, against all others who ask for its lock.
 
-    def _seize(file: int) -> None:
+    Raises:
+        BlockingIOError: If another has locked it.
+        OSError: If it is on a file system without locks.
+    """
+
+    try:
+        import fcntl
+    except ImportError:
+        _seize_byte(file)
+    else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -60,9 +63,10 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
             os.write(file, str(os.getpid()).encode())
         yield
     finally:
-        with suppress(OSError):  # Windows removes no file that is open: there it stays, released
-            path.unlink()
+        removed = _removed(path)
         os.close(file)
+        if not removed:
+            _removed(path)
 
 
 def remove_released(folder: Path) -> None:
@@ -83,8 +87,8 @@ def _open(folder: Path, path: Path, deadline: float) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _seize(file)
-        except (BlockingIOError, PermissionError):
+            seize(file)
+        except BlockingIOError:
             holder = os.read(file, 20).decode(errors="replace").strip()
             os.close(file)
             if time.monotonic() < deadline:
@@ -105,6 +109,33 @@ def _open(folder: Path, path: Path, deadline: float) -> int:
         if _is_at(file, path):
             return file
         os.close(file)  # its holder removed it between our two calls: ask for the new one
+
+
+def _seize_byte(file: int) -> None:
+    msvcrt = importlib.import_module("msvcrt")  # which type checkers know on Windows alone
+    place = os.lseek(file, 0, os.SEEK_CUR)
+    os.lseek(file, _BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except PermissionError as error:
+        raise BlockingIOError(error.errno, error.strerror) from None
+    finally:
+        os.lseek(file, place, os.SEEK_SET)
+
+
+def _removed(path: Path) -> bool:
+    """Removes a file; returns False if that is to be tried again when it is closed, as on Windows.
+
+    There no file is removed that is open, and so none that another holds by then.
+    """
+
+    try:
+        path.unlink()
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -62,7 +62,7 @@ def write_hashes(root: Path) -> dict[str, dict[str, str]]:
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     found = {path.name: digests(path) for path in folders}
     with replacing(root / _HASHES) as file:
-        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        file.write_bytes((json.dumps(found, indent=2) + "\n").encode())
     return found
 
 

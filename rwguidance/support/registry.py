@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from . import checks
+from .files import expanded
 from .outside import on_hub
 from .packaged import in_package
 
@@ -243,7 +244,7 @@ def build(
     if path is not None:
         checks.path("path", path)
         if str(path).startswith("~"):
-            path = Path(path).expanduser()
+            path = expanded(path)
         if not str(path) or not (on_hub(path) or in_package(path) or Path(path).exists()):
             raise FileNotFoundError(f"no file or directory with the {kind} {name!r} at {path}")
         keywords["path"] = path

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .files import expanded
+
 __all__ = ["UserCodeError", "load_object", "user_digest"]
 
 _PREFIX = "_rwguidance_user_"
@@ -46,7 +48,7 @@ def load_object(place: str) -> Any:
     path, colon, name = place.rpartition(":")
     if not colon or not path.endswith(".py") or not name.isidentifier():
         raise UserCodeError(f"user code must be named as FILE.py:NAME, got {place!r}")
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         content = file.read_bytes()
     except OSError as error:

@@ -164,7 +164,7 @@ def train(
         figures["flow_preferred"] = _preferred(labels, index, count, each)
     figures |= _spreads(terms, captions)
     figures = {name: round(value, 4) for name, value in figures.items()}
-    out.with_suffix(".json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    out.with_suffix(".json").write_bytes(json.dumps(figures, indent=2).encode())
     print(json.dumps(figures, indent=2))
 
 

@@ -76,13 +76,13 @@ def train_tokenizer(corpus: Iterable[str], folder: Path, size: int = 2048) -> An
     tokens = dict.fromkeys([*letters, *(a + b for a, b in merges), _START, _END])
     vocabulary = {token: i for i, token in enumerate(tokens)}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "vocab.json").write_bytes(json.dumps(vocabulary).encode())
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode())
     special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
     config = {**special, "model_max_length": CONTEXT_LENGTH, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_bytes(json.dumps(config).encode())
+    (folder / "special_tokens_map.json").write_bytes(json.dumps(special).encode())
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 

@@ -7,10 +7,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import boundaries, damage, ends, fuzz
+from . import boundaries, damage, ends, fuzz, systems
 from .work import Line
 
-PARTS = {"ends": ends, "boundaries": boundaries, "damage": damage, "fuzz": fuzz}
+PARTS = {
+    "ends": ends,
+    "systems": systems,
+    "boundaries": boundaries,
+    "damage": damage,
+    "fuzz": fuzz,
+}
 """The parts; children are forked first, before there are threads."""
 
 

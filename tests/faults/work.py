@@ -1,6 +1,7 @@
 """Commands that go on after an interruption, each as a small run in a folder."""
 
 import hashlib
+import importlib
 import json
 import warnings
 from collections.abc import Callable
@@ -10,17 +11,28 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+import backbones
 import pixel_law
 import preference_files
 import scored_folders
 from evaluations import tensors_of
 from rewards.scoring import plan, score
+from rwguidance import Bank
 from rwguidance.evaluation import evaluate, load_results
 from rwguidance.generation import BestOfN, Store
 from rwguidance.preparation import Prepared, prepare_pairs
 from rwguidance.training import train
 
 __all__ = ["COMMANDS", "Command", "Line", "differing", "ready", "run_quietly", "whole"]
+
+
+# Before any child is forked: each would import all that they need anew.
+CALL = {"num_inference_steps": 1, "guidance_scale": 0.0, "height": 16, "width": 16}
+PIPELINE = backbones.tiny("sdxl-turbo")
+PIPELINE.set_progress_bar_config(disable=True)
+PIPELINE("a", output_type="latent", **CALL)
+torch.optim.Adam([torch.nn.Parameter(torch.ones(1))]).step()
+importlib.import_module("accelerate")
 
 
 class Line(NamedTuple):
@@ -126,6 +138,11 @@ def prepared(root: Path) -> None:
     prepare_pairs(job, [root / "a.parquet"], (16, 16))
 
 
+def drawn(root: Path) -> Bank:
+    store = Store(root / "store")
+    return backbones.draw(PIPELINE, ["a", "b"], 2, batch_size=1, store=store, **CALL)
+
+
 def pairs_of(root: Path) -> dict[str, str]:
     data = Prepared(root / "out")
     pairs = [pair for split in ("train", "validation") for pair in data.pairs(split)]
@@ -175,9 +192,16 @@ COMMANDS = {
             (preference_files.Model, "encode"),
             prepare=written,
         ),
+        Command(
+            "draw",
+            drawn,
+            lambda root: {str(i): str(x.tolist()) for i, x in enumerate(drawn(root).x_0)},
+            (importlib.import_module("backbones.draw")._Run, "states"),
+            True,
+        ),
     )
 }
-"""The commands; draw joins here."""
+"""The commands."""
 
 
 def ready(command: Command, root: Path) -> Path:

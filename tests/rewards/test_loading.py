@@ -296,10 +296,10 @@ def test_a_tokenizer_beside_the_files_is_not_read(name, tmp_path):
             file.rename(tmp_path / file.name)
         (tmp_path / "bert-base-uncased").rmdir()
         foreign = {"tokenizer.json": "{}", "tokenizer_config.json": "{}"}
-    before = rewards.load(name, tmp_path)(x, prompts)
+    before = zoo.load(name, tmp_path)(x, prompts)
     for file, content in foreign.items():
         (tmp_path / file).write_text(content)
-    torch.testing.assert_close(rewards.load(name, tmp_path)(x, prompts), before)
+    torch.testing.assert_close(zoo.load(name, tmp_path)(x, prompts), before)
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "config.json"])

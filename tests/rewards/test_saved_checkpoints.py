@@ -14,7 +14,7 @@ import tiny_checkpoints
 from rewards.clip import load_tokenizer
 from rewards.loading import assign_weights, find_weights, read_config, read_weights
 from rewards.pickscore import PickScore
-from rewards.vocabulary import check_vocabulary
+from rewards.vocabulary import check_vocabulary, vocabulary_digest
 from rwguidance.support.tensors import read_tensors
 
 PROMPTS = ["A Cat", "a dog, running"]
@@ -144,6 +144,48 @@ def test_half_a_tokenizer_is_refused(original, folder, name):
         (folder / "merges.txt").write_text(text + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cut off|does not hold what it should"):
         score(folder)
+
+
+def exchanged(folder, name):
+    """Exchanges two tokens, or two merges: everything is there, and prompts have other numbers."""
+
+    if name == "vocab.json":
+        words = json.loads((folder / name).read_text(encoding="utf-8"))
+        words["cat</w>"], words["dog</w>"] = words["dog</w>"], words["cat</w>"]
+        (folder / name).write_text(json.dumps(words), encoding="utf-8")
+    else:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        lines[1], lines[2] = lines[2], lines[1]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_that_was_changed_is_refused_unless_it_is_said(original, folder, name):
+    save_file(original[1], folder / "model.safetensors")
+    exchanged(folder, name)
+    with pytest.raises(
+        ValueError, match=r"must hold the tokenizer of CLIP, .* or pass verify=False"
+    ):
+        score(folder)
+    assert score(folder, verify=False).isfinite().all()
+
+
+def test_one_tokenizer_has_one_digest_whatever_its_files(original, tmp_path):
+    tokenizer = load_tokenizer(PickScore.spec, original[0])
+    tokenizer.add_tokens(["<one's own>"])
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    again = load_tokenizer(PickScore.spec, tmp_path)
+    assert vocabulary_digest(again) == vocabulary_digest(
+        load_tokenizer(PickScore.spec, original[0])
+    )
+
+
+def test_the_words_of_imagereward_are_those_that_were_published(tmp_path):
+    tiny_checkpoints.write_imagereward(tmp_path)
+    with pytest.raises(ValueError, match="must hold the tokenizer of bert-base-uncased"):
+        rewards.load("imagereward", tmp_path)
 
 
 def test_a_tokenizer_of_another_model_is_refused(original):

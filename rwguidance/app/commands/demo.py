@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ...support.files import expanded
+
 if TYPE_CHECKING:
     from ...generation import Method
     from ..demo import Case, Task
@@ -29,7 +31,7 @@ def demo(
     from ...support.outside import require
     from ..demo import Settings, run, run_digits
 
-    out = out.expanduser()
+    out = expanded(out)
 
     if digits:
         import torch

@@ -4,13 +4,13 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
 from ...generation.settings import Option
+from ...support.files import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def parse_paths(entries: list[str] | None) -> dict[str, str]:
         key, equals, value = entry.partition("=")
         if not (key and equals and value) or key in paths:
             raise ValueError(f"path must be NAME=PATH, once per name, got {entry!r}")
-        paths[key] = str(Path(value).expanduser()) if value.startswith("~") else value
+        paths[key] = str(expanded(value)) if value.startswith("~") else value
     return paths
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ...support.files import expanded
 from ...support.image_files import MAX_PIXELS
 from .options import Device, DtypeName, dtype_named, parse_options, parse_paths
 from .prompts import PromptColumn
@@ -117,10 +118,10 @@ def score(
     names = [name.strip() for name in reward.split(",")]
     code = run_score(
         ScoreRequest(
-            folder=folder.expanduser(),
+            folder=expanded(folder),
             names=[own_reward(name) if is_own(name) else name for name in names],
-            out=out.expanduser(),
-            prompts=None if prompts is None else prompts.expanduser(),
+            out=expanded(out),
+            prompts=None if prompts is None else expanded(prompts),
             pairs=pairs,
             paths=parse_paths(path),
             options=parse_options(option),

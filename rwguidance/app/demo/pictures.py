@@ -269,7 +269,7 @@ def _with_error(
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows with the same keys as comma-separated values."""
 
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

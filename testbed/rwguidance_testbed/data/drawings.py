@@ -127,7 +127,7 @@ class Drawings:
         with replacing(folder / "drawings.safetensors") as path:
             save_file({"pixels": self.pixels}, path)
         with replacing(folder / "drawings.json") as path:
-            path.write_text(json.dumps([vars(e) for e in self.entries]), encoding="utf-8")
+            path.write_bytes(json.dumps([vars(e) for e in self.entries]).encode())
 
 
 def fingerprint(drawings: Drawings) -> str:

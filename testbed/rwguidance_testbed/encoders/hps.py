@@ -64,7 +64,7 @@ class HPS(Towers):
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.architecture, indent=2)
-        (folder / _CONFIG).write_text(text, encoding="utf-8")
+        (folder / _CONFIG).write_bytes(text.encode())
         torch.save({"state_dict": half_precision_state(self.model)}, folder / _FILE)
 
     @classmethod

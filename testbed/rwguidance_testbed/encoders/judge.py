@@ -91,7 +91,7 @@ class Judge(Towers):
 
         folder.mkdir(parents=True, exist_ok=True)
         self._write_tokenizer(folder)
-        (folder / "judge.json").write_text(json.dumps(self.settings), encoding="utf-8")
+        (folder / "judge.json").write_bytes(json.dumps(self.settings).encode())
         save_file(half_precision_state(self), folder / "judge.safetensors", {"format": "pt"})
 
     @classmethod

@@ -73,7 +73,7 @@ class Pick(Towers):
             "size": size,
         }
         path = folder / "preprocessor_config.json"
-        path.write_text(json.dumps(processor, indent=2), encoding="utf-8")
+        path.write_bytes(json.dumps(processor, indent=2).encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Pick":

@@ -47,7 +47,7 @@ def write_card(
     ]
     write_figures(folder, figures)
     with replacing(folder / "README.md") as partial:
-        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        partial.write_bytes(("\n\n".join(parts) + "\n").encode())
 
 
 def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
@@ -55,7 +55,7 @@ def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "figures.json") as partial:
-        partial.write_text(json.dumps(dict(figures), indent=2), encoding="utf-8")
+        partial.write_bytes(json.dumps(dict(figures), indent=2).encode())
 
 
 def _filled(paragraph: str) -> str:

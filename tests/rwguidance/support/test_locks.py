@@ -61,7 +61,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(file):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks, "_seize", refuse)
+    monkeypatch.setattr(locks, "seize", refuse)
     with (
         pytest.warns(RuntimeWarning, match=r"without locks \(No locks available\)"),
         locked(tmp_path),
