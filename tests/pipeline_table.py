@@ -27,6 +27,7 @@ COLUMNS = (
     "decoder",
     "`PlugIn`",
     "adapter",
+    "diffusers",
     "note",
 )
 PROMPTS = ["a cat", "a boat in the rain"]
@@ -63,6 +64,8 @@ ROWS = {
     "longcat-image": ({"enable_prompt_rewrite": False}, "without its rewriter of prompts"),
     "wan": ({"num_frames": 5}, "text to video; images (B, T, 3, H, W) to rewards"),
 }
+# Version of diffusers that a row takes, where it is not the oldest one that is supported.
+SINCE = {"flux2-klein": "0.37", "longcat-image": "0.37", "ernie-image": "0.38"}
 LAYOUTS = {3: "(B, N, D)", 4: "(B, C, H, W)", 5: "(B, C, T, H, W)"}
 
 
@@ -198,6 +201,7 @@ def row_of(name, folder):
             decoder,
             plug_in(pipe, call, bank),
             adapter_of(pipe, call),
+            SINCE.get(name, "0.36"),
             ROWS[name][1],
         )
         return dict(zip(COLUMNS, texts, strict=True))
