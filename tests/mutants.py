@@ -1031,6 +1031,27 @@ MUTANTS = [
         "test_draw",
     ),
     Mutant(
+        "any pipeline: states of Euler schedulers reach the network unscaled",
+        "backbones/coordinates.py",
+        "return float(self.schedule.alpha(t)) if self.unscaled else 1.0",
+        "return 1.0",
+        "test_any_pipeline",
+    ),
+    Mutant(
+        "any pipeline: the network is asked at the timestep after",
+        "backbones/coordinates.py",
+        "timestep = (t * len(scheduler.alphas_cumprod) - 1).clamp(min=0)",
+        "timestep = t * len(scheduler.alphas_cumprod)",
+        "test_any_pipeline",
+    ),
+    Mutant(
+        "any pipeline: embeddings stay in the order of encoding",
+        "backbones/any_pipeline.py",
+        "return value if places or len(value) != n else value[rows]",
+        "return value",
+        "test_any_pipeline",
+    ),
+    Mutant(
         "pipelines: positive and negative prompts swapped",
         "backbones/pipelines.py",
         "negative, positive = output.chunk(2)",
