@@ -37,7 +37,7 @@ app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
 app.command(cls=PartialCommand)(evaluate)
 app.command(cls=PartialCommand)(prepare)
-app.command()(train)
+app.command(cls=PartialCommand)(train)
 
 
 @app.callback(invoke_without_command=True)

@@ -115,8 +115,8 @@ class Encode:
         return {key: shown[name].shape[-1] for key, name in names.items() if name in shown}
 
 
-class Encoded(Sequence[Any]):
-    """Conditions of prompts, encoded when some of them are taken out.
+class Encoded:
+    """Conditions of prompts, encoded when some of them are taken out by a list of numbers.
 
     Arguments:
         prompts: The prompts.
@@ -135,12 +135,8 @@ class Encoded(Sequence[Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.prompts)
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.prompts[index] if isinstance(index, int) else self._some(index)
-
-    def _some(self, index: Any) -> Any:
-        numbers = range(len(self))[index] if isinstance(index, slice) else index
-        return self.encode([self.prompts[i] for i in numbers])
+    def __getitem__(self, index: Sequence[int]) -> Any:
+        return self.encode([self.prompts[i] for i in index])
 
 
 def rewards_of(data: Prepared) -> dict[str, str]:
