@@ -108,6 +108,24 @@ class TextCondition:
             _cat(negatives) if negatives else None,
         )
 
+    def restored(self, prompts: Sequence[str], embeddings: Mapping[str, Tensor]) -> "TextCondition":
+        """Returns the condition of other prompts, whose embeddings are known, such as stored ones.
+
+        They are put where those of this condition are; the negative part is that of its first
+        sample.
+
+        Arguments:
+            prompts: One prompt per sample.
+            embeddings: Tensors by name, each with shape (B, ...).
+        """
+
+        near = {name: embeddings[name].to(value.device) for name, value in self.embeddings.items()}
+        if self.negative is None:
+            return TextCondition(tuple(prompts), near)
+        rows = [0] * len(prompts)
+        negative = {name: value[rows] for name, value in self.negative.items()}
+        return TextCondition(tuple(prompts), near, negative)
+
     def stacked(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The network's batch: the embeddings, after the negative ones if there are any.
 

@@ -20,6 +20,7 @@ from .commands.prompts import list_prompts
 from .commands.rewards import list_rewards
 from .commands.score import score
 from .commands.toy import toy
+from .commands.train import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +37,7 @@ app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
 app.command(cls=PartialCommand)(evaluate)
 app.command(cls=PartialCommand)(prepare)
+app.command(cls=PartialCommand)(train)
 
 
 @app.callback(invoke_without_command=True)
