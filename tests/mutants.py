@@ -39,6 +39,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "app: the best of n is a nat further than it is",
+        "app/page/words.py",
+        "math.log(middle) - 1 + 1 / middle",
+        "math.log(middle) - 1 / middle",
+        "test_page",
+    ),
+    Mutant(
+        "app: weights are multiplied by typical ranges",
+        "app/page/studio.py",
+        "weight / (high - low)",
+        "weight * (high - low)",
+        "test_page",
+    ),
+    Mutant(
         "annealing: log-importances are those of the first guess of the constants",
         "annealing.py",
         "        if change < _TOLERANCE:",

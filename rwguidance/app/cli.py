@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .commands.app import open_app
 from .commands.backbones import list_backbones
 from .commands.demo import demo
 from .commands.evaluate import evaluate
@@ -29,6 +30,7 @@ app = typer.Typer(
     help="Reward-weighted guidance: sample p(x|y) exp(r(x,y)/beta) from a frozen model.",
 )
 app.command()(demo)
+app.command("app")(open_app)
 app.command()(toy)
 app.command("rewards")(list_rewards)
 app.command(cls=PartialCommand)(score)
