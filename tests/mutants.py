@@ -43,14 +43,14 @@ MUTANTS = [
         "app/page/words.py",
         "math.log(middle) - 1 + 1 / middle",
         "math.log(middle) - 1 / middle",
-        "test_page",
+        "test_app_page",
     ),
     Mutant(
         "app: weights are multiplied by typical ranges",
         "app/page/studio.py",
         "weight / (high - low)",
         "weight * (high - low)",
-        "test_page",
+        "test_app_page",
     ),
     Mutant(
         "annealing: log-importances are those of the first guess of the constants",
