@@ -57,8 +57,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev  ## HTML in docs/_build, warnings are errors
+docs: $(VENV)/.dev  ## HTML in docs/_build: warnings, dead links and loads from elsewhere are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(BIN)/python docs/check_site.py docs/_build
 
 check: lint types test docs  ## everything that CI runs
 

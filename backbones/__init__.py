@@ -6,11 +6,14 @@ alias(__name__, "rwguidance.backbones")  # under either name, it is one module
 
 from rwguidance.backbone import Backbone, Generator, TextToImage
 
+from .adapter import PipelineAdapter
+from .any_pipeline import AnyPipeline, CallCondition
 from .conditioning import TextCondition
 from .decoding import PipelineDecoder
 from .draw import draw
 from .flux import Flux
 from .guide import guide
+from .models import MODELS
 from .pipelines import PipelineBackbone
 from .published import Published, from_pipeline
 from .registry import available, load, register
@@ -19,11 +22,15 @@ from .sdxl import SDXL
 from .tiny import tiny
 
 __all__ = [
+    "MODELS",
     "SD3",
     "SDXL",
+    "AnyPipeline",
     "Backbone",
+    "CallCondition",
     "Flux",
     "Generator",
+    "PipelineAdapter",
     "PipelineBackbone",
     "PipelineDecoder",
     "Published",

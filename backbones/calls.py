@@ -9,7 +9,14 @@ from typing import Any
 from .guided_classes import guided_pipeline_class, plain
 from .states import size_told
 
-__all__ = ["batch_arguments", "check_arguments", "size_of_call", "warn_of_cut"]
+__all__ = [
+    "batch_arguments",
+    "begins_from_picture",
+    "check_arguments",
+    "check_not_ours",
+    "size_of_call",
+    "warn_of_cut",
+]
 
 _OURS = {
     "prompt": "prompts",
@@ -50,12 +57,17 @@ def begins_from_picture(pipe: Any) -> bool:
     return "strength" in inspect.signature(type(plain(pipe)).__call__).parameters
 
 
-def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Checks that a pipeline takes these arguments, and that none is one of those of `draw`."""
+def check_not_ours(call: Mapping[str, Any]) -> None:
+    """Checks that no argument of a call is one of which `draw` takes care."""
 
     ours = [name for name in call if name in _OURS]
     if ours:
         raise ValueError(f"draw takes no {ours[0]}: pass {_OURS[ours[0]]}")
+
+
+def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Checks that a pipeline takes these arguments."""
+
     parameters = inspect.signature(type(plain(pipe)).__call__).parameters
     if "prompt" not in parameters:
         raise TypeError(

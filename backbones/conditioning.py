@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ __all__ = [
 
 Embeddings: TypeAlias = dict[str, Tensor]
 """Tensors by name, each with shape (B, ...)."""
+
+C = TypeVar("C", bound="TextCondition")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,15 @@ class TextCondition:
             TypeError: If `index` is neither. A single sample is `condition[i : i + 1]`.
         """
 
+        rows = self._rows(index)
+        take = lambda values: {name: value[rows] for name, value in values.items()}
+        return TextCondition(
+            tuple(self.prompts[i] for i in rows),
+            take(self.embeddings),
+            None if self.negative is None else take(self.negative),
+        )
+
+    def _rows(self, index: slice | Sequence[int]) -> list[int]:
         if isinstance(index, slice):
             index = range(len(self))[index]
         if not isinstance(index, Sequence) or not all(isinstance(i, int) for i in index):
@@ -75,13 +86,7 @@ class TextCondition:
                 "index must be a slice or a sequence of integers, "
                 f"got {index!r}; write condition[i : i + 1] for one sample"
             )
-        rows = list(index)
-        take = lambda values: {name: value[rows] for name, value in values.items()}
-        return TextCondition(
-            tuple(self.prompts[i] for i in rows),
-            take(self.embeddings),
-            None if self.negative is None else take(self.negative),
-        )
+        return list(index)
 
     @classmethod
     def cat(cls, parts: Sequence["TextCondition"]) -> "TextCondition":
@@ -103,6 +108,24 @@ class TextCondition:
             _cat(negatives) if negatives else None,
         )
 
+    def restored(self, prompts: Sequence[str], embeddings: Mapping[str, Tensor]) -> "TextCondition":
+        """Returns the condition of other prompts, whose embeddings are known, such as stored ones.
+
+        They are put where those of this condition are; the negative part is that of its first
+        sample.
+
+        Arguments:
+            prompts: One prompt per sample.
+            embeddings: Tensors by name, each with shape (B, ...).
+        """
+
+        near = {name: embeddings[name].to(value.device) for name, value in self.embeddings.items()}
+        if self.negative is None:
+            return TextCondition(tuple(prompts), near)
+        rows = [0] * len(prompts)
+        negative = {name: value[rows] for name, value in self.negative.items()}
+        return TextCondition(tuple(prompts), near, negative)
+
     def stacked(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The network's batch: the embeddings, after the negative ones if there are any.
 
@@ -122,14 +145,14 @@ def _cat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def encode_distinct(
-    encode: Callable[[list[str], list[str] | None], tuple[Embeddings, Embeddings | None]],
+    encode: Callable[[list[str], list[str] | None], C],
     prompts: Sequence[str],
     negative_prompts: str | Sequence[str] | None,
-) -> TextCondition:
+) -> C:
     """The condition of prompts; a pair of prompt and negative prompt that repeats is encoded once.
 
     Arguments:
-        encode: Maps distinct prompts and their negative prompts, or None, to embeddings.
+        encode: Maps distinct prompts and their negative prompts, or None, to their condition.
         prompts: One prompt per sample.
         negative_prompts: One negative prompt per sample, one for all of them, or None.
 
@@ -146,11 +169,10 @@ def encode_distinct(
 
     pairs = list(zip(prompts, negative_prompts or [""] * len(prompts), strict=True))
     place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-    distinct = [pair[0] for pair in place]
-    positive, negative = encode(
-        distinct, None if negative_prompts is None else [pair[1] for pair in place]
-    )
-    return TextCondition(tuple(distinct), positive, negative)[[place[pair] for pair in pairs]]
+    negatives = None if negative_prompts is None else [pair[1] for pair in place]
+    condition = encode([pair[0] for pair in place], negatives)
+    found: Any = condition[[place[pair] for pair in pairs]]
+    return found
 
 
 def check_condition(condition: object, n: int, guided: bool) -> TextCondition:

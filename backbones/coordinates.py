@@ -189,6 +189,52 @@ class Coordinates:
             )
         return t
 
+    def times(self, scheduler: Any) -> Tensor:
+        """The times that a scheduler visits, once its timesteps are set.
+
+        Arguments:
+            scheduler: The scheduler, whose place is changed.
+
+        Returns:
+            Strictly decreasing times, the last one 0, float64, with shape (steps + 1,). A noise
+            level that is visited twice is there once.
+        """
+
+        found: list[float] = []
+        for index, timestep in enumerate(scheduler.timesteps):
+            scheduler._step_index = index
+            t = float(self.time(scheduler, timestep))
+            if t > 0 and (not found or t < found[-1]):
+                found.append(t)
+        return torch.tensor([*found, 0.0], dtype=torch.float64)
+
+    def timestep(self, scheduler: Any, t: Tensor) -> Tensor:
+        """The timestep with which a pipeline asks its network at a time; the inverse of `time`.
+
+        Arguments:
+            scheduler: The scheduler, once its timesteps are set.
+            t: The time, a float64 scalar.
+        """
+
+        if isinstance(self.schedule, RectifiedSchedule):
+            timestep = t * scheduler.config.num_train_timesteps  # solvers of diffusion cut it
+        elif isinstance(self.schedule, CosineSchedule):
+            timestep = t * torch.pi / 2
+        else:
+            timestep = (t * len(scheduler.alphas_cumprod) - 1).clamp(min=0)
+            if not scheduler.timesteps.is_floating_point():
+                timestep = timestep.round()
+        return timestep.to(scheduler.timesteps.dtype)
+
+    def input_scale(self, t: Tensor) -> float:
+        """The factor of the scheduler's states before the network.
+
+        Arguments:
+            t: Time of the states, a float64 scalar.
+        """
+
+        return float(self.schedule.alpha(t)) if self.unscaled else 1.0
+
     def read(self, output: Tensor, sample: Tensor, t: Tensor) -> tuple[Tensor, Prediction]:
         r"""The state on the path and its prediction, in float32 or wider.
 

@@ -20,7 +20,7 @@ from .coordinates import Coordinates
 from .guided_classes import extended, plain
 from .latents import NOT_DIFFERENTIABLE, overflows
 from .origins import call_told
-from .states import in_family, packed, replaced
+from .states import grid_of_latents, packed, replaced
 
 __all__ = ["PipelineDecoder"]
 
@@ -100,9 +100,8 @@ class PipelineDecoder:
 
         pipe, scheduler = plain(self.pipe), plain(self.pipe.scheduler)
         base: Any = type(pipe)
-        tokens = in_family(pipe, "Flux") and states.ndim == 4
-        grid = (states.shape[-2] // 2, states.shape[-1] // 2) if tokens else None
-        states = packed(Coordinates.from_scheduler(scheduler).size * states, grid)
+        size = Coordinates.from_scheduler(scheduler).size
+        states = packed(size * states, grid_of_latents(pipe, states))
         # Where the code around the loop needs the times or what the last step returned, it runs.
         code = inspect.unwrap(base.__call__).__code__
         looping = bool({"denoised", "strength"} & set(code.co_varnames))

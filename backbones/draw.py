@@ -22,6 +22,7 @@ from .calls import (
     batch_arguments,
     begins_from_picture,
     check_arguments,
+    check_not_ours,
     size_of_call,
     warn_of_cut,
 )
@@ -103,6 +104,7 @@ def draw(
     checks.integer("batch_size", batch_size, 1)
     checks.instance("store", store, (Store, type(None)), "a Store or None")
     checks.flag("progress", progress)
+    check_not_ours(call)
     check_arguments(pipe, call)
     warn_of_cut(pipe, prompts, call)
 

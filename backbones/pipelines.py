@@ -17,7 +17,7 @@ The contract of an adapter stands here in one place, which makes the file longer
 
 import copy
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from rwguidance import Prediction, Schedule
-from rwguidance.backbone import Backbone
 from rwguidance.schedules import Scales, as_times
 from rwguidance.support import checks, memory, outside
 from rwguidance.support.randomness import Generators, normal
 
+from .adapter import PipelineAdapter
 from .autoencoders import check_autoencoder, load_autoencoder
 from .checks import (
     check_classes,
@@ -45,7 +45,7 @@ from .latents import LatentCodec
 __all__ = ["PipelineBackbone", "require"]
 
 
-class PipelineBackbone(Backbone, ABC):
+class PipelineBackbone(PipelineAdapter):
     r"""A text-to-image pipeline of diffusers as a model.
 
     The pipeline is left as it is, and what is changed on it later holds here too, except the path,
@@ -78,9 +78,6 @@ class PipelineBackbone(Backbone, ABC):
             the pipeline, or the pipeline has no T5 encoder whose length could be chosen.
     """
 
-    pipeline_class: ClassVar[str]
-    """Name of the pipeline's class."""
-
     schedulers: ClassVar[tuple[str, ...]]
     """Names of the scheduler classes whose times are understood."""
 
@@ -96,14 +93,8 @@ class PipelineBackbone(Backbone, ABC):
     default_sequence_length: ClassVar[int | None] = None
     """Number of tokens that the T5 encoder sees by default. None in families without one."""
 
-    latent_channels: ClassVar[int]
-    """Channels of the latents of the family's published models."""
-
     shifts_latents: ClassVar[bool] = True
     """Whether the family's pipeline adds the shift that an autoencoder's configuration names."""
-
-    tiny_autoencoder: ClassVar[str]
-    """Beginning of the names of the files of the family's tiny autoencoder."""
 
     depends_on: ClassVar[tuple[str, ...]] = (
         "schedule",
@@ -130,26 +121,24 @@ class PipelineBackbone(Backbone, ABC):
         vae: nn.Module | str | os.PathLike[str] | None = None,
     ) -> None:
         check_classes(type(self).__name__, pipe, self.pipeline_class, self.schedulers)
-        super().__init__(self.path(pipe))
-        self.guidance_scale = self.scale(pipe, guidance_scale)
         for name, value in (("steps", steps), ("decode_batch", decode_batch)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.pipe = pipe
+        super().__init__(
+            pipe,
+            self.path(pipe),
+            self.scale(pipe, guidance_scale),
+            self.default_steps if steps is None else steps,
+        )
         default = pipe.default_sample_size * pipe.vae_scale_factor
         multiple = self.vae_scale_factor * self.patch_size
         self.height = check_size("height", default if height is None else height, multiple)
         self.width = check_size("width", default if width is None else width, multiple)
-        self.steps = self.default_steps if steps is None else checks.integer("steps", steps, 1)
         self.max_sequence_length = check_sequence_length(
             max_sequence_length, self.default_sequence_length, self.pipeline_class
         )
         self.decode_batch = decode_batch
         self.checkpoint_decode = checkpoint_decode
-        # So that .to(), .eval(), .requires_grad_() and .parameters() reach them.
-        self.components = nn.ModuleDict(
-            {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-        )
         self.vae_override: nn.Module | None = None
         if vae is not None:
             self.vae_override = load_autoencoder(vae, self.tiny_autoencoder, pipe.vae.dtype)
@@ -227,28 +216,10 @@ class PipelineBackbone(Backbone, ABC):
         )
 
     @property
-    def parts(self) -> dict[str, Any]:
-        """The pipeline's configuration and its components as they are now, by name."""
-
-        config = {k: v for k, v in self.pipe.config.items() if k not in self.pipe.components}
-        public = {k: v for k, v in config.items() if not k.startswith("_")}
-        return {**self.pipe.components, "pipeline": public}
-
-    def _checked_steps(self, steps: int | None) -> int:
-        return self.steps if steps is None else checks.integer("steps", steps, 1)
-
-    @property
     def guided(self) -> bool:
         """True if there is classifier-free guidance, for which the network sees twice the batch."""
 
         return self.guidance_scale is not None and self.guidance_scale > 1
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the pipeline computes; under offloading its weights are elsewhere."""
-
-        device: torch.device = self.pipe._execution_device
-        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -282,7 +253,10 @@ class PipelineBackbone(Backbone, ABC):
                 "for models of the SDXL and SD3 families that are not distilled"
             )
         with torch.no_grad():
-            return encode_distinct(self.encode_text, prompts, negative_prompts)
+            return encode_distinct(self._encoded, prompts, negative_prompts)
+
+    def _encoded(self, prompts: list[str], negative_prompts: list[str] | None) -> TextCondition:
+        return TextCondition(tuple(prompts), *self.encode_text(prompts, negative_prompts))
 
     def forward(
         self, x_t: Tensor, t: float | Tensor, condition: TextCondition | None = None

@@ -16,10 +16,11 @@ from rwguidance.support.files import expanded
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
 
+from .adapter import PipelineAdapter
+from .any_pipeline import AnyPipeline
 from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
 from .pipelines import PipelineBackbone, require
-from .registry import register
 from .sd3 import SD3
 from .sdxl import SDXL
 
@@ -31,7 +32,7 @@ FAMILIES: tuple[type[PipelineBackbone], ...] = (SDXL, SD3, Flux)
 
 def from_pipeline(
     pipe: Any, guidance_scale: float | None = None, **options: Any
-) -> PipelineBackbone:
+) -> PipelineAdapter:
     """A backbone around a pipeline that is already there. Weights are shared, nothing is changed.
 
     In particular the weights stay trainable if they are; where only guidance is wanted,
@@ -39,17 +40,17 @@ def from_pipeline(
 
     Arguments:
         pipe: A pipeline of diffusers.
-        guidance_scale: Scale of classifier-free guidance. None and values up to 1 mean without,
-            which is what turbo models need.
-        options: Further keywords of the family's class: :class:`backbones.sdxl.SDXL`,
-            :class:`backbones.sd3.SD3` or :class:`backbones.flux.Flux`.
+        guidance_scale: Scale of classifier-free guidance, in the convention of the pipeline. None
+            is without, which is what turbo models need.
+        options: Further keywords of the class: :class:`backbones.sdxl.SDXL`,
+            :class:`backbones.sd3.SD3` or :class:`backbones.flux.Flux` for pipelines of these
+            families, :class:`backbones.AnyPipeline` for others.
 
     Raises:
-        TypeError: If the class of the pipeline or of its scheduler is not supported; lists those
-            that are.
+        TypeError: If the class of the pipeline or of its scheduler is not supported.
     """
 
-    family = family_of(pipe, "pipe must be")
+    family = family_of(pipe, "pipe must be") if has_family(pipe) else AnyPipeline
     return family(pipe=pipe, guidance_scale=guidance_scale, **options)
 
 
@@ -90,22 +91,32 @@ class Published:
 
     Arguments:
         name: The name under which it is registered.
-        family: The adapter.
+        family: The adapter: a family's, or :class:`AnyPipeline`.
         source: Where it is: ``hf://owner/name``, or a folder of an installed package,
             ``package://name/folder`` (:mod:`rwguidance.support.packaged`).
         defaults: Keywords of the adapter that differ from its own defaults.
         distilled: Whether it was distilled to run without classifier-free guidance.
         vae: Where the autoencoder is, likewise, if the folder of the model has none.
         card: Where the model card is, a web address or ``package://name/folder/README.md``.
+        license: The license of the weights, by name.
+        pipeline: Name of the pipeline's class. Empty is that of the family.
     """
 
     name: str
-    family: type[PipelineBackbone]
+    family: type[PipelineAdapter]
     source: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     distilled: bool = False
     vae: str | None = None
     card: str = ""
+    license: str = ""
+    pipeline: str = ""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the pipeline's class."""
+
+        return self.pipeline or self.family.pipeline_class
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -127,7 +138,7 @@ class Published:
         variant: str | None = None,
         config: str | os.PathLike[str] | None = None,
         **options: Any,
-    ) -> PipelineBackbone:
+    ) -> PipelineAdapter:
         """Loads the pipeline and adapts it.
 
         Arguments:
@@ -196,7 +207,7 @@ class Published:
                     f"tokenizers, which a single file does not hold, got {config}"
                     + ("" if in_package(self.source) else fetch)
                 )
-            read = getattr(diffusers, self.family.pipeline_class).from_single_file
+            read = getattr(diffusers, self.pipeline_class).from_single_file
             if variant is not None:
                 raise ValueError(
                     f"variant is for folders and repositories, got {variant!r}, but path is the "
@@ -278,9 +289,9 @@ class Published:
         if not isinstance(content, dict):
             raise ValueError(f"{index} must hold an object of JSON, got {type(content).__name__}")
         found = content.get("_class_name")
-        if found != self.family.pipeline_class:
+        if found != self.pipeline_class:
             raise ValueError(
-                f"{folder} holds a {found}, but {self.name} is a {self.family.pipeline_class}"
+                f"{folder} holds a {found}, but {self.name} is a {self.pipeline_class}"
             )
         variants = _variants(folder)
         if variants and variant not in variants:
@@ -310,6 +321,12 @@ class Published:
             f"fetch it with {self._download()} (after accepting its license, if it has one to "
             "accept) and pass DIRECTORY as path="
         )
+
+    @property
+    def download(self) -> str:
+        """The command that fetches the weights from the hub, for models that are there."""
+
+        return self._download()
 
     def _download(self, options: str = "") -> str:
         repository, _ = split_hub(self.source)
@@ -348,28 +365,3 @@ def _variants(folder: Path, parts: str = "*/") -> set[str | None]:
 
 
 _NO_WEIGHTS = " --exclude '*.safetensors'"
-_SD35 = "hf://stabilityai/stable-diffusion-3.5"
-_FLUX = "hf://black-forest-labs/FLUX.1"
-
-# Steps and scales of the model cards.
-for _published in (
-    Published(
-        "sdxl",
-        SDXL,
-        "hf://stabilityai/stable-diffusion-xl-base-1.0",
-        {"steps": 50, "guidance_scale": 5.0},
-    ),
-    Published("sdxl-turbo", SDXL, "hf://stabilityai/sdxl-turbo", {"steps": 4}, distilled=True),
-    Published("sd3.5-medium", SD3, f"{_SD35}-medium", {"steps": 40, "guidance_scale": 4.5}),
-    Published("sd3.5-large", SD3, f"{_SD35}-large", {"steps": 28, "guidance_scale": 3.5}),
-    Published("sd3.5-large-turbo", SD3, f"{_SD35}-large-turbo", {"steps": 4}, distilled=True),
-    Published(
-        "flux-schnell",
-        Flux,
-        f"{_FLUX}-schnell",
-        {"steps": 4, "max_sequence_length": 256},
-        distilled=True,
-    ),
-    Published("flux-dev", Flux, f"{_FLUX}-dev", {"steps": 50, "guidance_scale": 3.5}),
-):
-    register(_published.name)(_published)

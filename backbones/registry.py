@@ -9,7 +9,7 @@ import torch
 from rwguidance.backbone import TextToImage
 from rwguidance.support.registry import Registry, build
 
-__all__ = ["available", "load", "register"]
+__all__ = ["available", "load", "loader", "register"]
 
 B = TypeVar("B", bound=Callable[..., TextToImage])
 
@@ -74,6 +74,16 @@ def load(
             f"got {type(backbone).__name__}"
         )
     return backbone
+
+
+def loader(name: str) -> Callable[..., TextToImage]:
+    """What a name stands for: a class of backbones, or what loads one, such as a `Published`.
+
+    Raises:
+        LookupError: If there is no such backbone; lists those that exist.
+    """
+
+    return _registry.load(name)
 
 
 def available() -> list[str]:

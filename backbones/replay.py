@@ -79,7 +79,11 @@ class Replay:
         """The output that the scheduler is handed when the network is asked at a state."""
 
         pipe, scheduler = plain(self.pipe), plain(self.scheduler)
-        told = _Told(sample / self.coordinates.size, sample, [_copied(r) for r in self.encoded])
+        told = _Told(
+            sample / self.coordinates.size,
+            [_copied(result) for result in self.encoded],
+            self.coordinates.input_scale(self.t),
+        )
         base: Any = type(pipe)
         kind: Any = type(scheduler)
         if scheduler.timesteps.ndim:
@@ -121,14 +125,14 @@ class _Told:
 
     Arguments:
         latents: The states, as the pipeline prepares them.
-        sample: The states, as the scheduler keeps them.
         encoded: Results of `encode_prompt` that are left.
+        scale: Factor of the states before the network.
         timesteps: Timesteps from the present one on.
     """
 
     latents: Tensor
-    sample: Tensor
     encoded: list[Any]
+    scale: float
     timesteps: Tensor | None = None
 
 
@@ -164,11 +168,16 @@ def _replayed_scheduler_class(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         self.timesteps = self._guidance.timesteps
 
+    def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._guidance.scale * sample
+
     @functools.wraps(plain_class.step)
     def step(self: Any, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise _Handed(model_output)
 
-    members = {"set_timesteps": set_timesteps, "step": step}
+    members: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step}
+    if hasattr(base, "scale_model_input"):
+        members["scale_model_input"] = scale_model_input
     return extended(base, members, _replayed_scheduler_class)
 
 

@@ -18,7 +18,9 @@ __all__ = [
     "Grid",
     "check_handed_on",
     "check_state",
+    "first_of",
     "grid_of",
+    "grid_of_latents",
     "in_family",
     "packed",
     "replaced",
@@ -65,12 +67,20 @@ def state_after(result: Any) -> Tensor:
     return state
 
 
+def first_of(prepared: Any) -> Tensor:
+    """Returns the latents of a result of `prepare_latents`, which may hold more."""
+
+    latents: Tensor = prepared if isinstance(prepared, Tensor) else prepared[0]
+    return latents
+
+
 def replaced(prepared: Any, latents: Tensor) -> Any:
     """Returns a result of `prepare_latents` with other latents, in the dtype of those it has."""
 
+    latents = latents.to(first_of(prepared))
     if isinstance(prepared, Tensor):
-        return latents.to(prepared)
-    return type(prepared)((latents.to(prepared[0]), *prepared[1:]))
+        return latents
+    return type(prepared)((latents, *prepared[1:]))
 
 
 def check_handed_on(previous: Tensor | None, sample: Tensor) -> None:
@@ -126,6 +136,18 @@ def grid_of(pipe: Any, sample: Tensor, size: tuple[int, int] | None) -> Grid:
             f"{height * width} tokens, got {sample.shape[1]}"
         )
     return height, width
+
+
+def grid_of_latents(pipe: Any, latents: Tensor) -> Grid:
+    """Returns the grid of states in the layout of estimators, of which tokens of FLUX.1 have one.
+
+    Arguments:
+        pipe: The pipeline.
+        latents: The states.
+    """
+
+    tokens = in_family(pipe, "Flux") and latents.ndim == 4
+    return (latents.shape[-2] // 2, latents.shape[-1] // 2) if tokens else None
 
 
 def unpacked(value: Tensor, grid: Grid) -> Tensor:

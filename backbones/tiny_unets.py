@@ -19,7 +19,9 @@ def _sd15() -> Any:
 
 
 def _sd_turbo() -> Any:
-    scheduler = require("diffusers").EulerDiscreteScheduler(**_BETAS, timestep_spacing="trailing")
+    scheduler = require("diffusers").EulerDiscreteScheduler(
+        **_BETAS, steps_offset=1, timestep_spacing="trailing"
+    )
     return _stable_diffusion("StableDiffusionPipeline", scheduler)
 
 

@@ -1,7 +1,17 @@
-"""Sphinx settings. The build needs no network: `make docs` reads docstrings and Markdown."""
+"""Sphinx settings. The build needs no network: `make docs` reads docstrings and Markdown.
 
+Nor does a page that was built: fonts and scripts, those of the formulas too, are beside it, which
+`make docs` checks. For that the extra `docs` must be installed as a whole; without the two
+extensions that come from it the pages are built, and load the formulas from elsewhere.
+"""
+
+import importlib.metadata
+import importlib.util
 import pkgutil
 import sys
+
+from docutils import nodes
+from sphinx import addnodes
 
 import rwguidance
 
@@ -16,6 +26,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    *filter(importlib.util.find_spec, ("sphinx-mathjax-offline", "sphinx_copybutton")),
 ]
 exclude_patterns = ["_build"]
 
@@ -47,6 +58,14 @@ html_title = "rwguidance"
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
+# The link to the repository, once the project states one.
+_urls = importlib.metadata.metadata("rwguidance").get_all("Project-URL") or []
+for label, _, url in (one.partition(", ") for one in _urls):
+    if label.lower() in ("repository", "source"):
+        html_theme_options |= {"source_repository": url, "source_branch": "main"}
+        html_theme_options |= {"source_directory": "docs/"}
+smartquotes_action = "qe"  # a dash before an option stays what is typed
+copybutton_exclude = ".linenos, .gp, .go"
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
@@ -82,7 +101,33 @@ def _drop_empty_signature(app, what, name, value, options, signature, returns):
     return ("", returns) if what == "class" and signature == "(*args, **kwargs)" else None
 
 
+def _public_path(module, name):
+    """The path by which users import a name: the shortest whose package lists it."""
+
+    value = getattr(importlib.import_module(module), name, None)
+    parts = module.split(".")
+    for i in range(1, len(parts) + 1):
+        package = importlib.import_module(".".join(parts[:i]))
+        if getattr(package, name, None) is value and name in getattr(package, "__all__", ()):
+            break
+    path = package.__name__
+    return f"rwguidance.{path}" if parts[0] in ("rewards", "backbones") else path
+
+
+def _show_public_paths(app, doctree):
+    """Writes the path to import from before the name of what a module describes."""
+
+    for signature in doctree.findall(addnodes.desc_signature):
+        module, name = signature.get("module"), signature.get("fullname", "")
+        shown = next(iter(signature.findall(addnodes.desc_name)), None)
+        if module and shown is not None and "." not in name:
+            path = f"{_public_path(module, name)}."
+            place = signature.index(shown)
+            signature.insert(place, addnodes.desc_addname("", "", nodes.Text(path)))
+
+
 def setup(app):
+    app.connect("doctree-read", _show_public_paths)
     app.connect("missing-reference", _resolve_public_name)
     app.connect("autodoc-skip-member", _skip_private)
     app.connect("autodoc-process-signature", _drop_empty_signature)

@@ -11,6 +11,10 @@ together are weighed as those of the mixture of all stages (the balance heuristi
 The constants are found for all stages at once, as the fixed point of both equations. One by one,
 each from the stage before, their errors would add up.
 
+A guided sampler hands on what is wrong with the bank that guides it: modes keep the shares that
+they have there. The steps of a stochastic sampler have densities, so that with one the draws of a
+stage are particles whose weights mend this (:class:`rwguidance.particles.TwistedSMC`).
+
 References:
     | Statistically optimal analysis of samples from multiple equilibrium states
       (Shirts & Chodera, 2008), arXiv:0801.1426 (the fixed point)
@@ -18,6 +22,7 @@ References:
       balance heuristic
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +36,16 @@ from .estimators.importance import ImportanceSampling
 from .guidance import GuidedModel
 from .models import Model, check_is_model
 from .noise_space import Draw
-from .samplers import DDIM, Sampler, UnreliableEstimate, check_times, sample
+from .particles import TwistedSMC
+from .samplers import (
+    DDIM,
+    AncestralSampler,
+    Sampler,
+    UnreliableEstimate,
+    check_times,
+    draws_noise,
+    sample,
+)
 from .support import checks
 from .tilt import Tilt
 from .weights import ess
@@ -121,8 +135,9 @@ def anneal(
         fraction: Each stage is the strongest tilt to which this share of a stage's draws is
             effective, in (0, 1).
         stages: Number of stages, at most.
-        sampler: The sampler; None is :class:`rwguidance.DDIM`.
-        batch_size: Number of states that are drawn and scored at once.
+        sampler: The sampler; None is :class:`rwguidance.DDIM`. Draws of a stochastic one, such as
+            ``DDIM(eta=1.0)``, are weighted by what guidance did to each, and resampled.
+        batch_size: Number of states that are drawn, weighted against each other and scored at once.
         generator: Source of randomness.
 
     Returns:
@@ -185,11 +200,27 @@ class _Stage:
     batch_size: int
     generator: torch.Generator | None
 
+    def _drawn(self, bank: Bank, tilt: Tilt, n: int, condition: Any) -> Tensor:
+        """Draws of a tilt, guided by a bank; weighted if their steps have densities."""
+
+        estimator, start = ImportanceSampling(bank, tilt), float(self.times[0])
+        noise = self.draw(n, self.generator)
+        run = (self.sampler, noise, self.times, condition, self.generator)
+        if not self._random:
+            return sample(GuidedModel(self.model, estimator).starting(start), *run)
+        made = TwistedSMC(tilt, estimator).sample(self.model.starting(start), *run)
+        return made.x_0[made.draw(n, self.generator)[0]]
+
+    @property
+    def _random(self) -> bool:
+        one, schedule = self.sampler, self.model.schedule
+        return isinstance(one, AncestralSampler) and any(
+            draws_noise(one, schedule, t, s) for t, s in itertools.pairwise(self.times)
+        )
+
     def add(self, bank: Bank, tilt: Tilt, count: int) -> Bank:
         """Returns a bank with as many draws of a tilt more, scored."""
 
-        guided = GuidedModel(self.model, ImportanceSampling(bank, tilt))
-        guided = guided.starting(float(self.times[0]))
         assert bank.rewards is not None
         states, rewards = [bank.x_0], [bank.rewards]
         with torch.no_grad(), warnings.catch_warnings():
@@ -197,8 +228,7 @@ class _Stage:
             for start in range(0, count, self.batch_size):
                 n = min(self.batch_size, count - start)
                 condition = None if bank.condition is None else bank.condition[:1] * n
-                noise = self.draw(n, self.generator)
-                x_0 = sample(guided, self.sampler, noise, self.times, condition, self.generator)
+                x_0 = self._drawn(bank, tilt, n, condition)
                 states.append(x_0.to(bank.x_0))
                 rewards.append(tilt.score(x_0, condition).to(bank.rewards))
         n = len(bank) + count

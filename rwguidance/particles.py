@@ -37,7 +37,7 @@ from .estimators.base import ConditionalExpectation
 from .guidance import check_strength
 from .models import Model, check_is_model
 from .prediction import Prediction
-from .samplers import AncestralSampler, Sampler, check_times
+from .samplers import AncestralSampler, Sampler, check_times, draws_noise
 from .schedules import Schedule, working_dtype
 from .support import checks
 from .support.conditions import take
@@ -386,9 +386,8 @@ def _check_draws_noise(sampler: Any, schedule: Schedule, x_1: Tensor, grid: Tens
         )
     like, drew = torch.zeros_like(x_1[:1]), False
     for t, s in itertools.pairwise(grid):
-        now, scales = schedule.at(t, like), schedule.at(s, like)
-        some = bool((sampler.transition(Prediction(like, like, now), scales).std > 0).any())
-        if not some and bool((scales.sigma > 0).any()):
+        some = draws_noise(sampler, schedule, t, s)
+        if not some and bool((schedule.at(s, like).sigma > 0).any()):
             break
         drew = drew or some
     else:

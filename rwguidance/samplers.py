@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .models import Model, check_is_model
 from .prediction import Prediction
-from .schedules import Scales
+from .schedules import Scales, Schedule
 from .support import checks
 from .support.describe import summary
 from .support.randomness import Generators, normal
@@ -109,6 +109,14 @@ class AncestralSampler(Sampler):
             noise = normal(x_t.shape, generator, x_t.device, x_s.dtype)
             x_s = x_s + transition.std * noise
         return x_s.to(x_t.dtype), prediction
+
+
+def draws_noise(sampler: AncestralSampler, schedule: Schedule, t: Tensor, s: Tensor) -> bool:
+    """Whether the sampler's step from time t to s is random."""
+
+    like = torch.zeros(1, 1, dtype=torch.float64, device=t.device)
+    prediction = Prediction(like, like, schedule.at(t, like=like))
+    return bool((sampler.transition(prediction, schedule.at(s, like=like)).std > 0).any())
 
 
 class DDIM(AncestralSampler):

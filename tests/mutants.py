@@ -39,6 +39,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "app: the best of n is a nat further than it is",
+        "app/page/words.py",
+        "math.log(middle) - 1 + 1 / middle",
+        "math.log(middle) - 1 / middle",
+        "test_page",
+    ),
+    Mutant(
+        "app: weights are multiplied by typical ranges",
+        "app/page/studio.py",
+        "weight / (high - low)",
+        "weight * (high - low)",
+        "test_page",
+    ),
+    Mutant(
         "annealing: log-importances are those of the first guess of the constants",
         "annealing.py",
         "        if change < _TOLERANCE:",
@@ -1029,6 +1043,27 @@ MUTANTS = [
         "recorder.state = state_after(result)",
         "recorder.state = sample",
         "test_draw",
+    ),
+    Mutant(
+        "any pipeline: states of Euler schedulers reach the network unscaled",
+        "backbones/coordinates.py",
+        "return float(self.schedule.alpha(t)) if self.unscaled else 1.0",
+        "return 1.0",
+        "test_any_pipeline",
+    ),
+    Mutant(
+        "any pipeline: the network is asked at the timestep after",
+        "backbones/coordinates.py",
+        "timestep = (t * len(scheduler.alphas_cumprod) - 1).clamp(min=0)",
+        "timestep = t * len(scheduler.alphas_cumprod)",
+        "test_any_pipeline",
+    ),
+    Mutant(
+        "any pipeline: embeddings stay in the order of encoding",
+        "backbones/any_pipeline.py",
+        "return value if places or len(value) != n else value[rows]",
+        "return value",
+        "test_any_pipeline",
     ),
     Mutant(
         "pipelines: positive and negative prompts swapped",

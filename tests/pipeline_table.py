@@ -12,7 +12,7 @@ import torch
 
 import backbones
 from backbones import draw, guide
-from rwguidance import ImportanceSampling, PlugIn, TargetESS, Tilt
+from rwguidance import ConditionalExpectation, Estimate, ImportanceSampling, PlugIn, TargetESS, Tilt
 from rwguidance.store import Store
 from rwguidance.support.randomness import generator_for
 
@@ -27,6 +27,7 @@ COLUMNS = (
     "decoder",
     "`PlugIn`",
     "adapter",
+    "diffusers",
     "note",
 )
 PROMPTS = ["a cat", "a boat in the rain"]
@@ -63,6 +64,8 @@ ROWS = {
     "longcat-image": ({"enable_prompt_rewrite": False}, "without its rewriter of prompts"),
     "wan": ({"num_frames": 5}, "text to video; images (B, T, 3, H, W) to rewards"),
 }
+# Version of diffusers that a row takes, where it is not the oldest one that is supported.
+SINCE = {"flux2-klein": "0.37", "longcat-image": "0.37", "ernie-image": "0.38"}
 LAYOUTS = {3: "(B, N, D)", 4: "(B, C, H, W)", 5: "(B, C, T, H, W)"}
 
 
@@ -135,11 +138,47 @@ def plug_in(pipe, call, bank):
     return "no"
 
 
-def adapter_of(pipe):
+class Watch(ConditionalExpectation):
+    """Remembers states, times and predictions, and shifts nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, model, x_t, t, condition=None):
+        prediction = model(x_t, t, condition)
+        self.seen.append((x_t, t, prediction))
+        zero = torch.zeros_like(x_t)
+        return Estimate(prediction, zero.flatten(1).sum(1), zero)
+
+
+def prediction_error(pipe, call):
+    """Largest difference of predictions of the adapter from those of a run of the pipeline."""
+
+    scale, own = call.get("guidance_scale"), ("guidance_scale", "num_inference_steps")
+    rest = {name: value for name, value in call.items() if name not in own}
+    backbone = backbones.AnyPipeline(pipe, scale, call=rest, steps=call["num_inference_steps"])
+    watch = Watch()
+    pictures(guide(pipe, watch), {**call, **backbone.call}, output_type="latent")
+    condition = backbone.condition(PROMPTS)
+    with torch.no_grad():
+        errors = [
+            (backbone(x_t, t, condition).mean - prediction.mean).abs().max()
+            / prediction.mean.abs().max()
+            for x_t, t, prediction in watch.seen
+        ]
+    return float(max(errors))
+
+
+def adapter_of(pipe, call):
+    """The class of the adapter, whose predictions are those of the pipeline."""
+
     try:
-        return type(backbones.from_pipeline(pipe)).__name__
+        name = type(backbones.from_pipeline(pipe)).__name__
+        right = name != "AnyPipeline" or prediction_error(pipe, call) < 1e-3
     except TypeError:
         return "no"
+    return name if right else "wrong"
 
 
 def row_of(name, folder):
@@ -161,7 +200,8 @@ def row_of(name, folder):
             said[draws_are_the_pipelines(pipe, call, bank)],
             decoder,
             plug_in(pipe, call, bank),
-            adapter_of(pipe),
+            adapter_of(pipe, call),
+            SINCE.get(name, "0.36"),
             ROWS[name][1],
         )
         return dict(zip(COLUMNS, texts, strict=True))

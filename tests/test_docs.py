@@ -135,3 +135,37 @@ def test_the_tables_of_methods_say_what_the_methods_say():
         assert f"<!-- table: {name} -->" in page
     assert tables["written"](page) == page, "run `python docs/tables.py`, which writes them anew"
     assert tables["written"](page.replace("reward", "rewind")) != page.replace("reward", "rewind")
+
+
+def test_the_reference_of_the_commands_says_what_the_commands_say():
+    commands = runpy.run_path(str(DOCS / "commands.py"))
+    page = commands["PAGE"].read_text(encoding="utf-8")
+    assert commands["written"]() == page, "run `python docs/commands.py`, which writes it anew"
+    for part in ("## `rwguidance generate`", "| `--kl NUMBER` |", "| `--images INTEGER` |"):
+        assert part in page
+
+
+def test_the_check_of_the_site_finds_dead_links_and_loads_from_elsewhere(tmp_path):
+    problems = runpy.run_path(str(DOCS / "check_site.py"))["problems"]
+    (tmp_path / "api").mkdir()
+    (tmp_path / "a.png").touch()
+    (tmp_path / "style.css").write_text("p {background: url('a.png')}")
+    (tmp_path / "api" / "one.html").write_text('<h1 id="here">One</h1><a href="..">up</a>')
+    good = """<link rel="stylesheet" href="style.css?v=1"><img src="a.png"><p id="p">
+        <a href="api/one.html#here">one</a> <a href="#p">p</a> <a href="https://x.org">far</a>
+        <a href="mailto:a@b">mail</a> <link rel="canonical" href="https://x.org">"""
+    (tmp_path / "index.html").write_text(good)
+    assert problems(tmp_path) == []
+    bad = {
+        '<script src="https://x.org/y.js"></script>': "loads https://x.org/y.js",
+        '<link rel="preload" href="//x.org/f">': "loads //x.org/f",
+        '<img src="b.png">': "loads b.png, which is not there",
+        '<p style="background: url(http://x.org/z)">': "loads http://x.org/z",
+        '<a href="two.html">': "links to two.html, which is not there",
+        '<a href="api/one.html#there">': "links to api/one.html#there, and there is no such place",
+    }
+    (tmp_path / "index.html").write_text(good + "".join(bad))
+    assert set(problems(tmp_path)) == {f"index.html: {text}" for text in bad.values()}
+    (tmp_path / "index.html").write_text(good)
+    (tmp_path / "style.css").write_text('@import "https://x.org/w.css";')
+    assert problems(tmp_path) == ["style.css: loads https://x.org/w.css"]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .commands.app import open_app
 from .commands.backbones import list_backbones
 from .commands.demo import demo
 from .commands.evaluate import evaluate
@@ -20,6 +21,7 @@ from .commands.prompts import list_prompts
 from .commands.rewards import list_rewards
 from .commands.score import score
 from .commands.toy import toy
+from .commands.train import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +30,7 @@ app = typer.Typer(
     help="Reward-weighted guidance: sample p(x|y) exp(r(x,y)/beta) from a frozen model.",
 )
 app.command()(demo)
+app.command("app")(open_app)
 app.command()(toy)
 app.command("rewards")(list_rewards)
 app.command(cls=PartialCommand)(score)
@@ -36,6 +39,7 @@ app.command("prompts")(list_prompts)
 app.command(cls=PartialCommand)(generate)
 app.command(cls=PartialCommand)(evaluate)
 app.command(cls=PartialCommand)(prepare)
+app.command(cls=PartialCommand)(train)
 
 
 @app.callback(invoke_without_command=True)

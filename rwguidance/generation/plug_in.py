@@ -69,7 +69,7 @@ class PlugInMean(OfTilt, Guided):
             return self.prior_variance
         if self.kl is None:
             return 1.0
-        draws = run.bank(prompt, self.bank, "bank").x_0.double()
+        draws = run.bank(prompt, self.bank, "bank").x_0.float()
         return float(draws.var(0).mean())
 
 

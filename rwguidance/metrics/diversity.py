@@ -63,7 +63,7 @@ def _components(features: Tensor, threshold: float, distance: Kernel) -> int:
         i, j = torch.cat((i + rows.start, everyone)), torch.cat((j + columns.start, known))
         ends = i.int().numpy(), j.int().numpy()  # what scipy 1.11 takes
         graph = coo_array((torch.ones(len(i)).numpy(), ends), shape=(n, n))
-        labels = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+        labels = torch.from_numpy(connected_components(graph)[1]).long()
         first = torch.full((n,), n).scatter_reduce_(0, labels, everyone, "amin")
         known = first[labels]
     return len(known.unique())

@@ -44,6 +44,16 @@ class StoredNetwork(nn.Module, ABC):
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments but the schedule, in values that JSON can hold."""
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds: the class and the constructor arguments.
+
+        Raises:
+            TypeError: If the schedule is not one of :mod:`rwguidance.schedules`.
+        """
+
+        return {"network": type(self).__name__, **_described(self)}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights and constructor arguments as one safetensors file, atomically.
 
@@ -83,8 +93,8 @@ class StoredNetwork(nn.Module, ABC):
         folder = checks.path("folder", folder)
         checks.optional(checks.instance, "facts", facts, Mapping, "a mapping")
         checks.instance("notes", notes, str, "a string")
-        config = {"network": type(self).__name__, **_described(self)}
-        texts = {CARD: _card(self, facts or {}, notes), CONFIG: json.dumps(config, indent=1) + "\n"}
+        config = json.dumps(self.config, indent=1) + "\n"
+        texts = {CARD: _card(self, facts or {}, notes), CONFIG: config}
         folder.mkdir(parents=True, exist_ok=True)
         write_tensor_file(folder / WEIGHTS, self.state_dict(), {"format": "pt"})
         for name, text in texts.items():
@@ -103,13 +113,9 @@ class StoredNetwork(nn.Module, ABC):
             ImportError: If huggingface_hub is not installed; says how to install it.
         """
 
-        hub = require("huggingface_hub", "push_to_hub needs", "train")
-        api = hub.HfApi()
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **options)
-            address = api.create_repo(repository, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repository, folder_path=folder)
-        return str(address)
+            return push_folder(Path(folder), repository, private)
 
     @classmethod
     def from_pretrained(
@@ -145,6 +151,26 @@ class StoredNetwork(nn.Module, ABC):
             raise ValueError(f"{file} is of a {name}, expected {cls.__name__}")
         tensors, _ = read_tensor_file(folder / WEIGHTS, checks.device("device", device) or "cpu")
         return build(cls, config, tensors, folder)
+
+
+def push_folder(folder: Path, repository: str, private: bool = True) -> str:
+    """Uploads a folder that :meth:`StoredNetwork.save_pretrained` wrote; returns the address.
+
+    Arguments:
+        folder: The folder, of which weights, configuration and card are taken.
+        repository: The repository of the hub, as ``owner/name``, which is made if need be.
+        private: Whether a new one is private.
+
+    Raises:
+        ImportError: If huggingface_hub is not installed; says how to install it.
+    """
+
+    hub = require("huggingface_hub", "push_to_hub needs", "train")
+    api = hub.HfApi()
+    address = api.create_repo(repository, private=private, exist_ok=True)
+    files = [WEIGHTS, CONFIG, CARD]
+    api.upload_folder(repo_id=repository, folder_path=str(folder), allow_patterns=files)
+    return str(address)
 
 
 def build(

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..models import Model, check_is_model
-from ..prediction import Prediction
-from ..samplers import AncestralSampler, Sampler, check_times, sample
+from ..samplers import AncestralSampler, Sampler, check_times, draws_noise, sample
 from ..support import checks
 from ..support.randomness import Generators
 
@@ -88,11 +87,9 @@ def _check_deterministic(model: Model, sampler: Sampler, times: Tensor) -> None:
 
     if not isinstance(sampler, AncestralSampler):
         return  # known when it asks for numbers
-    like = torch.zeros(1, 1, dtype=torch.float64)
-    for t, s in itertools.pairwise(times):
-        prediction = Prediction(like, like, model.schedule.at(t, like=like))
-        if bool((sampler.transition(prediction, model.schedule.at(s, like=like)).std > 0).any()):
-            _refuse()
+    pairs = itertools.pairwise(times)
+    if any(draws_noise(sampler, model.schedule, t, s) for t, s in pairs):
+        _refuse()
 
 
 def _refuse() -> NoReturn:

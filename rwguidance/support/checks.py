@@ -4,6 +4,8 @@ Each takes the name of the argument first and raises TypeError for a value of an
 ValueError for one out of range. Booleans are no numbers; numbers of NumPy and tensors of shape ()
 are.
 
+.. code-block:: python
+
     self.eta = number("eta", eta, 0, 1)
     self.steps = integer("steps", steps, 1)
     instance("bank", bank, Bank, "a Bank")

@@ -2,6 +2,8 @@
 
 A class says what decides its results besides parameters and buffers, by a class attribute:
 
+.. code-block:: python
+
     class Sharpness(Reward):
         depends_on = ("factor",)
 

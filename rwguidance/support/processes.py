@@ -59,19 +59,31 @@ class Processes:
         if self.size == 1:
             return [json.loads(json.dumps(value))]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        try:
+        with _together():
             sizes = _exchanged(torch.tensor([len(text)]), self.size)
             most = max(int(size) for size in sizes)
             texts = _exchanged(torch.nn.functional.pad(text, (0, most - len(text))), self.size)
-        except RuntimeError as error:
-            raise ConnectionError(
-                "another process of this run has ended, see its message; what is finished is kept, "
-                "and the same command goes on"
-            ) from error
         return [
             json.loads(bytes(text[: int(size)].tolist()))
             for text, size in zip(texts, sizes, strict=True)
         ]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum of tensors of all processes, the same bits in each of them.
+
+        Arguments:
+            values: The tensor of this process, of one shape and dtype in all of them.
+
+        Raises:
+            ConnectionError: If another process has ended.
+        """
+
+        if self.size == 1:
+            return values
+        total = values.detach().clone()
+        with _together():
+            distributed.all_reduce(total)
+        return total
 
     def wait(self) -> None:
         """Returns once all processes have called it.
@@ -109,6 +121,19 @@ def joined() -> Iterator[Processes]:
         yield Processes(distributed.get_rank(), size)
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Says what it means if processes do not meet."""
+
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            "another process of this run has ended, see its message; what is finished is kept, "
+            "and the same command goes on"
+        ) from error
 
 
 def _exchanged(tensor: Tensor, size: int) -> list[Tensor]:

@@ -3,6 +3,8 @@
 A name leads to a class or a loader. It gets there by the decorator, or through an entry-point
 group, which any installed package can fill from its own metadata:
 
+.. code-block:: toml
+
     [project.entry-points."rwguidance.rewards"]
     sharpness = "my_package.rewards:Sharpness"
     contrast = "my_package.rewards"

@@ -20,6 +20,7 @@ from .objectives import (
     uniform_times,
 )
 from .one_step import NoiseObjective, OneStepObjective, OutputObjective
+from .recipe import Recipe
 from .strengths import StrengthsObjective
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Objective",
     "OneStepObjective",
     "OutputObjective",
+    "Recipe",
     "ShiftObjective",
     "ShiftTarget",
     "StrengthsObjective",

@@ -95,7 +95,6 @@ class EstimatedShiftObjective(Objective):
             index: Their numbers in the bank, with shape (B,).
         """
 
-        mean = self.base(batch).mean
         states = batch.x_t.flatten(1)
         own, tilted = torch.empty_like(states), torch.empty_like(states)
         log_weight, effective = states.new_empty(2, len(states))
@@ -106,7 +105,9 @@ class EstimatedShiftObjective(Objective):
             own[rows], tilted[rows], log_weight[rows], effective[rows] = parts
         good = effective >= self.effective
         log_weight[len(index) - self._of_tilted :] = 0
-        shift = tilted - torch.where(good[:, None], own, mean.flatten(1))
+        if not bool(good.all()):  # where the bank is good everywhere, the model is not asked
+            own = torch.where(good[:, None], own, self.base(batch).mean.flatten(1))
+        shift = tilted - own
         return ShiftTarget(shift.reshape(batch.x_t.shape), log_weight, effective)
 
     @property

@@ -1,20 +1,22 @@
 """The loop: it minimizes an objective and resumes bit for bit."""
 
-import math
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..support import checks
-from ..support.files import replacing
-from ..support.tensors import read_pickle
-from .origin import check_origin, origin_of
+from ..support.processes import ALONE, Processes
+from .origin import origin_of
+from .recipe import PLAIN, Recipe
+from .state import State
 
 __all__ = ["train"]
+
+Report = Callable[[int, Mapping[str, float]], None]
+"""A function that is told the number of a step, and its figures by name."""
 
 
 def train(
@@ -27,6 +29,10 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 500,
     progress: bool = False,
+    *,
+    recipe: Recipe = PLAIN,
+    processes: Processes = ALONE,
+    report: Report | None = None,
 ) -> Tensor:
     r"""Minimizes an objective with Adam and a cosine decay of the learning rate.
 
@@ -34,15 +40,19 @@ def train(
     where the uninterrupted run would have. Files are written atomically. All randomness comes from
     `seed`; networks that draw from the global generator (dropout) are not covered by that.
 
+    Several processes share the parts of a batch (:attr:`Recipe.parts`), whose random numbers belong
+    to the part and not to the process: they take the steps of a single process up to the rounding
+    of sums, and one run may go on with another number of processes.
+
     A checkpoint carries fingerprints of what decides the result, and belongs to nothing else: all
-    arguments but `save_every` and `progress`, what the objective depends on (of the objectives
-    here: model, bank, temperatures and log-weights, batch size, the rest of its arguments), and the
-    network, its class, options and shapes. Initial weights do not count, and neither can the number
-    of steps grow, as the learning rate follows it. What does not say what it depends on
-    (:mod:`rwguidance.support.fingerprint`), such as a function, can be told apart from others only
-    as the very object that it is: with such an objective, a checkpoint continues in the process
-    that made it, with the same object, and with such a network, with one of the same class. To
-    continue elsewhere, write `depends_on` in the class.
+    arguments but `save_every`, `progress`, `processes` and `report`, what the objective depends on
+    (of the objectives here: model, bank, temperatures and log-weights, batch size, the rest of its
+    arguments), and the network, its class, options and shapes. Initial weights do not count, and
+    neither can the number of steps grow, as the learning rate follows it. What does not say what it
+    depends on (:mod:`rwguidance.support.fingerprint`), such as a function, can be told apart from
+    others only as the very object that it is: with such an objective, a checkpoint continues in the
+    process that made it, with the same object, and with such a network, with one of the same class.
+    To continue elsewhere, write `depends_on` in the class.
 
     Arguments:
         network: The network, which is trained in place.
@@ -54,6 +64,11 @@ def train(
         checkpoint: File to continue from, if it exists, and to save to.
         save_every: Number of steps between saves.
         progress: Whether to show a progress bar.
+        recipe: More of how the loss is minimized: parts of a batch, weight decay, average, ...
+        processes: The processes that share the parts of each batch, and see the checkpoint; the
+            first one writes it. All call this with networks of the same weights.
+        report: Is told every step with its ``loss``, the terms of it, ``gradient norm`` and
+            ``learning rate``.
 
     Returns:
         The loss of every step, float64, with shape (steps,).
@@ -62,7 +77,8 @@ def train(
         TypeError: If an argument is of the wrong kind.
         ValueError: If the checkpoint was made with anything else, which is named, or a setting is
             out of range.
-        FloatingPointError: If the loss is not finite; names the step and the terms.
+        FloatingPointError: If the loss or its gradient is not finite; names the step and the terms.
+        ConnectionError: If another process has ended.
     """
 
     checks.instance("network", network, nn.Module, "a torch.nn.Module")
@@ -71,43 +87,32 @@ def train(
     learning_rate = checks.number("learning_rate", learning_rate, above=0)
     seed = checks.integer("seed", seed)
     checks.optional(checks.number, "max_norm", max_norm, above=0)
-    checks.optional(checks.path, "checkpoint", checkpoint)
     save_every = checks.integer("save_every", save_every, 1)
     checks.flag("progress", progress)
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    losses = torch.full((steps,), torch.nan, dtype=torch.float64)
-    start = 0
+    checks.instance("recipe", recipe, Recipe, "a Recipe")
+    checks.instance("processes", processes, Processes, "Processes")
+    checks.optional(checks.function, "report", report)
+    recipe.check_shared(processes.size)
     path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"checkpoint must lie in an existing folder, got {path}")
+
+    state = State(network, recipe, steps, learning_rate, seed, max_norm, processes)
     origin: dict[str, str] = {}
     if path is not None:
-        settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-        origin = origin_of(network, objective, {**settings, "max_norm": max_norm})
+        settings: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+        settings |= {"max_norm": max_norm, **recipe.settings}
+        origin = origin_of(network, objective, settings)
     if path is not None and path.is_file():
-        start, losses = _resume(path, origin, network, optimizer, generator)
-
-    for step in _track(range(start, steps), progress, steps, start):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        terms = objective(network, generator)
-        loss = torch.stack(list(terms.values())).sum()
-        if not bool(loss.isfinite()):
-            values = {name: float(value.detach()) for name, value in terms.items()}
-            raise FloatingPointError(
-                f"the loss is not finite at step {step}: {values}; use a larger beta, a smaller "
-                "learning_rate, or a loss that does not exponentiate (itakura_saito)"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        if max_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), max_norm)
-        optimizer.step()
-        losses[step] = float(loss.detach())
+        state.resume(path, origin)
+    for step in _track(range(state.done, steps), progress, steps, state.done):
+        figures = state.step(objective)
         if path is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
-            _save(path, origin, network, optimizer, generator, step + 1, losses)
-    return losses
+            state.save(path, origin)
+        if report is not None:
+            report(step, figures)
+    state.finish()
+    return state.losses
 
 
 def _track(steps: range, progress: bool, total: int, completed: int) -> Any:
@@ -116,47 +121,3 @@ def _track(steps: range, progress: bool, total: int, completed: int) -> Any:
     from rich.progress import track
 
     return track(steps, description="training", total=total, completed=completed)
-
-
-def _save(
-    path: Path,
-    origin: dict[str, str],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    step: int,
-    losses: Tensor,
-) -> None:
-    state = {
-        "origin": origin,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-        "step": step,
-        "losses": losses,
-    }
-    with replacing(path, durable=True) as partial:
-        torch.save(state, partial)
-
-
-def _resume(
-    path: Path,
-    origin: dict[str, str],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> tuple[int, Tensor]:
-    state = read_pickle(path)
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} must hold a checkpoint, got {type(state).__name__}")
-    check_origin(path, state.get("origin"), origin)
-    try:
-        start, losses = int(state["step"]), state["losses"]
-        if not 0 < start <= len(losses):
-            raise ValueError(f"{start} steps of {len(losses)}")
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold a whole checkpoint: {error}") from None
-    return start, losses.clone()

@@ -7,6 +7,7 @@ import torch
 
 from common import assert_within
 from rwguidance import (
+    DDIM,
     Bank,
     DenoiserModel,
     ImportanceSampling,
@@ -129,6 +130,39 @@ class TestAnneal:
         assert len(near) == len(far) > 60
         torch.testing.assert_close(far.x_0, near.x_0, rtol=0, atol=1e-5)
         torch.testing.assert_close(far.log_importance, near.log_importance, rtol=0, atol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore:1 stages reached")
+    def test_weights_of_a_stochastic_sampler_mend_shares_of_modes(self):
+        """Of two modes that count alike a bank believes one to weigh nine times the other."""
+
+        law = toy.GaussianMixture(
+            torch.tensor([0.5, 0.5], dtype=F64).log(),
+            torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=F64),
+            0.3 * torch.eye(2, dtype=F64).expand(2, 2, 2),
+        )
+        tilt = Tilt(toy.Linear([0.0, 1.0]), 0.4)
+        bank = Bank(law.sample(1000, torch.Generator().manual_seed(0))).scored(tilt)
+        wrong = bank.rewards + 0.4 * math.log(9) * (bank.x_0[:, 0] < 0)
+        bank = Bank(bank.x_0, rewards=wrong)
+
+        def share(sampler):
+            generator = torch.Generator().manual_seed(1)
+            found = bank.anneal(
+                law.model(RectifiedSchedule()),
+                tilt,
+                draw,
+                torch.linspace(1, 0, 41, dtype=F64),
+                draws=1500,
+                stages=1,
+                sampler=sampler,
+                batch_size=1500,
+                generator=generator,
+            )
+            return float((found.x_0[1000:, 0] < 0).double().mean())
+
+        assert share(DDIM()) > 0.7
+        # Particles whose weights differ this much are worth a few hundred.
+        assert abs(share(DDIM(eta=1.0)) - 0.5) < 3 * 0.5 / math.sqrt(200)
 
     def test_new_draws_are_of_the_dtype_of_the_bank_and_keep_no_graph(self):
         level = torch.zeros((), requires_grad=True, dtype=F64)

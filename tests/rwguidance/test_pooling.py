@@ -94,6 +94,13 @@ class TestPool:
         assert other.log_z - one.log_z == pytest.approx(5 / 0.8)
         torch.testing.assert_close(one.log_importance, other.log_importance)
 
+    def test_log_importances_count_by_their_differences(self):
+        bank, guided, shares = normal(40, 0.0, 3), normal(16, 0.8, 4), normal(40, 0.0, 5)
+        one = pool(bank, guided, 0.8, log_importance=shares)
+        other = pool(bank, guided, 0.8, log_importance=shares + 2.0**31)
+        torch.testing.assert_close(one.log_w, other.log_w, rtol=0, atol=1e-5)
+        assert (one.log_w - pool(bank, guided, 0.8).log_w).abs().max() > 0.1
+
     def test_units_of_reward_cancel_with_those_of_beta(self):
         bank, guided = normal(40, 0.0, 3), normal(16, 0.8, 4)
         for factor in (1e-6, 1e6):

@@ -106,6 +106,18 @@ def test_renoising_has_the_covariances_of_the_path(sampler):
         assert_within(values.mean(), truth, values.std() / math.sqrt(N) + steps / 5)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(None, [7]), (3, [3, 3, 1])])
+def test_without_a_batch_size_all_states_move_at_once(size, expected):
+    seen = []
+
+    def propose(x, condition, generator):
+        seen.append(len(x))
+        return x
+
+    renew(LAW.sample(7, of_seed(0)), TILT, propose, moves=1, generator=of_seed(1), batch_size=size)
+    assert seen == expected
+
+
 def test_runs_from_states_have_no_start():
     """A guided model tells: its kernel is flat where a run begins from noise."""
 

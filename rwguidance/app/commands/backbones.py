@@ -1,12 +1,18 @@
 """The command `rwguidance backbones`."""
 
+from typing import Annotated
+
 import typer
 
 
-def list_backbones() -> None:
-    """List the backbones that can be loaded by name."""
+def list_backbones(
+    name: Annotated[str | None, typer.Argument(help="Everything about this backbone.")] = None,
+) -> None:
+    """List the backbones that can be loaded by name, or print everything about one."""
 
-    from rwguidance import backbones
+    from rwguidance.backbones.console import print_backbone, print_backbones
 
-    for name in backbones.available():
-        typer.echo(name)
+    if name is None:
+        print_backbones()
+        return
+    print_backbone(name)

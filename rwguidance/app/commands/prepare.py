@@ -147,7 +147,7 @@ def _run(work: Callable[["Processes", "Report"], "Prepared"], processes: "Proces
 
     terminal = Terminal(quiet=not processes.first)
     try:
-        with terminal.warnings(), _bars(terminal) as report:
+        with terminal.warnings(), progress_bars(terminal) as report:
             prepared = work(processes, report)
     except KeyboardInterrupt:
         terminal.say("interrupted: the same command goes on where this one stopped")
@@ -164,7 +164,7 @@ def _run(work: Callable[["Processes", "Report"], "Prepared"], processes: "Proces
 
 
 @contextmanager
-def _bars(terminal: "Terminal") -> Iterator["Report"]:
+def progress_bars(terminal: "Terminal") -> Iterator["Report"]:
     """Shows what is done of each file, how fast it goes, and how long the rest takes."""
 
     from rich import progress

@@ -48,7 +48,27 @@ def test_help_lists_the_commands(run):
 def test_the_backbones_are_listed(run):
     code, out, _ = run("backbones")
     assert code == 0
-    assert "sd3.5-large-turbo" in out.split()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    rows = {row[0]: row[1:] for row in rows if len(row) == 5}
+    for name, steps in (("sd3.5-large-turbo", "4"), ("qwen-image", "50"), ("sana-sprint", "2")):
+        assert rows[name][1] == steps
+    text = " ".join(out.split())
+    for found in ("Stability", "Apache-2.0", "fetched", "come with"):
+        assert found in text
+
+
+def test_everything_about_one_backbone(run):
+    code, out, _ = run("backbones", "z-image-turbo")
+    text = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    for found in (
+        "ZImagePipeline", "Apache-2.0", "none: distilled", "AnyPipeline", "to be given or fetched",
+        "hf://Tongyi-MAI/Z-Image-Turbo", "hf download Tongyi-MAI/Z-Image-Turbo", "decode_batch",
+    ):  # fmt: skip
+        assert found in text
+    code, _, err = run("backbones", "z-image-turb")
+    assert code != 0
+    assert "z-image-turbo" in err
 
 
 def test_toy_compares_every_estimator_with_the_closed_form(run):

@@ -23,14 +23,22 @@ from rwguidance.support.locks import locked
 pytestmark = QUIET
 
 
+SIZES = {
+    "z-image-turbo": (
+        "--option", "z-image-turbo:height=16", "--option", "z-image-turbo:width=16",
+    )
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
-    for name in ("sdxl-turbo", "sd3.5-turbo"):
+    for name in ("sdxl-turbo", "sd3.5-turbo", "z-image"):
         backbones.tiny(name).save_pretrained(root / name)
     return {
         "sdxl-turbo": f"sdxl-turbo={root / 'sdxl-turbo'}",
         "sd3.5-large-turbo": f"sd3.5-large-turbo={root / 'sd3.5-turbo'}",
+        "z-image-turbo": f"z-image-turbo={root / 'z-image'}",
     }
 
 
@@ -43,6 +51,7 @@ def command(monkeypatch, capsys, folders, tmp_path):
         monkeypatch.setattr(sys, "argv", [
             "rwguidance", "generate", "--backbone", backbone, "--reward", reward,
             *(("--path", folders[backbone]) if backbone in folders else ()),
+            *SIZES.get(backbone, ()),
             "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / out), *given, *arguments,
         ])  # fmt: skip
         monkeypatch.setenv("COLUMNS", "120")
@@ -76,7 +85,7 @@ def shade(monkeypatch):
     monkeypatch.setattr(rewards.registry._registry, "_values", {**values, "shade": Shade})
 
 
-@pytest.mark.parametrize("backbone", ["sdxl-turbo", "sd3.5-large-turbo"])
+@pytest.mark.parametrize("backbone", ["sdxl-turbo", "sd3.5-large-turbo", "z-image-turbo"])
 def test_a_backbone_is_swapped_by_one_string(command, tmp_path, backbone):
     code, out, err = command(
         "--prompt", "a cat", "--prompt", "a dog", "--bank", "8", "--images", "2",

@@ -156,6 +156,16 @@ def test_every_figure_of_the_table_is_on_the_page(page, table):
     assert "held-out reward clearly falls" in shown
 
 
+def test_the_page_says_at_which_beta_and_from_how_many_draws_targets_are(page, table):
+    shown = "|".join(Reader(page.read_text(encoding="utf-8")).text)
+    targets = [row for row in table.rows if row["method"] == "tilted law" and row["prompts"]]
+    assert targets
+    for row in targets:
+        mark = "*" if row["few"] else ""
+        line = f"{row['nats']:g}|{row['prompts']}|{row['effective draws']:.1f}{mark}|"
+        assert line in shown
+
+
 def test_files_beside_the_page(page):
     there = {path.name for path in page.parent.iterdir()}
     curves = {f"curves-{k}.{s}" for k in ("strength", "cost", "aligned") for s in ("svg", "png")}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common import assert_within
-from pixel_law import QUIET, Brightness, mean_of, run, spread
+from pixel_law import QUIET, Brightness, Law, mean_of, run, spread
 from rwguidance import RectifiedSchedule
 from rwguidance.generation import BestOfN, Importance, Network, PlugInMean
 from rwguidance.networks import LatentExpectation, LatentShift
@@ -80,6 +80,15 @@ def test_the_plug_in_takes_the_variance_of_the_draws_of_a_prompt(tmp_path):
     assert told.rows[0].gain == pytest.approx(found[0].gain, rel=1e-9)
     (unknown,) = run(tmp_path / "c", PlugInMean(10.0), ["ab"]).rows[:1]
     assert unknown.facts["prior variance"] == 1.0
+
+
+def test_the_variance_of_draws_that_differ_little_is_that_of_their_differences(tmp_path):
+    # Near 0.55 half precision has steps of 5e-4, which hide these.
+    method = PlugInMean(kl=0.7, bank=500)
+    rows = run(tmp_path, method, ["ab"], Law(2e-4), batch_size=500).rows
+    exact = spread(std=2e-4) ** 2
+    variance = torch.tensor(rows[0].facts["prior variance"])
+    assert_within(variance, exact, exact * math.sqrt(2 / 1500))
 
 
 def test_methods_at_a_strength_keep_their_other_settings():

@@ -2,10 +2,11 @@
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 from pixel_law import QUIET, Law, run
-from rwguidance.generation.pictures import Cell, _fit, save_sheet
+from rwguidance.generation.pictures import Cell, _fit, _to_pil, save_sheet
 
 pytestmark = QUIET
 
@@ -47,3 +48,11 @@ def test_a_picture_outside_its_range_fails_instead_of_wrapping_around(tmp_path):
 
     made = run(tmp_path, prompts=["ab"], backbone=Bright())
     assert "pictures must lie in [0, 1], got values from 1." in made.failed["ab"]
+
+
+def test_a_pixel_has_the_nearest_of_256_levels():
+    # 0.49 of a level from each, where half precision takes the next one.
+    values = (torch.arange(256, dtype=torch.float64) + 0.49).clamp(max=255) / 255
+    for dtype in (torch.float64, torch.float32):
+        picture = _to_pil(values.to(dtype).expand(3, 1, 256))
+        assert numpy.asarray(picture)[0, :, 1].tolist() == list(range(256))

@@ -231,7 +231,7 @@ def test_it_goes_to_the_hub_with_its_card(monkeypatch):
             seen["made"] = repository, private, exist_ok
             return f"https://hub/{repository}"
 
-        def upload_folder(self, repo_id, folder_path):
+        def upload_folder(self, repo_id, folder_path, allow_patterns):
             seen["network"] = GuidanceNetwork.from_pretrained(folder_path)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)

@@ -1,0 +1,127 @@
+"""The length of what a network gives, set on held-out prompts at every strength."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone, TextToImage
+from ..bank import Bank
+from ..networks.guidance import GuidanceNetwork
+from ..noise_space import GainOutOfReach, flow_map
+from ..noise_space.networks import change_of
+from ..samplers import DDIM, Sampler
+from ..support.randomness import generator_for
+from ..tilt import Tilt
+from ..training import Calibration, calibrate, guided_gain, tilted_gain
+from .problem import Outputs, estimator_of
+
+__all__ = ["Lengths", "find_lengths"]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What a calibration found.
+
+    Arguments:
+        found: Scales with their gains by strength, of those that reach the gain of the tilted law.
+        missed: Reasons why others do not, by strength.
+    """
+
+    found: Mapping[float, Calibration]
+    missed: Mapping[float, str]
+
+    @property
+    def scales(self) -> dict[float, float] | None:
+        """Factors of the output by strength; None if there are none."""
+
+        return {nats: one.scale for nats, one in self.found.items()} or None
+
+
+def find_lengths(
+    network: GuidanceNetwork,
+    backbone: TextToImage,
+    bank: Bank,
+    tilts: Mapping[float, Tilt],
+    times: Tensor,
+    encode: Callable[[Sequence[Any]], Any],
+    images: int = 4,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Lengths:
+    """Finds the scale at every strength with which pictures gain what the tilted law does.
+
+    Arguments:
+        network: The trained network.
+        backbone: The model.
+        bank: Draws of held-out prompts, with rewards.
+        tilts: Tilts by strength, which look at pictures.
+        times: Times of a run.
+        encode: A function from prompts to what the model is conditioned on.
+        images: Number of pictures of each prompt.
+        batch_size: Number of pictures that are made at once.
+        seed: Seed of the noise.
+    """
+
+    prompts = [prompt for prompt in bank.rows for _ in range(images)]
+    numbers = range(len(prompts))
+    draw = lambda i: backbone.draw_noise(1, generator_for(seed, "length", i))
+    found: dict[float, Calibration] = {}
+    missed: dict[float, str] = {}
+    for nats, tilt in tilts.items():
+        gains = []
+        for start in range(0, len(prompts), batch_size):
+            some = slice(start, start + batch_size)
+            noise = torch.cat([draw(i) for i in numbers[some]])
+            condition = encode(prompts[some])
+            gains.append(_gain(network, backbone, nats, tilt, times, noise, condition))
+        try:
+            found[nats] = calibrate(_joined(gains), tilted_gain(bank, tilt))
+        except (GainOutOfReach, ValueError) as error:
+            missed[nats] = str(error)
+    return Lengths(found, missed)
+
+
+def _joined(gains: Sequence[Callable[[float], Tensor]]) -> Callable[[float], Tensor]:
+    return lambda scale: torch.cat([gain(scale).cpu() for gain in gains])
+
+
+def _gain(
+    network: GuidanceNetwork,
+    backbone: TextToImage,
+    nats: float,
+    tilt: Tilt,
+    times: Tensor,
+    noise: Tensor,
+    condition: Any,
+) -> Callable[[float], Tensor]:
+    """Returns the function from the scale to the gains of some pictures, in nats."""
+
+    if network.output != "change":
+        assert isinstance(backbone, Backbone)
+        sampler = _steady(backbone, times)
+        estimator = estimator_of(network, nats)
+        return guided_gain(backbone, estimator, tilt, sampler, times, noise, condition)
+    module: Any = network.at(nats) if network.strength else network
+    with torch.no_grad():
+        x_0 = Outputs(backbone, times)(noise, condition)
+        change = change_of(module, x_0, 0.0, condition)
+        base = tilt(x_0, condition).double()
+
+    @torch.no_grad()
+    def gain(scale: float) -> Tensor:
+        return tilt(x_0 + scale * change, condition).double() - base
+
+    return gain
+
+
+def _steady(backbone: Backbone, times: Tensor) -> Sampler:
+    """Returns the model's sampler, or DDIM if that draws random numbers."""
+
+    try:
+        flow_map(backbone, backbone.sampler, times)
+    except ValueError:
+        return DDIM()
+    return backbone.sampler

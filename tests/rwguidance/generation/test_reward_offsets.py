@@ -1,0 +1,75 @@
+"""A constant that is added to a reward changes no picture, however large: weights are relative."""
+
+from dataclasses import replace
+
+import pytest
+
+from pixel_law import QUIET, Brightness, assert_same_pictures, run
+from rwguidance.generation import (
+    SMC,
+    BestOfN,
+    Importance,
+    NoiseChain,
+    NoiseGradient,
+    PlugInMean,
+    Pool,
+    Posterior,
+    Resample,
+    SecondOrder,
+    StraightFlow,
+)
+
+pytestmark = QUIET
+
+OFFSET = 2.0**31
+"""Double precision has steps of 5e-7 here, single precision of 256: more than any difference."""
+
+
+class Moved(Brightness):
+    """The brightness and a constant."""
+
+    depends_on = ("factor", "offset")
+
+    def __init__(self, offset):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, images, prompts):
+        return super().forward(images, prompts) + self.offset
+
+
+METHODS = {
+    "best of n": BestOfN(4),
+    "soft best of n": BestOfN(4, kl=1.0, draws=32),
+    "importance": Importance(bank=32, kl=1.0),
+    "leave one out": Importance(bank=32, kl=1.0, leave_one_out=True),
+    "effective": Importance(bank=32, beta=5.0, ess=0.3),
+    "resample": Resample(bank=32, kl=1.0),
+    "pool": Pool(bank=32, kl=1.0),
+    "smc": SMC(particles=16, bank=32, kl=1.0),
+    "posterior": Posterior(bank=32, kl=1.0, draws=4),
+    "plug-in": PlugInMean(kl=1.0, bank=32),
+    "second order": SecondOrder(kl=1.0, bank=32),
+    "fmps": StraightFlow(kl=1.0, bank=32),
+    "noise gradient": NoiseGradient(bank=32, kl=1.0, moves=1),
+    "pcn": NoiseChain(bank=32, kl=1.0, burn_in=2, moves=2),
+}
+
+
+@pytest.mark.parametrize("method", [pytest.param(one, id=name) for name, one in METHODS.items()])
+def test_a_constant_of_the_reward_changes_no_picture(tmp_path, method):
+    near, far = (
+        run(tmp_path / f"{offset:g}", method, ["ab"], reward=Moved(offset), images=4, steps=4)
+        for offset in (0.0, OFFSET)
+    )
+    for one, other in zip(near.rows, far.rows, strict=True):
+        rewards = tuple(reward - OFFSET for reward in other.rewards)
+        assert rewards == pytest.approx(one.rewards, abs=1e-5)
+        assert_same_pictures(one, replace(other, rewards=one.rewards))
+        for name, value in one.facts.items():
+            if type(value) in (int, float) and name != "log z":
+                moved = OFFSET if name == "tilted mean" else 0.0
+                assert other.facts[name] - moved == pytest.approx(value, abs=1e-5), name
+        if "log z" in one.facts:  # which grows by what the constant is over beta
+            moved = one.facts["log z"] + OFFSET / other.facts["beta"]
+            assert other.facts["log z"] == pytest.approx(moved, rel=1e-9)

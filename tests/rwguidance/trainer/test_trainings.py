@@ -1,0 +1,247 @@
+"""Trainings from end to end, on laws whose tilt is known."""
+
+import csv
+import json
+import math
+
+import pytest
+from torch import nn
+
+import pixel_law
+from rwguidance import Tilt, networks
+from rwguidance.preparation import Preparation, prepare_draws
+from rwguidance.trainer import PRESETS, Settings, Training, fit
+from rwguidance.trainer.material import read_bank
+from rwguidance.training import tilted_gain
+
+pytestmark = pixel_law.QUIET
+
+PROMPTS = [letter * 3 for letter in "abcdefghijklmnopqrst"]
+SMALL = {"network": "tiny", "batch_size": 8, "warm_up": 0, "weight_decay": 0.0}
+
+
+class Law(pixel_law.Law):
+    """States of three pixels near N(0, 1), of four steps."""
+
+    depends_on = pixel_law.Law.depends_on
+
+    def __init__(self):
+        super().__init__(std=1.0)
+
+    def decode(self, latents):
+        return (0.5 + 0.05 * latents).clamp(0, 1)
+
+    def times(self, steps=None):
+        return super().times(4 if steps is None else steps)
+
+
+class Ends(nn.Module):
+    """A reward that no training sees: the first pixel."""
+
+    depends_on = ()
+
+    def forward(self, images, prompts):
+        return images[:, 0].double().mean((1, 2))
+
+
+def prepared(out, draws=48, **options):
+    job = Preparation(
+        backbone=Law(),
+        out=out,
+        rewards={"brightness": pixel_law.Brightness()},
+        batch_size=48,
+        validation=0.3,
+        **options,
+    )
+    return prepare_draws(job, PROMPTS, draws)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("data")).folder
+
+
+def training(data, out, settings=None, **options):
+    options = {"held_out": 2, "images": 2, "save_every": 4, **options}
+    return Training(data=data, out=out, settings=settings or settings_of(), **options)
+
+
+def settings_of(preset="recommended", **options):
+    changed = {"nats": (1.0,), "steps": 6, **SMALL, **options}
+    return Settings(**{**vars(PRESETS[preset]), **changed})
+
+
+def run(job, judged=True, **options):
+    rewards = {"brightness": pixel_law.Brightness(), "ends": Ends()} if judged else {}
+    return fit(job, Law(), rewards, **options)
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def log_of(folder):
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A folder of a training of two strengths with all that belongs to it, and what was said."""
+
+    out, said = tmp_path_factory.mktemp("whole"), []
+    settings = settings_of(nats=(0.5, 1.0), steps=40, learning_rate=3e-3, average=0.9)
+    found = run(training(data, out, settings), say=said.append)
+    return out, found, said
+
+
+class TestWhole:
+    def test_the_folder_is_a_network(self, whole):
+        out, found, _ = whole
+        network = networks.load(out)
+        assert (network.output, network.strength) == ("shift", True)
+        assert set(network.scales) == set(found.lengths.found)
+        card = (out / "README.md").read_text()
+        assert "| reward | brightness |" in card
+        assert "0.5 nats (beta" in card
+        assert {path.name for path in out.iterdir()} >= {
+            "model.safetensors",
+            "config.json",
+            "log.csv",
+            "report.json",
+            "report.html",
+            "plan.json",
+            "checkpoint.pt",
+        }
+
+    def test_it_is_said_what_there_is_to_do(self, whole):
+        _, _, said = whole
+        assert "40 steps of 8 states" in said[0]
+        assert "minutes, by the first steps" in said[1]
+
+    def test_the_log_has_every_step(self, whole):
+        out, found, _ = whole
+        rows = log_of(out)
+        assert [int(row["step"]) for row in rows] == list(range(40))
+        losses = [float(row["loss"]) for row in rows]
+        assert losses == pytest.approx(found.losses.tolist(), rel=1e-6)
+
+    def test_the_report_states_figures_of_unseen_prompts(self, whole):
+        out, _, _ = whole
+        report = report_of(out)
+        assert set(report["agreement"]) == {"0.5", "1"}
+        for levels in report["agreement"].values():
+            assert [level["t"] for level in levels] == [1, 0.75, 0.5, 0.25]
+            assert all(0 < level["chance"] <= 1 for level in levels)
+            assert levels[0]["cosine"] > 0.8
+        names = {name for row in report["pictures"] for name in row}
+        assert {"brightness gain", "ends gain", "thumbnail energy"} <= names
+        page = (out / "report.html").read_text()
+        assert "Unseen banks" in page
+        assert "<svg" in page
+
+    def test_a_finished_training_is_left_alone(self, whole, data):
+        out, _, _ = whole
+        before = (out / "report.json").read_bytes()
+        settings = settings_of(nats=(0.5, 1.0), steps=40, learning_rate=3e-3, average=0.9)
+        assert run(training(data, out, settings)) is None
+        assert (out / "report.json").read_bytes() == before
+
+    def test_other_settings_are_refused_by_name(self, whole, data):
+        out, _, _ = whole
+        settings = settings_of(nats=(0.5, 1.0), steps=40, learning_rate=1e-3, average=0.9)
+        with pytest.raises(ValueError, match=r"holds a training of another learning_rate: use"):
+            run(training(data, out, settings))
+
+
+def test_an_interrupted_training_ends_where_another_does(data, tmp_path):
+    settings = settings_of(steps=7, objective="log-h", eta=0.5)
+
+    def stop(step, figures):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    run(training(data, tmp_path / "whole", settings), judged=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(training(data, tmp_path / "cut", settings), judged=False, track=stop)
+    assert not (tmp_path / "cut" / "report.json").exists()
+    run(training(data, tmp_path / "cut", settings), judged=False)
+    for name in ("model.safetensors", "log.csv", "report.json"):
+        one, other = (tmp_path / folder / name for folder in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_preset_of_the_paper_reports_the_weights(data, tmp_path):
+    found = run(training(data, tmp_path, settings_of("paper")), judged=False)
+    assert networks.load(tmp_path).output == "log_h"
+    assert found.lengths is None
+    report = report_of(tmp_path)
+    # Six steps: hardly more than the constant.
+    assert all(-1 < value < 0.5 for value in report["explained variance of weights"]["1"].values())
+    assert any("calibration and pictures" in text for text in report["left out"])
+
+
+def test_a_reward_that_is_followed_must_be_there(data, tmp_path):
+    with pytest.raises(ValueError, match="reward must be given to follow its gradient"):
+        run(training(data, tmp_path, settings_of("gradient")), judged=False)
+
+
+def test_another_model_or_reward_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="prepared with another model"):
+        fit(training(data, tmp_path), pixel_law.Law())
+    other = {"brightness": pixel_law.Brightness(factor=50.0)}
+    with pytest.raises(ValueError, match="brightness is another one than that which the data"):
+        fit(training(data, tmp_path), Law(), other)
+    with pytest.raises(ValueError, match="one of those that were prepared, brightness, got 'none'"):
+        fit(training(data, tmp_path, reward="none"), Law())
+
+
+def test_a_training_whose_loss_is_not_finite_keeps_its_checkpoint(data, tmp_path, monkeypatch):
+    job = training(data, tmp_path, settings_of(steps=6), save_every=2)
+
+    def stop(step, figures):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, judged=False, track=stop)
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    forward = networks.GuidanceNetwork.forward
+    broken = lambda self, *arguments: forward(self, *arguments) * math.nan
+    with monkeypatch.context() as patch:
+        patch.setattr(networks.GuidanceNetwork, "forward", broken)
+        with pytest.raises(FloatingPointError, match="not finite at step 4"):
+            run(job, judged=False)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    assert run(job, judged=False) is not None
+
+
+@pytest.mark.slow
+def test_pictures_gain_what_the_exactly_tilted_law_gains(tmp_path):
+    """A Gaussian law and a linear reward: the gain of the tilted law is its variance over beta."""
+
+    # The reward is 5 times the mean of three pixels, each with the spread of four Euler steps.
+    variance = 25 / 3 * pixel_law.spread(4, 1.0) ** 2
+    beta = math.sqrt(variance / (2 * 0.5))  # half a nat
+    data = prepared(tmp_path / "data", draws=512)
+    settings = settings_of(
+        beta=beta, steps=800, batch_size=32, learning_rate=3e-3, average=0.99, tilted=0.5
+    )
+    found = run(training(data.folder, tmp_path / "out", settings, images=8, held_out=8))
+    ((nats, levels),) = found.levels.items()
+    assert abs(nats - 0.5) < 0.05
+    for level in levels:
+        assert level.chance == 0.01
+        assert level.cosine.value > 0.9
+    assert abs(levels[0].length.value - 1) < 0.1 + 5 * levels[0].length.error
+    # The target was measured on unseen prompts, and what it is off by is the error of all.
+    bank = read_bank(data, "brightness", data.split("validation"))
+    targets = tilted_gain(bank, Tilt(pixel_law.Brightness(), beta)) * beta
+    error = float(targets.std()) / math.sqrt(len(targets))
+    pictures = found.pictures
+    (cell,) = [cell for cell in pictures.cells if cell.method == "network"]
+    gain = float(pictures.gains(cell, "brightness").mean())
+    exact = variance / beta
+    bias = 0.02 * exact  # of self-normalized weights of 512 draws, of which e^-1 are effective
+    assert abs(gain - exact) < 5 * error + bias
+    assert 5 * error + bias < 0.3 * exact  # or it would say nothing
