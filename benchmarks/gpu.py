@@ -4,8 +4,8 @@ Run `python benchmarks/gpu.py`; nothing is downloaded. Rows come in the order of
 are written when they are done: estimators on the GPU beside the CPU; SDXL-Turbo, SD3.5 Large Turbo
 and FLUX.2-klein of the published sizes with random weights in bfloat16, unguided, with banks and
 with a network of 72 MB; a reward with a ViT-H beside a loop over single images, as its reference
-code has it; the decoding of banks. `--path NAME=FOLDER` with real weights also makes pictures and scores
-them, by PickScore if its folder is given, too. `--smoke` rehearses all of it on the CPU, tiny.
+code has it; the decoding of banks. `--path NAME=FOLDER` with real weights also makes pictures and
+scores them, by PickScore if its folder is given, too. `--smoke` rehearses all of it on the CPU.
 """
 
 import argparse
