@@ -23,7 +23,7 @@ from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
 from ..preparation import Prepared
 from ..support import checks
-from ..support.files import replacing
+from ..support.files import expanded, replacing
 from ..support.fingerprint import fingerprint
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
@@ -101,7 +101,7 @@ class Training:
     def folder(self) -> Path:
         """The folder of the network."""
 
-        return Path(self.out).expanduser()
+        return expanded(self.out)
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _claimed(work: _Work, parts: int, processes: Processes) -> Iterator[None]:
                     "another folder, or the same settings"
                 )
             with replacing(plan) as partial:
-                partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
+                partial.write_bytes(json.dumps(own, indent=1).encode())
         processes.wait()
         yield
 
