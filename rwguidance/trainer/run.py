@@ -1,5 +1,6 @@
 """A training from end to end: the loop, the length of its output, the figures, the folder."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from ..evaluation.judges import Embedding
 from ..generation.folder import differences
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
+from ..networks.storage import CONFIG, WEIGHTS
 from ..support import checks
-from ..support.files import replacing
+from ..support.files import read_regular, replacing
 from ..support.fingerprint import fingerprint
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
@@ -35,7 +37,10 @@ from .work import Training, Work
 
 __all__ = ["fit"]
 
-_PLAN, _CHECKPOINT = "plan.json", "checkpoint.pt"
+_PLAN, _CHECKPOINT, _FINISHED = "plan.json", "checkpoint.pt", "finished.json"
+_RESULTS = (WEIGHTS, CONFIG, JSON)
+"""What a finished training has left, and knows by its digest."""
+
 _TIMED = 3
 """Number of steps by which the time of all of them is told."""
 
@@ -119,7 +124,7 @@ def fit(
             report=_hook(job, say, report, track) if processes.first else None,
         )
         found = None
-        if processes.first and not (job.folder / JSON).exists():
+        if processes.first and not _is_finished(job.folder):
             found = _finished(work, network, tilts, losses, bank, embeddings, report)
         processes.wait()
         return found
@@ -219,8 +224,23 @@ def _finished(
     found = Findings(facts, losses, levels, weights, lengths, pictures, left_out)
     network.save_pretrained(job.folder, facts, _NOTES)
     write_report(found, job.folder, folder)
+    with replacing(job.folder / _FINISHED, durable=True) as partial:
+        partial.write_text(json.dumps(_digests(job.folder), indent=1), encoding="utf-8")
     report("validation", 3, 3)
     return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _RESULTS}
+
+
+def _is_finished(folder: Path) -> bool:
+    """Returns whether a training has left its results, and they are as it left them."""
+
+    try:
+        return bool(json.loads(read_regular(folder / _FINISHED)) == _digests(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _lengths(
