@@ -74,6 +74,13 @@ MUTANTS = [
         "test_unseen",
     ),
     Mutant(
+        "unseen banks: shifts of few draws stay too short",
+        "trainer/unseen.py",
+        "2 * _flat(whole.shift) - sum(",
+        "2 * _flat(whole.shift) - 2 * _flat(whole.shift) / 2 - 0 * sum(",
+        "test_unseen",
+    ),
+    Mutant(
         "unseen banks: the explained share leaves the error out",
         "trainer/unseen.py",
         "(product - p.own[some].sum()) / square",

@@ -196,7 +196,7 @@ COMMANDS = {
             (Squares, "__call__"),
         ),
         Command(
-            "network",
+            "fit",
             fitted,
             network_of,
             (EstimatedShiftObjective, "__call__"),

@@ -13,12 +13,11 @@ from rwguidance.trainer.figures import levels_of, weights_explained
 SCHEDULE = RectifiedSchedule()
 LAW = toy.Gaussian([0.0, 0.0, 0.0], torch.eye(3))
 TILT = Tilt(toy.Linear([0.6, -0.4, 0.5]), 1.0)
-PROMPTS = [f"prompt {i}" for i in range(12)]
 
 
-def bank(draws=160, seed=0):
-    x_0 = LAW.sample(draws * len(PROMPTS), torch.Generator().manual_seed(seed))
-    prompts = [prompt for prompt in PROMPTS for _ in range(draws)]
+def bank(draws=160, n=12):
+    x_0 = LAW.sample(draws * n, torch.Generator().manual_seed(0))
+    prompts = [f"prompt {i}" for i in range(n) for _ in range(draws)]
     return Bank(x_0, prompts, TILT.score(x_0))
 
 
@@ -28,9 +27,9 @@ def exact(model, x_t, t, condition):
     return LAW.shift(TILT, x_t, t, SCHEDULE)
 
 
-def found(output, levels=(1.0, 0.8, 0.6), draws=160):
+def found(output, levels=(1.0, 0.8, 0.6), draws=160, n=12):
     encode = lambda prompts: prompts
-    return agreement(output, SCHEDULE, bank(draws), TILT, levels, 1.0, encode)
+    return agreement(output, SCHEDULE, bank(draws, n), TILT, levels, 1.0, encode)
 
 
 def test_the_exact_shift_agrees_up_to_errors():
@@ -43,6 +42,15 @@ def test_the_exact_shift_agrees_up_to_errors():
         assert level.ceiling < level.raw
         assert level.effective > 5
         assert level.chance == 0.01
+
+
+def test_noise_and_shortness_of_small_banks_are_taken_out():
+    for level in found(exact, draws=40, n=60):
+        assert level.ceiling < 0.8  # noise there is
+        assert abs(level.cosine.value - 1) < 5 * level.cosine.error
+        assert level.raw < 0.95
+        assert level.effective < 10
+        assert abs(level.length.value - 1) < 0.12  # and .2 without the quarters
 
 
 def test_length_and_cosine_are_told_apart():
@@ -85,8 +93,8 @@ def test_outputs_are_held_against_the_shift_of_the_mean():
 
 
 def test_too_few_draws_are_refused():
-    with pytest.raises(ValueError, match="at least 6 draws of each prompt, got 5"):
-        found(exact, draws=5)
+    with pytest.raises(ValueError, match="at least 10 draws of each prompt, got 9"):
+        found(exact, draws=9)
 
 
 def network_of(**options):
