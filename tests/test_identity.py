@@ -83,6 +83,7 @@ ELSEWHERE = {
 NO_RESULT = {
     # What they hold decides no saved result: commands, files, tables, one call of a pipeline.
     "app.demo.digits.Digits",
+    "app.page.blocks.Bounded",
     "app.page.studio.Studio",
     "backbones.beginning.Beginning",
     "backbones.guided_steps.StepGuidance",
