@@ -8,7 +8,8 @@ from rwguidance.backbone import Backbone, Generator, TextToImage
 
 from . import models  # noqa: F401  (registers those that are published)
 from .adapter import PipelineAdapter
-from .any_pipeline import AnyPipeline, CallCondition
+from .any_pipeline import AnyPipeline
+from .call_condition import CallCondition
 from .conditioning import TextCondition
 from .decoding import PipelineDecoder
 from .draw import draw
