@@ -1158,7 +1158,7 @@ MUTANTS = [
     ),
     Mutant(
         "any pipeline: embeddings stay in the order of encoding",
-        "backbones/any_pipeline.py",
+        "backbones/call_condition.py",
         "return value if places or len(value) != n else value[rows]",
         "return value",
         "test_any_pipeline",
