@@ -56,6 +56,8 @@ def write_tensor_file(
 ) -> None:
     """Writes a safetensors file, atomically, with the SHA-256 of its content.
 
+    The same content makes the same bytes.
+
     Arguments:
         path: The file.
         tensors: The tensors by name.
@@ -70,6 +72,20 @@ def write_tensor_file(
     plain = {name: value.contiguous() for name, value in tensors.items()}
     with replacing(path) as partial:
         save_file(plain, partial, {**metadata, _SEAL: _digest(plain, metadata)})
+        _sort_metadata(partial)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sorts texts in the header of a file, which safetensors writes in an order of chance."""
+
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # it is no longer, unless a library escapes characters otherwise
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 def read_tensor_file(path: Path, device: torch.device | str = "cpu") -> TensorFile:
@@ -160,7 +176,7 @@ def read_pickle(path: Path, device: torch.device | str = "cpu", mapped: bool = F
 
 
 def check_config(content: Any, where: object, key: str = "") -> None:
-    """Checks that a configuration asks for nothing that no network has, before it is built.
+    """Checks that a configuration asks for nothing absurd and for no code, before it is built.
 
     Arguments:
         content: The configuration, as JSON reads it.
@@ -168,7 +184,8 @@ def check_config(content: Any, where: object, key: str = "") -> None:
         key: Name of the entry that is looked at.
 
     Raises:
-        ValueError: If a number is beyond all bounds; names the entry.
+        ValueError: If a number is beyond all bounds, or kernels of the hub are asked for; names the
+            entry.
     """
 
     if isinstance(content, Mapping):
@@ -184,6 +201,8 @@ def check_config(content: Any, where: object, key: str = "") -> None:
         bound = _MOST_LAYERS if deep else _LONGEST_SIDE if key == "image_size" else _LARGEST
         if abs(content) > bound:
             raise ValueError(f"{where} asks for an absurd size: {key} is {content:,}")
+    elif isinstance(content, str) and key.endswith("implementation") and "/" in content:
+        raise ValueError(f"{where} asks for code of the hub, which is never run: {key} {content}")
 
 
 def _check_zip(path: Path, mapped: bool) -> None:
