@@ -18,6 +18,7 @@ from ..bank import Bank
 from ..evaluation.prompt_sets import wording
 from ..store import Drawer, Store
 from ..support import checks
+from ..support.files import read_regular
 from .encoding import Shelf
 
 __all__ = ["MANIFEST", "SKIPPED", "SPLITS", "Example", "Pairs", "Prepared", "left_out", "split_of"]
@@ -126,7 +127,7 @@ class Prepared:
 
         path = Path(self.folder) / MANIFEST
         try:
-            about = dict(json.loads(path.read_text(encoding="utf-8")))
+            about = dict(json.loads(read_regular(path)))
             if about["format"] != 1:
                 raise ValueError(f"it is of format {about['format']}, expected 1")
         except FileNotFoundError:
@@ -134,7 +135,7 @@ class Prepared:
                 f"folder must hold {MANIFEST}, which `rwguidance prepare` writes when it is done, "
                 f"got {self.folder}"
             ) from None
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"folder has a damaged {path}: {error}") from None
         return about
 

@@ -21,9 +21,10 @@ from ..generation.extensions import sampling_times
 from ..generation.folder import differences
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
+from ..networks.storage import CARD
 from ..preparation import Prepared
 from ..support import checks
-from ..support.files import replacing
+from ..support.files import expanded, read_regular, replacing
 from ..support.fingerprint import fingerprint
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
@@ -35,7 +36,7 @@ from .lengths import find_lengths
 from .log import Log
 from .material import Encode, OfPrompts, Stored, data_at, read_bank, rewards_of, tilts_of
 from .problem import make_network, make_objective
-from .report import JSON, Findings, write_report
+from .report import JSON, PAGE, Findings, write_report
 from .settings import Settings
 
 __all__ = ["Training", "fit"]
@@ -101,7 +102,7 @@ class Training:
     def folder(self) -> Path:
         """The folder of the network."""
 
-        return Path(self.out).expanduser()
+        return expanded(self.out)
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ def fit(
     parts = job.parts or processes.size
     recipe = job.settings.recipe(parts)
     with _claimed(work, parts, processes):
+        if any(processes.gather(processes.first and _is_finished(job.folder))):
+            return None
         bank = work.bank(work.train_prompts)
         tilts = work.tilts(bank)
         settings = job.settings
@@ -246,7 +249,7 @@ def fit(
             report=_hook(job, say, report, track) if processes.first else None,
         )
         found = None
-        if processes.first and not (job.folder / JSON).exists():
+        if processes.first:
             found = _finished(work, network, tilts, losses, bank, embeddings, report)
         processes.wait()
         return found
@@ -301,13 +304,24 @@ def _claimed(work: _Work, parts: int, processes: Processes) -> Iterator[None]:
             differ = differences(plan, own) if plan.exists() else []
             if differ:
                 raise ValueError(
-                    f"out = {job.folder} holds a training of another {', '.join(differ)}: use "
-                    "another folder, or the same settings"
+                    f"by {plan}, out holds a training of another {', '.join(differ)}: use another "
+                    "folder, or the same settings"
                 )
             with replacing(plan) as partial:
                 partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
         processes.wait()
         yield
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a network and all that is said of it are there, and whole."""
+
+    try:
+        GuidanceNetwork.from_pretrained(folder)
+        json.loads(read_regular(folder / JSON))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return all((folder / name).is_file() for name in (PAGE, CARD))
 
 
 def _forecast(settings: Settings, bank: Bank, network: GuidanceNetwork) -> str:
