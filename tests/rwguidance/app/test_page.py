@@ -1,5 +1,6 @@
 """The page in the browser without the browser: requests, pictures, words, and lines."""
 
+import asyncio
 import shlex
 import sys
 import threading
@@ -14,7 +15,7 @@ from pixel_law import QUIET, pixels
 from rwguidance.app.cli import main
 from rwguidance.app.commands.sources import Sources
 from rwguidance.app.page import Limits, Request, Studio
-from rwguidance.app.page.blocks import is_loopback
+from rwguidance.app.page.blocks import _Bounded, is_loopback
 from rwguidance.app.page.lines import command_lines, python_lines
 from rwguidance.app.page.requests import OFFERED, method_for
 from rwguidance.app.page.studio import weights_of_sum
@@ -249,6 +250,31 @@ def test_loopback_addresses_are_known():
     assert is_loopback("::1")
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("192.168.0.2")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({b"content-length": b"65536"}, 200),
+        ({b"content-length": b"65537"}, 413),
+        ({}, 413),
+        ({b"content-length": b"-1"}, 413),
+        ({b"transfer-encoding": b"chunked"}, 413),
+        ({b"content-length": b"9", b"transfer-encoding": b"chunked"}, 413),
+    ],
+)
+def test_requests_that_may_bring_more_than_a_page_are_refused(headers, status):
+    answers = []
+
+    async def page(scope, receive, send):
+        answers.append(200)
+
+    async def send(message):
+        answers.append(message.get("status"))
+
+    scope = {"type": "http", "method": "POST", "headers": list(headers.items())}
+    asyncio.run(_Bounded(page)(scope, None, send))
+    assert answers[0] == status
 
 
 def test_the_command_refuses_files_and_says_what_is_missing(monkeypatch, capsys):
