@@ -5,6 +5,7 @@ that names the file. A pickle may state a tensor of a million rows that are one 
 asks for more numbers than it brings is refused before anything copies it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ __all__ = [
     "read_pickle",
     "read_tensor_file",
     "read_tensors",
+    "write_pickle",
     "write_tensor_file",
 ]
 
@@ -173,6 +175,25 @@ def read_pickle(path: Path, device: torch.device | str = "cpu", mapped: bool = F
             f"{path} cannot be read as a file of tensors; it is damaged, or a pickle of something "
             f"else, which is never executed ({type(error).__name__})"
         ) from None
+
+
+def write_pickle(path: Path, content: Any) -> None:
+    """Writes a file of PyTorch, atomically, and waits until it is on the disk.
+
+    Arguments:
+        path: The file.
+        content: Plain data and tensors, as :func:`read_pickle` reads them back.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to; names the file.
+    """
+
+    with replacing(path, durable=True) as partial:
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # of torch's own writer, which says nothing of the disk
+            reason = f"it cannot be written, the disk may be full ({_line(error)})"
+            raise OSError(errno.EIO, reason, str(path)) from None
 
 
 def check_config(content: Any, where: object, key: str = "") -> None:

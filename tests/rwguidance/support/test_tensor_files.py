@@ -13,7 +13,7 @@ from rwguidance import Bank, RectifiedSchedule, networks
 from rwguidance.networks import LatentShift
 from rwguidance.support.checks import path
 from rwguidance.support.files import open_regular, read_regular
-from rwguidance.support.tensors import read_tensor_file, write_tensor_file
+from rwguidance.support.tensors import read_tensor_file, write_pickle, write_tensor_file
 from rwguidance.training import train
 
 READERS = {"bank": Bank.load, "network": networks.load}
@@ -179,3 +179,19 @@ def test_the_same_content_makes_the_same_bytes(tmp_path):
     tensors, found = read_tensor_file(tmp_path / "0.safetensors")
     assert {name: found[name] for name in texts} == texts
     assert tensors["x"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("room", [0, 1000, 300_000])
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, room):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "checkpoint.pt"
+    write_pickle(path, {"x": torch.ones(3)})
+    before, bounds = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, bounds[1]))
+    try:
+        with pytest.raises(OSError, match=r"the disk may be full.*checkpoint\.pt"):
+            write_pickle(path, {"x": torch.ones(100_000), "y": torch.ones(5)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
