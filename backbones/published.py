@@ -214,6 +214,8 @@ class Published:
                     f"variant is for folders and repositories, got {variant!r}, but path is the "
                     f"file {path}"
                 )
+            if (Path(config) / INDEX).is_file():
+                read_index(Path(config))
             return self._load(read, path, config=str(config), local_files_only=True, **keywords)
         if config is not None:
             raise ValueError(f"config is for single-file checkpoints, but path is {path}")

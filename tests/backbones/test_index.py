@@ -64,6 +64,13 @@ def test_code_beside_the_weights_is_not_run(folder, tmp_path):
     assert not ran.exists()
 
 
+def test_the_configuration_of_a_single_file_is_held_to_the_same(folder, tmp_path):
+    edit(folder / "model_index.json", text_encoder=["transformers", "AutoModel"])
+    (tmp_path / "one.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="code that comes with weights is never run"):
+        backbones.load("sdxl-turbo", tmp_path / "one.safetensors", config=folder)
+
+
 @pytest.mark.parametrize(
     "part",
     [[], 5, "x", ["transformers"], [None, "x"], ["transformers", None], ["os", "system"], ["", ""]],
