@@ -6,14 +6,15 @@ alias(__name__, "rwguidance.backbones")  # under either name, it is one module
 
 from rwguidance.backbone import Backbone, Generator, TextToImage
 
+from . import models  # noqa: F401  (registers those that are published)
 from .adapter import PipelineAdapter
-from .any_pipeline import AnyPipeline, CallCondition
+from .any_pipeline import AnyPipeline
+from .call_condition import CallCondition
 from .conditioning import TextCondition
 from .decoding import PipelineDecoder
 from .draw import draw
 from .flux import Flux
 from .guide import guide
-from .models import MODELS
 from .pipelines import PipelineBackbone
 from .published import Published, from_pipeline
 from .registry import available, load, register
@@ -22,7 +23,6 @@ from .sdxl import SDXL
 from .tiny import tiny
 
 __all__ = [
-    "MODELS",
     "SD3",
     "SDXL",
     "AnyPipeline",

@@ -8,7 +8,6 @@ guidance included, is the pipeline's own code.
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +21,7 @@ from rwguidance.support.randomness import Generators
 
 from .adapter import PipelineAdapter
 from .beginning import Beginning, begin
+from .call_condition import CallCondition, texts_of_call
 from .calls import begins_from_picture, check_arguments, size_of_call
 from .conditioning import TextCondition, encode_distinct
 from .coordinates import Coordinates
@@ -31,37 +31,13 @@ from .origins import call_told
 from .replay import Replay
 from .states import check_state, grid_of, grid_of_latents, unpacked
 
-__all__ = ["AnyPipeline", "CallCondition"]
+__all__ = ["AnyPipeline"]
 
 _OWN = ("prompt", "prompt_embeds", "generator", "latents", "num_inference_steps", "output_type")
 """Arguments of calls that the adapter makes itself."""
 
 _STOCHASTIC = ("Ancestral", "DDPM", "LCM", "SCM", "TCD")
 """Parts of the names of schedulers whose steps add noise."""
-
-
-@dataclass(frozen=True, eq=False)
-class CallCondition(TextCondition):
-    """Prompts with what `encode_prompt` of a pipeline returned for them.
-
-    Arguments:
-        results: Results of `encode_prompt`, in the order of its calls, each with one row per
-            prompt.
-        negative_prompts: One negative prompt per prompt; None is the pipeline's default.
-    """
-
-    results: tuple[Any, ...] = field(default=())
-    negative_prompts: tuple[str, ...] | None = None
-
-    def __getitem__(self, index: slice | Sequence[int]) -> "CallCondition":
-        rows = self._rows(index)
-        take = lambda values: tuple(values[i] for i in rows)
-        return CallCondition(
-            take(self.prompts),
-            {},
-            results=tuple(_taken(result, rows, len(self)) for result in self.results),
-            negative_prompts=None if self.negative_prompts is None else take(self.negative_prompts),
-        )
 
 
 class AnyPipeline(PipelineAdapter):
@@ -190,7 +166,7 @@ class AnyPipeline(PipelineAdapter):
         return encode_distinct(self._encoded, prompts, negative_prompts)
 
     def _encoded(self, prompts: list[str], negatives: list[str] | None) -> CallCondition:
-        texts = _texts(prompts, negatives)
+        texts = texts_of_call(prompts, negatives)
         results = begin(self.pipe, {**self._arguments(), **texts, "generator": _unseen()}).encoded
         told = None if negatives is None else tuple(negatives)
         return CallCondition(tuple(prompts), {}, None, tuple(results), told)
@@ -239,7 +215,7 @@ class AnyPipeline(PipelineAdapter):
         scheduler = plain(self._scheduler)
         timestep = self.coordinates.timestep(scheduler, t)
         scheduler.timesteps = torch.stack((timestep, torch.zeros_like(timestep))).to(x_t.device)
-        texts = _texts(condition.prompts, condition.negative_prompts)
+        texts = texts_of_call(condition.prompts, condition.negative_prompts)
         return Replay(
             pipe=self.pipe,
             arguments={**self._arguments(), **texts},
@@ -279,7 +255,7 @@ class AnyPipeline(PipelineAdapter):
         """The beginning of a call for n images, whatever their prompts."""
 
         condition = self._nothing[[0] * n]
-        texts = _texts(condition.prompts, None)
+        texts = texts_of_call(condition.prompts, None)
         arguments = {**self._arguments(steps), **texts, "generator": generator}
         return begin(self.pipe, arguments, condition.results)
 
@@ -400,25 +376,3 @@ def _scale_argument(pipe: Any, scale: float | None) -> dict[str, Any]:
     if name == "true_cfg_scale" and scale > 1:  # which there is with a negative prompt alone
         return {name: scale, "negative_prompt": " "}
     return {name: scale}
-
-
-def _texts(prompts: Sequence[str], negatives: Sequence[str] | None) -> dict[str, Any]:
-    """The arguments of a call that hold its texts."""
-
-    given = {} if negatives is None else {"negative_prompt": list(negatives)}
-    return {"prompt": list(prompts), **given}
-
-
-def _taken(value: Any, rows: Sequence[int], n: int) -> Any:
-    """Rows of a result of `encode_prompt` for n prompts."""
-
-    if isinstance(value, Tensor):
-        if value.ndim == 4 and value.shape[1] == n:  # embeddings of several layers
-            return value[:, rows]
-        places = value.ndim == 2 and value.shape[1] == 3 and value.is_floating_point()
-        return value if places or len(value) != n else value[rows]
-    if isinstance(value, list) and len(value) == n and all(isinstance(v, Tensor) for v in value):
-        return [value[i] for i in rows]
-    if isinstance(value, list | tuple):
-        return type(value)(_taken(item, rows, n) for item in value)
-    return value

@@ -173,8 +173,10 @@ class StepGuidance:
     ) -> Callable[..., Prediction]:
         """How the network is asked again: by the adapter of its family, or by the call itself."""
 
-        adapted = has_family(self._pipe) or not can_be_replayed(self._pipe)
-        if adapted or self.call.arguments is None:
+        given = {k for k, value in (self.call.arguments or {}).items() if value is not None}
+        pictured = any(name.startswith("ip_adapter") for name in given)  # of which no family knows
+        adapted = has_family(self._pipe) and not pictured
+        if adapted or self.call.arguments is None or not can_be_replayed(self._pipe):
             return functools.partial(evaluate_again, self._pipe, text, condition)
         scheduler, timestep, grid = place
         return Replay(

@@ -135,6 +135,7 @@ def _tokenizer(
         eos_token=end,
         pad_token=pad,
         model_max_length=length,
+        model_input_names=["input_ids", "attention_mask"],  # UMT5 takes no others
     )
 
 

@@ -33,10 +33,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path[0] = str(Path(__file__).parents[1])
+if __name__ == "__main__":  # this folder's files are not the packages
+    sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks.importance import interleave, peak_bytes, table  # noqa: E402
-from rwguidance import (  # noqa: E402
+from benchmarks.importance import interleave, peak_bytes, table
+from rwguidance import (
     Bank,
     ConditionalExpectation,
     GuidedModel,
@@ -50,7 +51,7 @@ from rwguidance import (  # noqa: E402
     backbones,
     sample,
 )
-from rwguidance.networks import LatentExpectation, LatentShift  # noqa: E402
+from rwguidance.networks import LatentExpectation, LatentShift
 
 diffusers.logging.set_verbosity_error()
 

@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-sys.path[0] = str(Path(__file__).parents[1])
+if __name__ == "__main__":  # this folder's files are not the packages
+    sys.path[0] = str(Path(__file__).parents[1])
 
-from backbones.guided_steps import StepGuidance  # noqa: E402
-from benchmarks.importance import peak_bytes, table  # noqa: E402
-from benchmarks.subjects import NAMES, PROMPT, Subject, published, tiny  # noqa: E402
-from rwguidance import Bank, ImportanceSampling, Tilt, backbones  # noqa: E402
+from backbones.guided_steps import StepGuidance
+from benchmarks.importance import peak_bytes, table
+from benchmarks.subjects import NAMES, PROMPT, Subject, published, tiny
+from rwguidance import Bank, ImportanceSampling, Tilt, backbones
 
 diffusers.logging.set_verbosity_error()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.backbones import ARCHITECTURES, Architecture, count, fill, pipeline
 from rwguidance import backbones
 
-__all__ = ["NAMES", "PROMPT", "Subject", "published", "tiny"]
+__all__ = ["NAMES", "PROMPT", "Subject", "options", "published", "tiny"]
 
 PROMPT = "a prompt"
 
@@ -56,11 +56,21 @@ class Subject:
 def tiny(name: str) -> Subject:
     """A pipeline of the same class with next to no weights, for a rehearsal."""
 
-    steps, scale, _ = _CALLS[name]
-    options = {"num_inference_steps": steps, "guidance_scale": scale, "height": 32, "width": 32}
-    short = {} if "sdxl" in name else {"max_sequence_length": 16}
-    call = lambda n: {"prompt": [PROMPT] * n, **options, **short}
+    call = lambda n: {"prompt": [PROMPT] * n, **options(name, 32)}
     return Subject(name, backbones.tiny(_CALLS[name][2]), call)
+
+
+def options(name: str, size: int | None = None) -> dict[str, Any]:
+    """The arguments of a call, besides prompts.
+
+    Arguments:
+        name: One of :data:`NAMES`.
+        size: Side of the images in pixels; None is the pipeline's own.
+    """
+
+    steps, scale, _ = _CALLS[name]
+    square = {} if size is None else {"height": size, "width": size}
+    return {"num_inference_steps": steps, "guidance_scale": scale, **square}
 
 
 def published(
@@ -76,8 +86,6 @@ def published(
         size: Side of the images in pixels; None is the published one.
     """
 
-    steps, scale, _ = _CALLS[name]
-    options = {"num_inference_steps": steps, "guidance_scale": scale}
     if name == "flux2-klein":
         pipe = _klein(device, dtype, factor)
         shapes = {"prompt_embeds": (KLEIN_TOKENS, KLEIN["joint_attention_dim"])}
@@ -91,11 +99,10 @@ def published(
         }
         side = architecture.size
     pipe.set_progress_bar_config(disable=True)
-    square = {"height": size or side, "width": size or side}
 
     def call(n: int) -> dict[str, Any]:
         texts = {key: _normal((n, *shape), device, dtype) for key, shape in shapes.items()}
-        return {**texts, **options, **square}
+        return {**texts, **options(name, size or side)}
 
     return Subject(name, pipe, call)
 

@@ -4,6 +4,7 @@ Everything on the page is what the commands say of themselves with ``--help``.
 """
 
 import inspect
+import re
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -27,9 +28,15 @@ def written():
     parts = [_HEAD]
     for command in app.registered_commands:
         name = command.name or command.callback.__name__
-        parts += [f"## `rwguidance {name}`", inspect.getdoc(command.callback)]
+        parts += [f"## `rwguidance {name}`", _prose(inspect.getdoc(command.callback))]
         parts += _tables(inspect.signature(command.callback).parameters.values())
     return "\n\n".join(parts) + "\n"
+
+
+def _prose(text):
+    """A text with the options in it as code, lest two dashes become one."""
+
+    return re.sub(r"(?<![`\w-])--[a-z][\w-]*", lambda option: f"`{option[0]}`", text)
 
 
 def _tables(parameters):
@@ -51,7 +58,8 @@ def _row(parameter, kind, about):
         shown = about.metavar or name.upper()
     elif about.param_decls:
         shown = " ".join(about.param_decls)
-    cells = (f"`{shown}`", " ".join((about.help or "").split()), _default(parameter.default))
+    meaning = _prose(" ".join((about.help or "").split()))
+    cells = (f"`{shown}`", meaning, _default(parameter.default))
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -41,6 +41,7 @@ autodoc_default_options = {
     "show-inheritance": True,
 }
 autodoc_inherit_docstrings = False
+viewcode_follow_imported_members = False  # followed ones get links that lead nowhere
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -64,7 +65,6 @@ for label, _, url in (one.partition(", ") for one in _urls):
     if label.lower() in ("repository", "source"):
         html_theme_options |= {"source_repository": url, "source_branch": "main"}
         html_theme_options |= {"source_directory": "docs/"}
-smartquotes_action = "qe"  # a dash before an option stays what is typed
 copybutton_exclude = ".linenos, .gp, .go"
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

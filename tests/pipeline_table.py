@@ -69,6 +69,10 @@ SINCE = {"flux2-klein": "0.37", "longcat-image": "0.37", "ernie-image": "0.38"}
 LAYOUTS = {3: "(B, N, D)", 4: "(B, C, H, W)", 5: "(B, C, T, H, W)"}
 
 
+def version(text):
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
 def reward(images, prompts):
     """Smooth, and different for each prompt."""
 

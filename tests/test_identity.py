@@ -11,9 +11,11 @@ import torch
 import rewards
 import zoo
 from backbones import flux, sd3, sdxl
+from backbones.any_pipeline import AnyPipeline
 from backbones.latents import LatentCodec
 from backbones.tiny import tiny
 from identity import Case, Each, check, classes_with_state, keys_of
+from pixel_law import Law as PixelLaw
 from plain_rewards import Brightness, Letters, Redness
 from rewards.clip import ImageTower, TextTower
 from rewards.towers import AffineHead, LogitScale
@@ -58,6 +60,8 @@ from rwguidance.networks import (
     ShiftMLP,
 )
 from rwguidance.support.fingerprint import fingerprint
+from rwguidance.trainer.material import Encode, Encoded, OfPrompts, Stored
+from rwguidance.trainer.problem import Outputs
 from rwguidance.training import (
     EstimatedShiftObjective,
     ExpectationObjective,
@@ -79,6 +83,9 @@ ELSEWHERE = {
 NO_RESULT = {
     # What they hold decides no saved result: commands, files, tables, one call of a pipeline.
     "app.demo.digits.Digits",
+    "app.page.blocks.Bounded",
+    "app.page.studio.Studio",
+    "backbones.beginning.Beginning",
     "backbones.guided_steps.StepGuidance",
     "backbones.recorded.Recorded",
     "evaluation.meter.Meter",
@@ -98,6 +105,10 @@ NO_RESULT = {
     "rewards.towers.WideModule",
     "support.digests.Numbers",
     "support.registry.Registry",
+    "trainer.figures.Thumbnail",
+    "trainer.log.Log",
+    "training.recipe.InBfloat16",
+    "training.state.State",
 }
 
 TABLE = torch.linspace(0.999, 0.01, 100).double()
@@ -511,6 +522,37 @@ def evaluations():
     }
 
 
+class Drawn:
+    """What of prepared data the embeddings depend on."""
+
+    def __init__(self, drawer):
+        self.about = {"prompt drawer": {"weights": drawer}, "embeddings": {}}
+
+
+def trainings():
+    encode = lambda drawer: Encode(Drawn(drawer), PixelLaw(), ["a", "b"])
+    return {
+        "Stored": Case(Stored, {"name": "a", "key": "b"}, {"key": "c"}, {"name": "d"}),
+        "OfPrompts": Case(OfPrompts, {"reward": Redness()}, {"reward": Redness(2.5)}),
+        "Encode": Case(
+            Encode,
+            {"data": Drawn("x"), "backbone": PixelLaw(), "prompts": ["a", "b"]},
+            {"data": Drawn("y")},
+            {"backbone": PixelLaw(0.2), "prompts": ["b"]},  # whose embeddings are those of the data
+        ),
+        "Encoded": Case(
+            Encoded,
+            {"prompts": ["a"], "encode": encode("x")},
+            {"prompts": ["b"], "encode": encode("y")},
+        ),
+        "Outputs": Case(
+            Outputs,
+            {"backbone": PixelLaw(), "times": torch.tensor([1.0, 0.0])},
+            {"backbone": PixelLaw(0.2), "times": torch.tensor([1.0, 0.5, 0.0])},
+        ),
+    }
+
+
 def of_zoo(name, folder):
     path = zoo.write(name, folder) if folder is not None else None
     return functools.partial(zoo_case, name, path)
@@ -529,7 +571,7 @@ def zoo_case(name, path):
     return case
 
 
-BACKBONES = {"sdxl-turbo": sdxl.SDXL, "sd3": sd3.SD3, "flux": flux.Flux}
+BACKBONES = {"sdxl-turbo": sdxl.SDXL, "sd3": sd3.SD3, "flux": flux.Flux, "sd1.5": AnyPipeline}
 
 
 def backbone_case(name):
@@ -541,10 +583,14 @@ def backbone_case(name):
         "guidance_scale": 2.5,
         **sizes,
         "steps": 7,
-        "vae": tiny(name, seed=1).vae,
     }
-    changes |= {} if name == "sdxl-turbo" else {"max_sequence_length": 5}
-    incidental = {"decode_batch": 1, "checkpoint_decode": True}
+    incidental = {"decode_batch": 1}
+    if name == "sd1.5":
+        changes["call"] = {"clip_skip": 1}
+    else:
+        changes["vae"] = tiny(name, seed=1).vae
+        incidental["checkpoint_decode"] = True
+    changes |= {"max_sequence_length": 5} if name in ("sd3", "flux") else {}
     return Case(BACKBONES[name], base, changes, incidental, ("max_sequence_length",))
 
 
@@ -554,7 +600,13 @@ def quick(*names, only):
     return [name if name == only else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-GROUPS = {"core": core, "toys": toys, "composites": composites, "evaluations": evaluations}
+GROUPS = {
+    "core": core,
+    "toys": toys,
+    "composites": composites,
+    "evaluations": evaluations,
+    "trainings": trainings,
+}
 ALL = [(group, name) for group, make in GROUPS.items() for name in make()]
 
 

@@ -11,9 +11,10 @@ interruption.
 """
 
 from .report import Findings
-from .run import Training, fit
+from .run import fit
 from .settings import OBJECTIVES, PRESETS, Settings
 from .unseen import Level, agreement
+from .work import Training
 
 __all__ = [
     "OBJECTIVES",

@@ -81,7 +81,7 @@ def write_report(findings: Findings, folder: Path, pictures: Path) -> None:
     texts = {PAGE: _page(findings, table, pictures.name), JSON: _json(findings, table)}
     for name, text in texts.items():
         with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(text.encode())
 
 
 def _json(findings: Findings, table: Table | None) -> str:

@@ -1,173 +1,50 @@
 """A training from end to end: the loop, the length of its output, the figures, the folder."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-
-import rwguidance
 
 from ..backbone import TextToImage
 from ..bank import Bank
+from ..evaluation import Results
 from ..evaluation.judges import Embedding
-from ..generation.extensions import sampling_times
 from ..generation.folder import differences
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
-from ..networks.storage import CARD
-from ..preparation import Prepared
+from ..networks.storage import CONFIG, WEIGHTS
 from ..support import checks
-from ..support.files import expanded, read_regular, replacing
+from ..support.files import read_regular, replacing
 from ..support.fingerprint import fingerprint
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
-from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
 from ..training import train
 from .figures import agreements, make_pictures, weights_explained
-from .lengths import find_lengths
+from .lengths import Lengths, find_lengths
 from .log import Log
-from .material import Encode, OfPrompts, Stored, data_at, read_bank, rewards_of, tilts_of
+from .material import data_at
 from .problem import make_network, make_objective
-from .report import JSON, PAGE, Findings, write_report
+from .report import JSON, Findings, write_report
 from .settings import Settings
+from .work import Training, Work
 
-__all__ = ["Training", "fit"]
+__all__ = ["fit"]
 
-_PLAN, _CHECKPOINT = "plan.json", "checkpoint.pt"
-_UNSEEN = 64
-"""Number of held-out prompts, at most, whose banks the network is compared with."""
+_PLAN, _CHECKPOINT, _FINISHED = "plan.json", "checkpoint.pt", "finished.json"
+_RESULTS = (WEIGHTS, CONFIG, JSON)
+"""What a finished training has left, and knows by its digest."""
 
 _TIMED = 3
 """Number of steps by which the time of all of them is told."""
 
 Track = Callable[[int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """A training as it is asked for; the model and the rewards come later.
-
-    Arguments:
-        data: Folder that :mod:`rwguidance.preparation` wrote.
-        out: Folder of the network, made if needed.
-        settings: The settings.
-        reward: Name of the reward among those of the data; None for the first one.
-        parts: Number of parts of a batch, see :class:`rwguidance.training.Recipe`; None for one for
-            each process.
-        prompts: Number of prompts to train on, at most, picked by the seed; None for all.
-        sampler_steps: Number of steps of runs; None is that of prepared draws or, for pairs, what
-            the model's authors recommend.
-        save_every: Number of steps between checkpoints.
-        held_out: Number of held-out prompts of which pictures are made.
-        images: Number of pictures of each of them.
-        picture_batch: Number of pictures that are made at once.
-        names: Names of the model and of other things, for the card.
-
-    Raises:
-        TypeError: If an argument is of the wrong kind.
-        ValueError: If a number is out of range.
-    """
-
-    data: Path | str
-    out: Path | str
-    settings: Settings
-    reward: str | None = None
-    parts: int | None = None
-    prompts: int | None = None
-    sampler_steps: int | None = None
-    save_every: int = 200
-    held_out: int = 8
-    images: int = 4
-    picture_batch: int = 8
-    names: Mapping[str, str] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("data", "out"):
-            checks.instance(name, getattr(self, name), (str, Path), "a path")
-        checks.instance("settings", self.settings, Settings, "Settings, such as a preset")
-        for name in ("parts", "prompts", "sampler_steps"):
-            checks.optional(checks.integer, name, getattr(self, name), 1)
-        for name in ("save_every", "held_out", "images", "picture_batch"):
-            checks.integer(name, getattr(self, name), 1)
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the network."""
-
-        return expanded(self.out)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A training whose model is loaded."""
-
-    job: Training
-    backbone: TextToImage
-    rewards: Mapping[str, RewardFunction]
-    data: Prepared
-
-    @cached_property
-    def reward(self) -> str:
-        return self.job.reward or next(iter(self.rewards or rewards_of(self.data)))
-
-    @cached_property
-    def scores(self) -> RewardFunction | None:
-        """The reward of the training; None if it is known of prepared pictures alone."""
-
-        return self.rewards.get(self.reward)
-
-    @cached_property
-    def device(self) -> torch.device:
-        return self.backbone.draw_noise(1, torch.Generator()).device
-
-    @cached_property
-    def times(self) -> Tensor:
-        drawers = self.data.about.get("drawers", {})
-        if self.job.sampler_steps is None and drawers:
-            return torch.tensor(next(iter(drawers.values()))["times"], dtype=torch.float64)
-        return sampling_times(self.backbone, self.job.sampler_steps)
-
-    @cached_property
-    def train_prompts(self) -> list[str]:
-        return self._picked("train", self.job.prompts)
-
-    @cached_property
-    def unseen_prompts(self) -> list[str]:
-        return self._picked("validation", _UNSEEN)
-
-    def _picked(self, split: str, most: int | None) -> list[str]:
-        """Returns prompts of a split, picked by the seed, in the order of the data."""
-
-        prompts = self.data.split(split)
-        if most is None or most >= len(prompts):
-            return prompts
-        generator = generator_for(self.job.settings.seed, "prompts", split)
-        order = torch.randperm(len(prompts), generator=generator)[:most].tolist()
-        return [prompts[i] for i in sorted(order)]
-
-    def bank(self, prompts: Sequence[str]) -> Bank:
-        return read_bank(self.data, self.reward, prompts).to(self.device)
-
-    @cached_property
-    def encode(self) -> Encode:
-        return Encode(self.data, self.backbone, [*self.train_prompts, *self.unseen_prompts])
-
-    def tilts(self, bank: Bank) -> dict[float, Tilt]:
-        """Returns the tilts by strength, of which those of a loaded reward look at pictures."""
-
-        settings = self.job.settings
-        if self.scores is None:
-            key = rewards_of(self.data)[self.reward]
-            return tilts_of(bank, Stored(self.reward, key), settings)
-        return tilts_of(bank, OfPrompts(self.scores), settings, self.backbone.decode)
 
 
 def fit(
@@ -212,8 +89,8 @@ def fit(
 
     checks.instance("job", job, Training, "a Training")
     checks.instance("backbone", backbone, TextToImage, "a Backbone or a Generator")
-    work = _Work(job, backbone, rewards or {}, data_at(job.data))
-    _check(work)
+    work = Work(job, backbone, rewards or {}, data_at(job.data))
+    work.check()
     parts = job.parts or processes.size
     recipe = job.settings.recipe(parts)
     with _claimed(work, parts, processes):
@@ -255,36 +132,8 @@ def fit(
         return found
 
 
-def _check(work: _Work) -> None:
-    """Checks that data, model and rewards belong together.
-
-    Raises:
-        ValueError: If they do not; says what differs.
-    """
-
-    about = work.data.about
-    if fingerprint(work.backbone, work.backbone.incidental) != about["model"]:
-        raise ValueError(
-            f"data in {work.data.folder} was prepared with another model, or other options of it: "
-            "use the same --backbone, --path and --option"
-        )
-    known = rewards_of(work.data)
-    if work.reward not in known:
-        names = ", ".join(known) or "none"
-        raise ValueError(
-            f"reward must be one of those that were prepared, {names}, got {work.reward!r}"
-        )
-    if work.scores is not None and fingerprint(work.scores) != known[work.reward]:
-        raise ValueError(
-            f"reward {work.reward} is another one than that which the data was scored by: use the "
-            "same weights and options, or prepare the data again"
-        )
-    if work.job.settings.objective == "output" and work.scores is None:
-        raise ValueError("reward must be given to follow its gradient, with objective output")
-
-
 @contextmanager
-def _claimed(work: _Work, parts: int, processes: Processes) -> Iterator[None]:
+def _claimed(work: Work, parts: int, processes: Processes) -> Iterator[None]:
     """Holds the folder against other trainings, once it is known that it is of these settings."""
 
     job = work.job
@@ -301,27 +150,17 @@ def _claimed(work: _Work, parts: int, processes: Processes) -> Iterator[None]:
         if processes.first:
             plan = job.folder / _PLAN
             own = json.loads(json.dumps(own))
-            differ = differences(plan, own) if plan.exists() else []
+            begun = any((job.folder / name).exists() for name in (_CHECKPOINT, JSON))
+            differ = differences(plan, own) if plan.exists() and begun else []
             if differ:
                 raise ValueError(
                     f"by {plan}, out holds a training of another {', '.join(differ)}: use another "
                     "folder, or the same settings"
                 )
             with replacing(plan) as partial:
-                partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
+                partial.write_bytes(json.dumps(own, indent=1).encode())
         processes.wait()
         yield
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether a network and all that is said of it are there, and whole."""
-
-    try:
-        GuidanceNetwork.from_pretrained(folder)
-        json.loads(read_regular(folder / JSON))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return all((folder / name).is_file() for name in (PAGE, CARD))
 
 
 def _forecast(settings: Settings, bank: Bank, network: GuidanceNetwork) -> str:
@@ -352,7 +191,7 @@ def _hook(job: Training, say: Callable[[str], None], report: Report, track: Trac
 
 
 def _finished(
-    work: _Work,
+    work: Work,
     network: GuidanceNetwork,
     tilts: Mapping[float, Tilt],
     losses: Tensor,
@@ -362,78 +201,94 @@ def _finished(
 ) -> Findings:
     """Calibrates, validates and writes a trained network; returns what was found."""
 
-    job, settings, backbone = work.job, work.job.settings, work.backbone
+    job, left_out = work.job, list[str]()
     network = network.eval().requires_grad_(False)
     unseen = work.bank(work.unseen_prompts)
     few = [prompt for prompt in work.unseen_prompts if prompt in unseen.rows][: job.held_out]
-    left_out = []
     lengths = None
     report("validation", 0, 3)
     if work.scores is None:
         left_out.append("calibration and pictures, as the reward was not given to score them")
-    elif settings.calibrate:
-        some = read_bank(work.data, work.reward, few).to(work.device)
-        lengths = find_lengths(
-            network,
-            backbone,
-            some,
-            tilts,
-            work.times,
-            work.encode,
-            job.images,
-            job.picture_batch,
-            settings.seed,
-        )
+    elif job.settings.calibrate:
+        lengths = _lengths(work, network, tilts, few)
         network = network.calibrated(lengths.scales)
     report("validation", 1, 3)
-    arguments: Any = (network.schedule, unseen, tilts, work.times, work.encode, settings.seed)
+    seed = job.settings.seed
+    arguments: Any = (network.schedule, unseen, tilts, work.times, work.encode, seed)
     levels = agreements(network, *arguments)
     if not levels:
         left_out.append("agreement with unseen banks, as held-out prompts have too few draws")
     weights = weights_explained(network, *arguments) if network.output == "log_h" else {}
-    facts = _facts(work, tilts, bank, losses)
-    pictures, folder = None, job.folder / "pictures"
-    if work.scores is not None:
-        report("validation", 2, 3)
-        pictures = make_pictures(
-            network,
-            backbone,
-            work.rewards,
-            few,
-            list(tilts),
-            folder,
-            len(work.times) - 1,
-            job.images,
-            embeddings=embeddings,
-            batch_size=job.picture_batch,
-            report=report,
-        )
+    report("validation", 2, 3)
+    folder = job.folder / "pictures"
+    pictures = _pictures(work, network, tilts, few, folder, embeddings, report)
+    facts = work.facts(tilts, bank)
     found = Findings(facts, losses, levels, weights, lengths, pictures, left_out)
     network.save_pretrained(job.folder, facts, _NOTES)
     write_report(found, job.folder, folder)
+    with replacing(job.folder / _FINISHED, durable=True) as partial:
+        partial.write_text(json.dumps(_digests(job.folder), indent=1), encoding="utf-8")
     report("validation", 3, 3)
     return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _RESULTS}
+
+
+def _is_finished(folder: Path) -> bool:
+    """Returns whether a training has left its results, and they are as it left them."""
+
+    try:
+        return bool(json.loads(read_regular(folder / _FINISHED)) == _digests(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _lengths(
+    work: Work, network: GuidanceNetwork, tilts: Mapping[float, Tilt], prompts: Sequence[str]
+) -> Lengths:
+    job = work.job
+    return find_lengths(
+        network,
+        work.backbone,
+        work.bank(prompts),
+        tilts,
+        work.times,
+        work.encode,
+        job.images,
+        job.picture_batch,
+        job.settings.seed,
+    )
+
+
+def _pictures(
+    work: Work,
+    network: GuidanceNetwork,
+    tilts: Mapping[float, Tilt],
+    prompts: Sequence[str],
+    folder: Path,
+    embeddings: Mapping[str, Embedding] | None,
+    report: Report,
+) -> Results | None:
+    if work.scores is None:
+        return None
+    return make_pictures(
+        network,
+        work.backbone,
+        work.rewards,
+        prompts,
+        list(tilts),
+        folder,
+        len(work.times) - 1,
+        work.job.images,
+        embeddings=embeddings,
+        batch_size=work.job.picture_batch,
+        report=report,
+    )
 
 
 _NOTES = (
     "`report.html` holds the network against prompts that it has not seen, `plan.json` has all "
     "settings of its training, and `log.csv` every step."
 )
-
-
-def _facts(work: _Work, tilts: Mapping[float, Tilt], bank: Bank, losses: Tensor) -> dict[str, Any]:
-    settings, data = work.job.settings, work.data
-    return {
-        **(work.job.names or {}),
-        "reward": work.reward,
-        "objective": settings.objective,
-        "strengths": "; ".join(
-            f"{nats:g} nats (beta {tilt.betas[0]:.4g})" for nats, tilt in tilts.items()
-        ),
-        "times of runs": ", ".join(f"{float(t):.3g}" for t in work.times),
-        "data": f"{data.about['kind']}: {len(bank):,} draws of {len(bank.rows):,} prompts",
-        "held-out prompts": len(data.split("validation")),
-        "steps": f"{settings.steps:,} of {settings.batch_size} states",
-        "learning rate": settings.learning_rate,
-        "rwguidance": rwguidance.__version__,
-    }

@@ -5,8 +5,10 @@ the shift s by importance sampling, with errors that know nothing of each other 
 So :math:`\langle s_1, s_2 \rangle` is the squared length of the exact shift without the noise of
 the bank, and :math:`\langle g, (s_1 + s_2) / 2 \rangle` its product with the network's g.
 
-What halves share is not noise: where a half has few effective draws, its estimate is biased, and
-so is what is found there. The number of effective draws is stated beside it.
+What halves share is not noise. Self-normalized weights make a shift too short, by a share of the
+order of one over the effective draws, so that every network looked too long: each half gives twice
+its own estimate less the mean of those of its two quarters, where the first order cancels. What
+remains grows where effective draws are few; their number is stated beside what is found.
 """
 
 import math
@@ -30,8 +32,8 @@ from ..tilt import Tilt
 
 __all__ = ["LEAST", "Level", "Output", "agreement"]
 
-LEAST = 6
-"""Draws that a held-out prompt must have, for three parts of two."""
+LEAST = 10
+"""Draws that a held-out prompt must have: two for states, and four quarters of two."""
 
 _SHUFFLES = 99
 _STATES = 8
@@ -124,14 +126,25 @@ def agreement(
 
 
 def _part(bank: Bank, part: int) -> Bank:
-    """Returns a quarter of the draws of every prompt, or one half of the rest."""
+    """Returns a fourth of the draws of every prompt, or one half of the rest."""
 
     chosen: list[int] = []
     for rows in bank.rows.values():
         numbers = list(range(rows.start, rows.stop))
         few = max(2, len(numbers) // 4)
         chosen += numbers[:few][:_STATES] if part == 0 else numbers[few:][part - 1 :: 2]
-    return Bank(bank.x_0[chosen], take(bank.condition, chosen), _rewards(bank)[chosen])
+    return _chosen(bank, chosen)
+
+
+def _chosen(bank: Bank, rows: list[int]) -> Bank:
+    return Bank(bank.x_0[rows], take(bank.condition, rows), _rewards(bank)[rows])
+
+
+def _quarters(half: Bank) -> list[Bank]:
+    """Returns two banks, each with every other draw of every prompt."""
+
+    every = [list(range(rows.start, rows.stop)) for rows in half.rows.values()]
+    return [_chosen(half, [i for rows in every for i in rows[k::2]]) for k in range(2)]
 
 
 def _level(
@@ -159,8 +172,12 @@ def _level(
     seen = states.x_0 if clean else x_t
     at = torch.zeros_like(times) if clean else times
     own = _flat(output(model, seen, at, condition))
-    found = [ImportanceSampling(half, tilt)(model, x_t, times, condition) for half in parts[1:]]
-    one, two = (_flat(estimate.shift) for estimate in found)
+    estimate = lambda some: ImportanceSampling(some, tilt)(model, x_t, times, condition)
+    found = [estimate(half) for half in parts[1:]]
+    one, two = (
+        2 * _flat(whole.shift) - sum(_flat(estimate(part).shift) for part in _quarters(half)) / 2
+        for whole, half in zip(found, parts[1:], strict=True)
+    )
     effective = torch.stack(
         [torch.minimum(e.diagnostics["ess"], e.diagnostics["ess_tilted"]) for e in found]
     )

@@ -107,10 +107,10 @@ def train(
         state.resume(path, origin)
     for step in _track(range(state.done, steps), progress, steps, state.done):
         figures = state.step(objective)
+        if report is not None:  # before the checkpoint, so that no step of it is without
+            report(step, figures)
         if path is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
             state.save(path, origin)
-        if report is not None:
-            report(step, figures)
     state.finish()
     return state.losses
 

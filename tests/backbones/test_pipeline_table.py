@@ -3,13 +3,9 @@
 import diffusers
 import pytest
 
-from pipeline_table import ROWS, SINCE, as_line, documented, row_of
+from pipeline_table import ROWS, SINCE, as_line, documented, row_of, version
 
 FAST = ("z-image", "qwen-image", "sana-sprint")
-
-
-def version(text):
-    return tuple(int(part) for part in text.split(".")[:2])
 
 
 @pytest.mark.parametrize(

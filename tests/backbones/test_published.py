@@ -296,7 +296,9 @@ def test_a_model_without_a_family_is_one_string(tmp_path):
             options["call"] = {"use_resolution_binning": False}
         with torch.random.fork_rng(devices=[]):  # by which some are made before they are read
             backbone = backbones.load(name, tmp_path / tiny, **options)
-        assert backbone.steps == {m.name: m for m in backbones.MODELS}[name].defaults["steps"]
+        assert (
+            backbone.steps == {m.name: m for m in backbones.models.MODELS}[name].defaults["steps"]
+        )
         assert backbone.guided == (name == "pixart-sigma")
         fresh = backbones.from_pipeline(pipe, backbone.guidance_scale, **options)
         x_t = backbone.draw_noise(1, torch.Generator().manual_seed(0))
@@ -310,7 +312,7 @@ def test_a_model_without_a_family_is_one_string(tmp_path):
 
 
 def test_every_published_model_says_what_one_must_know():
-    for model in backbones.MODELS:
+    for model in backbones.models.MODELS:
         assert model.license
         assert model.defaults["steps"] >= 1
         assert hasattr(diffusers, model.pipeline_class) or model.pipeline

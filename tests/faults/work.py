@@ -16,12 +16,14 @@ import pixel_law
 import preference_files
 import scored_folders
 from evaluations import tensors_of
+from path_model import PathModel
 from rewards.scoring import plan, score
-from rwguidance import Bank
+from rwguidance import Bank, networks
 from rwguidance.evaluation import evaluate, load_results
 from rwguidance.generation import BestOfN, Store
-from rwguidance.preparation import Prepared, prepare_pairs
-from rwguidance.training import train
+from rwguidance.preparation import Preparation, Prepared, prepare_draws, prepare_pairs
+from rwguidance.trainer import Settings, Training, fit
+from rwguidance.training import EstimatedShiftObjective, train
 
 __all__ = ["COMMANDS", "Command", "Line", "differing", "ready", "run_quietly", "whole"]
 
@@ -149,6 +151,30 @@ def pairs_of(root: Path) -> dict[str, str]:
     return {str(i): str((pair.x_0.tolist(), *pair[1:])) for i, pair in enumerate(pairs)}
 
 
+def gathered(root: Path) -> None:
+    if not (root / "data" / "prepared.json").exists():
+        job = Preparation(
+            backbone=PathModel(),
+            out=root / "data",
+            rewards={"light": preference_files.Light()},
+            validation=0.5,
+        )
+        prepare_draws(job, [f"a picture {i}" for i in range(6)], 8)
+
+
+def fitted(root: Path) -> None:
+    settings = Settings(nats=(0.3,), network="tiny", steps=6, batch_size=4, warm_up=0, average=0.9)
+    job = Training(data=root / "data", out=root / "out", settings=settings, save_every=2)
+    fit(job, PathModel())
+
+
+def network_of(root: Path) -> dict[str, str]:
+    out = root / "out"
+    tensors = networks.load(out).state_dict()
+    found = {name: str(value.tolist()) for name, value in tensors.items()}
+    return {**found, "report": (out / "report.json").read_text()}
+
+
 def files_of(root: Path) -> dict[str, str]:
     """Digests of the files in the folder of results."""
 
@@ -184,6 +210,13 @@ COMMANDS = {
             trained,
             lambda root: {"losses": str(trained(root).tolist())},
             (Squares, "__call__"),
+        ),
+        Command(
+            "fit",
+            fitted,
+            network_of,
+            (EstimatedShiftObjective, "__call__"),
+            prepare=gathered,
         ),
         Command(
             "prepare",

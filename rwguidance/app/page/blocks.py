@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...generation.choice import AUTO
@@ -22,13 +21,16 @@ if TYPE_CHECKING:
 
     from ..commands.sources import Sources
 
-__all__ = ["is_loopback", "opened_page", "page"]
+__all__ = ["Bounded", "is_loopback", "opened_page", "page", "shown"]
 
 _SMALL = 128
 """Pictures below so many pixels are shown larger, by whole pixels."""
 
 _BODY = 65_536
 """Number of bytes that a request may have; there is nothing to upload."""
+
+_FOLDER = "GRADIO_TEMP_DIR"
+"""Variable of the environment by which gradio is told where to keep pictures."""
 
 _CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
@@ -82,7 +84,7 @@ def page(studio: Studio, sources: "Sources", examples: Sequence[str] = ()) -> An
     """
 
     gr = require("gradio", "the page needs", "app")
-    # Pictures in the folder of gradio are gone ten minutes after they were made.
+    # Every ten minutes, pictures older than that go from the folder of gradio.
     with gr.Blocks(
         title="rwguidance", analytics_enabled=False, fill_width=True, delete_cache=(600, 600)
     ) as blocks:
@@ -99,7 +101,7 @@ def page(studio: Studio, sources: "Sources", examples: Sequence[str] = ()) -> An
                 outputs = _outputs(gr)
 
         def make(*values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-            return _made(studio, sources, values, progress)
+            return shown(studio, sources, values, progress)
 
         gr.on(
             [controls.button.click, controls.prompt.submit, controls.nats.release],
@@ -164,7 +166,7 @@ def _outputs(gr: Any) -> list[Any]:
     return [gallery, said, command, python]
 
 
-def _made(
+def shown(
     studio: Studio, sources: "Sources", values: Sequence[Any], progress: Any
 ) -> tuple[Any, ...]:
     """What the components show after a click: an answer, or no pictures and the reason."""
@@ -188,19 +190,20 @@ def _made(
 def _captioned(answer: Answer) -> "list[tuple[Image, str]]":
     """The pictures of an answer with their rewards, each pair side by side."""
 
-    shown = []
+    pictures = []
     for pair, row in zip(answer.pairs, answer.rows, strict=True):
         for kind, picture, reward in zip(("base", "aligned"), pair, row.rewards, strict=True):
             text = "no reward" if reward is None else f"{reward:.3g}"
-            shown.append((_large(picture), f"{kind} {text}"))
-    return shown
+            pictures.append((_large(picture), f"{kind} {text}"))
+    return pictures
 
 
 def _large(picture: "Image") -> "Image":
     """A picture of a few pixels enlarged, since a browser would blur it."""
 
     factor = max(1, 2 * _SMALL // max(picture.size)) if max(picture.size) < _SMALL else 1
-    return picture.resize((picture.width * factor, picture.height * factor), 0)
+    nearest = 0  # the number that Pillow has for this way of resampling
+    return picture.resize((picture.width * factor, picture.height * factor), nearest)
 
 
 @contextmanager
@@ -225,12 +228,13 @@ def opened_page(
 
     Raises:
         ImportError: If gradio is missing; says how to install it.
-        OSError: If the port is not free.
+        OSError: If the port is not free, or no port from 7860 to 7959 is.
     """
 
     gr = require("gradio", "the page needs", "app")
     with tempfile.TemporaryDirectory(prefix="rwguidance-page-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder))
+        before = os.environ.get(_FOLDER)
+        os.environ[_FOLDER] = folder
         blocks = page(studio, sources, examples)
         try:
             _, address, _ = blocks.launch(
@@ -240,16 +244,17 @@ def opened_page(
                 theme=gr.themes.Default(  # fonts of the system: those of gradio come from elsewhere
                     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
                 ),
-                app_kwargs={"middleware": [(_Bounded, [], {})]},
+                app_kwargs={"middleware": [(Bounded, [], {})]},
             )  # fmt: skip
             yield address
         finally:
             blocks.close(verbose=False)
             studio.close()
-            del os.environ["GRADIO_TEMP_DIR"]
+            os.environ.pop(_FOLDER)
+            os.environ |= {} if before is None else {_FOLDER: before}
 
 
-class _Bounded:
+class Bounded:
     """Refuses requests that bring more than a page of text, and those that do not say how much."""
 
     def __init__(self, app: Any) -> None:

@@ -15,7 +15,7 @@ from pixel_law import QUIET, pixels
 from rwguidance.app.cli import main
 from rwguidance.app.commands.sources import Sources
 from rwguidance.app.page import Limits, Request, Studio
-from rwguidance.app.page.blocks import _Bounded, is_loopback
+from rwguidance.app.page.blocks import Bounded, is_loopback, shown
 from rwguidance.app.page.lines import command_lines, python_lines
 from rwguidance.app.page.requests import OFFERED, method_for
 from rwguidance.app.page.studio import weights_of_sum
@@ -244,6 +244,53 @@ def test_the_lines_say_where_weights_are(made):
     assert "rewards.load('redness', path='red', device='cpu')" in command_lines(*both)
 
 
+def test_what_is_shown_is_the_pictures_or_the_reason_as_text(made):
+    say = lambda *values: shown(made, Sources(), values, lambda *told, **more: None)
+    pairs, said, command, python = say("a cat", "pixel-law", 1.0, "auto", 2, 4, 0, 1.0, 0.0)
+    assert [caption.split()[0] for _, caption in pairs] == ["base", "aligned"] * 2
+    assert {picture.size for picture, _ in pairs} == {(256, 256)}
+    assert "<li>The mean reward of 2 pictures rose" in said
+    assert command.startswith("rwguidance generate --backbone pixel-law --reward brightness")
+    assert "Importance(kl=1.0" in python
+    for wrong, reason in (
+        (("unknown", "pixel-law", 1.0, "auto", 2, 4, 0, 1.0, 0.0), "no &lt;b&gt;unknown&lt;/b&gt;"),
+        (("a cat", "pixel-law", 1.0, "auto", 2, 4, 0, "1", 0.0), "weight of brightness"),
+        (("a cat", ["a"], 1.0, "auto", 2, 4, 0, 1.0, 0.0), "unhashable"),
+        ((None, "pixel-law", 1.0, "auto", 2, 4, 0, 1.0, 0.0), "write a prompt"),
+        (("a cat", "pixel-law", 1.0, "auto", 900, 4, 0, 1.0, 0.0), "pictures"),
+    ):
+        pairs, said, *lines = say(*wrong)
+        assert pairs == []
+        assert lines == ["", ""]
+        assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "passes"),
+    [
+        ("GET", [], True),
+        ("POST", [(b"content-length", b"2000")], True),
+        ("POST", [(b"content-length", b"70000")], False),
+        ("POST", [(b"transfer-encoding", b"chunked")], False),
+        ("POST", [(b"content-length", b"9"), (b"transfer-encoding", b"chunked")], False),
+        ("PUT", [(b"content-length", b"-1")], False),
+    ],
+)
+def test_large_and_endless_requests_are_refused(method, headers, passes):
+    sent, reached = [], []
+
+    async def app(scope, receive, send):
+        reached.append(scope)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "headers": headers}
+    asyncio.run(Bounded(app)(scope, None, send))
+    assert bool(reached) == passes
+    assert [message.get("status") for message in sent[:1]] == ([] if passes else [413])
+
+
 def test_loopback_addresses_are_known():
     assert is_loopback("127.0.0.1")
     assert is_loopback("localhost")
@@ -273,7 +320,7 @@ def test_requests_that_may_bring_more_than_a_page_are_refused(headers, status):
         answers.append(message.get("status"))
 
     scope = {"type": "http", "method": "POST", "headers": list(headers.items())}
-    asyncio.run(_Bounded(page)(scope, None, send))
+    asyncio.run(Bounded(page)(scope, None, send))
     assert answers[0] == status
 
 

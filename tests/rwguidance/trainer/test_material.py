@@ -1,0 +1,157 @@
+"""What a training reads: banks of draws and of pairs, conditions, strengths and times."""
+
+import math
+
+import pytest
+import torch
+
+from path_model import PathModel
+from preference_files import CAPTIONS, Light, pick_a_pic
+from rwguidance import Bank, toy
+from rwguidance.preparation import Preparation, prepare_draws, prepare_pairs
+from rwguidance.trainer import Settings
+from rwguidance.trainer.log import Log
+from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
+from rwguidance.trainer.problem import Times
+
+REWARD = toy.Linear([1.0])
+
+
+def job(out, **options):
+    rewards = {"light": Light()}
+    return Preparation(
+        backbone=PathModel(), out=out, rewards=rewards, batch_size=3, validation=0.5, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    rows, _ = pick_a_pic(root / "a.parquet", n=12, dirty=False)
+    return rows, prepare_pairs(job(root / "out"), [root / "a.parquet"], (16, 16))
+
+
+def test_pictures_of_pairs_have_their_share_of_wins(pairs):
+    rows, data = pairs
+    bank = read_bank(data, "preference", list(CAPTIONS))
+    assert len(bank) == 24
+    levels = ((bank.x_0.mean((1, 2, 3)) / 10 + 0.5) * 255).round().tolist()
+    wins = dict(zip(levels, bank.rewards.tolist(), strict=True))
+    for i, row in enumerate(rows):
+        assert wins[10 * i] == row["label_0"]
+        assert wins[10 * i + 5] == row["label_1"]
+    light = read_bank(data, "light", [CAPTIONS[1]])
+    assert set(light.rows) == {CAPTIONS[1]}
+    torch.testing.assert_close(light.rewards.float(), light.x_0.mean((1, 2, 3)) / 10 + 0.5)
+    assert set(rewards_of(data)) == {"light", "preference"}
+
+
+def test_draws_are_those_of_the_prompts(tmp_path):
+    data = prepare_draws(job(tmp_path / "out"), ["a cat", "a dog", "an owl"], 4)
+    bank = read_bank(data, "light", ["an owl", "a cat"])
+    assert {key: rows.stop - rows.start for key, rows in bank.rows.items()} == {
+        "an owl": 4,
+        "a cat": 4,
+    }
+    torch.testing.assert_close(bank.x_0[bank.rows["a cat"]], data.bank("a cat").x_0)
+    with pytest.raises(ValueError, match="those that were prepared, light, got 'preference'"):
+        read_bank(data, "preference", ["a cat"])
+    with pytest.raises(ValueError, match="prompts must be one at least"):
+        read_bank(data, "light", [])
+
+
+def test_conditions_are_made_of_what_was_prepared(tmp_path):
+    prompts = ["a cat", "a dog", "an owl"]
+    data = prepare_draws(job(tmp_path / "out"), prompts, 2)
+    model = PathModel()
+    encode = Encode(data, model, prompts)
+    asked = len(model.encoded)
+    found = encode(["an owl", "a cat", "an owl"])
+    exact = PathModel().condition(["an owl", "a cat", "an owl"])
+    assert list(found) == list(exact)
+    for name, value in exact.embeddings.items():
+        assert torch.equal(found.embeddings[name], value)
+    assert len(model.encoded) == asked  # the text encoders were not asked again
+    assert encode.sizes == {"text": 3, "tokens": 3}
+    some = Encoded(prompts, encode)
+    assert (len(some), list(some)) == (3, prompts)
+    assert list(some[[2, 0]]) == ["an owl", "a cat"]
+
+
+def bank_of(rewards, prompts):
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    return Bank(rewards[:, None], prompts, rewards)
+
+
+def divergence(rewards, beta):
+    p = (rewards / beta).softmax(0)
+    return float((p * p.log()).sum()) + math.log(len(rewards))
+
+
+def test_strengths_are_divergences():
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(2, 20, generator=generator, dtype=torch.float64)
+    bank = bank_of(rewards.flatten().tolist(), ["a"] * 20 + ["b"] * 20)
+    tilts = tilts_of(bank, REWARD, Settings(nats=(0.3, 1.0)))
+    for nats, tilt in tilts.items():
+        found = [divergence(values, tilt.betas[0]) for values in rewards]
+        assert sum(found) / 2 == pytest.approx(nats)
+    ((nats, tilt),) = tilts_of(bank, REWARD, Settings(beta=0.7)).items()
+    assert tilt.betas == (0.7,)
+    assert nats == pytest.approx(sum(divergence(v, 0.7) for v in rewards) / 2, abs=1e-3)
+
+
+def test_of_few_draws_all_prompts_count_together_less_their_means():
+    prompts = [f"{i}" for i in range(10) for _ in range(2)]
+    rewards = [100.0 * (i // 2) + (0.1 * i if i % 2 else 0.0) for i in range(20)]
+    ((_, tilt),) = tilts_of(bank_of(rewards, prompts), REWARD, Settings(nats=(0.5,))).items()
+    values = torch.tensor(rewards, dtype=torch.float64).reshape(10, 2)
+    residuals = (values - values.mean(1, keepdim=True)).flatten()
+    assert divergence(residuals, tilt.betas[0]) == pytest.approx(0.5)
+
+
+def test_times_are_those_of_few_steps_or_all():
+    few = Times.of(torch.tensor([1.0, 0.6, 0.0], dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    assert set(few(64, generator).tolist()) == {1.0, 0.6}
+    many = Times.of(torch.linspace(1, 0, 21, dtype=torch.float64))
+    drawn = many(4000, generator)
+    share = float((drawn == 1).double().mean())
+    assert abs(share - 0.05) < 5 * math.sqrt(0.05 * 0.95 / 4000)
+    rest = drawn[drawn < 1]
+    assert abs(float(rest.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / len(rest))
+
+
+def test_the_log_goes_on_where_a_training_does(tmp_path):
+    path = tmp_path / "log.csv"
+    first = Log(path)
+    for step in range(4):
+        first.add(step, {"loss": step / 2, "rate": 1.0})
+    path.write_text(path.read_text() + "4,2")  # a row that was cut off
+    again = Log(path)
+    again.add(2, {"loss": 9.0, "rate": 0.5})
+    again.add(3, {"loss": 8.0, "rate": 0.25})
+    assert path.read_text().splitlines() == [
+        "step,loss,rate",
+        "0,0,1",
+        "1,0.5,1",
+        "2,9,0.5",
+        "3,8,0.25",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"objective": "noise"}, LookupError, "objective must be one of shift, log-h, output"),
+        ({"nats": ()}, ValueError, "nats must hold one strength"),
+        ({"nats": (1.0, 0.5)}, ValueError, "nats must be distinct and ascending"),
+        ({"loss": "contrastive"}, LookupError, "loss must be one of"),
+        ({"tilted": 2.0}, ValueError, "tilted must lie in"),
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"average": 1.0}, ValueError, "average must lie in"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Settings(**options)

@@ -1,0 +1,132 @@
+"""Figures of a network from unseen banks, against the exact shift of a Gaussian law."""
+
+import math
+
+import pytest
+import torch
+
+from rwguidance import Bank, RectifiedSchedule, Tilt, toy
+from rwguidance.networks import GuidanceNetwork
+from rwguidance.trainer import agreement
+from rwguidance.trainer.figures import levels_of, weights_explained
+
+SCHEDULE = RectifiedSchedule()
+LAW = toy.Gaussian([0.0, 0.0, 0.0], torch.eye(3))
+TILT = Tilt(toy.Linear([0.6, -0.4, 0.5]), 1.0)
+
+
+def bank(draws=160, n=12):
+    x_0 = LAW.sample(draws * n, torch.Generator().manual_seed(0))
+    prompts = [f"prompt {i}" for i in range(n) for _ in range(draws)]
+    return Bank(x_0, prompts, TILT.score(x_0))
+
+
+def exact(model, x_t, t, condition):
+    if float(t[0]) == 1.0:  # noise knows nothing: the shift is that of the mean
+        return torch.tensor([0.6, -0.4, 0.5], dtype=torch.float64).expand(len(x_t), 3)
+    return LAW.shift(TILT, x_t, t, SCHEDULE)
+
+
+def found(output, levels=(1.0, 0.8, 0.6), draws=160, n=12):
+    encode = lambda prompts: prompts
+    return agreement(output, SCHEDULE, bank(draws, n), TILT, levels, 1.0, encode)
+
+
+def test_the_exact_shift_agrees_up_to_errors():
+    for level in found(exact):
+        assert abs(level.cosine.value - 1) < 5 * level.cosine.error + 0.01
+        assert abs(level.length.value - 1) < 5 * level.length.error + 0.01
+        assert abs(level.explained.value - 1) < 5 * level.explained.error + 0.02
+        assert level.cosine.error < 0.1
+        assert level.raw < level.cosine.value  # which has the noise of the banks
+        assert level.ceiling < level.raw
+        assert level.effective > 5
+        assert level.chance == 0.01
+
+
+def test_noise_and_shortness_of_small_banks_are_taken_out():
+    for level in found(exact, draws=40, n=60):
+        assert level.ceiling < 0.8  # noise there is
+        assert abs(level.cosine.value - 1) < 5 * level.cosine.error
+        assert level.raw < 0.95
+        assert level.effective < 10
+        assert abs(level.length.value - 1) < 0.12  # and .2 without the quarters
+
+
+def test_length_and_cosine_are_told_apart():
+    once, twice = found(exact)[1], found(lambda *a: 2 * exact(*a))[1]
+    assert twice.length.value == pytest.approx(2 * once.length.value)
+    assert twice.cosine.value == pytest.approx(once.cosine.value)
+    # |s|^2 - |2 s - s|^2 = 0
+    assert abs(twice.explained.value) < 5 * twice.explained.error + 0.05
+    back = found(lambda *a: -exact(*a))[1]
+    assert back.cosine.value == pytest.approx(-once.cosine.value)
+    assert back.explained.value < -2
+    assert back.chance == 1.0
+
+
+def test_what_knows_nothing_of_the_reward_agrees_by_chance():
+    aside = torch.tensor([0.4, 0.6, 0.0], dtype=torch.float64)  # at a right angle to the slope
+    for level in found(lambda model, x_t, t, condition: aside.expand(len(x_t), 3)):
+        assert abs(level.cosine.value) < 5 * level.cosine.error
+        assert level.chance > 0.02
+    nothing = found(lambda model, x_t, t, condition: torch.zeros_like(x_t), levels=(1.0,))[0]
+    assert math.isnan(nothing.cosine.value)
+    assert nothing.length.value == 0
+    assert nothing.explained.value == 0
+    assert math.isnan(nothing.chance)
+
+
+def test_outputs_are_held_against_the_shift_of_the_mean():
+    seen = []
+
+    def output(model, x, t, condition):
+        seen.append((x, t))
+        return torch.tensor([0.6, -0.4, 0.5], dtype=torch.float64).expand(len(x), 3)
+
+    (level,) = found(output, levels=(math.nan,))
+    assert abs(level.length.value - 1) < 5 * level.length.error + 0.01
+    ((x, t),) = seen
+    draws = bank().x_0
+    assert bool((t == 0).all())
+    assert all(bool((draws == row).all(1).any()) for row in x)  # clean states, as they are
+
+
+def test_too_few_draws_are_refused():
+    with pytest.raises(ValueError, match="at least 10 draws of each prompt, got 9"):
+        found(exact, draws=9)
+
+
+def network_of(**options):
+    return GuidanceNetwork(3, SCHEDULE, widths=(8,), depth=1, **options)
+
+
+def test_log_h_is_looked_at_where_it_knows_the_shift():
+    times = torch.linspace(1, 0, 5, dtype=torch.float64)
+    assert levels_of(network_of(), times) == [1.0, 0.75, 0.5, 0.25]
+    assert levels_of(network_of(output="log_h"), times) == [0.75, 0.5, 0.25]
+    many = torch.linspace(1, 0, 21, dtype=torch.float64)
+    assert levels_of(network_of(), many) == [1.0, 0.9, 0.7, 0.5, 0.3, 0.1]
+    assert all(map(math.isnan, levels_of(network_of(output="change"), times)))
+
+
+def test_a_constant_explains_nothing_of_the_weights_and_log_h_what_can_be():
+    times = torch.tensor([1.0, 0.4, 0.0], dtype=torch.float64)
+    plain = bank(400)
+    pictures = Bank(plain.x_0[:, :, None, None], plain.condition, plain.rewards)
+    network = network_of(output="log_h")
+    encode = lambda prompts: prompts
+    arguments = (SCHEDULE, pictures, {1.0: TILT}, times, encode, 0)
+    assert weights_explained(network, *arguments)[1.0][0.4] == pytest.approx(0.0, abs=1e-9)
+
+    log_z = 0.5 * (0.36 + 0.16 + 0.25)
+
+    def log_h(x_t, t, condition, strength=None):
+        return LAW.log_h(TILT, x_t.flatten(1), t, SCHEDULE) - log_z
+
+    network.forward = log_h
+    value = weights_explained(network, *arguments)[1.0][0.4]
+    # E[h^2] over E[w^2], of lognormal h and w of mean one
+    share = 0.36 / (0.36 + 0.16)  # of the variance of log w that x_t tells
+    expected = (math.exp(share * 2 * log_z) - 1) / (math.exp(2 * log_z) - 1)
+    assert value == pytest.approx(expected, abs=0.08)
