@@ -299,31 +299,6 @@ def test_loopback_addresses_are_known():
     assert not is_loopback("192.168.0.2")
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({b"content-length": b"65536"}, 200),
-        ({b"content-length": b"65537"}, 413),
-        ({}, 413),
-        ({b"content-length": b"-1"}, 413),
-        ({b"transfer-encoding": b"chunked"}, 413),
-        ({b"content-length": b"9", b"transfer-encoding": b"chunked"}, 413),
-    ],
-)
-def test_requests_that_may_bring_more_than_a_page_are_refused(headers, status):
-    answers = []
-
-    async def page(scope, receive, send):
-        answers.append(200)
-
-    async def send(message):
-        answers.append(message.get("status"))
-
-    scope = {"type": "http", "method": "POST", "headers": list(headers.items())}
-    asyncio.run(Bounded(page)(scope, None, send))
-    assert answers[0] == status
-
-
 def test_the_command_refuses_files_and_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rwguidance", "app"])
     monkeypatch.setitem(sys.modules, "gradio", None)
