@@ -8,7 +8,6 @@ They are published in two layouts. The original one numbers the layers of a deco
 a clamp without weights, which diffusers does not count.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch import nn
 from rwguidance.support import outside
 from rwguidance.support.files import expanded
 from rwguidance.support.tensors import read_tensors
+
+from .index import check_whole, read_config
 
 __all__ = ["check_autoencoder", "check_channels", "in_dtype", "load_autoencoder"]
 
@@ -124,13 +125,16 @@ def check_channels(vae: nn.Module, channels: int) -> None:
 
 
 def _saved(folder: Path, dtype: torch.dtype) -> nn.Module:
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    name = read_config(folder / "config.json").get("_class_name")
     if name not in _CLASSES:
         raise ValueError(
             f"vae must be a folder with an {' or '.join(_CLASSES)}, {folder} has {name}"
         )
     read = getattr(_diffusers(), name).from_pretrained
-    vae: nn.Module = read(str(folder), local_files_only=True, **in_dtype(dtype))
+    vae: nn.Module
+    told = {"local_files_only": True, "output_loading_info": True}
+    vae, report = read(str(folder), **told, **in_dtype(dtype))
+    check_whole(vae, report, folder)
     return vae
 
 

@@ -1,8 +1,8 @@
 """Published models by name, local or from the hub, and pipelines that are already there."""
 
 import inspect
-import json
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from .adapter import PipelineAdapter
 from .any_pipeline import AnyPipeline
 from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
+from .index import INDEX, check_whole, network_class, read_index
 from .pipelines import PipelineBackbone, require
 from .sd3 import SD3
 from .sdxl import SDXL
@@ -213,6 +214,8 @@ class Published:
                     f"variant is for folders and repositories, got {variant!r}, but path is the "
                     f"file {path}"
                 )
+            if (Path(config) / INDEX).is_file():
+                read_index(Path(config))
             return self._load(read, path, config=str(config), local_files_only=True, **keywords)
         if config is not None:
             raise ValueError(f"config is for single-file checkpoints, but path is {path}")
@@ -232,29 +235,30 @@ class Published:
         """Checks a folder, and returns those components that diffusers is to be given.
 
         It wants to be told even of those that the folder says are none, such as the third text
-        encoder where SD3 goes without. Text encoders are read here, since it would go on with
-        random numbers for weights that a file has not.
+        encoder where SD3 goes without. Networks are read here, since it would go on with random
+        numbers for weights that a file has not.
         """
 
         index = self._check_folder(folder, variant)
         parts: dict[str, nn.Module | None] = {}
-        for name, component in index.items():
-            if component == [None, None]:
-                parts[name] = None
-            elif name.startswith("text_encoder") and component[0] == "transformers":
-                parts[name] = self._encoder(folder / name, component[1], dtype, variant)
         if self.vae is not None and not (folder / "vae").is_dir():
             vae = package_folder(self.vae) if in_package(self.vae) else self.vae
             parts["vae"] = load_autoencoder(vae, self.family.tiny_autoencoder, dtype)
+        for name, component in index.items():
+            if name in parts:
+                continue
+            if component == [None, None]:
+                parts[name] = None
+            elif (kind := network_class(component)) is not None:
+                parts[name] = self._network(folder / name, kind, dtype, variant)
         return parts
 
-    def _encoder(
-        self, folder: Path, name: str, dtype: torch.dtype, variant: str | None
+    def _network(
+        self, folder: Path, kind: Any, dtype: torch.dtype, variant: str | None
     ) -> nn.Module:
-        transformers = require("transformers")
-        encoder: nn.Module
-        encoder, report = self._load(
-            getattr(transformers, name).from_pretrained,
+        network: nn.Module
+        network, report = self._load(
+            kind.from_pretrained,
             folder,
             torch_dtype=dtype,
             low_cpu_mem_usage=True,
@@ -262,32 +266,16 @@ class Published:
             local_files_only=True,
             output_loading_info=True,
         )
-        # What transformers 4 does not report it leaves without memory.
-        empty = {name for name, value in encoder.named_parameters() if value.is_meta}
-        missing = sorted(empty.union(report["missing_keys"]))
-        if missing:
-            raise ValueError(
-                f"{folder} must hold all weights of a {name} by the names that transformers "
-                f"{transformers.__version__} has for them, it lacks {len(missing)}, such as "
-                f"{missing[0]}; if another version wrote it, read it with that one"
-            )
-        return encoder
+        check_whole(network, report, folder)
+        return network
 
     def _check_folder(self, folder: Path, variant: str | None) -> dict[str, Any]:
-        index = folder / "model_index.json"
-        if not index.is_file():
+        if not (folder / INDEX).is_file():
             raise FileNotFoundError(
-                f"no model_index.json in {folder}: expected a folder as save_pretrained writes it, "
+                f"no {INDEX} in {folder}: expected a folder as save_pretrained writes it, "
                 f"or a single file; {self._how_to_get}"
             )
-        try:
-            content: Any = json.loads(index.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{index} must be JSON, as save_pretrained writes it: {error}"
-            ) from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{index} must hold an object of JSON, got {type(content).__name__}")
+        content = read_index(folder)
         found = content.get("_class_name")
         if found != self.pipeline_class:
             raise ValueError(
@@ -305,6 +293,11 @@ class Published:
     def _load(self, function: Any, source: Any, **keywords: Any) -> Any:
         try:
             return function(str(source), **keywords)
+        except pickle.UnpicklingError:  # whose message advises to execute what is in the file
+            raise ValueError(
+                f"{source} has a file that is damaged, or a pickle of something else than tensors, "
+                "which is never executed"
+            ) from None
         except OSError as error:  # offline, not there, not allowed: one thing to the user
             reason = (str(error).strip().splitlines() or [""])[0][:300]
             raise FileNotFoundError(

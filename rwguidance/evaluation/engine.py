@@ -25,7 +25,7 @@ from ..generation.run import Report, Run
 from ..generation.work import Forecast, Work, work_on_draws
 from ..store import Store
 from ..support.checks import function, instance, path
-from ..support.files import replacing
+from ..support.files import read_regular, replacing
 from ..support.fingerprint import NotKept
 from ..support.locks import locked
 from ..support.processes import ALONE, Processes
@@ -202,6 +202,7 @@ def load_results(folder: Path | str) -> Results:
 
     Raises:
         FileNotFoundError: If there is no evaluation.
+        ValueError: If its plan is damaged; names the file.
     """
 
     place = path("folder", folder)
@@ -213,8 +214,12 @@ def load_results(folder: Path | str) -> Results:
 def _collected(folder: Path, known: Mapping[int, records.Record]) -> Results:
     """Returns the results in a folder, of which some records are known and not read again."""
 
-    settings = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
-    numbers = range(len(settings["prompts"]))
+    file = folder / _PLAN
+    try:
+        settings = dict(json.loads(read_regular(file)))
+        numbers = range(len(settings["prompts"]))
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged, evaluate again: {error}") from None
     found = [known.get(number) or records.read(_path(folder, number)) for number in numbers]
     return records.collect([one for one in found if one is not None], settings, folder)
 

@@ -20,7 +20,7 @@ from ..schedules import (
     VPSchedule,
 )
 from ..support import checks
-from ..support.files import replacing
+from ..support.files import read_regular, replacing
 from ..support.outside import on_hub, require, split_hub
 from ..support.tensors import check_config, read_tensor_file, write_tensor_file
 
@@ -143,9 +143,9 @@ class StoredNetwork(nn.Module, ABC):
                 raise FileNotFoundError(f"no {name} in {folder}, as save_pretrained writes it")
         file = folder / CONFIG
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(read_regular(file))
             name = config.pop("network")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} is no configuration of a network: {error}") from error
         if name != cls.__name__:
             raise ValueError(f"{file} is of a {name}, expected {cls.__name__}")

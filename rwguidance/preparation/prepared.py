@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, combinations
@@ -18,11 +18,24 @@ from ..bank import Bank
 from ..evaluation.prompt_sets import wording
 from ..store import Drawer, Store
 from ..support import checks
+from ..support.files import read_regular, replacing
 from .encoding import Shelf
 
-__all__ = ["MANIFEST", "SKIPPED", "SPLITS", "Example", "Pairs", "Prepared", "left_out", "split_of"]
+__all__ = [
+    "MANIFEST",
+    "SKIPPED",
+    "SPLITS",
+    "Example",
+    "Pairs",
+    "Prepared",
+    "left_out",
+    "split_of",
+    "write_manifest",
+]
 
 MANIFEST = "prepared.json"
+
+_SEAL = "sha256"
 SKIPPED = "skipped.csv"
 
 SPLITS = ("train", "validation")
@@ -49,6 +62,26 @@ def left_out(folder: Path) -> Counter[str]:
 
     with (folder / SKIPPED).open(encoding="utf-8", newline="") as file:
         return Counter(row["reason"] for row in csv.DictReader(file))
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes what prepared data was made of, with its SHA-256, which tells damage.
+
+    Arguments:
+        folder: The folder of the data.
+        about: What :attr:`Prepared.about` returns, in values that JSON can hold.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    sealed = {**about, _SEAL: _digest(about)}
+    with replacing(folder / MANIFEST, durable=True) as partial:
+        partial.write_bytes(json.dumps(sealed, indent=1).encode())
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 class Example(NamedTuple):
@@ -126,15 +159,17 @@ class Prepared:
 
         path = Path(self.folder) / MANIFEST
         try:
-            about = dict(json.loads(path.read_text(encoding="utf-8")))
+            about = dict(json.loads(read_regular(path)))
             if about["format"] != 1:
                 raise ValueError(f"it is of format {about['format']}, expected 1")
+            if about.pop(_SEAL, None) not in (None, _digest(about)):
+                raise ValueError("it was changed after it was written")
         except FileNotFoundError:
             raise ValueError(
                 f"folder must hold {MANIFEST}, which `rwguidance prepare` writes when it is done, "
                 f"got {self.folder}"
             ) from None
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"folder has a damaged {path}: {error}") from None
         return about
 

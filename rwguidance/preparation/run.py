@@ -24,7 +24,7 @@ from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction
 from .encoding import Encoder, Shelf
 from .layouts import Layout, layout_of, own_layout
-from .prepared import MANIFEST, SKIPPED, Prepared, left_out
+from .prepared import SKIPPED, Prepared, left_out, write_manifest
 from .sources import Source, find_sources
 
 __all__ = ["Preparation", "prepare_draws", "prepare_pairs"]
@@ -159,8 +159,7 @@ class Preparation:
                 "embeddings": names,
                 "prompt drawer": origin,
             }
-            with replacing(self.out / MANIFEST, durable=True) as partial:
-                partial.write_bytes(json.dumps(whole, indent=1).encode())
+            write_manifest(self.out, whole)
         self.processes.wait()
         if not prompts:
             reasons = left_out(self.out).most_common(1)

@@ -23,7 +23,7 @@ __all__ = ["Source", "find_sources"]
 _ENDS = 2**20
 """Bytes at both ends of a file that its key depends on; data has the size of disks."""
 
-_MOST_TEXT = 2**24
+_MOST_TEXT, _MOST_PICTURE = 2**24, 2**28
 """Bytes of a member of an archive that is text, at most."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -218,16 +218,12 @@ def _samples(archive: tarfile.TarFile) -> Iterator[list[tuple[tarfile.TarInfo, s
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:
     is_text = ending in ("json", "txt") or ending.startswith(("label", "has_label", "caption"))
-    if is_text and member.size > _MOST_TEXT:
+    if member.size > (_MOST_TEXT if is_text else _MOST_PICTURE):  # zeros take no place in a file
         return {}
     file = archive.extractfile(member)
     content = b"" if file is None else file.read()
     if ending == "json":
-        try:
-            entries = json.loads(content)
-        except ValueError:  # the row lacks its columns, which its layout will say
-            return {}
-        return entries if isinstance(entries, dict) else {}
+        return _entries(content)  # a row that lacks columns says so by its layout
     if is_text:
         text = content.decode("utf-8", "replace").strip()
         return {"caption" if ending == "txt" else ending: text}

@@ -5,6 +5,7 @@ that names the file. A pickle may state a tensor of a million rows that are one 
 asks for more numbers than it brings is refused before anything copies it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ __all__ = [
     "read_pickle",
     "read_tensor_file",
     "read_tensors",
+    "write_pickle",
     "write_tensor_file",
 ]
 
@@ -56,6 +58,8 @@ def write_tensor_file(
 ) -> None:
     """Writes a safetensors file, atomically, with the SHA-256 of its content.
 
+    The same content makes the same bytes.
+
     Arguments:
         path: The file.
         tensors: The tensors by name.
@@ -70,6 +74,20 @@ def write_tensor_file(
     plain = {name: value.contiguous() for name, value in tensors.items()}
     with replacing(path) as partial:
         save_file(plain, partial, {**metadata, _SEAL: _digest(plain, metadata)})
+        _sort_metadata(partial)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sorts texts in the header of a file, which safetensors writes in an order of chance."""
+
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # it is no longer, unless a library escapes characters otherwise
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 def read_tensor_file(path: Path, device: torch.device | str = "cpu") -> TensorFile:
@@ -159,8 +177,27 @@ def read_pickle(path: Path, device: torch.device | str = "cpu", mapped: bool = F
         ) from None
 
 
+def write_pickle(path: Path, content: Any) -> None:
+    """Writes a file of PyTorch, atomically, and waits until it is on the disk.
+
+    Arguments:
+        path: The file.
+        content: Plain data and tensors, as :func:`read_pickle` reads them back.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to; names the file.
+    """
+
+    with replacing(path, durable=True) as partial:
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # of torch's own writer, which says nothing of the disk
+            reason = f"it cannot be written, the disk may be full ({_line(error)})"
+            raise OSError(errno.EIO, reason, str(path)) from None
+
+
 def check_config(content: Any, where: object, key: str = "") -> None:
-    """Checks that a configuration asks for nothing that no network has, before it is built.
+    """Checks that a configuration asks for nothing absurd and for no code, before it is built.
 
     Arguments:
         content: The configuration, as JSON reads it.
@@ -168,7 +205,8 @@ def check_config(content: Any, where: object, key: str = "") -> None:
         key: Name of the entry that is looked at.
 
     Raises:
-        ValueError: If a number is beyond all bounds; names the entry.
+        ValueError: If a number is beyond all bounds, or kernels of the hub are asked for; names the
+            entry.
     """
 
     if isinstance(content, Mapping):
@@ -184,6 +222,8 @@ def check_config(content: Any, where: object, key: str = "") -> None:
         bound = _MOST_LAYERS if deep else _LONGEST_SIDE if key == "image_size" else _LARGEST
         if abs(content) > bound:
             raise ValueError(f"{where} asks for an absurd size: {key} is {content:,}")
+    elif isinstance(content, str) and key.endswith("implementation") and "/" in content:
+        raise ValueError(f"{where} asks for code of the hub, which is never run: {key} {content}")
 
 
 def _check_zip(path: Path, mapped: bool) -> None:

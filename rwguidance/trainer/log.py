@@ -1,10 +1,10 @@
 """The log of a training: a row for every step, as comma-separated values."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..support.files import replacing
+from ..support.files import read_regular, replacing
 
 __all__ = ["Log"]
 
@@ -33,22 +33,31 @@ class Log:
 
         if not self._columns:
             self._columns = ["step", *figures]
-            kept = [row for row in self._rows() if int(row["step"]) < step]
+            kept = [row for row in self._rows() if int(row[0]) < step]
             with replacing(self.path) as partial:
-                self._write(partial, [self._columns, *(list(row.values()) for row in kept)], "w")
+                self._write(partial, [self._columns, *kept], "w")
         self._write(self.path, [[step, *(f"{value:.9g}" for value in figures.values())]], "a")
 
-    def _rows(self) -> list[dict[str, str]]:
-        """Returns the rows that are there, none of other columns or cut off."""
+    def _rows(self) -> list[list[str]]:
+        """Returns the rows that are there, none of other columns, damaged or cut off."""
 
         if not self.path.exists():
             return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            same = list(table.fieldnames or ()) == self._columns
-            whole = lambda row: None not in row and None not in row.values()
-            return [row for row in table if whole(row)] if same else []
+        text = read_regular(self.path).decode("utf-8", "replace")
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        columns, *rows = [line.split(",") for line in whole] or [[]]
+        return [row for row in rows if _is_whole(row, columns)] if columns == self._columns else []
 
     def _write(self, path: Path, rows: list[list[object]] | list[list[str]], mode: str) -> None:
         with path.open(mode, encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
+
+
+def _is_whole(row: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether a row has a number in every column, an integer in the first."""
+
+    try:
+        int(row[0])
+        return len([float(value) for value in row]) == len(columns)
+    except ValueError:
+        return False

@@ -11,6 +11,7 @@ from ..backbone import TextToImage
 from ..bank import Bank
 from ..preparation import Prepared
 from ..support.conditions import take
+from ..support.files import expanded
 from ..temperature import beta_for_kl
 from ..tilt import RewardFunction, Tilt
 from .settings import Settings
@@ -256,7 +257,7 @@ def data_at(folder: Path | str) -> Prepared:
         ValueError: If it has none for one of the two.
     """
 
-    data = Prepared(Path(folder))
+    data = Prepared(expanded(folder))
     for name in ("train", "validation"):
         if not data.split(name):
             raise ValueError(

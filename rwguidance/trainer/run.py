@@ -94,6 +94,8 @@ def fit(
     parts = job.parts or processes.size
     recipe = job.settings.recipe(parts)
     with _claimed(work, parts, processes):
+        if any(processes.gather(processes.first and _is_finished(job.folder))):
+            return None
         bank = work.bank(work.train_prompts)
         tilts = work.tilts(bank)
         settings = job.settings
@@ -124,7 +126,7 @@ def fit(
             report=_hook(job, say, report, track) if processes.first else None,
         )
         found = None
-        if processes.first and not _is_finished(job.folder):
+        if processes.first:
             found = _finished(work, network, tilts, losses, bank, embeddings, report)
         processes.wait()
         return found
@@ -152,8 +154,8 @@ def _claimed(work: Work, parts: int, processes: Processes) -> Iterator[None]:
             differ = differences(plan, own) if plan.exists() and begun else []
             if differ:
                 raise ValueError(
-                    f"out = {job.folder} holds a training of another {', '.join(differ)}: use "
-                    "another folder, or the same settings"
+                    f"by {plan}, out holds a training of another {', '.join(differ)}: use another "
+                    "folder, or the same settings"
                 )
             with replacing(plan) as partial:
                 partial.write_bytes(json.dumps(own, indent=1).encode())

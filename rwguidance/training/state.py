@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..support.files import replacing
 from ..support.processes import Processes
 from ..support.randomness import generator_for
-from ..support.tensors import read_pickle
+from ..support.tensors import read_pickle, write_pickle
 from .origin import check_origin
 from .recipe import InBfloat16, Recipe
 
@@ -178,8 +177,7 @@ class State:
             "step": self.done,
             "losses": self.losses,
         }
-        with replacing(path, durable=True) as partial:
-            torch.save(state, partial)
+        write_pickle(path, state)
 
     def resume(self, path: Path, origin: dict[str, str]) -> None:
         """Goes on from a checkpoint.

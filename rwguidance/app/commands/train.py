@@ -176,6 +176,7 @@ def train(
         picture_batch=picture_batch,
         names={"backbone": label(backbone), "preset": preset},
     )
+    out = job.folder
     names = [*([] if reward is None else [reward]), *parse_names(held_out)]
     if held_out and reward is None:
         raise ValueError("held_out judges pictures, which are not made without --reward")

@@ -262,8 +262,11 @@ class Bounded:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH"):
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            if not length.isdigit() or int(length) > _BODY:
+            headers = dict(scope["headers"])
+            length = headers.get(b"content-length", b"")
+            # A body in chunks may be longer than the length that is stated beside them.
+            chunked = b"transfer-encoding" in headers
+            if chunked or not length.isdigit() or int(length) > _BODY:
                 await send({"type": "http.response.start", "status": 413, "headers": []})
                 await send({"type": "http.response.body", "body": b"too large"})
                 return

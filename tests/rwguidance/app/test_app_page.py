@@ -272,6 +272,7 @@ def test_what_is_shown_is_the_pictures_or_the_reason_as_text(made):
         ("POST", [(b"content-length", b"2000")], True),
         ("POST", [(b"content-length", b"70000")], False),
         ("POST", [(b"transfer-encoding", b"chunked")], False),
+        ("POST", [(b"content-length", b"9"), (b"transfer-encoding", b"chunked")], False),
         ("PUT", [(b"content-length", b"-1")], False),
     ],
 )

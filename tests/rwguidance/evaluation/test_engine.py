@@ -357,3 +357,10 @@ def test_the_forecast_is_what_is_counted(tmp_path, images, described):
             methods=methods, images=images, batch_size=4, target_draws=9, say=said.append,
         )  # fmt: skip
     assert said_in(said[0]) == counts(law, reward)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, "null", "[1]", "{}", '{"prompts": 3}'])
+def test_a_plan_that_is_damaged_is_named(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+        load_results(tmp_path)

@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
+import tarfile
 from types import SimpleNamespace
 
 import pyarrow
@@ -381,6 +383,43 @@ class TestWrongUse:
         (tmp_path / "prepared.json").write_text("[]")
         with pytest.raises(ValueError, match="damaged"):
             Prepared(tmp_path)
+
+    def test_what_was_prepared_is_not_what_was_changed(self, tmp_path):
+        prepare_draws(job(tmp_path), CAPTIONS, draws=2)
+        file = tmp_path / "prepared.json"
+        whole = json.loads(file.read_text())
+        changes = [{key: None} for key in whole if key != "sha256"]
+        for change in [*changes, {"draws": 1}, {"seed": 7}, {"more": 1}]:
+            file.write_text(json.dumps({**whole, **change}))
+            with pytest.raises(ValueError, match=r"damaged .*prepared\.json"):
+                Prepared(tmp_path)
+        for key in whole.keys() - {"sha256"}:
+            file.write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+            with pytest.raises(ValueError, match=r"damaged .*prepared\.json"):
+                Prepared(tmp_path)
+        file.write_text(json.dumps({k: v for k, v in whole.items() if k != "sha256"}))
+        assert Prepared(tmp_path).counts["draws"] == 2 * len(CAPTIONS)
+
+    def test_a_sample_that_costs_memory_or_depth_costs_itself(self, tmp_path):
+        web_dataset(tmp_path / "a.tar")
+        with tarfile.open(tmp_path / "a.tar", "a") as archive:
+            text = b"[" * 100_000
+            member = tarfile.TarInfo("deep.json")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+            sparse = tarfile.TarInfo("sparse.0.png")  # 40 GB of zeros, in no bytes of the file
+            sparse.type = tarfile.GNUTYPE_SPARSE
+            header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+            header[386:410] = b"%011o\0%011o\0" % (0, 0)
+            header[483:495] = b"\x80" + (40 * 2**30).to_bytes(11, "big")
+            header[148:156] = b"        "
+            header[148:156] = b"%06o\0 " % sum(header)
+            archive.fileobj.seek(archive.offset)
+            archive.fileobj.write(header)
+            archive.offset += 512
+        rows = list(Source(tmp_path / "a.tar").rows())
+        assert rows[-2:] == [{}, {}]
+        assert len(rows) == 6 + 2
 
     def test_pairs_are_no_draws_and_draws_no_pairs(self, tmp_path):
         pick_a_pic(tmp_path / "a.parquet")

@@ -13,6 +13,7 @@ from rwguidance import Bank, RectifiedSchedule, networks
 from rwguidance.networks import LatentShift
 from rwguidance.support.checks import path
 from rwguidance.support.files import open_regular, read_regular
+from rwguidance.support.tensors import read_tensor_file, write_pickle, write_tensor_file
 from rwguidance.training import train
 
 READERS = {"bank": Bank.load, "network": networks.load}
@@ -168,3 +169,29 @@ def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path, name):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"/file "):
         read(file)
+
+
+def test_the_same_content_makes_the_same_bytes(tmp_path):
+    texts = {name: f'{name} é \u2028 " \\ \n' for name in "abcdefgh"}
+    for i in range(4):
+        write_tensor_file(tmp_path / f"{i}.safetensors", {"x": torch.ones(3)}, texts)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(4)}) == 1
+    tensors, found = read_tensor_file(tmp_path / "0.safetensors")
+    assert {name: found[name] for name in texts} == texts
+    assert tensors["x"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("room", [0, 1000, 300_000])
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, room):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "checkpoint.pt"
+    write_pickle(path, {"x": torch.ones(3)})
+    before, bounds = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, bounds[1]))
+    try:
+        with pytest.raises(OSError, match=r"the disk may be full.*checkpoint\.pt"):
+            write_pickle(path, {"x": torch.ones(100_000), "y": torch.ones(5)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import pixel_law
 from rwguidance import Tilt, networks
 from rwguidance.preparation import Preparation, prepare_draws
 from rwguidance.trainer import PRESETS, Settings, Training, fit
-from rwguidance.trainer.material import read_bank
+from rwguidance.trainer.log import Log
+from rwguidance.trainer.material import data_at, read_bank
 from rwguidance.training import tilted_gain
 
 pytestmark = pixel_law.QUIET
@@ -261,3 +263,68 @@ def test_pictures_gain_what_the_exactly_tilted_law_gains(tmp_path):
     bias = 0.02 * exact  # of self-normalized weights of 512 draws, of which e^-1 are effective
     assert abs(gain - exact) < 5 * error + bias
     assert 5 * error + bias < 0.3 * exact  # or it would say nothing
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    run(training(data, out), judged=False)
+    return out
+
+
+class TestWhatIsInTheFolder:
+    """A finished training, in which a file is not what it was."""
+
+    @pytest.fixture
+    def out(self, finished, tmp_path):
+        return shutil.copytree(finished, tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "report.json"])
+    @pytest.mark.parametrize("damage", ["cut", "removed"])
+    def test_what_is_damaged_is_written_again(self, finished, out, data, name, damage):
+        if damage == "removed":
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes((finished / name).read_bytes()[:-9])
+        assert run(training(data, out), judged=False) is not None
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+    def test_a_finished_training_needs_no_checkpoint(self, out, data):
+        (out / "checkpoint.pt").unlink()
+        steps = []
+        track = lambda step, figures: steps.append(step)
+        assert run(training(data, out), judged=False, track=track) is None
+        assert steps == []
+
+    @pytest.mark.parametrize("damage", [b"\xff\xfe", b"\0" * 9, b"9" * 200_000, b",", b"\n\n", b""])
+    @pytest.mark.parametrize("cut", [True, False])
+    def test_a_damaged_log_loses_only_its_own_rows(self, finished, out, data, damage, cut):
+        whole = (finished / "log.csv").read_bytes()
+        (out / "report.json").unlink()
+        (out / "checkpoint.pt").unlink()
+        (out / "log.csv").write_bytes(whole[:80] + damage + (b"" if cut else whole[80:]))
+        run(training(data, out), judged=False)
+        assert (out / "log.csv").read_bytes() == whole
+
+    def test_another_plan_is_named(self, out, data):
+        (out / "plan.json").write_text("[1")
+        with pytest.raises(ValueError, match=r"plan\.json, out holds a training of another"):
+            run(training(data, out), judged=False)
+
+
+def test_rows_of_a_log_that_are_damaged_or_cut_off_go(tmp_path):
+    path = tmp_path / "log.csv"
+    rows = ["step,loss", "0,1", "x,2", "1,y", "2", "3,4", "4,5,6", "5,7", "6,0.1"]
+    path.write_bytes("\r\n".join(rows).encode())  # the last one lacks its end
+    Log(path).add(8, {"loss": 0.5})
+    assert path.read_text().split() == ["step,loss", "0,1", "3,4", "5,7", "8,0.5"]
+
+
+def test_a_tilde_is_the_home_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(data, tmp_path / "data")
+    job = training("~/data", "~/out")
+    assert job.folder == tmp_path / "out"
+    assert data_at(job.data).prompts == data_at(data).prompts
+    assert training(data, "~nobody-of-this-name/out").folder.parts[0] == "~nobody-of-this-name"
