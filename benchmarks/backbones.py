@@ -53,8 +53,6 @@ from rwguidance import (
 )
 from rwguidance.networks import LatentExpectation, LatentShift
 
-diffusers.logging.set_verbosity_error()
-
 SEED = 0
 UNGUIDED, DECODING = "unguided", "decoding"
 BANKS = (16, 64, 256)
@@ -494,6 +492,7 @@ def gradient(network: nn.Module, x_t: Tensor, t: Tensor, condition: Any) -> Tens
 
 
 def main() -> None:
+    diffusers.logging.set_verbosity_error()
     names = list(ARCHITECTURES)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")

@@ -30,8 +30,6 @@ from benchmarks.importance import peak_bytes, table
 from benchmarks.subjects import NAMES, PROMPT, Subject, published, tiny
 from rwguidance import Bank, ImportanceSampling, Tilt, backbones
 
-diffusers.logging.set_verbosity_error()
-
 GOAL, BANK, FACTOR = 0.03, 64, 8
 TILT = Tilt(lambda x, condition: x.flatten(1)[:, 0], 1.0)
 
@@ -109,6 +107,7 @@ def _estimator(x_0: Tensor) -> ImportanceSampling:
 
 
 def main() -> None:
+    diffusers.logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])

@@ -3,6 +3,7 @@
 import math
 import sys
 
+import diffusers
 import pytest
 
 import backbones
@@ -22,7 +23,9 @@ def run(monkeypatch, tmp_path):
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
         return lines[0], {row[0]: row[1:] for row in rows}
 
-    return run
+    verbosity = diffusers.logging.get_verbosity()
+    yield run
+    diffusers.logging.set_verbosity(verbosity)
 
 
 def test_every_row_is_there_and_none_has_failed(run, tmp_path):

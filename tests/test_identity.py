@@ -86,6 +86,7 @@ NO_RESULT = {
     "app.page.blocks.Bounded",
     "app.page.studio.Studio",
     "backbones.beginning.Beginning",
+    "backbones.guided_pipeline._guided_pipeline_class.<locals>.GuidedPipeline",
     "backbones.guided_steps.StepGuidance",
     "backbones.recorded.Recorded",
     "evaluation.meter.Meter",
