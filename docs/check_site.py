@@ -15,6 +15,9 @@ _LOADS = {"src", "srcset", "poster", "data"}
 _LOADING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest"}
 _IN_STYLES = re.compile(r"(?:url\(|@import)\s*[\"']?([^\"')\s;]+)")
 
+_SOURCES = "_modules"
+"""Folder of sphinx's pages of source code, which does not mark all the places that it names."""
+
 
 class Page(HTMLParser):
     """What one page loads, where it links to, and the places that it has."""
@@ -48,9 +51,10 @@ def problems(site):
             elif not target.startswith("data:") and not _file(path, target).exists():
                 say(f"loads {target}, which is not there")
         for target in page.linked:
-            if _elsewhere(target) or urlsplit(target).scheme:
+            if _elsewhere(target) or urlsplit(target).scheme or _SOURCES in path.parts:
                 continue
             file, place = _file(path, target), unquote(urlsplit(target).fragment)
+            place = "" if _SOURCES in file.parts else place
             if not file.exists():
                 say(f"links to {target}, which is not there")
             elif file in pages and place not in pages[file].places:
