@@ -55,6 +55,8 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = "rwguidance"
 html_copy_source = False
 html_show_sourcelink = False
