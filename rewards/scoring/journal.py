@@ -257,7 +257,7 @@ def _job_digest(job: Job) -> str:
     digest = hashlib.sha256(f"{job.matrix} {job.prompted}\n".encode())
     for item in job.items:
         path = job.folder / item.image
-        stat = path.stat() if path.is_file() else None
+        stat = path.stat() if os.path.isfile(path) else None
         stamp = (stat.st_size, stat.st_mtime_ns) if stat else None
         prompts = "as before" if job.matrix and item is not job.items[0] else item.prompts
         kind = [item.kind] if job.kinds else []

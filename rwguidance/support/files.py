@@ -248,7 +248,7 @@ def _lock(path: Path) -> tuple[bool | None, int | None]:
     try:
         import fcntl
 
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe hangs
     except (ImportError, PermissionError):
         return None, None
     try:

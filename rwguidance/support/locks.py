@@ -85,7 +85,9 @@ def _open(folder: Path, path: Path, deadline: float) -> int:
     """Returns the open file that holds the lock."""
 
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # Through a link, the file that it names would be emptied.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        file = os.open(path, flags, 0o666)
         try:
             seize(file)
         except BlockingIOError:
