@@ -227,7 +227,7 @@ def _finished(
     network.save_pretrained(job.folder, facts, _NOTES)
     write_report(found, job.folder, folder)
     with replacing(job.folder / _FINISHED, durable=True) as partial:
-        partial.write_text(json.dumps(_digests(job.folder), indent=1), encoding="utf-8")
+        partial.write_bytes(json.dumps(_digests(job.folder), indent=1).encode())
     report("validation", 3, 3)
     return found
 
