@@ -293,7 +293,7 @@ def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Jo
         else:
             same.append(prompt)
 
-    missing = {name for name in pairs if name not in known and not (root / name).is_file()}
+    missing = {name for name in pairs if name not in known and not os.path.isfile(root / name)}
     if len(missing) == len(pairs):
         raise ValueError(
             f"none of the {len(pairs)} images of {file} is in {root}, such as "
@@ -396,5 +396,7 @@ def _natural(path: str) -> tuple[Any, ...]:
     """A key that sorts numbers by value and letters regardless of case, folder by folder."""
 
     parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.split("/")]
-    key = [[int(s) if i % 2 else s for i, s in enumerate(part)] for part in parts]
+    # Digits are compared by their number first: int refuses what has thousands of them.
+    plain = lambda digits: (len(digits), digits)
+    key = [[plain(s.lstrip("0")) if i % 2 else s for i, s in enumerate(p)] for p in parts]
     return (key, path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rwguidance.support.files import read_regular, replacing
+from rwguidance.support.files import open_regular, read_regular, replacing
 
 from .evaluation import FAILED
 from .journal import RESTART, Row
@@ -103,7 +103,7 @@ def _read_parquet(out: Path, labels: int) -> Iterator[Row]:
 
 def _digest(out: Path) -> str:
     digest = hashlib.sha256()
-    with out.open("rb") as file:
+    with open_regular(out) as file:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import torch
 
 import rwguidance
-from rwguidance.support.files import naming
+from rwguidance.support.files import naming, open_regular, own_file
 from rwguidance.support.locks import seize
 
 from ..prompt_files import Job
@@ -109,7 +110,7 @@ class Journal:
         return rows
 
     def _open(self) -> IO[bytes]:
-        return self.path.open("rb")
+        return open_regular(self.path)
 
     def _read(self, header: Mapping[str, Any]) -> int:
         """Finds the batches, and returns the offset at which the last complete line ends."""
@@ -147,6 +148,8 @@ class Journal:
             raise self._damaged()
         if not isinstance(rows, list) or len(rows) != self.sizes[batch] or batch in self._places:
             raise self._damaged()
+        if facts.get("crc32") != _checksum(batch, rows):
+            raise self._damaged()
         return facts
 
     def _damaged(self) -> ValueError:
@@ -183,13 +186,14 @@ class OwnJournal(Journal):
     def append(self, batch: int, rows: list[Row]) -> None:
         """Appends the rows of a batch, which are on the disk when this returns."""
 
-        record = {"batch": batch, "rows": rows}
+        record = {"batch": batch, "rows": rows, "crc32": _checksum(batch, rows)}
         place = self._end
         self._write(record)
         self._note(record, place)
 
     def _open(self) -> IO[bytes]:
-        file = self.path.open("a+b")
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        file = os.fdopen(own_file(self.path, flags), "a+b")
         try:
             _lock(file, self.path)
         except BaseException:
@@ -257,12 +261,18 @@ def _job_digest(job: Job) -> str:
     digest = hashlib.sha256(f"{job.matrix} {job.prompted}\n".encode())
     for item in job.items:
         path = job.folder / item.image
-        stat = path.stat() if path.is_file() else None
+        stat = path.stat() if os.path.isfile(path) else None
         stamp = (stat.st_size, stat.st_mtime_ns) if stat else None
         prompts = "as before" if job.matrix and item is not job.items[0] else item.prompts
         kind = [item.kind] if job.kinds else []
         digest.update(json.dumps([item.image, prompts, item.problem, stamp, *kind]).encode())
     return digest.hexdigest()
+
+
+def _checksum(batch: int, rows: list[Row]) -> int:
+    """Checksum of a finished batch: a digit that was changed still reads as a number."""
+
+    return zlib.crc32(json.dumps([batch, rows]).encode())
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from rwguidance.support import checks
+from rwguidance.support.files import open_regular
 from rwguidance.support.fingerprint import NotKept, fingerprint_or_reason
 from rwguidance.support.outside import require
 from rwguidance.support.processes import ALONE, Processes
@@ -219,7 +220,7 @@ def check_output(
     if restart:
         return
     for journal in journals(out):
-        with journal.open("rb") as file:
+        with open_regular(journal) as file:
             check_header(journal, file.readline(), make_header(job, names, batch_size))
     if not journals(out) and out.exists():
         check_finished(out, make_header(job, names, batch_size))

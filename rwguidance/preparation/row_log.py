@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..support.files import naming, replacing
+from ..support.files import naming, open_regular, own_file, replacing
 
 __all__ = ["Row", "RowLog"]
 
@@ -75,7 +75,7 @@ class RowLog:
         lines = [json.dumps(_entry(row), ensure_ascii=True) for row in rows]
         if last:
             lines.append(json.dumps({"rows": len(self.read()[0]) + len(rows)}))
-        with naming(self.path), self.path.open("ab") as file:
+        with naming(self.path), open(self.path, "ab", opener=own_file) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -98,7 +98,7 @@ class RowLog:
     def _entries(self) -> Iterator[Any]:
         if not self.path.exists():
             return
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for line in file:
                 try:
                     yield json.loads(line) if line.endswith(b"\n") else None

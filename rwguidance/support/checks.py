@@ -16,7 +16,7 @@ import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -231,7 +231,7 @@ def states(name: str, x: Any, *, finite: bool = False, event: bool = True) -> No
             an event holds nothing, or a value is not finite; names the items.
     """
 
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not _holds_numbers(x):
         raise TypeError(
             f"{name} must be a floating-point tensor of shape (B, *event), got {described(x)}"
         )
@@ -259,7 +259,7 @@ def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> None:
         ValueError: If it is sparse or without values, or of another shape.
     """
 
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not _holds_numbers(value):
         raise TypeError(f"{name} must be a floating-point tensor, got {described(value)}")
     _require_values(name, value)
     if shape is None and value.ndim == 0:
@@ -394,6 +394,12 @@ def _item(value: Any) -> Any:
 
     plain = isinstance(value, Tensor) and value.shape == () and not value.is_meta
     return value.item() if plain else value
+
+
+def _holds_numbers(value: Any) -> TypeGuard[Tensor]:
+    """Returns whether a value is a tensor of floating point; 8 bits mean nothing without scales."""
+
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize > 1
 
 
 def _require_values(name: str, x: Tensor) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "flush",
     "naming",
     "open_regular",
+    "own_file",
     "read_regular",
     "remove_abandoned",
     "replacing",
@@ -53,17 +54,33 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: If it is something else, is not there, or cannot be read.
     """
 
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
-    try:
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind != stat.S_IFREG:
-            found = _KINDS.get(kind, "something else")
-            raise OSError(f"{os.fspath(path)} must be a regular file, got {found}")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
+    return os.fdopen(_descriptor(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
+
+
+def own_file(path: str | os.PathLike[str], flags: int) -> int:
+    """Returns the descriptor of a file that is written in place: an opener for :func:`open`.
+
+    It is not opened through a link: who makes a folder that we write to could lead us elsewhere.
+
+    Arguments:
+        path: The file.
+        flags: Flags of :func:`os.open`.
+
+    Raises:
+        OSError: If it is a link, a pipe, a device or a folder, or cannot be opened.
+    """
+
+    return _descriptor(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _descriptor(path: str | os.PathLike[str], flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
         os.close(descriptor)
-        raise
+        found = _KINDS.get(kind, "something else")
+        raise OSError(f"{os.fspath(path)} must be a regular file, got {found}")
+    return descriptor
 
 
 def read_regular(path: str | os.PathLike[str], limit: int = _SMALL) -> bytes:
@@ -248,7 +265,7 @@ def _lock(path: Path) -> tuple[bool | None, int | None]:
     try:
         import fcntl
 
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe hangs
     except (ImportError, PermissionError):
         return None, None
     try:

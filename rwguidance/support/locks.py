@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .files import own_file
+
 __all__ = ["locked", "remove_released", "seize"]
 
 _NAME = ".lock"
@@ -85,7 +87,7 @@ def _open(folder: Path, path: Path, deadline: float) -> int:
     """Returns the open file that holds the lock."""
 
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = own_file(path, os.O_RDWR | os.O_CREAT)
         try:
             seize(file)
         except BlockingIOError:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from . import checks
 from .conditions import has_half_surrogate
-from .files import read_regular
+from .files import open_regular, read_regular
 from .outside import require
 
 __all__ = ["SUFFIXES", "Record", "read_records"]
@@ -201,7 +201,8 @@ def _read_json(path: Path, column: str) -> _Rows:
 def _read_parquet(path: Path) -> _Rows:
     parquet = require("pyarrow.parquet", "a .parquet file needs", "rewards")
     types = require("pyarrow.types", "a .parquet file needs", "rewards")
-    error: Any = require("pyarrow", "a .parquet file needs", "rewards").ArrowInvalid
+    error: Any = require("pyarrow", "a .parquet file needs", "rewards").ArrowException
+    open_regular(path).close()  # what the system refuses keeps its own error
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -213,7 +214,7 @@ def _read_parquet(path: Path) -> _Rows:
                 for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
                     yield number, names, row
-    except error as failure:
+    except (error, OSError, ValueError) as failure:  # damage has all of these classes
         raise ValueError(f"{path}: not Parquet, {failure}") from None
 
 
@@ -234,8 +235,8 @@ def _example(column: str) -> str:
 def _parsed(place: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON, {error.msg}") from None
+    except ValueError as error:  # a number of too many digits is not of JSON's own class
+        raise ValueError(f"{place}: not JSON, {getattr(error, 'msg', error)}") from None
     except RecursionError:
         raise ValueError(f"{place}: nested too deeply") from None
 

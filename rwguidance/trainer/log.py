@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..support.files import read_regular, replacing
+from ..support.files import own_file, read_regular, replacing
 
 __all__ = ["Log"]
 
@@ -49,7 +49,7 @@ class Log:
         return [row for row in rows if _is_whole(row, columns)] if columns == self._columns else []
 
     def _write(self, path: Path, rows: list[list[object]] | list[list[str]], mode: str) -> None:
-        with path.open(mode, encoding="utf-8", newline="") as file:
+        with open(path, mode, encoding="utf-8", newline="", opener=own_file) as file:
             csv.writer(file).writerows(rows)
 
 

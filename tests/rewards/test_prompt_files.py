@@ -192,3 +192,12 @@ def test_pictures_of_formats_that_are_not_read_are_named(folder):
 def test_what_pillow_reads_is_found(tmp_path, ending):
     (tmp_path / f"a.{ending}").write_bytes(b"")
     assert find_images(tmp_path) == [f"a.{ending}"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "9" * 5000])
+def test_names_that_no_file_can_have_are_of_files_that_are_not_there(folder, name):
+    job = plan(folder, write("p.csv", f"image,prompt\n{find_images(folder)[0]},a\n{name}.png,b\n"))
+    assert sorted("no such file, named in line 3" in item.problem for item in job.items) == [
+        False,
+        True,
+    ]

@@ -170,7 +170,7 @@ def test_a_result_is_not_replaced_unasked(folder):
     assert score_(plan(folder), "brightness", restart=True).rows == 5
 
 
-@pytest.mark.parametrize("damage", ["garbage", "twice", "missing row", "too many"])
+@pytest.mark.parametrize("damage", ["garbage", "twice", "missing row", "too many", "value"])
 def test_a_journal_that_is_damaged_in_the_middle_is_refused(folder, monkeypatch, damage):
     job = plan(folder)
     with monkeypatch.context() as patch:
@@ -186,6 +186,10 @@ def test_a_journal_that_is_damaged_in_the_middle_is_refused(folder, monkeypatch,
     elif damage == "missing row":
         record = json.loads(lines[1])
         lines[1] = json.dumps({**record, "rows": record["rows"][1:]})
+    elif damage == "value":
+        record = json.loads(lines[0])
+        record["rows"][0][0] += 0.125
+        lines[0] = json.dumps(record)
     else:
         lines.append(lines[-1].replace('"batch":2', '"batch":3'))
     journal.write_text("\n".join([header, *lines]) + "\n")
@@ -262,3 +266,20 @@ def test_the_command_says_once_that_nothing_is_kept(folder, run, monkeypatch):
     assert code == 130
     assert err.count("note: a run that is interrupted or repeated begins again: ") == 1
     assert "interrupted: the same command begins again" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed on this system")
+def test_a_journal_that_is_a_link_or_a_pipe_changes_no_other_file(folder, tmp_path):
+    other, journal = tmp_path / "other", journal_path("scores.csv")
+    other.write_text("of somebody")
+    journal.symlink_to(other)
+    for restart in (False, True):
+        with pytest.raises(OSError, match=r"scores\.csv\.partial\.jsonl"):
+            score_(plan(folder), "brightness", restart=restart)
+    assert other.read_text() == "of somebody"
+    journal.unlink()
+    for pipe in (journal, Path("scores.csv")):
+        os.mkfifo(pipe)
+        with pytest.raises(OSError, match=rf"{pipe.name} must be a regular file, got a pipe"):
+            score_(plan(folder), "brightness")
+        pipe.unlink()

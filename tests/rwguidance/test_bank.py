@@ -171,3 +171,17 @@ def test_what_is_not_a_bank_is_not_loaded(tmp_path):
         ValueError, match=r"a safetensors file but not a bank, it holds \['weight'\]"
     ):
         Bank.load(other)
+
+
+@pytest.mark.parametrize("name", ["x_0", "rewards", "log_importance"])
+def test_numbers_of_8_bits_without_scales_are_refused_by_the_file(tmp_path, name):
+    tensors = {
+        "x_0": torch.zeros(3, 2),
+        "rewards": torch.zeros(3),
+        "log_importance": torch.zeros(3),
+    }
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    file = tmp_path / "bank.safetensors"
+    safetensors.torch.save_file(tensors, file, {"condition": "null"})
+    with pytest.raises(ValueError, match=rf"bank\.safetensors .*{name} must be .*float8"):
+        Bank.load(file)

@@ -204,3 +204,12 @@ def test_other_errors_pass_as_they_are(tmp_path):
             raise error
         assert caught.value is error
         assert getattr(error, "filename", None) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes on this system")
+def test_a_pipe_with_the_name_of_a_partial_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "result.0123abcd.partial")
+    code = "import sys, pathlib; from rwguidance.support.files import replacing as r\n"
+    code += "with r(pathlib.Path(sys.argv[1])) as partial: partial.write_text('new')"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "result"], check=True, timeout=60)
+    assert (tmp_path / "result").read_text() == "new"

@@ -77,3 +77,16 @@ def test_a_lock_that_nobody_holds_is_removed_and_no_other(tmp_path):
     with locked(tmp_path):
         remove_released(tmp_path)
         assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed on this system")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_that_is_a_link_changes_no_other_file(tmp_path, there):
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(other)
+    if there:
+        other.write_text("of somebody")
+    with pytest.raises(OSError, match=r"\.lock"), locked(folder):
+        pass
+    assert (other.read_text() == "of somebody") if there else not other.exists()

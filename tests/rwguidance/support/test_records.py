@@ -1,6 +1,7 @@
 """The one reader of tables of texts: every format gives the same rows, and refuses by the line."""
 
 import json
+from random import Random
 
 import pyarrow
 import pytest
@@ -71,6 +72,7 @@ def test_plain_texts_are_the_column_that_is_asked_for(tmp_path, name, text):
         ("p.json", '[{"text": "a"}]', r"entry 1: expected the column 'prompt', got 'text'"),
         ("p.json", "[", r"p\.json: not JSON, Expecting value"),
         ("p.json", "[" * 100_000, r"p\.json: nested too deeply"),
+        ("p.json", "9" * 5000, r"p\.json: not JSON, Exceeds the limit"),
         ("p.jsonl", '{"prompt": "\\ud800"}', r"line 1: 'prompt' holds half of a surrogate pair"),
         ("p.xml", "a", r"prompts must be in a file \.csv, \.json, .*, got .*p\.xml"),
     ],
@@ -85,3 +87,19 @@ def test_what_is_malformed_is_refused(tmp_path, name, text, message):
 def test_a_file_that_is_absent_is_named(tmp_path, suffix):
     with pytest.raises(FileNotFoundError, match=rf"no file of prompts at .*absent\{suffix}"):
         list(read_records(tmp_path / f"absent{suffix}", "prompt"))
+
+
+def test_a_damaged_table_of_parquet_is_refused_by_name(tmp_path):
+    file = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"prompt": [f"a cat {i}" for i in range(50)]}), file)
+    whole, random, refused = file.read_bytes(), Random(0), []
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            list(read_records(file, "prompt"))
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all(str(file) in message for message in refused)
