@@ -26,6 +26,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -200,19 +201,20 @@ class _Stage:
     batch_size: int
     generator: torch.Generator | None
 
-    def _drawn(self, bank: Bank, tilt: Tilt, n: int, condition: Any) -> Tensor:
+    def _drawn(self, estimator: ImportanceSampling, tilt: Tilt, n: int, condition: Any) -> Tensor:
         """Draws of a tilt, guided by a bank; weighted if their steps have densities."""
 
-        estimator, start = ImportanceSampling(bank, tilt), float(self.times[0])
-        noise = self.draw(n, self.generator)
+        noise, start = self.draw(n, self.generator), float(self.times[0])
         run = (self.sampler, noise, self.times, condition, self.generator)
         if not self._random:
             return sample(GuidedModel(self.model, estimator).starting(start), *run)
         made = TwistedSMC(tilt, estimator).sample(self.model.starting(start), *run)
         return made.x_0[made.draw(n, self.generator)[0]]
 
-    @property
+    @cached_property
     def _random(self) -> bool:
+        """Whether steps draw noise, so that they have densities."""
+
         one, schedule = self.sampler, self.model.schedule
         return isinstance(one, AncestralSampler) and any(
             draws_noise(one, schedule, t, s) for t, s in itertools.pairwise(self.times)
@@ -221,6 +223,7 @@ class _Stage:
     def add(self, bank: Bank, tilt: Tilt, count: int) -> Bank:
         """Returns a bank with as many draws of a tilt more, scored."""
 
+        estimator = ImportanceSampling(bank, tilt)
         assert bank.rewards is not None
         states, rewards = [bank.x_0], [bank.rewards]
         with torch.no_grad(), warnings.catch_warnings():
@@ -228,7 +231,7 @@ class _Stage:
             for start in range(0, count, self.batch_size):
                 n = min(self.batch_size, count - start)
                 condition = None if bank.condition is None else bank.condition[:1] * n
-                x_0 = self._drawn(bank, tilt, n, condition)
+                x_0 = self._drawn(estimator, tilt, n, condition)
                 states.append(x_0.to(bank.x_0))
                 rewards.append(tilt.score(x_0, condition).to(bank.rewards))
         n = len(bank) + count
