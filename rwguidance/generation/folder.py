@@ -8,7 +8,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from ..support.files import read_regular, replacing
+from ..support.locks import locked
+from ..support.processes import Processes
 from .pictures import read_facts, save_picture
 from .results import KINDS, Row
 from .run import Scores
 
-__all__ = ["Folder", "Pictures", "check_settings", "differences"]
+__all__ = ["Folder", "Pictures", "check_settings", "claimed", "differences"]
 
 _SETTINGS = "settings.json"
 
@@ -190,6 +193,44 @@ def differences(label: Path, settings: Mapping[str, Any], complete: bool = False
         found = {}
     keys = {**settings, **found} if complete else settings
     return [key for key in keys if found.get(key) != settings.get(key)]
+
+
+@contextmanager
+def claimed(
+    plan: Path,
+    settings: Mapping[str, Any],
+    holds: str,
+    processes: Processes,
+    begun_by: Sequence[str] = (),
+) -> Iterator[None]:
+    """Holds a folder against other runs, once it is known that it is of these settings.
+
+    Arguments:
+        plan: The file of the folder with the settings, which is written anew.
+        settings: Settings, in values that JSON can hold. The file's may be more.
+        holds: Words for what the folder holds, with which the error begins.
+        processes: The processes that share the run, of which the first one holds the folder.
+        begun_by: Names of files beside the plan, one of which is there if a run has begun; empty if
+            the plan alone says so.
+
+    Raises:
+        ValueError: If another run holds the folder, or it is of other settings; says which differ.
+        OSError: If the folder cannot be written to.
+    """
+
+    with locked(plan.parent) if processes.first else nullcontext():
+        if processes.first:
+            own = json.loads(json.dumps(settings))
+            begun = not begun_by or any((plan.parent / name).exists() for name in begun_by)
+            differ = differences(plan, own) if plan.exists() and begun else []
+            if differ:
+                raise ValueError(
+                    f"{holds} another {', '.join(differ)}: use another folder, or the same settings"
+                )
+            with replacing(plan) as partial:
+                partial.write_bytes(json.dumps(own, indent=1).encode())
+        processes.wait()
+        yield
 
 
 def _reward(scores: Scores, i: int) -> dict[str, Any]:

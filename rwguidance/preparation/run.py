@@ -1,9 +1,8 @@
 """Preparing data for a training: preference data, or draws of the model itself."""
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import torch
 from ..backbone import TextToImage
 from ..generation.extensions import encode, sampling_times
 from ..generation.failures import reason
-from ..generation.folder import differences
+from ..generation.folder import claimed
 from ..generation.run import Report, Run
 from ..store import Drawer, Store
 from ..support import checks
 from ..support.files import expanded, replacing
 from ..support.fingerprint import fingerprint
-from ..support.locks import locked
 from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction
 from .encoding import Encoder, Shelf
@@ -99,18 +97,7 @@ class Preparation:
         """
 
         own = {"model": self.key, "seed": self.seed, "validation": self.validation, **settings}
-        with locked(self.out) if self.processes.first else nullcontext():
-            if self.processes.first:
-                plan = self.out / _PLAN
-                differ = differences(plan, own) if plan.exists() else []
-                if differ:
-                    raise ValueError(
-                        f"out = {self.out} holds data of another {', '.join(differ)}: use another "
-                        "folder, or the same settings"
-                    )
-                with replacing(plan) as partial:
-                    partial.write_bytes(json.dumps(own, indent=1).encode())
-            self.processes.wait()
+        with claimed(self.out / _PLAN, own, f"out = {self.out} holds data of", self.processes):
             yield
 
     def embed(self, prompts: Sequence[str], drawer: Drawer) -> list[str]:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from ..backbone import TextToImage
 from ..bank import Bank
 from ..evaluation import Results
 from ..evaluation.judges import Embedding
-from ..generation.folder import differences
+from ..generation.folder import claimed
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
 from ..networks.storage import CONFIG, WEIGHTS
 from ..support import checks
 from ..support.files import read_regular, replacing
 from ..support.fingerprint import fingerprint
-from ..support.locks import locked
 from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction, Tilt
 from ..training import train
@@ -93,7 +91,9 @@ def fit(
     work.check()
     parts = job.parts or processes.size
     recipe = job.settings.recipe(parts)
-    with _claimed(work, parts, processes):
+    plan, begun_by = job.folder / _PLAN, (_CHECKPOINT, JSON)
+    holds = f"by {plan}, out holds a training of"
+    with claimed(plan, _settings_of(work, parts), holds, processes, begun_by):
         if any(processes.gather(processes.first and _is_finished(job.folder))):
             return None
         bank = work.bank(work.train_prompts)
@@ -132,12 +132,11 @@ def fit(
         return found
 
 
-@contextmanager
-def _claimed(work: Work, parts: int, processes: Processes) -> Iterator[None]:
-    """Holds the folder against other trainings, once it is known that it is of these settings."""
+def _settings_of(work: Work, parts: int) -> dict[str, Any]:
+    """Everything that decides a training."""
 
     job = work.job
-    own = {
+    return {
         **asdict(job.settings),
         "parts": parts,
         "reward": work.reward,
@@ -146,21 +145,6 @@ def _claimed(work: Work, parts: int, processes: Processes) -> Iterator[None]:
         "model": work.data.about["model"],
         "data": fingerprint(json.dumps(work.data.about, sort_keys=True)),
     }
-    with locked(job.folder) if processes.first else nullcontext():
-        if processes.first:
-            plan = job.folder / _PLAN
-            own = json.loads(json.dumps(own))
-            begun = any((job.folder / name).exists() for name in (_CHECKPOINT, JSON))
-            differ = differences(plan, own) if plan.exists() and begun else []
-            if differ:
-                raise ValueError(
-                    f"by {plan}, out holds a training of another {', '.join(differ)}: use another "
-                    "folder, or the same settings"
-                )
-            with replacing(plan) as partial:
-                partial.write_bytes(json.dumps(own, indent=1).encode())
-        processes.wait()
-        yield
 
 
 def _forecast(settings: Settings, bank: Bank, network: GuidanceNetwork) -> str:
