@@ -4,6 +4,7 @@ import inspect
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rwguidance.support.describe import print_facts
 from rwguidance.support.packaged import in_package, package_of
 
 from .published import Published
@@ -37,17 +38,7 @@ def print_backbone(name: str) -> None:
         LookupError: If there is no such backbone; lists those that exist.
     """
 
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for key, text in facts(name).items():
-        grid.add_row(key, Text(text))
-    Console().print(Panel(grid, title=Text(name), title_align="left", padding=(0, 1)))
+    print_facts(name, facts(name))
 
 
 def facts(name: str) -> dict[str, str]:

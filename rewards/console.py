@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rwguidance.support import checks
+from rwguidance.support.describe import print_facts
 from rwguidance.support.fingerprint import NotKept
 from rwguidance.support.image_files import MAX_PIXELS
 from rwguidance.support.notes import heard
@@ -79,16 +80,7 @@ def print_reward(name: str) -> None:
         LookupError: If there is no such reward; lists those that exist.
     """
 
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for key, text in facts(spec(name)).items():
-        grid.add_row(key, _text(text))
-    Console().print(Panel(grid, title=_text(name), title_align="left", padding=(0, 1)))
+    print_facts(name, facts(spec(name)))
 
 
 @dataclass(frozen=True, kw_only=True)
