@@ -21,8 +21,8 @@ from rwguidance.generation import (
 
 pytestmark = QUIET
 
-OFFSET = 2.0**31
-"""Double precision has steps of 5e-7 here, single precision of 256: more than any difference."""
+OFFSET = 2.0**26
+"""Double precision has steps of 1.5e-8 here, single precision of 8: more than most differences."""
 
 
 class Moved(Brightness):
