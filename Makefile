@@ -63,7 +63,7 @@ docs: $(VENV)/.dev  ## HTML in docs/_build: warnings, dead links and loads from 
 
 check: lint types test docs  ## everything that CI runs
 
-figures: $(VENV)/.dev  ## the figures in README.md and docs/ anew, from the shipped weights
+figures: $(VENV)/.dev  ## the figures in docs/ anew, from the shipped weights
 	$(BIN)/python testbed/benchmarks/figures.py
 
 # The tests on the oldest supported versions, in an environment of their own.
