@@ -80,6 +80,15 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
     assert set(stated) <= set(figures.findall(pages))
 
 
+def test_names_that_moved_lead_somewhere():
+    page = (DOCS / "migration.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\|[^|]*\|([^|]*)\|", page, re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`(rwguidance[\w.]*\w)`", cell)]
+    assert len(names) > 10
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
 def prose_of(path):
     text = re.sub(r"^(```+|~~~+).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.sub(r"`[^`\n]*`|\$[^$]*\$", "", text)
