@@ -249,7 +249,8 @@ def _rows(job: Preparation, entry: Mapping[str, Any]) -> Any:
 def _write_skipped(job: Preparation, entries: Sequence[Mapping[str, Any]]) -> None:
     with (
         replacing(job.out / SKIPPED) as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
+        # A name that is not UTF-8 is escaped, as the console shows it.
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.writer(file)
         table.writerow(("file", "row", "reason"))
