@@ -227,7 +227,7 @@ def _prepared(
         encoder = Encoder(encode_pictures, job.rewards, size, layout, job.batch_size)
         total = source.count()
         encoder.fill(source, shelf, lambda done: job.report(source.path.name, done, total))
-    except (OSError, ValueError) as error:  # of this file; the others go on
+    except ValueError as error:  # of this file; the others go on, which a full disk ends
         return {**entry, "problem": reason(error)}
     rows, _ = shelf.log.read()
     skipped = sum(bool(row.problem) for row in rows)

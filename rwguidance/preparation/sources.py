@@ -12,6 +12,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, AnyStr
@@ -48,9 +49,13 @@ class Source:
 
     @property
     def key(self) -> str:
-        """A key of the content: SHA-256 of its size and of its first and last MiB."""
+        """A key of the content: SHA-256 of its size and of its first and last MiB.
 
-        with open_regular(self.path) as file:
+        Raises:
+            ValueError: If it cannot be read; names it.
+        """
+
+        with _reading(self.path), open_regular(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(str(size).encode())
             digest.update(file.read(_ENDS))
@@ -65,11 +70,10 @@ class Source:
             start: Number of the first row.
 
         Raises:
-            ValueError: If the file is not of its format; names it.
-            OSError: If it is a pipe, a device or a folder, or cannot be read.
+            ValueError: If the file is not of its format, is a pipe, a device or a folder, or cannot
+                be read; names it.
         """
 
-        open_regular(self.path).close()  # what libraries open could hang
         read = {
             ".parquet": _of_parquet,
             ".arrow": _of_arrow,
@@ -78,39 +82,28 @@ class Source:
             ".json": _of_list,
             ".csv": _of_csv,
         }[self.path.suffix.lower()]
-        try:
+        with _reading(self.path):
             yield from read(self.path, start)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{self.path} cannot be read: {error}") from error
 
     def count(self) -> int:
         """Returns the number of rows, for which no pictures of an archive are read.
 
         Raises:
-            ValueError: If the file is not of its format; names it.
-            OSError: If it cannot be read.
+            ValueError: If the file is not of its format, or cannot be read; names it.
         """
 
         count = {".parquet": _rows_of_parquet, ".tar": _rows_of_archive}
         known = count.get(self.path.suffix.lower())
         if known is None:
             return sum(1 for _ in self.rows())
-        open_regular(self.path).close()
-        try:
+        with _reading(self.path):
             return known(self.path)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{self.path} cannot be read: {error}") from error
 
     def columns(self) -> list[str]:
         """Returns the names of the columns, as far as the first rows have them.
 
         Raises:
-            ValueError: If the file is not of its format; names it.
-            OSError: If it cannot be read.
+            ValueError: If the file is not of its format, or cannot be read; names it.
         """
 
         names: dict[str, None] = {}
@@ -149,6 +142,17 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
     if not found:
         raise ValueError(f"data must hold files that end in {', '.join(_ENDINGS)}, found none")
     return [Source(path) for path in found]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuses what libraries would wait for, and gives errors of reading the file's name."""
+
+    try:
+        open_regular(path).close()
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _is_data(path: Path) -> bool:
