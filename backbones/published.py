@@ -24,6 +24,7 @@ from .index import INDEX, check_whole, network_class, read_index
 from .pipelines import PipelineBackbone, require
 from .sd3 import SD3
 from .sdxl import SDXL
+from .tokenizers import check_tokenizers
 
 __all__ = ["Published", "from_pipeline"]
 
@@ -156,7 +157,8 @@ class Published:
 
         Raises:
             ValueError: If classifier-free guidance is asked of a model that was distilled from it,
-                the folder holds another kind of pipeline, or a single file comes without `config`.
+                the folder holds another kind of pipeline, a tokenizer is cut off, or a single file
+                comes without `config`.
             FileNotFoundError: If the model, or this variant of it, is not there; says how to fetch
                 it.
         """
@@ -175,6 +177,7 @@ class Published:
             if not in_package(self.source):
                 check_channels(options["vae"], self.family.latent_channels)
         pipe = self._pipeline(path, dtype, variant, config)
+        check_tokenizers(pipe, config or path or self.source)
         backbone = self.family(pipe=pipe, **options)
         if self.distilled and backbone.guidance_scale is not None and scale is None:
             raise ValueError(
