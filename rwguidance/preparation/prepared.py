@@ -284,7 +284,7 @@ def _pairs(source: int, shelf: Shelf, prompts: Collection[str]) -> Iterator[_Pai
 
     groups: dict[Any, list[tuple[int, float, str]]] = defaultdict(list)
     number = 0
-    for i, row in enumerate(shelf.log.read()[0]):
+    for i, row in enumerate(shelf.log.whole()):
         for rank in row.ranks:
             key = ("row", i) if row.group is None else ("group", row.group, row.caption)
             groups[key].append((number, rank, row.caption))

@@ -130,7 +130,9 @@ def test_images_and_texts_of_a_request_are_bounded():
         assert len(ask(256, "a" * 4096)) == 256
         with pytest.raises(ValueError, match="images must be 256 at most, got 257: send fewer"):
             ask(257, "a")
-        with pytest.raises(ValueError, match=r"prompts must have 1,048,576 .* at most, got 1,048,8"):
+        with pytest.raises(
+            ValueError, match=r"prompts must have 1,048,576 .* at most, got 1,048,8"
+        ):
             ask(256, "a" * 4097)
 
 
