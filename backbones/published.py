@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rwguidance.support import checks
 from rwguidance.support.files import expanded
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
@@ -102,6 +103,9 @@ class Published:
         card: Where the model card is, a web address or ``package://name/folder/README.md``.
         license: The license of the weights, by name.
         pipeline: Name of the pipeline's class. Empty is that of the family.
+
+    Raises:
+        TypeError: If one of the texts is none.
     """
 
     name: str
@@ -113,6 +117,11 @@ class Published:
     card: str = ""
     license: str = ""
     pipeline: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "source", "card", "license", "pipeline"):
+            checks.instance(name, getattr(self, name), str, "a string")
+        checks.optional(checks.instance, "vae", self.vae, str, "a string")
 
     @property
     def pipeline_class(self) -> str:
