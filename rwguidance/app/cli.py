@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..support.describe import printable
 from .commands.app import open_app
 from .commands.backbones import list_backbones
 from .commands.demo import demo
@@ -67,7 +68,7 @@ def main() -> None:
         # A name that is unknown is a LookupError; a KeyError or an IndexError is ours.
         if not isinstance(error, _MISTAKES) and type(error) is not LookupError:
             raise
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {printable(str(error))}", fg=typer.colors.RED, err=True)
         sys.exit(1)
 
 

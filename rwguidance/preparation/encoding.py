@@ -93,7 +93,7 @@ class Encoder:
 
         Raises:
             ValueError: If the file cannot be read, or latents are not finite; names the file.
-            OSError: If it cannot be read, or the disk fails.
+            OSError: If the disk fails.
         """
 
         shelf.log.mend()

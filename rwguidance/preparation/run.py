@@ -115,6 +115,8 @@ class Preparation:
         if not isinstance(shown, Mapping):
             return []
         columns = {name: drawer.column(f"embeddings/{name}") for name in shown}
+        for column in columns.values():
+            column.repair(range(len(column)))
         for start in range(0, len(prompts), self.batch_size):
             some = prompts[start : start + self.batch_size]
             rows = range(start, start + len(some))
@@ -227,9 +229,9 @@ def _prepared(
         encoder = Encoder(encode_pictures, job.rewards, size, layout, job.batch_size)
         total = source.count()
         encoder.fill(source, shelf, lambda done: job.report(source.path.name, done, total))
-    except (OSError, ValueError) as error:  # of this file; the others go on
+    except ValueError as error:  # of this file; the others go on, which a full disk ends
         return {**entry, "problem": reason(error)}
-    rows, _ = shelf.log.read()
+    rows = shelf.log.whole()
     skipped = sum(bool(row.problem) for row in rows)
     pictures = sum(len(row.ranks) for row in rows)
     counts = {"rows": len(rows), "skipped": skipped, "pictures": pictures}
@@ -243,13 +245,14 @@ def _shelf(job: Preparation, origin: Mapping[str, Any]) -> Shelf:
 
 
 def _rows(job: Preparation, entry: Mapping[str, Any]) -> Any:
-    return _shelf(job, entry["origin"]).log.read()[0]
+    return _shelf(job, entry["origin"]).log.whole()
 
 
 def _write_skipped(job: Preparation, entries: Sequence[Mapping[str, Any]]) -> None:
     with (
         replacing(job.out / SKIPPED) as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
+        # A name that is not UTF-8 is escaped, as the console shows it.
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.writer(file)
         table.writerow(("file", "row", "reason"))

@@ -175,7 +175,7 @@ def progress_bars(terminal: "Terminal") -> Iterator["Report"]:
             return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
     bars = progress.Progress(
-        progress.TextColumn("{task.description:<24}"),
+        progress.TextColumn("{task.description:<24}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         Rate(),
