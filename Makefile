@@ -63,7 +63,7 @@ docs: $(VENV)/.dev  ## HTML in docs/_build: warnings, dead links and loads from 
 
 check: lint types test docs  ## everything that CI runs
 
-figures: $(VENV)/.dev  ## the figures in README.md and docs/ anew, from the shipped weights
+figures: $(VENV)/.dev  ## the figures in docs/ anew, from the shipped weights
 	$(BIN)/python testbed/benchmarks/figures.py
 
 # The tests on the oldest supported versions, in an environment of their own.
@@ -83,7 +83,8 @@ test-versions: $(VENV)/.dev
 test-settings: $(VENV)/.dev
 	$(BIN)/python tests/settings.py
 
-# Both distributions, built, checked, and installed in an empty environment: see RELEASING.md.
+# Both distributions, built, checked, and installed in an empty environment, where README's lines and
+# the demo run from the wheels alone: see RELEASING.md.
 release-check:
 	rm -rf dist .venv-release
 	$(PYTHON) -m venv .venv-release/tools
@@ -92,10 +93,14 @@ release-check:
 	.venv-release/tools/bin/python -m build --outdir dist testbed
 	.venv-release/tools/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv .venv-release/empty
-	.venv-release/empty/bin/python -m pip install --quiet dist/*.whl
+	.venv-release/empty/bin/python -m pip install --quiet \
+	    "$$(ls dist/rwguidance-*.whl)[demo]" dist/rwguidance_testbed-*.whl
 	cd .venv-release && empty/bin/python -c "import backbones, rewards, rwguidance, rwguidance_testbed"
 	cd .venv-release && empty/bin/rwguidance backbones
 	cd .venv-release && empty/bin/rwguidance rewards
+	sed -n '/^```python$$/,/^```$$/{/^```/!p;}' README.md > .venv-release/readme.py
+	cd .venv-release && empty/bin/python readme.py
+	cd .venv-release && empty/bin/rwguidance demo --quick
 
 clean:
 	rm -rf .venv .venv-oldest .venv-release .coverage htmlcov dist docs/_build out

@@ -33,6 +33,8 @@ def guide(
 ) -> Any:
     r"""A guided copy of a pipeline: called as before, it samples the tilted law.
 
+    .. code-block:: python
+
         guided = guide(pipe, ImportanceSampling(bank, tilt))
         images = guided(["a cat", "a dog"], num_inference_steps=30).images
 

@@ -4,6 +4,8 @@ They are of the published classes, with text encoders, tokenizers and schedulers
 a few megabytes in size. Their images are noise. They are what tests, examples and dry runs of a
 script need where the real weights are not at hand:
 
+.. code-block:: python
+
     pipe = tiny("sdxl-turbo")
     backbone = from_pipeline(pipe)
 """

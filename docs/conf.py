@@ -9,11 +9,16 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
+from pathlib import Path
 
 from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx import addnodes
 
 import rwguidance
+
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 
 project = "rwguidance"
 author = "The rwguidance authors"
@@ -67,9 +72,20 @@ for label, _, url in (one.partition(", ") for one in _urls):
     if label.lower() in ("repository", "source"):
         html_theme_options |= {"source_repository": url, "source_branch": "main"}
         html_theme_options |= {"source_directory": "docs/"}
+copybutton_selector = "div:not(.output) > div.highlight > pre"
 copybutton_exclude = ".linenos, .gp, .go"
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
+
+
+class NotebookParser(MystParser):
+    """Reads tutorials, which are notebooks, as the pages that they are."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring, document):
+        path = Path(document["source"])
+        super().parse(notebooks.markdown(notebooks.read(path), path.name), document)
 
 
 def _resolve_public_name(app, env, node, contnode):
@@ -129,6 +145,8 @@ def _show_public_paths(app, doctree):
 
 
 def setup(app):
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(NotebookParser)
     app.connect("doctree-read", _show_public_paths)
     app.connect("missing-reference", _resolve_public_name)
     app.connect("autodoc-skip-member", _skip_private)

@@ -40,7 +40,7 @@ from .tilt import Tilt
 if TYPE_CHECKING:
     from . import backbones, generation, metrics, networks, rewards, store, testing, training
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DDIM",

@@ -65,6 +65,8 @@ class Backbone(Model, TextToImage):
 
     Everything one needs to sample:
 
+    .. code-block:: python
+
         condition = backbone.condition(prompts)
         x_1 = backbone.draw_noise(len(prompts), generator)
         x_0 = sample(backbone, backbone.sampler, x_1, backbone.times(30), condition, generator)

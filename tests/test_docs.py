@@ -47,6 +47,7 @@ def isolated(monkeypatch, tmp_path):
         raise AssertionError("the documentation must run without a network")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     for package in (rewards, backbones):
         registry = package.registry._registry
@@ -69,6 +70,23 @@ def test_the_guides_have_code():
     assert {"docs/index.md", "docs/concepts.md", "docs/extending.md", "docs/training.md"} <= set(
         map(name_of, WITH_CODE)
     )
+
+
+def test_the_figures_of_the_readme_are_those_of_the_pages():
+    figures = re.compile(r"\d+\.\d+ ± \d+\.\d+")
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    stated = figures.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(stated) >= 5
+    assert set(stated) <= set(figures.findall(pages))
+
+
+def test_names_that_moved_lead_somewhere():
+    page = (DOCS / "migration.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\|[^|]*\|([^|]*)\|", page, re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`(rwguidance[\w.]*\w)`", cell)]
+    assert len(names) > 10
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 def prose_of(path):

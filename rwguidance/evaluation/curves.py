@@ -96,9 +96,11 @@ def panels_of(results: Results, rows: Rows) -> dict[str, list[Panel]]:
     """
 
     aligned = f"{results.aligned} gain"
-    strength, cost = (
-        [_against(results, rows, x, *figure) for figure in _figures(results)] for x in _LOGARITHMIC
-    )
+    figures = _figures(results)
+    strength = [_against(results, rows, "nats", *figure) for figure in figures]
+    unseen = {f"{name} gain" for name in results.rewards[1:]}  # against "aligned" they say more
+    seen = [figure for figure in figures if figure[0] not in unseen]
+    cost = [_against(results, rows, "calls with draws", *figure) for figure in seen]
     others = [name for name in (*results.rewards[1:], *APPEARANCE) if name in results.base.rewards]
     beside = [_beside(results, rows, aligned, name) for name in others]
     panels = {"strength": strength, "cost": cost, "aligned": beside}
@@ -243,15 +245,29 @@ def _draw(axis: Any, panel: Panel) -> None:
         axis.set_xscale("log")
     axis.axhline(panel.level, color=_GRAY, lw=0.6, zorder=0)
     _plot(axis, panel.base, _GRAY, ".", ":", "the model alone")
-    for k, (i, line) in enumerate(panel.lines.items()):
-        # At a strength, methods stand beside each other, so that their errors can be read.
-        aside = 1.03 ** (k - (len(panel.lines) - 1) / 2) if panel.ticks is not None else 1.0
-        _plot(axis, line, COLORS[i], _MARKERS[i], "-", line.label, aside)
+    for i, line in panel.lines.items():
+        _plot(axis, line, COLORS[i], _MARKERS[i], "-", line.label, _aside(panel, line))
     _plot(axis, panel.reference, _INK, "d", "--", "exactly tilted law")
     axis.set(xlabel=_plain(panel.x), ylabel=_plain(panel.y))
     axis.spines[["top", "right"]].set_visible(False)
     if panel.logarithmic:
         _set_ticks(axis, panel)
+
+
+def _aside(panel: Panel, line: Line) -> float:
+    """Returns a factor that moves lines of one place apart, so that their errors can be read.
+
+    At a strength all methods are at one place, and at a cost those that cost the same.
+    """
+
+    if not panel.logarithmic:
+        return 1.0
+    same = [
+        one
+        for one in panel.lines.values()
+        if panel.ticks is not None or one.points[0].x.value == line.points[0].x.value
+    ]
+    return float(1.03 ** (same.index(line) - (len(same) - 1) / 2))
 
 
 def _plot(

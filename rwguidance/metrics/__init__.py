@@ -3,6 +3,8 @@
 Rows are features of pictures, such as embeddings (:mod:`rwguidance.evaluation.embeddings`). Draws
 of a model with log-weights r / beta stand for the exactly tilted law.
 
+.. code-block:: python
+
     from rwguidance import metrics
 
     target = metrics.Sample(features, log_weights=rewards / beta, groups=prompts)

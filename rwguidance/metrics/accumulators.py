@@ -17,6 +17,8 @@ T = TypeVar("T")
 class Accumulator(Generic[T]):
     """Keeps the rows of a set until a metric of all of them is asked for.
 
+    .. code-block:: python
+
         diversity = Accumulator(pairwise_distance)
         to_target = Accumulator(lambda x: energy_distance(x, target))
 

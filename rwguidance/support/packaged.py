@@ -3,6 +3,8 @@
 A plug-in that ships weights names the folder in which they lie. If a file `hashes.json` lies beside
 the folder (or further up within the package), the files are compared with it, once per process:
 
+.. code-block:: json
+
     {"my-model": {"config.json": "9f86d0…", "model.safetensors": "2c26b4…"}}
 
 has the SHA-256 of every file of the folder `my-model` beside it. :func:`write_hashes` writes it.

@@ -1,5 +1,7 @@
 r"""Conformance checks for plug-ins: one line of a test proves that a class keeps the contract.
 
+.. code-block:: python
+
     check_schedule(MySchedule())
     check_model(MyModel(), x_0, condition=prompts)
     check_generator(MyGenerator(), prompts)

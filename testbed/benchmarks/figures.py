@@ -1,4 +1,4 @@
-"""Writes the figures in README.md and docs/ anew, from the shipped weights.
+"""Writes the figures in docs/ anew, from the shipped weights.
 
 Run `python testbed/benchmarks/figures.py`, or `make figures`. It runs the demo and `models.py`,
 puts their tables between the marks `<!-- figures: NAME -->` and `<!-- end -->`, and their pictures
@@ -19,7 +19,7 @@ from pathlib import Path
 from rwguidance.support.files import replacing
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/demo.md", "docs/testbed.md", "docs/testbed_results.md")
+PAGES = ("docs/demo.md", "docs/testbed.md", "docs/testbed_results.md")
 _MARKED = re.compile(r"(<!-- figures: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

@@ -1,5 +1,7 @@
 r"""The decoder of the autoencoder, trained further against a discriminator.
 
+.. code-block:: bash
+
     python -m rwguidance_testbed.decoder --data FOLDER --start FOLDER --out FOLDER
 
 Errors alone make a decoder blur what it is unsure of. So a discriminator of patches learns to tell

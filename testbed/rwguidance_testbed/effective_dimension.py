@@ -1,5 +1,7 @@
 r"""The effective dimension of the data given a prompt, and its modes.
 
+.. code-block:: bash
+
     python -m rwguidance_testbed.effective_dimension --data FOLDER --vae FOLDER
 
 An estimator that weighs draws by their reward does well on a law of a few points whatever its

@@ -2,6 +2,8 @@
 
 Every model is a folder of ``weights/``, and ``weights/hashes.json`` has the SHA-256 of its files.
 
+.. code-block:: bash
+
     python -m rwguidance_testbed.shipped
 
 writes that file anew, after a folder has come or changed, and prints what there is.

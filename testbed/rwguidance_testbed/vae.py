@@ -1,5 +1,7 @@
 """The autoencoder of the test bed: 64 x 64 pixels to latents of 8 channels and 8 x 8 positions.
 
+.. code-block:: bash
+
     python -m rwguidance_testbed.vae --data FOLDER --out FOLDER
 
 trains it on half of the drawings of all names but the held-out ones, and writes a folder that

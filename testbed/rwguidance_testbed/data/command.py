@@ -1,5 +1,7 @@
 """The command that builds the drawings.
 
+.. code-block:: bash
+
     python -m rwguidance_testbed.data --data FOLDER
 
 fetches nine packages of the npm registry through the ``npm`` of this machine, checks them against

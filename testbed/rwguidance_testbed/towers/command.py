@@ -1,5 +1,7 @@
 r"""Image-text towers, trained on painted scenes and their captions, then on preferences.
 
+.. code-block:: bash
+
     python -m rwguidance_testbed.towers judge --data FOLDER --out FOLDER
     python -m rwguidance_testbed.towers pick  --data FOLDER --out FOLDER
     python -m rwguidance_testbed.towers hps   --data FOLDER --out FOLDER

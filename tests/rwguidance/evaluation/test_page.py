@@ -197,6 +197,8 @@ def test_curves_are_the_figures_of_the_table(results, table):
     assert energy.base.points[1].y == Measured.of(of("exact", 2.0), "itself base energy")
     cost = panels["cost"][0]
     assert cost.lines[2].label == "best of 4"
+    heads = ["gain in aligned", "share of the target's gain", "energy distance in itself"]
+    assert [panel.y for panel in panels["cost"]] == heads
     assert cost.lines[0].points[0].x.value == of("exact", 0.25)["calls with draws"]
     beside = {panel.y: panel for panel in panels["aligned"]}
     assert list(beside) == ["gain in " + name for name in ("follows", "falls", "chroma")]
