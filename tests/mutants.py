@@ -81,6 +81,20 @@ MUTANTS = [
         "test_recipe",
     ),
     Mutant(
+        "validation: the average stays in the place of the weights",
+        "training/state.py",
+        "p.copy_(value)",
+        "value.copy_(p)",
+        "test_recipe",
+    ),
+    Mutant(
+        "validation: the average is not looked at",
+        "training/loop.py",
+        "with state.averaged():",
+        "if True:",
+        "test_recipe",
+    ),
+    Mutant(
         "unseen banks: the noise of a half counts as length",
         "trainer/unseen.py",
         "sums(one, two)",
