@@ -23,6 +23,7 @@ from .commands.rewards import list_rewards
 from .commands.score import score
 from .commands.toy import toy
 from .commands.train import train
+from .commands.train_reward import train_reward
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +42,7 @@ app.command(cls=PartialCommand)(generate)
 app.command(cls=PartialCommand)(evaluate)
 app.command(cls=PartialCommand)(prepare)
 app.command(cls=PartialCommand)(train)
+app.command("train-reward", cls=PartialCommand)(train_reward)
 
 
 @app.callback(invoke_without_command=True)

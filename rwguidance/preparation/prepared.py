@@ -276,7 +276,8 @@ class Prepared:
     def _shelf(self, i: int) -> Shelf:
         origin = self.about["sources"][i]["origin"]
         folder = Path(self.folder) / "rows"
-        return Shelf.of(self._drawer(origin), folder, self.about["batch"], self.about["rewards"])
+        rewards, features = self.about["rewards"], self.about.get("features", {})
+        return Shelf.of(self._drawer(origin), folder, self.about["batch"], rewards, features)
 
 
 def _pairs(source: int, shelf: Shelf, prompts: Collection[str]) -> Iterator[_Pair]:
