@@ -4,7 +4,7 @@ import inspect
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rwguidance.support.describe import print_facts
+from rwguidance.support.describe import plain_text, print_facts
 from rwguidance.support.packaged import in_package, package_of
 
 from .published import Published
@@ -20,14 +20,13 @@ def print_backbones() -> None:
 
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table()
     for heading in _HEADINGS:
         table.add_column(heading, overflow="fold", no_wrap=heading == "name")
     for name in available():
         found = facts(name)
-        table.add_row(*(Text(found.get(heading, "")) for heading in _HEADINGS))
+        table.add_row(*(plain_text(found.get(heading, "")) for heading in _HEADINGS))
     Console().print(table)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rwguidance.support import checks
 from rwguidance.support.files import expanded
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder, package_of
@@ -24,6 +25,7 @@ from .index import INDEX, check_whole, network_class, read_index
 from .pipelines import PipelineBackbone, require
 from .sd3 import SD3
 from .sdxl import SDXL
+from .tokenizers import check_tokenizers
 
 __all__ = ["Published", "from_pipeline"]
 
@@ -101,6 +103,9 @@ class Published:
         card: Where the model card is, a web address or ``package://name/folder/README.md``.
         license: The license of the weights, by name.
         pipeline: Name of the pipeline's class. Empty is that of the family.
+
+    Raises:
+        TypeError: If one of the texts is none.
     """
 
     name: str
@@ -112,6 +117,11 @@ class Published:
     card: str = ""
     license: str = ""
     pipeline: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "source", "card", "license", "pipeline"):
+            checks.instance(name, getattr(self, name), str, "a string")
+        checks.optional(checks.instance, "vae", self.vae, str, "a string")
 
     @property
     def pipeline_class(self) -> str:
@@ -156,7 +166,8 @@ class Published:
 
         Raises:
             ValueError: If classifier-free guidance is asked of a model that was distilled from it,
-                the folder holds another kind of pipeline, or a single file comes without `config`.
+                the folder holds another kind of pipeline, a tokenizer is cut off, or a single file
+                comes without `config`.
             FileNotFoundError: If the model, or this variant of it, is not there; says how to fetch
                 it.
         """
@@ -175,6 +186,7 @@ class Published:
             if not in_package(self.source):
                 check_channels(options["vae"], self.family.latent_channels)
         pipe = self._pipeline(path, dtype, variant, config)
+        check_tokenizers(pipe, config or path or self.source)
         backbone = self.family(pipe=pipe, **options)
         if self.distilled and backbone.guidance_scale is not None and scale is None:
             raise ValueError(

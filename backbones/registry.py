@@ -1,5 +1,6 @@
 """Backbones by name."""
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ def _check(name: str, value: Any) -> None:
             f"backbone {name!r} must be a subclass of backbones.Backbone or backbones.Generator, "
             f"got {value!r}; or a function that returns one"
         )
+    inspect.signature(value)  # which lists show
 
 
 _registry: Registry[Callable[..., TextToImage]] = Registry(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rwguidance.support import checks
-from rwguidance.support.describe import print_facts
+from rwguidance.support.describe import plain_text, print_facts
 from rwguidance.support.fingerprint import NotKept
 from rwguidance.support.image_files import MAX_PIXELS
 from rwguidance.support.notes import heard
@@ -61,7 +61,7 @@ def print_rewards(
     for heading, width in zip(headings, widths, strict=True):
         table.add_column(heading, width=width, overflow="fold")
     for row in rows:
-        table.add_row(*map(_text, row))
+        table.add_row(*map(plain_text, row))
     console.print(table)
     console.print()
     stated = [s for s in specs if s.parity]
@@ -201,7 +201,7 @@ def print_scores(scores: Scores, specs: Mapping[str, RewardSpec] | None = None) 
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in scores.summaries:
         usual = [cells(specs[summary.reward])[-2]] if specs else []
-        table.add_row(*map(_text, (*_numbers(summary), *usual)))
+        table.add_row(*map(plain_text, (*_numbers(summary), *usual)))
     console.print(table)
     for name in dict.fromkeys(summary.reward for summary in scores.summaries):
         _print_best(console, scores, name)
@@ -311,7 +311,7 @@ def _print_best(console: "Console", scores: Scores, name: str) -> None:
         justify: Any = "left" if i < 2 else "right"
         table.add_column(heading, width=width, justify=justify, overflow="ellipsis", no_wrap=True)
     for row in rows:
-        table.add_row(*map(_text, row))
+        table.add_row(*map(plain_text, row))
     console.print()
     console.print(table)
     if len(best) > _ROWS:
@@ -361,14 +361,6 @@ def _table(title: str | None = None) -> "Table":
     )
 
 
-def _text(text: str) -> Any:
-    """Text without markup: brackets in names and prompts mean themselves."""
-
-    from rich.text import Text
-
-    return Text(text)
-
-
 def _say(console: "Console", text: str, first: str = "", rest: str = "") -> None:
     """Prints plain text, wrapped on a terminal and in one line elsewhere."""
 
@@ -376,4 +368,4 @@ def _say(console: "Console", text: str, first: str = "", rest: str = "") -> None
     for line in textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
     ) or [first]:
-        console.print(_text(line), soft_wrap=True)
+        console.print(plain_text(line), soft_wrap=True)

@@ -55,7 +55,9 @@ def load(
     """Builds a reward, frozen and in eval mode.
 
     Arguments:
-        name: A name that :func:`available` lists.
+        name: A name that :func:`available` lists, or a folder that `rwguidance train-reward` wrote,
+            as a path with a separator, such as ``./folder``; path and options are then those of its
+            tower (:mod:`rewards.learned`).
         path: A local file or directory with the weights, for rewards that have some.
         device: Device of the reward.
         dtype: Dtype of the reward's parameters.
@@ -69,17 +71,27 @@ def load(
         ValueError: If there is no such device, or the dtype is not of floating point.
     """
 
-    return build("reward", name, _registry.load(name), path, device, dtype, options)
+    from .learned import is_learned, learned
+
+    factory = learned(name) if is_learned(name) else _registry.load(name)
+    return build("reward", name, factory, path, device, dtype, options)
 
 
 def spec(name: str) -> RewardSpec:
     """The facts about one reward. Imports the package that provides it, and builds nothing.
+
+    Arguments:
+        name: A name, or a folder, as :func:`load` takes them.
 
     Raises:
         TypeError: If the name is not a string.
         LookupError: If there is no such reward; lists those that exist.
     """
 
+    from .learned import is_learned, learned_spec
+
+    if is_learned(name):
+        return learned_spec(name)
     return _registry.load(name).spec
 
 

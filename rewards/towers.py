@@ -17,6 +17,7 @@ from rwguidance.schedules import working_dtype
 from rwguidance.support.checks import integer
 
 from .base import Reward, as_strings
+from .images import Images
 from .prompt_cache import PromptCache
 
 __all__ = ["AffineHead", "EmbeddingReward", "LogitScale", "WideModule", "checkpoint_layers", "unit"]
@@ -156,6 +157,26 @@ class EmbeddingReward(Reward):
     @abstractmethod
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Raw embeddings of prompts, with shape (B, D)."""
+
+    def pair_features(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Features of what :meth:`preprocess` returned, each for a prompt, as :meth:`features`."""
+
+        embedded = unit(self.embed_images(images))
+        return torch.cat([embedded * self._encode(prompts), embedded], dim=-1)
+
+    def features(self, images: Images, prompts: Any) -> Tensor:
+        """Numbers of each pair whose weighted sums are rewards, in float32 or wider, (B, 2 D).
+
+        The products of both unit embeddings, entry by entry, whose plain sum is the cosine; then
+        the unit embedding of the image, of which a look that suits any prompt is told.
+
+        Arguments:
+            images: B images, as in :meth:`__call__`.
+            prompts: Their prompts.
+        """
+
+        groups = self._groups(images)
+        return self._in_groups(self.pair_features, groups, self._prompts(prompts, len(groups)))
 
     @abstractmethod
     def value(self, cosine: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import hashlib
 import json
 from typing import Any
 
+from rwguidance.support.tokenizers import merges_of, model_of, unmade_tokens
+
 __all__ = ["check_published", "check_vocabulary", "vocabulary_digest"]
 
 _PUBLISHED = {
@@ -46,9 +48,8 @@ def check_vocabulary(tokenizer: Any, rows: int, where: object) -> None:
             f"tokens up to number {numbers[-1] if numbers else None}: a file is cut off, or of "
             "another model"
         )
-    model = _model(tokenizer)
-    if model.get("type") == "BPE":
-        _check_merges(model, set(tokenizer.get_added_vocab()), where)
+    if model_of(tokenizer).get("type") == "BPE":
+        _check_merges(tokenizer, where)
 
 
 def check_published(tokenizer: Any, rows: int, where: object) -> None:
@@ -65,7 +66,8 @@ def check_published(tokenizer: Any, rows: int, where: object) -> None:
         ValueError: If it has other tokens, numbers or merges than were published.
     """
 
-    name, digest = _PUBLISHED.get((_model(tokenizer).get("type"), rows), ("", ""))
+    kind = str(model_of(tokenizer).get("type"))
+    name, digest = _PUBLISHED.get((kind, rows), ("", ""))
     if name and vocabulary_digest(tokenizer) != digest:
         raise ValueError(
             f"{where} must hold the tokenizer of {name}, whose embedding has {rows} rows, and has "
@@ -83,31 +85,18 @@ def vocabulary_digest(tokenizer: Any) -> str:
         tokenizer: A fast tokenizer of transformers.
     """
 
-    model = _model(tokenizer)
+    model = model_of(tokenizer)
     tokens = sorted(model["vocab"].items(), key=lambda item: item[1])
-    content = [model.get("type"), tokens, [list(pair) for pair in _merges(model)]]
+    content = [model.get("type"), tokens, [list(pair) for pair in merges_of(model)]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _model(tokenizer: Any) -> Any:
-    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-
-
-def _merges(model: Any) -> list[Any]:
-    """The pairs that are merged, which versions of tokenizers write in two ways."""
-
-    pairs = model.get("merges", [])
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
-
-
-def _check_merges(model: Any, added: set[str], where: object) -> None:
-    vocabulary = set(model["vocab"])
-    made = {"".join(pair) for pair in _merges(model)}
-    end = model.get("end_of_word_suffix") or ""
-    single = lambda token: len(token.removesuffix(end) if end else token) <= 1
-    lost = sorted(t for t in vocabulary - made - added if not single(t))
-    if lost or not made <= vocabulary:
+def _check_merges(tokenizer: Any, where: object) -> None:
+    model = model_of(tokenizer)
+    made = {"".join(pair) for pair in merges_of(model)}
+    lost, stray = unmade_tokens(tokenizer), made - set(model["vocab"])
+    if lost or stray:
         raise ValueError(
             f"{where} must hold the merges of its whole vocabulary and no others, got none for "
-            f"{len(lost)} tokens, and {len(made - vocabulary)} that make none: a file is cut off"
+            f"{len(lost)} tokens, and {len(stray)} that make none: a file is cut off"
         )

@@ -14,7 +14,7 @@ image in the same order, or null where there is none::
 
 Any other status means that there are no rewards; the first line of its body is shown. The client
 tries 429 and 5xx again, but no other status. Nothing is ever unpickled. :func:`serve` is a server
-of any reward of this package; in another environment, this is one::
+of any reward of this package, for 256 images at once; in another environment, this is one::
 
     import base64, io, json
     from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -26,6 +26,12 @@ _MAX_REQUEST = 1 << 28
 """Bytes of a request that the server reads."""
 
 
+_MAX_IMAGES = 256
+"""Images of a request: a reward enlarges the smallest to what its network takes."""
+
+_MAX_TEXT = 1 << 20
+"""Characters of all prompts of a request, which tokenizers read to their end."""
+
 _MAX_BODIES = 1 << 30
 """Bytes of all requests that are in memory at once."""
 
@@ -114,6 +120,10 @@ class RewardServer(ThreadingMixIn, HTTPServer):
         files = request.get("images")
         if not isinstance(files, list) or not files:
             raise ValueError('"images" must be a list of at least one PNG file in base64')
+        if len(files) > _MAX_IMAGES:
+            raise ValueError(
+                f"images must be {_MAX_IMAGES} at most, got {len(files):,}: send fewer at once"
+            )
         images: list[Any] = []
         for i, file in enumerate(files):
             held = sum(image.width * image.height for image in images)
@@ -121,9 +131,15 @@ class RewardServer(ThreadingMixIn, HTTPServer):
         if not self.reward.spec.needs_prompt:
             return images, None
         try:
-            return images, as_strings(request.get("prompts") or [], len(images))
+            prompts = as_strings(request.get("prompts") or [], len(images))
         except TypeError as error:
             raise ValueError(str(error)) from error
+        length = sum(map(len, prompts))
+        if length > _MAX_TEXT:
+            raise ValueError(
+                f"prompts must have {_MAX_TEXT:,} characters together, at most, got {length:,}"
+            )
+        return images, prompts
 
     def _image(self, file: object, i: int, max_pixels: int) -> Any:
         try:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..support.describe import printable
 from .commands.app import open_app
 from .commands.backbones import list_backbones
 from .commands.demo import demo
@@ -22,6 +23,7 @@ from .commands.rewards import list_rewards
 from .commands.score import score
 from .commands.toy import toy
 from .commands.train import train
+from .commands.train_reward import train_reward
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +42,7 @@ app.command(cls=PartialCommand)(generate)
 app.command(cls=PartialCommand)(evaluate)
 app.command(cls=PartialCommand)(prepare)
 app.command(cls=PartialCommand)(train)
+app.command("train-reward", cls=PartialCommand)(train_reward)
 
 
 @app.callback(invoke_without_command=True)
@@ -67,7 +70,7 @@ def main() -> None:
         # A name that is unknown is a LookupError; a KeyError or an IndexError is ours.
         if not isinstance(error, _MISTAKES) and type(error) is not LookupError:
             raise
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {printable(str(error))}", fg=typer.colors.RED, err=True)
         sys.exit(1)
 
 

@@ -7,6 +7,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from ..generation.console import Terminal
+from ..support.describe import plain_text
 from ..support.processes import Processes, joined
 from .page import write_page
 from .plan import Plan
@@ -97,7 +98,7 @@ def print_table(table: Table) -> None:
             side: Any = "left" if head == "method" else "right"
             grid.add_column(head, justify=side, no_wrap=True)
         for line in lines:
-            grid.add_row(*line)
+            grid.add_row(*map(plain_text, line))
         wide.print(grid)
         _say(console, section.sentence)
     for doubt in table.doubts:
@@ -105,7 +106,5 @@ def print_table(table: Table) -> None:
 
 
 def _say(console: "Console", text: str) -> None:
-    from rich.text import Text
-
     if text:
-        console.print(Text(text), soft_wrap=True)
+        console.print(plain_text(text), soft_wrap=True)

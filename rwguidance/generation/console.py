@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..samplers import ADVICE, UnreliableEstimate
 from ..statistics import mean_and_error
 from ..store import OldStore
+from ..support.describe import plain_text
 from ..support.fingerprint import NotKept
 from ..support.notes import heard
 from ..support.processes import ALONE, Processes
@@ -58,7 +59,7 @@ class Terminal:
         from rich import progress
 
         bars = progress.Progress(
-            progress.TextColumn("{task.description:<18}"),
+            progress.TextColumn("{task.description:<18}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
@@ -166,7 +167,6 @@ def _print_table(console: "Console", pairs: dict[str, list[Row]]) -> None:
 
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     rows = [row for some in pairs.values() for row in some]
     target = any("tilted mean" in row.facts for row in rows)
@@ -176,7 +176,7 @@ def _print_table(console: "Console", pairs: dict[str, list[Row]]) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for prompt, some in islice(pairs.items(), _PROMPTS):
-        text = Text(" ".join(prompt.split()))
+        text = plain_text(" ".join(prompt.split()))
         text.truncate(44, overflow="ellipsis")
         table.add_row(text, *_cells(some, target, over_prompts=False))
     several = len(pairs) > 1
@@ -207,6 +207,4 @@ def _cells(rows: Sequence[Row], target: bool, over_prompts: bool) -> list[str]:
 
 
 def _say(console: "Console", text: str) -> None:
-    from rich.text import Text
-
-    console.print(Text(text), soft_wrap=True)
+    console.print(plain_text(text), soft_wrap=True)

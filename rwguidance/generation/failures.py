@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 
-__all__ = ["reason", "summarize"]
+from ..support.describe import error_text
 
-_LENGTH = 500
-"""Number of characters after which a reason is cut: some errors print whole configurations."""
+__all__ = ["reason", "summarize"]
 
 
 def reason(error: Exception) -> str:
     """Returns an error in one line, with its class unless its text is written for users."""
 
-    text = " ".join(str(error).split())
+    text = error_text(error)
     if not isinstance(error, ValueError | FloatingPointError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= _LENGTH else text[:_LENGTH] + "..."
+    return text
 
 
 def summarize(failures: Mapping[int, str], wanted: int) -> str:

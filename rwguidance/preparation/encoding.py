@@ -4,10 +4,10 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,16 @@ from .pictures import read_picture
 from .row_log import Row, RowLog
 from .sources import Source
 
-__all__ = ["Encoder", "Shelf"]
+__all__ = ["Encoder", "Featured", "Shelf"]
 
 _DECODERS = 8
+
+
+class Featured(Protocol):
+    """A tower of a reward, such as :class:`rewards.towers.EmbeddingReward`."""
+
+    def features(self, images: Tensor, prompts: Any) -> Tensor:
+        """Returns features of images, each for its prompt, with shape (B, F)."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,22 @@ class Shelf:
         log: What was found in its rows.
         latents: Column of the latents, an entry for each picture of the rows that are kept.
         rewards: Columns of rewards by name, likewise; NaN where a reward failed.
+        features: Columns of features by name, likewise.
     """
 
     log: RowLog
     latents: Column
     rewards: Mapping[str, Column]
+    features: Mapping[str, Column]
 
     @classmethod
     def of(
-        cls, drawer: Drawer, folder: Path, batch: int, rewards: Mapping[str, str | None]
+        cls,
+        drawer: Drawer,
+        folder: Path,
+        batch: int,
+        rewards: Mapping[str, str],
+        features: Mapping[str, str],
     ) -> "Shelf":
         """Returns the shelf of a file of data.
 
@@ -50,19 +64,19 @@ class Shelf:
             folder: Folder for the file of rows.
             batch: Number of rows in a batch.
             rewards: Fingerprints of rewards by name.
+            features: Fingerprints of towers by name.
         """
 
-        columns = {
-            name: drawer.column(f"rewards/{name}", {"reward": key}) for name, key in rewards.items()
-        }
         log = RowLog(folder / f"{drawer.folder.name}.jsonl", batch)
-        return cls(log, drawer.column("x_0"), columns)
+        scored = {n: drawer.column(f"rewards/{n}", {"reward": key}) for n, key in rewards.items()}
+        seen = {n: drawer.column(f"features/{n}", {"tower": key}) for n, key in features.items()}
+        return cls(log, drawer.column("x_0"), scored, seen)
 
     @property
     def columns(self) -> list[Column]:
         """All columns."""
 
-        return [self.latents, *self.rewards.values()]
+        return [self.latents, *self.rewards.values(), *self.features.values()]
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class Encoder:
         size: Height and width of images, in pixels.
         layout: Layout of the rows.
         batch: Number of rows in a batch; its pictures go through the networks together.
+        features: Towers by name, whose features are wanted.
+        device: Device on which networks see pictures; None is the CPU.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -82,6 +98,8 @@ class Encoder:
     size: tuple[int, int]
     layout: Layout
     batch: int
+    features: Mapping[str, Featured] = field(default_factory=dict)
+    device: torch.device | None = None
 
     def fill(self, source: Source, shelf: Shelf, report: Callable[[int], None]) -> None:
         """Makes what is missing of a file of data; goes on where a killed process stopped.
@@ -92,8 +110,9 @@ class Encoder:
             report: Is told the number of rows that are done.
 
         Raises:
-            ValueError: If the file cannot be read, or latents are not finite; names the file.
-            OSError: If it cannot be read, or the disk fails.
+            ValueError: If the file cannot be read, or latents or features are not finite; names the
+                file.
+            OSError: If the disk fails.
         """
 
         shelf.log.mend()
@@ -156,20 +175,29 @@ class Encoder:
         rows: Sequence[Row],
         images: Sequence[Tensor],
     ) -> None:
-        """Adds the latents and the rewards of a batch of pictures, those that are missing."""
+        """Adds what is missing of a batch of pictures: latents, rewards, features."""
 
         if not images:
             return
         here = range(start, start + len(images))
-        pictures = torch.stack(list(images))
+        pictures = torch.stack(list(images)).to(self.device or "cpu")
         if shelf.latents.missing(here):
             with torch.no_grad():
-                latents = self.encode(pictures)
-            if not bool(latents.isfinite().all()):
-                raise ValueError(f"{source.path}: latents are not finite in {latents.dtype}")
+                latents = _finite(self.encode(pictures), f"{source.path}: latents")
             shelf.latents.append(start, latents, durable=False)
         captions = [row.caption for row in rows for _ in row.ranks]
         for name, column in shelf.rewards.items():
             if column.missing(here):
                 values = score_pairs(self.rewards[name], pictures, captions).values
                 column.append(start, values, durable=False)
+        for name, column in shelf.features.items():
+            if column.missing(here):
+                with torch.no_grad():
+                    found = self.features[name].features(pictures, captions)
+                column.append(start, _finite(found, f"{source.path}: features"), durable=False)
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{what} are not finite in {values.dtype}")
+    return values

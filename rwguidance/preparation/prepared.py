@@ -1,6 +1,5 @@
 """Prepared data, as trainings read it: pairs of latents, draws by prompt, splits of prompts."""
 
-import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -19,6 +18,7 @@ from ..evaluation.prompt_sets import wording
 from ..store import Drawer, Store
 from ..support import checks
 from ..support.files import read_regular, replacing
+from ..support.records import read_records
 from .encoding import Shelf
 
 __all__ = [
@@ -58,10 +58,15 @@ def split_of(prompt: str, seed: int, validation: float) -> str:
 
 
 def left_out(folder: Path) -> Counter[str]:
-    """Returns reasons why rows, files or prompts were left out, with how often each occurred."""
+    """Returns reasons why rows, files or prompts were left out, with how often each occurred.
 
-    with (folder / SKIPPED).open(encoding="utf-8", newline="") as file:
-        return Counter(row["reason"] for row in csv.DictReader(file))
+    Raises:
+        OSError: If their file is not there, or is a pipe, a device or a folder.
+        ValueError: If it is damaged.
+    """
+
+    rows = read_records(folder / SKIPPED, "reason", spaces=True)
+    return Counter(row.text("reason") for row in rows)
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
@@ -271,7 +276,8 @@ class Prepared:
     def _shelf(self, i: int) -> Shelf:
         origin = self.about["sources"][i]["origin"]
         folder = Path(self.folder) / "rows"
-        return Shelf.of(self._drawer(origin), folder, self.about["batch"], self.about["rewards"])
+        rewards, features = self.about["rewards"], self.about.get("features", {})
+        return Shelf.of(self._drawer(origin), folder, self.about["batch"], rewards, features)
 
 
 def _pairs(source: int, shelf: Shelf, prompts: Collection[str]) -> Iterator[_Pair]:
@@ -279,7 +285,7 @@ def _pairs(source: int, shelf: Shelf, prompts: Collection[str]) -> Iterator[_Pai
 
     groups: dict[Any, list[tuple[int, float, str]]] = defaultdict(list)
     number = 0
-    for i, row in enumerate(shelf.log.read()[0]):
+    for i, row in enumerate(shelf.log.whole()):
         for rank in row.ranks:
             key = ("row", i) if row.group is None else ("group", row.group, row.caption)
             groups[key].append((number, rank, row.caption))

@@ -1,5 +1,6 @@
 """What was found in the rows of a file of data, in a file of lines that only grows."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ class RowLog:
     """The rows of one file of data, in order, on the disk.
 
     They are added in batches, and the last line says that there are no more. A batch that a killed
-    process has written in part does not count, and is written anew.
+    process has written in part does not count, and is written anew. So is all from a line on that
+    was damaged, which its digest tells.
 
     Arguments:
         path: The file of lines.
@@ -61,6 +63,22 @@ class RowLog:
             rows.append(row)
         return rows[: len(rows) // self.batch * self.batch], False
 
+    def whole(self) -> list[Row]:
+        """Returns the rows of a file of data that is finished.
+
+        Raises:
+            ValueError: If some are damaged or lost; names the file.
+            OSError: If the file cannot be read.
+        """
+
+        rows, complete = self.read()
+        if not complete:
+            raise ValueError(
+                f"{self.path} is damaged, {len(rows)} rows of it are left: preparing the data "
+                "again makes the others anew"
+            )
+        return rows
+
     def extend(self, rows: Sequence[Row], last: bool) -> None:
         """Adds a batch; waits for the disk.
 
@@ -72,11 +90,11 @@ class RowLog:
             OSError: If the disk is full or cannot be written to.
         """
 
-        lines = [json.dumps(_entry(row), ensure_ascii=True) for row in rows]
+        entries = [_entry(row) for row in rows]
         if last:
-            lines.append(json.dumps({"rows": len(self.read()[0]) + len(rows)}))
+            entries.append({"rows": len(self.read()[0]) + len(rows)})
         with naming(self.path), open(self.path, "ab", opener=own_file) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.write("".join(map(_line, entries)).encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -90,7 +108,7 @@ class RowLog:
         rows, complete = self.read()
         if complete or not self.path.exists():
             return
-        text = "".join(f"{json.dumps(_entry(row))}\n" for row in rows)
+        text = "".join(_line(_entry(row)) for row in rows)
         if self.path.read_text(encoding="utf-8", errors="replace") != text:
             with replacing(self.path, durable=True) as partial:
                 partial.write_bytes(text.encode())
@@ -101,9 +119,32 @@ class RowLog:
         with open_regular(self.path) as file:
             for line in file:
                 try:
-                    yield json.loads(line) if line.endswith(b"\n") else None
+                    yield _opened(json.loads(line)) if line.endswith(b"\n") else None
                 except ValueError:
                     yield None
+
+
+_SEAL = "sha256"
+
+_NAMES = ({"problem"}, {"caption", "ranks"}, {"caption", "ranks", "group"}, {"rows"})
+"""Names of what lines hold besides their digest, which older ones lack."""
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps({**entry, _SEAL: _digest(entry)}) + "\n"
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
+
+
+def _opened(entry: Any) -> Any:
+    """Returns what a line holds; None if it is not what was written."""
+
+    if not isinstance(entry, dict):
+        return None
+    seal = entry.pop(_SEAL, None)
+    return entry if entry.keys() in _NAMES and seal in (None, _digest(entry)) else None
 
 
 def _entry(row: Row) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..support.files import expanded, replacing
 from ..support.fingerprint import fingerprint
 from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction
-from .encoding import Encoder, Shelf
+from .encoding import Encoder, Featured, Shelf
 from .layouts import Layout, layout_of, own_layout
 from .prepared import SKIPPED, Prepared, left_out, write_manifest
 from .sources import Source, find_sources
@@ -39,6 +39,8 @@ class Preparation:
         out: Folder of the data, made if needed.
         rewards: Rewards by name; what a file of a user's own holds must say what it depends on, see
             :mod:`rwguidance.support.fingerprint`.
+        features: Towers by name whose features of every picture of a pair are kept, of which
+            :func:`rwguidance.trainer.fit_reward` makes a reward; they say what they depend on, too.
         batch_size: Number of rows, or of draws, that the networks see at once.
         validation: Share of the prompts that are for validation, in [0, 1).
         seed: Seed of the split, and of draws.
@@ -54,6 +56,7 @@ class Preparation:
     backbone: TextToImage
     out: Path
     rewards: Mapping[str, RewardFunction] = field(default_factory=dict)
+    features: Mapping[str, Featured] = field(default_factory=dict)
     batch_size: int = 8
     validation: float = 0.02
     seed: int = 0
@@ -66,15 +69,30 @@ class Preparation:
         object.__setattr__(self, "out", expanded(self.out))
         for name, reward in self.rewards.items():
             checks.function(name, reward, classes=False)
+        for name, tower in self.features.items():
+            if not callable(getattr(tower, "features", None)):
+                raise TypeError(
+                    f"features of {name} must come from a reward of two towers, such as clipscore, "
+                    f"with a method features(images, prompts), got {checks.described(tower)}"
+                )
         checks.integer("batch_size", self.batch_size, 1)
         checks.number("validation", self.validation, 0, below=1)
         checks.integer("seed", self.seed, 0)
         object.__setattr__(self, "key", fingerprint(self.backbone, self.backbone.incidental))
         keys = {name: fingerprint(reward) for name, reward in self.rewards.items()}
         object.__setattr__(self, "reward_keys", keys)
+        keys = {name: fingerprint(tower) for name, tower in self.features.items()}
+        object.__setattr__(self, "feature_keys", keys)
 
     key: str = field(init=False, repr=False)
     reward_keys: dict[str, str] = field(init=False, repr=False)
+    feature_keys: dict[str, str] = field(init=False, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's states, on which rewards see pictures."""
+
+        return self.backbone.draw_noise(1, torch.Generator()).device
 
     @property
     def store(self) -> Store:
@@ -115,6 +133,8 @@ class Preparation:
         if not isinstance(shown, Mapping):
             return []
         columns = {name: drawer.column(f"embeddings/{name}") for name in shown}
+        for column in columns.values():
+            column.repair(range(len(column)))
         for start in range(0, len(prompts), self.batch_size):
             some = prompts[start : start + self.batch_size]
             rows = range(start, start + len(some))
@@ -142,6 +162,7 @@ class Preparation:
                 "seed": self.seed,
                 "validation": self.validation,
                 "rewards": self.reward_keys,
+                "features": self.feature_keys,
                 "prompts": prompts,
                 "embeddings": names,
                 "prompt drawer": origin,
@@ -224,12 +245,20 @@ def _prepared(
             "batch": job.batch_size,
         }
         shelf = _shelf(job, origin)
-        encoder = Encoder(encode_pictures, job.rewards, size, layout, job.batch_size)
+        encoder = Encoder(
+            encode_pictures,
+            job.rewards,
+            size,
+            layout,
+            job.batch_size,
+            job.features,
+            job.device,
+        )
         total = source.count()
         encoder.fill(source, shelf, lambda done: job.report(source.path.name, done, total))
-    except (OSError, ValueError) as error:  # of this file; the others go on
+    except ValueError as error:  # of this file; the others go on, which a full disk ends
         return {**entry, "problem": reason(error)}
-    rows, _ = shelf.log.read()
+    rows = shelf.log.whole()
     skipped = sum(bool(row.problem) for row in rows)
     pictures = sum(len(row.ranks) for row in rows)
     counts = {"rows": len(rows), "skipped": skipped, "pictures": pictures}
@@ -239,17 +268,19 @@ def _prepared(
 def _shelf(job: Preparation, origin: Mapping[str, Any]) -> Shelf:
     folder = job.out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    return Shelf.of(job.store.of(origin), folder, job.batch_size, job.reward_keys)
+    keys = job.reward_keys, job.feature_keys
+    return Shelf.of(job.store.of(origin), folder, job.batch_size, *keys)
 
 
 def _rows(job: Preparation, entry: Mapping[str, Any]) -> Any:
-    return _shelf(job, entry["origin"]).log.read()[0]
+    return _shelf(job, entry["origin"]).log.whole()
 
 
 def _write_skipped(job: Preparation, entries: Sequence[Mapping[str, Any]]) -> None:
     with (
         replacing(job.out / SKIPPED) as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
+        # A name that is not UTF-8 is escaped, as the console shows it.
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.writer(file)
         table.writerow(("file", "row", "reason"))
@@ -283,6 +314,8 @@ def prepare_draws(
     checks.integer("draws", draws, 1)
     if not job.rewards:
         raise ValueError("rewards must name at least one reward, since draws are prepared for it")
+    if job.features:
+        raise ValueError("features are kept of pairs that people compared, not of draws")
     times = sampling_times(job.backbone, steps)
     runs = {
         name: Run(job.backbone, reward, times, job.seed, job.batch_size, None, job.store)

@@ -9,14 +9,16 @@ the first member that is broken or missing, so archives are read here.)
 import csv
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from ..support import checks
-from ..support.files import expanded
+from ..support.files import expanded, open_regular, read_regular
 
 __all__ = ["Source", "find_sources"]
 
@@ -24,7 +26,10 @@ _ENDS = 2**20
 """Bytes at both ends of a file that its key depends on; data has the size of disks."""
 
 _MOST_TEXT, _MOST_PICTURE = 2**24, 2**28
-"""Bytes of a member of an archive that is text, at most."""
+"""Bytes of a member of an archive that is text, or of a line; of a member that is a picture."""
+
+_MOST_LIST = 2**30
+"""Bytes of a list in JSON, which is read at once, at most."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -44,11 +49,15 @@ class Source:
 
     @property
     def key(self) -> str:
-        """A key of the content: SHA-256 of its size and of its first and last MiB."""
+        """A key of the content: SHA-256 of its size and of its first and last MiB.
 
-        size = self.path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with self.path.open("rb") as file:
+        Raises:
+            ValueError: If it cannot be read; names it.
+        """
+
+        with _reading(self.path), open_regular(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
             digest.update(file.read(_ENDS))
             file.seek(max(0, size - _ENDS))
             digest.update(file.read(_ENDS))
@@ -61,8 +70,8 @@ class Source:
             start: Number of the first row.
 
         Raises:
-            ValueError: If the file is not of its format; names it.
-            OSError: If it cannot be read.
+            ValueError: If the file is not of its format, is a pipe, a device or a folder, or cannot
+                be read; names it.
         """
 
         read = {
@@ -73,38 +82,28 @@ class Source:
             ".json": _of_list,
             ".csv": _of_csv,
         }[self.path.suffix.lower()]
-        try:
+        with _reading(self.path):
             yield from read(self.path, start)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{self.path} cannot be read: {error}") from error
 
     def count(self) -> int:
         """Returns the number of rows, for which no pictures of an archive are read.
 
         Raises:
-            ValueError: If the file is not of its format; names it.
-            OSError: If it cannot be read.
+            ValueError: If the file is not of its format, or cannot be read; names it.
         """
 
         count = {".parquet": _rows_of_parquet, ".tar": _rows_of_archive}
         known = count.get(self.path.suffix.lower())
         if known is None:
             return sum(1 for _ in self.rows())
-        try:
+        with _reading(self.path):
             return known(self.path)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{self.path} cannot be read: {error}") from error
 
     def columns(self) -> list[str]:
         """Returns the names of the columns, as far as the first rows have them.
 
         Raises:
-            ValueError: If the file is not of its format; names it.
-            OSError: If it cannot be read.
+            ValueError: If the file is not of its format, or cannot be read; names it.
         """
 
         names: dict[str, None] = {}
@@ -120,8 +119,11 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
         paths: Files, or folders that are searched for .parquet, .arrow, .tar, .jsonl, .json and
             .csv.
 
+    What a folder has under these endings and cannot be read, such as a link to nothing, is found.
+
     Raises:
         FileNotFoundError: If there is no such file or folder.
+        OSError: If a path leads to a pipe or a device.
         ValueError: If a file has another ending, or nothing is found.
     """
 
@@ -131,8 +133,10 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
         path = expanded(given)
         if not path.exists():
             raise FileNotFoundError(f"data: there is no file or folder {path}")
-        if path.is_file() and path.suffix.lower() not in _ENDINGS:
-            raise ValueError(f"data must end in {', '.join(_ENDINGS)}, got {path}")
+        if not path.is_dir():
+            open_regular(path).close()
+            if path.suffix.lower() not in _ENDINGS:
+                raise ValueError(f"data must end in {', '.join(_ENDINGS)}, got {path}")
         inside = path.rglob("*") if path.is_dir() else [path]
         found.update(dict.fromkeys(p for p in sorted(inside) if _is_data(p)))
     if not found:
@@ -140,8 +144,19 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
     return [Source(path) for path in found]
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuses what libraries would wait for, and gives errors of reading the file's name."""
+
+    try:
+        open_regular(path).close()
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def _is_data(path: Path) -> bool:
-    return path.suffix.lower() in _ENDINGS and path.is_file() and not path.name.startswith(".")
+    return path.suffix.lower() in _ENDINGS and not path.is_dir() and not path.name.startswith(".")
 
 
 def _of_parquet(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
@@ -233,9 +248,16 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> d
 
 def _of_lines(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(_lines(file)):
             if number >= start:
                 yield _entries(line)
+
+
+def _lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    while line := file.readline(_MOST_TEXT):  # zeros take no place in a file
+        if len(line) == _MOST_TEXT:
+            raise ValueError(f"a line must have fewer than {_MOST_TEXT:,} characters")
+        yield line
 
 
 def _entries(line: bytes) -> dict[str, Any]:
@@ -247,7 +269,7 @@ def _entries(line: bytes) -> dict[str, Any]:
 
 
 def _of_list(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
-    entries = json.loads(path.read_bytes())
+    entries = json.loads(read_regular(path, _MOST_LIST))
     if not isinstance(entries, list):
         raise ValueError("it must hold a list of rows")
     for entry in entries[start:]:
@@ -256,6 +278,6 @@ def _of_list(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
 
 def _of_csv(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
+        for number, row in enumerate(csv.DictReader(_lines(file))):
             if number >= start:
                 yield {name: value for name, value in row.items() if isinstance(name, str)}

@@ -1,12 +1,57 @@
-"""Descriptions: of objects in one line, never with tensors, and of facts in a box on a terminal."""
+"""Descriptions: of objects in one line, never with tensors, and of facts in a box on a terminal.
 
+Names of files and what foreign code says are not trusted: on a terminal, some characters move the
+cursor, clear the screen or name the window.
+"""
+
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["named", "print_facts", "summary"]
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["error_text", "named", "plain_text", "print_facts", "printable", "summary"]
+
+_LENGTH = 500
+"""Number of characters after which the text of an error is cut: some print whole configurations."""
+
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Characters that a terminal does not print, but obeys."""
+
+
+def printable(text: str) -> str:
+    """Returns a text in one line, in which characters that steer a terminal are escapes."""
+
+    escape = lambda found: found[0].encode("unicode_escape").decode()
+    return _STEERING.sub(escape, " ".join(text.splitlines()))
+
+
+def error_text(error: BaseException) -> str:
+    """Returns the text of an error in one line, cut where it is long, whatever the error does.
+
+    Arguments:
+        error: The error, which may be of a class of anybody's.
+    """
+
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        text = "its text cannot be had"
+    return printable(text if len(text) <= _LENGTH else text[:_LENGTH] + "...")
+
+
+def plain_text(text: str) -> "Text":
+    """Returns a text for tables and lines of rich, in which brackets mean themselves."""
+
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def summary(owner: Any, **arguments: Any) -> str:
@@ -45,11 +90,10 @@ def print_facts(name: str, facts: Mapping[str, str]) -> None:
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
-    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for key, text in facts.items():
-        grid.add_row(key, Text(text))
-    Console().print(Panel(grid, title=Text(name), title_align="left", padding=(0, 1)))
+        grid.add_row(key, plain_text(text))
+    Console().print(Panel(grid, title=plain_text(name), title_align="left", padding=(0, 1)))

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, distributed
 
 __all__ = ["ALONE", "Processes", "joined"]
+
+_JOINING = timedelta(minutes=10)
+"""Time until all processes must have begun; before they have met, nobody notices that one ended."""
 
 _PATIENCE = timedelta(days=7)
 """Time that processes wait for the slowest one; one that ends is noticed at once."""
@@ -30,10 +33,12 @@ class Processes:
     Arguments:
         rank: Number of this process.
         size: Number of processes.
+        group: The group in which they meet; None is the default one.
     """
 
     rank: int = 0
     size: int = 1
+    group: Any = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -60,9 +65,9 @@ class Processes:
             return [json.loads(json.dumps(value))]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with _together():
-            sizes = _exchanged(torch.tensor([len(text)]), self.size)
+            sizes = self._exchanged(torch.tensor([len(text)]))
             most = max(int(size) for size in sizes)
-            texts = _exchanged(torch.nn.functional.pad(text, (0, most - len(text))), self.size)
+            texts = self._exchanged(torch.nn.functional.pad(text, (0, most - len(text))))
         return [
             json.loads(bytes(text[: int(size)].tolist()))
             for text, size in zip(texts, sizes, strict=True)
@@ -82,7 +87,7 @@ class Processes:
             return values
         total = values.detach().clone()
         with _together():
-            distributed.all_reduce(total)
+            distributed.all_reduce(total, group=self.group)
         return total
 
     def wait(self) -> None:
@@ -93,6 +98,11 @@ class Processes:
         """
 
         self.gather(None)
+
+    def _exchanged(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(parts, tensor, group=self.group)
+        return parts
 
 
 ALONE = Processes()
@@ -108,6 +118,7 @@ def joined() -> Iterator[Processes]:
 
     Raises:
         ValueError: If the launcher's variables are incomplete.
+        ConnectionError: If not all processes have begun within ten minutes.
     """
 
     size = int(os.environ.get("WORLD_SIZE") or 1)
@@ -116,9 +127,16 @@ def joined() -> Iterator[Processes]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield Processes(distributed.get_rank(), size)
+        distributed.init_process_group("gloo", timeout=_JOINING)
+        group = distributed.new_group(timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"not all of the {size} processes of this run have begun within "
+            f"{_JOINING.total_seconds():g} seconds: start all of them again"
+        ) from error
+    try:
+        yield Processes(distributed.get_rank(), size, group)
     finally:
         distributed.destroy_process_group()
 
@@ -134,9 +152,3 @@ def _together() -> Iterator[None]:
             "another process of this run has ended, see its message; what is finished is kept, "
             "and the same command goes on"
         ) from error
-
-
-def _exchanged(tensor: Tensor, size: int) -> list[Tensor]:
-    parts = [torch.empty_like(tensor) for _ in range(size)]
-    distributed.all_gather(parts, tensor)
-    return parts

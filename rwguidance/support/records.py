@@ -206,8 +206,7 @@ def _read_parquet(path: Path) -> _Rows:
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            is_text = lambda kind: types.is_string(kind) or types.is_large_string(kind)
-            names = [field.name for field in schema if is_text(field.type)]
+            names = [field.name for field in schema if _is_text(types, field.type)]
             yield 0, names, None
             number = 0
             for batch in file.iter_batches(columns=names):
@@ -216,6 +215,14 @@ def _read_parquet(path: Path) -> _Rows:
                     yield number, names, row
     except (error, OSError, ValueError) as failure:  # damage has all of these classes
         raise ValueError(f"{path}: not Parquet, {failure}") from None
+
+
+def _is_text(types: Any, kind: Any) -> bool:
+    """Whether a column holds texts, or numbers of texts that are kept once (categories)."""
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind)
 
 
 def _check_names(path: Path, line: int, names: Sequence[str], needed: Sequence[str]) -> None:

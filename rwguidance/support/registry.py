@@ -36,6 +36,7 @@ import torch
 from torch import nn
 
 from . import checks
+from .describe import error_text
 from .files import expanded
 from .outside import on_hub
 from .packaged import in_package
@@ -196,7 +197,7 @@ class Registry(Generic[T]):
         except BaseException as error:  # whatever a foreign package does wrong is its own fault
             raise BrokenEntryPoint(
                 f"{self.kind} {name!r} is provided by the entry point {entry_point.value!r}"
-                f"{_package(entry_point)}, which fails: {type(error).__name__}: {error}"
+                f"{_package(entry_point)}, which fails: {type(error).__name__}: {error_text(error)}"
             ) from error
 
     def _unknown(self, name: str) -> str:

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .files import expanded
+from .describe import error_text
+from .files import expanded, read_regular
 
 __all__ = ["UserCodeError", "load_object", "user_digest"]
 
@@ -50,11 +51,11 @@ def load_object(place: str) -> Any:
         raise UserCodeError(f"user code must be named as FILE.py:NAME, got {place!r}")
     file = expanded(path)
     try:
-        content = file.read_bytes()
+        content = read_regular(file)
     except OSError as error:
         raise UserCodeError(
             f"{path} must be a file of Python to take {name} from, but it cannot be read "
-            f"({error.strerror or type(error).__name__})"
+            f"({error.strerror or error})"
         ) from error
     module = _import(file.resolve(), content)
     if not hasattr(module, name):
@@ -97,8 +98,10 @@ def _import(file: Path, content: bytes) -> Any:
     try:
         # Compiled from what was digested: a file that changes meanwhile is not another one's.
         exec(compile(content, str(file), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name], _digests[name]
-        detail = f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        detail = f"{type(error).__name__}: {error_text(error)}"
         raise UserCodeError(f"{file} cannot be imported: {detail}") from error
     return module

@@ -10,6 +10,7 @@ report.json and report.html, and pictures of held-out prompts. The same call goe
 interruption.
 """
 
+from .preferences import RewardFindings, fit_reward
 from .report import Findings
 from .run import fit
 from .settings import OBJECTIVES, PRESETS, Settings
@@ -21,8 +22,10 @@ __all__ = [
     "PRESETS",
     "Findings",
     "Level",
+    "RewardFindings",
     "Settings",
     "Training",
     "agreement",
     "fit",
+    "fit_reward",
 ]

@@ -1,6 +1,6 @@
 """All figures of a trained network, from held-out prompts, and the pictures it makes of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import TextToImage
-from ..bank import Bank
 from ..evaluation import Results, evaluate
 from ..evaluation.judges import Embedding
 from ..generation.extensions import sampling_times
@@ -17,12 +16,12 @@ from ..generation.networks import Network, OutputNetwork
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
 from ..noise_space.networks import change_of
-from ..schedules import Schedule
 from ..store import Store
 from ..support.randomness import generator_for
-from ..tilt import RewardFunction, Tilt
+from ..tilt import RewardFunction
+from .held_out import HeldOut
 from .problem import estimator_of
-from .unseen import LEAST, Level, agreement
+from .unseen import LEAST, SHUFFLES, Level, agreement
 
 __all__ = [
     "THUMBNAIL",
@@ -78,36 +77,26 @@ def _highest(network: GuidanceNetwork, times: Tensor) -> float:
 
 
 def agreements(
-    network: GuidanceNetwork,
-    schedule: Schedule,
-    bank: Bank,
-    tilts: Mapping[float, Tilt],
-    times: Tensor,
-    encode: Callable[[Sequence[Any]], Any],
-    seed: int,
+    network: GuidanceNetwork, held_out: HeldOut, shuffles: int = SHUFFLES
 ) -> dict[float, list[Level]]:
     """Returns the agreement with banks of held-out prompts, at every strength and level.
 
     Arguments:
         network: The network.
-        schedule: The path.
-        bank: Draws of held-out prompts; those of too few draws are left out.
-        tilts: Tilts by strength.
-        times: Times of a run.
-        encode: A function from prompts to what the network is conditioned on.
-        seed: Seed of the states.
+        held_out: Draws of held-out prompts; those of too few draws are left out.
+        shuffles: Number of shuffles of the rewards, see :func:`agreement`.
 
     Returns:
         The levels by strength; none if no prompt has draws enough.
     """
 
-    many = [key for key, rows in bank.rows.items() if rows.stop - rows.start >= LEAST]
+    many = held_out.with_draws(LEAST)
     if not many:
         return {}
-    bank = some_of(bank, many)
+    bank, times = held_out.of(many).bank, held_out.times
     start, levels = float(times[0]), levels_of(network, times)
     found = {}
-    for nats, tilt in tilts.items():
+    for nats, tilt in held_out.tilts.items():
 
         def output(
             model: Any, x_t: Tensor, t: Tensor, condition: Any, nats: float = nats
@@ -117,34 +106,14 @@ def agreements(
                 return change_of(module, x_t, 0.0, condition)
             return estimator_of(network, nats)(model, x_t, t, condition).shift
 
-        found[nats] = agreement(output, schedule, bank, tilt, levels, start, encode, seed)
+        about = (levels, start, held_out.encode, held_out.seed, shuffles)
+        found[nats] = agreement(output, network.schedule, bank, tilt, *about)
     return found
-
-
-def some_of(bank: Bank, keys: Sequence[Any]) -> Bank:
-    """Returns the draws of some conditions of a bank.
-
-    Arguments:
-        bank: The bank, scored.
-        keys: Some of its conditions.
-    """
-
-    rows = [i for key in keys for i in range(bank.rows[key].start, bank.rows[key].stop)]
-    assert bank.rewards is not None
-    condition = [key for key in keys for _ in range(*bank.rows[key].indices(len(bank)))]
-    return Bank(bank.x_0[rows], condition, bank.rewards[rows])
 
 
 @torch.no_grad()
 def weights_explained(
-    network: GuidanceNetwork,
-    schedule: Schedule,
-    bank: Bank,
-    tilts: Mapping[float, Tilt],
-    times: Tensor,
-    encode: Callable[[Sequence[Any]], Any],
-    seed: int,
-    batch_size: int = 64,
+    network: GuidanceNetwork, held_out: HeldOut, batch_size: int = 64
 ) -> dict[float, dict[float, float]]:
     r"""Returns the share of the variance of weights that a network for log h explains.
 
@@ -153,33 +122,30 @@ def weights_explained(
 
     Arguments:
         network: A network for log h.
-        schedule: The path.
-        bank: Draws of held-out prompts.
-        tilts: Tilts by strength.
-        times: Times of a run.
-        encode: A function from prompts to what the network is conditioned on.
-        seed: Seed of the noise.
+        held_out: Draws of held-out prompts.
         batch_size: Number of states that the network sees at once.
 
     Returns:
         The shares by strength and level.
     """
 
+    bank, generator = held_out.bank, generator_for(held_out.seed, "weights")
     assert bank.rewards is not None
-    noise = torch.randn(bank.x_0.shape, generator=generator_for(seed, "weights")).to(bank.x_0)
+    noise = torch.randn(bank.x_0.shape, generator=generator).to(bank.x_0)
     found: dict[float, dict[float, float]] = {}
-    for nats, tilt in tilts.items():
+    for nats, tilt in held_out.tilts.items():
         log_w = tilt.weigh(bank.rewards).double().cpu()
         w = torch.cat([log_w[r].softmax(0) * (r.stop - r.start) for r in bank.rows.values()])
         module: Any = network.at(nats) if network.strength else network
         found[nats] = {}
-        for t in levels_of(network, times):
-            x_t = schedule.perturb(bank.x_0, t, noise).to(bank.x_0)
+        for t in levels_of(network, held_out.times):
+            x_t = network.schedule.perturb(bank.x_0, t, noise).to(bank.x_0)
             log_h = []
             for first in range(0, len(x_t), batch_size):
                 some = slice(first, first + batch_size)
                 at = torch.full((len(x_t[some]),), t, dtype=torch.float64, device=x_t.device)
-                log_h.append(module(x_t[some], at, encode(list(bank.condition[some]))))
+                condition = held_out.encode(list(bank.condition[some]))
+                log_h.append(module(x_t[some], at, condition))
             error = (w - torch.cat(log_h).double().cpu().exp()).square().mean()
             found[nats][t] = float(1 - error / (w - 1).square().mean())
     return found

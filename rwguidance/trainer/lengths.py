@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone, TextToImage
-from ..bank import Bank
 from ..networks.guidance import GuidanceNetwork
 from ..noise_space import GainOutOfReach, flow_map
 from ..noise_space.networks import change_of
@@ -16,6 +15,7 @@ from ..samplers import DDIM, Sampler
 from ..support.randomness import generator_for
 from ..tilt import Tilt
 from ..training import Calibration, calibrate, guided_gain, tilted_gain
+from .held_out import HeldOut
 from .problem import Outputs, estimator_of
 
 __all__ = ["Lengths", "find_lengths"]
@@ -43,42 +43,35 @@ class Lengths:
 def find_lengths(
     network: GuidanceNetwork,
     backbone: TextToImage,
-    bank: Bank,
-    tilts: Mapping[float, Tilt],
-    times: Tensor,
-    encode: Callable[[Sequence[Any]], Any],
+    held_out: HeldOut,
     images: int = 4,
     batch_size: int = 8,
-    seed: int = 0,
 ) -> Lengths:
     """Finds the scale at every strength with which pictures gain what the tilted law does.
 
     Arguments:
         network: The trained network.
         backbone: The model.
-        bank: Draws of held-out prompts, with rewards.
-        tilts: Tilts by strength, which look at pictures.
-        times: Times of a run.
-        encode: A function from prompts to what the model is conditioned on.
+        held_out: Draws of held-out prompts, with tilts that look at pictures.
         images: Number of pictures of each prompt.
         batch_size: Number of pictures that are made at once.
-        seed: Seed of the noise.
     """
 
-    prompts = [prompt for prompt in bank.rows for _ in range(images)]
+    prompts = [prompt for prompt in held_out.bank.rows for _ in range(images)]
     numbers = range(len(prompts))
-    draw = lambda i: backbone.draw_noise(1, generator_for(seed, "length", i))
+    draw = lambda i: backbone.draw_noise(1, generator_for(held_out.seed, "length", i))
     found: dict[float, Calibration] = {}
     missed: dict[float, str] = {}
-    for nats, tilt in tilts.items():
+    for nats, tilt in held_out.tilts.items():
         gains = []
         for start in range(0, len(prompts), batch_size):
             some = slice(start, start + batch_size)
             noise = torch.cat([draw(i) for i in numbers[some]])
-            condition = encode(prompts[some])
-            gains.append(_gain(network, backbone, nats, tilt, times, noise, condition))
+            condition = held_out.encode(prompts[some])
+            about = (nats, tilt, held_out.times, noise, condition)
+            gains.append(_gain(network, backbone, *about))
         try:
-            found[nats] = calibrate(_joined(gains), tilted_gain(bank, tilt))
+            found[nats] = calibrate(_joined(gains), tilted_gain(held_out.bank, tilt))
         except (GainOutOfReach, ValueError) as error:
             missed[nats] = str(error)
     return Lengths(found, missed)

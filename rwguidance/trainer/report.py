@@ -39,6 +39,7 @@ class Findings:
         lengths: What the calibration found; None without one.
         pictures: The evaluation of pictures; None without one.
         left_out: Reasons why something is not there.
+        curves: Figures of unseen prompts during the training, by name and step.
     """
 
     facts: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Findings:
     lengths: Lengths | None = None
     pictures: Results | None = None
     left_out: Sequence[str] = ()
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def doubts(self) -> list[str]:
@@ -89,6 +91,7 @@ def _json(findings: Findings, table: Table | None) -> str:
     whole = {
         "facts": findings.facts,
         "loss": {"first": _end(findings.losses, 0), "last": _end(findings.losses, -1)},
+        "during the training": findings.curves,
         "agreement": {
             f"{nats:g}": [_level(level) for level in levels]
             for nats, levels in findings.levels.items()
@@ -162,7 +165,7 @@ def _page(findings: Findings, table: Table | None, pictures: str) -> str:
         section("Weights", _weights(findings)),
         section("Length", _calibration(findings)),
         section("Pictures of held-out prompts", *_pictures(table, pictures)),
-        section("Loss", paragraph(_loss(findings.losses))),
+        section("Loss", paragraph(_loss(findings.losses)), *_during(findings.curves)),
         section("What was trained", grid("", ["", ""], facts)),
         section("Left out", items(findings.left_out)) if findings.left_out else "",
     ]
@@ -253,6 +256,26 @@ def _pictures(table: Table | None, folder: str) -> list[str]:
         parts.append(grid(one.sentence or one.title, heads, rows))
     link = f'<p><a href="{escape(folder)}/page.html">Curves and pictures</a></p>'
     return [box(table.doubts), *parts, link]
+
+
+def _during(curves: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """Returns the curves of unseen prompts, those that were found."""
+
+    panels = [
+        Panel("step", name, "", {0: Line("network", _points(found))}, logarithmic=False)
+        for name, found in curves.items()
+        if found
+    ]
+    try:
+        return [inline(panel) for panel in panels]
+    except ImportError:
+        return []
+
+
+def _points(found: Mapping[int, float]) -> list[Point]:
+    return [
+        Point(Measured(float(step + 1), 0.0), Measured(value, 0.0)) for step, value in found.items()
+    ]
 
 
 def _loss(losses: Tensor) -> str:

@@ -25,17 +25,19 @@ from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction, Tilt
 from ..training import train
 from .figures import agreements, make_pictures, weights_explained
-from .lengths import Lengths, find_lengths
+from .lengths import find_lengths
 from .log import Log
 from .material import data_at
 from .problem import make_network, make_objective
 from .report import JSON, Findings, write_report
 from .settings import Settings
+from .validation import FIGURES, PROMPTS, Validation, said
 from .work import Training, Work
 
 __all__ = ["fit"]
 
 _PLAN, _CHECKPOINT, _FINISHED = "plan.json", "checkpoint.pt", "finished.json"
+_LOG = "log.csv"
 _RESULTS = (WEIGHTS, CONFIG, JSON)
 """What a finished training has left, and knows by its digest."""
 
@@ -124,6 +126,8 @@ def fit(
             recipe=recipe,
             processes=processes,
             report=_hook(job, say, report, track) if processes.first else None,
+            validate=_validation(work, tilts) if processes.first else None,
+            validate_every=job.steps_between_validations or settings.steps,
         )
         found = None
         if processes.first:
@@ -158,7 +162,7 @@ def _forecast(settings: Settings, bank: Bank, network: GuidanceNetwork) -> str:
 def _hook(job: Training, say: Callable[[str], None], report: Report, track: Track) -> Any:
     """Returns what is told every step: it logs, tracks, and says how long the rest takes."""
 
-    log, steps = Log(job.folder / "log.csv"), job.settings.steps
+    log, steps = Log(job.folder / _LOG, FIGURES), job.settings.steps
     began, seen = time.perf_counter(), 0
 
     def hook(step: int, figures: Mapping[str, float]) -> None:
@@ -167,11 +171,33 @@ def _hook(job: Training, say: Callable[[str], None], report: Report, track: Trac
         log.add(step, figures)
         track(step, figures)
         report("training", step + 1, steps)
+        if FIGURES[0] in figures:
+            say(said(step + 1, figures))
         if seen == _TIMED and step + 1 < steps:
             minutes = (time.perf_counter() - began) / seen * (steps - step - 1) / 60
             say(f"about {minutes:.2g} minutes, by the first steps")
 
     return hook
+
+
+def _validation(work: Work, tilts: Mapping[float, Tilt]) -> Validation | None:
+    """Returns what looks at unseen prompts during a training, at the strength in the middle."""
+
+    if not work.job.steps_between_validations:
+        return None
+    nats = [*tilts][len(tilts) // 2]
+    one = {nats: tilts[nats]}
+    held_out, settings = work.held_out(one, work.unseen_prompts[:PROMPTS]), work.job.settings
+    objective = make_objective(
+        settings,
+        work.backbone,
+        held_out.bank,
+        one,
+        work.encode,
+        work.times,
+        settings.batch_size,
+    )
+    return Validation(objective, held_out)
 
 
 def _finished(
@@ -187,27 +213,28 @@ def _finished(
 
     job, left_out = work.job, list[str]()
     network = network.eval().requires_grad_(False)
-    unseen = work.bank(work.unseen_prompts)
-    few = [prompt for prompt in work.unseen_prompts if prompt in unseen.rows][: job.held_out]
+    unseen = work.held_out(tilts)
+    few = [prompt for prompt in work.unseen_prompts if prompt in unseen.bank.rows][: job.held_out]
     lengths = None
     report("validation", 0, 3)
     if work.scores is None:
         left_out.append("calibration and pictures, as the reward was not given to score them")
     elif job.settings.calibrate:
-        lengths = _lengths(work, network, tilts, few)
+        about = (unseen.of(few), job.images, job.picture_batch)
+        lengths = find_lengths(network, work.backbone, *about)
         network = network.calibrated(lengths.scales)
     report("validation", 1, 3)
-    seed = job.settings.seed
-    arguments: Any = (network.schedule, unseen, tilts, work.times, work.encode, seed)
-    levels = agreements(network, *arguments)
+    levels = agreements(network, unseen)
     if not levels:
         left_out.append("agreement with unseen banks, as held-out prompts have too few draws")
-    weights = weights_explained(network, *arguments) if network.output == "log_h" else {}
+    weights = weights_explained(network, unseen) if network.output == "log_h" else {}
     report("validation", 2, 3)
     folder = job.folder / "pictures"
     pictures = _pictures(work, network, tilts, few, folder, embeddings, report)
     facts = work.facts(tilts, bank)
-    found = Findings(facts, losses, levels, weights, lengths, pictures, left_out)
+    log = Log(job.folder / _LOG)
+    curves = {name: log.figures(name) for name in FIGURES}
+    found = Findings(facts, losses, levels, weights, lengths, pictures, left_out, curves)
     network.save_pretrained(job.folder, facts, _NOTES)
     write_report(found, job.folder, folder)
     with replacing(job.folder / _FINISHED, durable=True) as partial:
@@ -227,23 +254,6 @@ def _is_finished(folder: Path) -> bool:
         return bool(json.loads(read_regular(folder / _FINISHED)) == _digests(folder))
     except (OSError, ValueError, RecursionError):
         return False
-
-
-def _lengths(
-    work: Work, network: GuidanceNetwork, tilts: Mapping[float, Tilt], prompts: Sequence[str]
-) -> Lengths:
-    job = work.job
-    return find_lengths(
-        network,
-        work.backbone,
-        work.bank(prompts),
-        tilts,
-        work.times,
-        work.encode,
-        job.images,
-        job.picture_batch,
-        job.settings.seed,
-    )
 
 
 def _pictures(

@@ -30,12 +30,14 @@ from ..support.conditions import take
 from ..support.randomness import generator_for
 from ..tilt import Tilt
 
-__all__ = ["LEAST", "Level", "Output", "agreement"]
+__all__ = ["LEAST", "SHUFFLES", "Level", "Output", "agreement"]
 
 LEAST = 10
 """Draws that a held-out prompt must have: two for states, and four quarters of two."""
 
-_SHUFFLES = 99
+SHUFFLES = 99
+"""Number of shuffles of the rewards with which a network is compared."""
+
 _STATES = 8
 
 Output = Callable[[DenoiserModel, Tensor, Tensor, Any], Tensor]
@@ -98,6 +100,7 @@ def agreement(
     start: float,
     encode: Callable[[list[Any]], Any],
     seed: int = 0,
+    shuffles: int = SHUFFLES,
 ) -> list[Level]:
     """Compares a network with banks of prompts that it has not seen, level by level.
 
@@ -110,6 +113,7 @@ def agreement(
         start: First time of runs, at which noise knows nothing of the clean state.
         encode: A function from prompts to what the network is conditioned on.
         seed: Seed of the noise and of the shuffles.
+        shuffles: Number of shuffles; with none, the chance of agreement says nothing, and is 1.
 
     Raises:
         ValueError: If a prompt has too few draws.
@@ -120,7 +124,7 @@ def agreement(
         raise ValueError(f"bank must have at least {LEAST} draws of each prompt, got {fewest}")
     states, first, second = (_part(bank, part) for part in range(3))
     return [
-        _level(output, schedule, (states, first, second), tilt, t, start, encode, seed)
+        _level(output, schedule, (states, first, second), tilt, t, start, encode, seed, shuffles)
         for t in levels
     ]
 
@@ -156,6 +160,7 @@ def _level(
     start: float,
     encode: Callable[[list[Any]], Any],
     seed: int,
+    shuffles: int,
 ) -> Level:
     states = parts[0]
     clean = math.isnan(level)
@@ -187,7 +192,7 @@ def _level(
         sums(two, two),
     )  # fmt: skip
     flat = t == start
-    chance = _chance(own, x_t, schedule.at(times, like=x_t), flat, parts, tilt, seed)
+    chance = _chance(own, x_t, schedule.at(times, like=x_t), flat, parts, tilt, seed, shuffles)
     return Level(
         level,
         _measured(products, _cosine),
@@ -253,6 +258,7 @@ def _chance(
     parts: tuple[Bank, Bank, Bank],
     tilt: Tilt,
     seed: int,
+    shuffles: int,
 ) -> float:
     """Returns the share of shuffles of rewards within prompts that agree as well as the rewards.
 
@@ -261,13 +267,13 @@ def _chance(
 
     states, first, second = parts
     generator = generator_for(seed, "shuffles")
-    products, squares = torch.zeros(2, 1 + _SHUFFLES, dtype=torch.float64)
+    products, squares = torch.zeros(2, 1 + shuffles, dtype=torch.float64)
     for prompt, rows in states.rows.items():
         x_0 = torch.cat([half.x_0[half.rows[prompt]] for half in (first, second)]).double()
         log_w = torch.cat(
             [tilt.weigh(_rewards(half)[half.rows[prompt]]) for half in (first, second)]
         )
-        orders = [torch.randperm(len(x_0), generator=generator) for _ in range(_SHUFFLES)]
+        orders = [torch.randperm(len(x_0), generator=generator) for _ in range(shuffles)]
         shuffled = torch.stack([log_w, *(log_w[order.to(log_w.device)] for order in orders)])
         kernel = x_0.new_zeros(rows.stop - rows.start, len(x_0))
         if not flat:

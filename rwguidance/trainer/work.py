@@ -20,10 +20,14 @@ from ..support.files import expanded
 from ..support.fingerprint import fingerprint
 from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
+from .held_out import HeldOut
 from .material import Encode, OfPrompts, Stored, read_bank, rewards_of, tilts_of
 from .settings import Settings
 
 __all__ = ["Training", "Work"]
+
+_VALIDATIONS, _SHORT = 20, 200
+"""Number of validations of a training, and number of steps below which there are none."""
 
 _UNSEEN = 64
 """Number of held-out prompts, at most, whose banks the network is compared with."""
@@ -44,6 +48,8 @@ class Training:
         sampler_steps: Number of steps of runs; None is that of prepared draws or, for pairs, what
             the model's authors recommend.
         save_every: Number of steps between checkpoints.
+        validate_every: Number of steps between validations on held-out prompts, 0 for none. None is
+            a twentieth of the steps, and none in trainings of less than 200.
         held_out: Number of held-out prompts of which pictures are made.
         images: Number of pictures of each of them.
         picture_batch: Number of pictures that are made at once.
@@ -62,6 +68,7 @@ class Training:
     prompts: int | None = None
     sampler_steps: int | None = None
     save_every: int = 200
+    validate_every: int | None = None
     held_out: int = 8
     images: int = 4
     picture_batch: int = 8
@@ -73,8 +80,18 @@ class Training:
         checks.instance("settings", self.settings, Settings, "Settings, such as a preset")
         for name in ("parts", "prompts", "sampler_steps"):
             checks.optional(checks.integer, name, getattr(self, name), 1)
+        checks.optional(checks.integer, "validate_every", self.validate_every, 0)
         for name in ("save_every", "held_out", "images", "picture_batch"):
             checks.integer(name, getattr(self, name), 1)
+
+    @property
+    def steps_between_validations(self) -> int:
+        """Number of steps between validations, 0 for none."""
+
+        if self.validate_every is not None:
+            return self.validate_every
+        steps = self.settings.steps
+        return steps // _VALIDATIONS if steps >= _SHORT else 0
 
     @property
     def folder(self) -> Path:
@@ -159,6 +176,19 @@ class Work:
         """
 
         return read_bank(self.data, self.reward, prompts).to(self.device)
+
+    def held_out(
+        self, tilts: Mapping[float, Tilt], prompts: Sequence[str] | None = None
+    ) -> HeldOut:
+        """Returns what a network is held against.
+
+        Arguments:
+            tilts: Tilts by strength.
+            prompts: Some of the held-out prompts; None for all.
+        """
+
+        bank = self.bank(self.unseen_prompts if prompts is None else prompts)
+        return HeldOut(bank, tilts, self.times, self.encode, self.job.settings.seed)
 
     @cached_property
     def encode(self) -> Encode:

@@ -18,6 +18,9 @@ __all__ = ["train"]
 Report = Callable[[int, Mapping[str, float]], None]
 """A function that is told the number of a step, and its figures by name."""
 
+Validate = Callable[[Any], Mapping[str, float]]
+"""A function from a network to figures by name, which draws no numbers of the training's."""
+
 
 def train(
     network: nn.Module,
@@ -33,6 +36,8 @@ def train(
     recipe: Recipe = PLAIN,
     processes: Processes = ALONE,
     report: Report | None = None,
+    validate: Validate | None = None,
+    validate_every: int = 500,
 ) -> Tensor:
     r"""Minimizes an objective with Adam and a cosine decay of the learning rate.
 
@@ -45,14 +50,15 @@ def train(
     of sums, and one run may go on with another number of processes.
 
     A checkpoint carries fingerprints of what decides the result, and belongs to nothing else: all
-    arguments but `save_every`, `progress`, `processes` and `report`, what the objective depends on
-    (of the objectives here: model, bank, temperatures and log-weights, batch size, the rest of its
-    arguments), and the network, its class, options and shapes. Initial weights do not count, and
-    neither can the number of steps grow, as the learning rate follows it. What does not say what it
-    depends on (:mod:`rwguidance.support.fingerprint`), such as a function, can be told apart from
-    others only as the very object that it is: with such an objective, a checkpoint continues in the
-    process that made it, with the same object, and with such a network, with one of the same class.
-    To continue elsewhere, write `depends_on` in the class.
+    arguments but `save_every`, `progress`, `processes`, `report` and those of validation, what the
+    objective depends on (of the objectives here: model, bank, temperatures and log-weights, batch
+    size, the rest of its arguments), and the network, its class, options and shapes. Initial
+    weights do not count, and neither can the number of steps grow, as the learning rate follows it.
+    What does not say what it depends on (:mod:`rwguidance.support.fingerprint`), such as a
+    function, can be told apart from others only as the very object that it is: with such an
+    objective, a checkpoint continues in the process that made it, with the same object, and with
+    such a network, with one of the same class. To continue elsewhere, write `depends_on` in the
+    class.
 
     Arguments:
         network: The network, which is trained in place.
@@ -68,7 +74,11 @@ def train(
         processes: The processes that share the parts of each batch, and see the checkpoint; the
             first one writes it. All call this with networks of the same weights.
         report: Is told every step with its ``loss``, the terms of it, ``gradient norm`` and
-            ``learning rate``.
+            ``learning rate``, and with what `validate` found.
+        validate: Is given the network as it would be if the training ended here, with the average
+            of the weights if one is kept. It may draw from generators of its own alone; then the
+            training is the same with it and without.
+        validate_every: Number of steps between validations; there is one after the last step, too.
 
     Returns:
         The loss of every step, float64, with shape (steps,).
@@ -92,6 +102,8 @@ def train(
     checks.instance("recipe", recipe, Recipe, "a Recipe")
     checks.instance("processes", processes, Processes, "Processes")
     checks.optional(checks.function, "report", report)
+    checks.optional(checks.function, "validate", validate)
+    validate_every = checks.integer("validate_every", validate_every, 1)
     recipe.check_shared(processes.size)
     path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
     if path is not None and not path.parent.is_dir():
@@ -107,12 +119,21 @@ def train(
         state.resume(path, origin)
     for step in _track(range(state.done, steps), progress, steps, state.done):
         figures = state.step(objective)
+        if validate is not None and _is_due(step, validate_every, steps):
+            with state.averaged():
+                figures |= validate(network)
         if report is not None:  # before the checkpoint, so that no step of it is without
             report(step, figures)
-        if path is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
+        if path is not None and _is_due(step, save_every, steps):
             state.save(path, origin)
     state.finish()
     return state.losses
+
+
+def _is_due(step: int, every: int, steps: int) -> bool:
+    """Whether a step is one of every so many, or the last."""
+
+    return (step + 1) % every == 0 or step + 1 == steps
 
 
 def _track(steps: range, progress: bool, total: int, completed: int) -> Any:

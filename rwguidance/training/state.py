@@ -1,7 +1,8 @@
 """The state of a training between two steps: weights, optimizer, random numbers, losses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,6 +144,19 @@ class State:
         share = 1 - min(self.recipe.average, (1 + self.done) / (10 + self.done))
         for mean, p in zip(self.averages, self.parameters, strict=bool(self.averages)):
             mean.lerp_(p, share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the averages in the place of the weights for a while, if there are any."""
+
+        own = [p.detach().clone() for p in self.parameters] if self.averages else []
+        self.finish()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(self.parameters, own, strict=bool(own)):
+                    p.copy_(value)
 
     @torch.no_grad()
     def finish(self) -> None:

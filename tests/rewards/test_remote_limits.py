@@ -119,6 +119,23 @@ def test_the_pixels_of_a_request_are_bounded(monkeypatch):
             server.score(request(2).encode())
 
 
+def test_images_and_texts_of_a_request_are_bounded():
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    picture = base64.b64encode(file.getvalue()).decode()
+    with running(serve(Brightness())) as server:
+        ask = lambda n, prompt: server.score(
+            json.dumps({"version": 1, "images": [picture] * n, "prompts": [prompt] * n}).encode()
+        )
+        assert len(ask(256, "a" * 4096)) == 256
+        with pytest.raises(ValueError, match="images must be 256 at most, got 257: send fewer"):
+            ask(257, "a")
+        with pytest.raises(
+            ValueError, match=r"prompts must have 1,048,576 .* at most, got 1,048,8"
+        ):
+            ask(256, "a" * 4097)
+
+
 def test_rewards_are_computed_one_request_after_the_other():
     class Counting(Brightness):
         depends_on = ()

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from .options import plain_warnings
+
 
 def list_backbones(
     name: Annotated[str | None, typer.Argument(help="Everything about this backbone.")] = None,
@@ -12,7 +14,8 @@ def list_backbones(
 
     from rwguidance.backbones.console import print_backbone, print_backbones
 
-    if name is None:
-        print_backbones()
-        return
-    print_backbone(name)
+    with plain_warnings():
+        if name is None:
+            print_backbones()
+            return
+        print_backbone(name)

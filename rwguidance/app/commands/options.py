@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,7 +11,9 @@ import typer
 from typer.core import TyperCommand
 
 from ...generation.settings import Option
+from ...support.describe import printable
 from ...support.files import expanded
+from ...support.notes import heard
 
 if TYPE_CHECKING:
     import torch
@@ -123,3 +126,12 @@ def json_or_word(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Prints warnings, such as those of packages that fail, in a line each."""
+
+    say = lambda warning: typer.echo(f"warning: {printable(str(warning))}", err=True)
+    with heard(say, RuntimeWarning):
+        yield

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,15 @@ Rewards = Annotated[
         show_default=False,
     ),
 ]
+Features = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Rewards of two towers, such as clipscore or pickscore, whose features of all "
+        "pictures of --data are kept, for `rwguidance train-reward`.",
+        metavar="NAME,NAME",
+        show_default=False,
+    ),
+]
 
 
 def prepare(
@@ -64,6 +73,7 @@ def prepare(
     draws: Annotated[int, typer.Option(help="Draws of each prompt.", min=1)] = 64,
     steps: Steps = None,
     reward: Rewards = None,
+    features: Features = None,
     validation: Annotated[
         float, typer.Option(help="Share of the prompts that are for validation.", min=0)
     ] = 0.02,
@@ -93,9 +103,9 @@ def prepare(
     own = None if columns is None else _names(columns)
     if own is not None:
         own_layout(own)
-    names = parse_names(reward)
+    names, towers = parse_names(reward), parse_names(features)
     sources = Sources(parse_paths(path), parse_options(option), device, dtype_named(dtype))
-    sources.check(backbone, *names)
+    sources.check(backbone, *names, *towers)
     found = None if prompts is None else read_prompt_set(prompts, prompt_column).prompts
     if data is not None:
         find_sources(data)  # before anything is loaded
@@ -103,12 +113,15 @@ def prepare(
     def work(processes: "Processes", report: "Report") -> "Prepared":
         from ...preparation import Preparation, prepare_draws, prepare_pairs
 
-        rewards = {label(name): sources.reward(name) for name in names}
+        loaded: dict[str, Any] = {
+            name: sources.reward(name) for name in dict.fromkeys([*names, *towers])
+        }
         model = sources.backbone(backbone)
         job = Preparation(
             backbone=model,
             out=out,
-            rewards=rewards,
+            rewards={label(name): loaded[name] for name in names},
+            features={label(name): loaded[name] for name in towers},
             batch_size=batch_size,
             validation=validation,
             seed=seed,
@@ -175,7 +188,7 @@ def progress_bars(terminal: "Terminal") -> Iterator["Report"]:
             return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
     bars = progress.Progress(
-        progress.TextColumn("{task.description:<24}"),
+        progress.TextColumn("{task.description:<24}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         Rate(),

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Seed
+from ...support.describe import printable
+from .options import Seed, plain_warnings
 
 if TYPE_CHECKING:
     from ...evaluation import PromptSet
@@ -45,7 +46,8 @@ def list_prompts(
     if name is None:
         if subset is not None:
             raise ValueError("subset needs a set of prompts to pick from, got none")
-        typer.echo(prompts.available())
+        with plain_warnings():
+            typer.echo(prompts.available())
         return
     found = read_prompt_set(name, prompt_column)
     for prompt in (found if subset is None else found.subset(subset, seed)).prompts:
@@ -59,5 +61,5 @@ def read_prompt_set(text: str, column: str) -> "PromptSet":
 
     found = prompts.find(text, column)
     for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(f"note: {printable(note)}", err=True)
     return found

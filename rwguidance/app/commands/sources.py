@@ -141,9 +141,9 @@ def is_own(name: str) -> bool:
 
 
 def label(name: str) -> str:
-    """Returns a name for tables: that of an object in the user's file without the file's folder."""
+    """Returns a name for tables, without the folders that lead to a user's file or folder."""
 
-    return re.sub(r"^.*/(?=[^/]*\.py:)", "", name) if ".py:" in name else name
+    return re.sub(r"^.*/(?=[^/])", "", name).rstrip("/")
 
 
 def own_reward(name: str) -> str:

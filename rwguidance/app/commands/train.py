@@ -106,6 +106,15 @@ def train(
         ),
     ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between validations on held-out prompts, 0 for none; by default a "
+            "twentieth of the steps, and none in trainings of less than 200.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     shown: Annotated[
         int, typer.Option(help="Held-out prompts of which pictures are made.", min=1)
     ] = 8,
@@ -171,6 +180,7 @@ def train(
         prompts=prompts,
         sampler_steps=sampler_steps,
         save_every=save_every,
+        validate_every=validate_every,
         held_out=shown,
         images=images,
         picture_batch=picture_batch,

@@ -16,6 +16,8 @@ from rwguidance.support.registry import BrokenEntryPoint, Registry
         "raise SystemExit(3)",
         "class Odd(BaseException): pass\nraise Odd('no')",
         "import sys\nsys.exit()",
+        "class Odd(Exception):\n    def __str__(self): raise SystemExit(3)\nraise Odd()",
+        "class Odd(Exception):\n    def __str__(self): return 3\nraise Odd()",
     ],
 )
 def test_whatever_a_package_raises_is_contained(tmp_path, monkeypatch, source):
@@ -26,6 +28,18 @@ def test_whatever_a_package_raises_is_contained(tmp_path, monkeypatch, source):
         assert registry.available() == {"mine": 1}
     with pytest.raises(BrokenEntryPoint, match="which fails"):
         registry.load("gone")
+
+
+def test_what_a_package_says_is_one_short_line_without_escapes(tmp_path, monkeypatch):
+    source = "raise ValueError('\x1b[2J\\n' + 'again\\n' * 100_000)"
+    install(tmp_path, monkeypatch, "loud", {"much": "loud:X"}, source)
+    with pytest.raises(BrokenEntryPoint) as caught:
+        Registry("thing", GROUP).load("much")
+    text = str(caught.value)
+    assert text.endswith("...")
+    assert len(text) < 700
+    assert text.isprintable()
+    assert r"ValueError: \x1b[2J again again" in text
 
 
 def test_a_package_that_hangs_is_given_up(tmp_path, monkeypatch):

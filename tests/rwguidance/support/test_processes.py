@@ -1,11 +1,14 @@
 """Processes of one run: what each of them does, and how they meet."""
 
 import os
+import socket
 import sys
+from datetime import timedelta
 
 import pytest
 
 from processes_of_a_run import launch
+from rwguidance.support import processes
 from rwguidance.support.processes import ALONE, Processes, joined
 
 
@@ -44,6 +47,22 @@ def meet(fails):
             processes.wait()
         except ConnectionError as error:
             print(error)
+
+
+def test_who_waits_for_one_that_never_begins_gives_up(monkeypatch):
+    monkeypatch.setattr(processes, "_JOINING", timedelta(seconds=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for rank in (0, 1):  # of which the first one listens, and the other one looks for it
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        for name, value in {**place, "RANK": str(rank)}.items():
+            monkeypatch.setenv(name, value)
+        with (
+            pytest.raises(ConnectionError, match=r"not all of the 2 processes .* within 1 seconds"),
+            joined(),
+        ):
+            pass
 
 
 @pytest.mark.slow

@@ -42,6 +42,13 @@ def test_parquet_without_its_pictures(tmp_path):
     assert first.text("caption") == "a"
     with pytest.raises(ValueError, match=r"row 2: 'caption' must be a string, got None"):
         second.text("caption")
+    for kind in (pyarrow.string(), pyarrow.large_string()):
+        column = pyarrow.array(["a", None, "a"], pyarrow.dictionary(pyarrow.int8(), kind))
+        numbers = pyarrow.array([1, 2, 1]).dictionary_encode()
+        table = pyarrow.table({"caption": column, "number": numbers})
+        parquet.write_table(table, tmp_path / "kinds.parquet")
+        records = list(read_records(tmp_path / "kinds.parquet", "caption"))
+        assert [record.values for record in records] == [{"caption": v} for v in ("a", None, "a")]
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"torn\.parquet: not Parquet"):
         list(read_records(tmp_path / "torn.parquet", "caption"))

@@ -176,17 +176,76 @@ def test_an_interrupted_training_ends_where_another_does(data, tmp_path):
         if step == 5:
             raise KeyboardInterrupt
 
-    run(training(data, tmp_path / "whole", settings), judged=False)
+    run(training(data, tmp_path / "whole", settings, validate_every=2), judged=False)
+    cut = training(data, tmp_path / "cut", settings, validate_every=2)
     with pytest.raises(KeyboardInterrupt):
-        run(training(data, tmp_path / "cut", settings), judged=False, track=stop)
+        run(cut, judged=False, track=stop)
     assert not (tmp_path / "cut" / "report.json").exists()
-    run(training(data, tmp_path / "cut", settings), judged=False)
+    run(cut, judged=False)
     for name in ("log.csv", "report.json"):
         one, other = (tmp_path / folder / name for folder in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes()
     one, other = (networks.load(tmp_path / folder) for folder in ("whole", "cut"))
     for value, again in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(value, again)
+
+
+@pytest.fixture(scope="module")
+def validated(data, tmp_path_factory):
+    """A folder of a training with validations, what was found, what was said, and the settings."""
+
+    out, said = tmp_path_factory.mktemp("validated"), []
+    settings = settings_of(nats=(0.5, 1.0), steps=30, learning_rate=3e-3, average=0.9)
+    job = training(data, out, settings, validate_every=12)
+    return out, run(job, judged=False, say=said.append), said, settings
+
+
+class TestValidations:
+    """What is looked at during a training, of prompts that it has not seen."""
+
+    def test_they_are_in_the_log_on_the_console_and_in_the_report(self, validated):
+        out, found, said, _ = validated
+        rows = {int(row["step"]): row for row in log_of(out)}
+        steps = [step for step, row in rows.items() if row["validation loss"] != "nan"]
+        assert steps == [11, 23, 29]
+        assert next(text for text in said if "unseen" in text).startswith("step 12: loss")
+        for name, curve in found.curves.items():
+            assert [*curve] == steps
+            assert curve[29] == pytest.approx(float(rows[29][name]))
+        told = report_of(out)["during the training"]
+        assert set(told) == {"validation loss", "validation cosine", "validation length"}
+        assert (out / "report.html").read_text().count("<svg") >= 4
+
+    def test_they_see_the_network_become_better(self, validated):
+        _, found, _, _ = validated
+        cosine, length = (found.curves[f"validation {name}"] for name in ("cosine", "length"))
+        assert cosine[11] > 0.3
+        assert length[29] > length[11]  # it grows from zero
+
+    def test_the_last_one_is_what_the_report_says(self, validated):
+        # Of the same prompts, at one of the strengths, with the average of the weights.
+        _, found, _, _ = validated
+        cosines = [level.cosine.value for level in found.levels[1.0]]
+        assert found.curves["validation cosine"][29] == pytest.approx(
+            sum(cosines) / len(cosines), abs=1e-6
+        )
+
+    def test_the_training_is_the_same_without_them(self, validated, data, tmp_path):
+        out, found, _, settings = validated
+        other = run(training(data, tmp_path, settings, validate_every=0), judged=False)
+        assert torch.equal(found.losses, other.losses)
+        assert not any(other.curves.values())
+        one, two = networks.load(out), networks.load(tmp_path)
+        for value, again in zip(one.parameters(), two.parameters(), strict=True):
+            assert torch.equal(value, again)
+
+    @pytest.mark.parametrize(
+        ("steps", "given", "expected"),
+        [(199, None, 0), (200, None, 10), (5000, None, 250), (5000, 0, 0), (6, 2, 2)],
+    )
+    def test_how_often(self, data, tmp_path, steps, given, expected):
+        job = training(data, tmp_path, settings_of(steps=steps), validate_every=given)
+        assert job.steps_between_validations == expected
 
 
 def test_the_preset_of_the_paper_reports_the_weights(data, tmp_path):

@@ -9,6 +9,7 @@ from rwguidance import Bank, RectifiedSchedule, Tilt, toy
 from rwguidance.networks import GuidanceNetwork
 from rwguidance.trainer import agreement
 from rwguidance.trainer.figures import levels_of, weights_explained
+from rwguidance.trainer.held_out import HeldOut
 
 SCHEDULE = RectifiedSchedule()
 LAW = toy.Gaussian([0.0, 0.0, 0.0], torch.eye(3))
@@ -116,8 +117,8 @@ def test_a_constant_explains_nothing_of_the_weights_and_log_h_what_can_be():
     pictures = Bank(plain.x_0[:, :, None, None], plain.condition, plain.rewards)
     network = network_of(output="log_h")
     encode = lambda prompts: prompts
-    arguments = (SCHEDULE, pictures, {1.0: TILT}, times, encode, 0)
-    assert weights_explained(network, *arguments)[1.0][0.4] == pytest.approx(0.0, abs=1e-9)
+    held_out = HeldOut(pictures, {1.0: TILT}, times, encode)
+    assert weights_explained(network, held_out)[1.0][0.4] == pytest.approx(0.0, abs=1e-9)
 
     log_z = 0.5 * (0.36 + 0.16 + 0.25)
 
@@ -125,7 +126,7 @@ def test_a_constant_explains_nothing_of_the_weights_and_log_h_what_can_be():
         return LAW.log_h(TILT, x_t.flatten(1), t, SCHEDULE) - log_z
 
     network.forward = log_h
-    value = weights_explained(network, *arguments)[1.0][0.4]
+    value = weights_explained(network, held_out)[1.0][0.4]
     # E[h^2] over E[w^2], of lognormal h and w of mean one
     share = 0.36 / (0.36 + 0.16)  # of the variance of log w that x_t tells
     expected = (math.exp(share * 2 * log_z) - 1) / (math.exp(2 * log_z) - 1)

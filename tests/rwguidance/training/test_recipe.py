@@ -57,6 +57,40 @@ def test_a_step_follows_the_mean_of_its_parts():
     assert figures["learning rate"] == 1e-3
 
 
+class TestValidation:
+    """What looks at a network while it is trained."""
+
+    def trained(self, steps=7, **options):
+        network, told = make_network(), {}
+        report = lambda step, figures: told.update({step: figures})
+        train(network, make_objective(), steps, 0.01, recipe=EVERYTHING, report=report, **options)
+        return network, told
+
+    def test_it_is_asked_every_so_many_steps_and_after_the_last(self):
+        validate = lambda network: {"seen": 1.0}
+        _, told = self.trained(validate=validate, validate_every=3)
+        assert [step for step, figures in told.items() if "seen" in figures] == [2, 5, 6]
+
+    def test_it_sees_the_average_and_leaves_the_training_alone(self):
+        seen = []
+
+        def validate(network):
+            seen.append([p.detach().clone() for p in network.parameters()])
+            return {}
+
+        plain, _ = self.trained()
+        network, _ = self.trained(validate=validate, validate_every=2)
+        for p, q in zip(plain.parameters(), network.parameters(), strict=True):
+            assert torch.equal(p, q)
+        for last, p in zip(seen[-1], network.parameters(), strict=True):
+            assert torch.equal(last, p)  # at the end, the average is what is left
+        assert any(not torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+
+    def test_a_number_of_steps_below_one_is_refused(self):
+        with pytest.raises(ValueError, match="validate_every must be"):
+            self.trained(validate_every=0)
+
+
 def test_the_first_part_is_a_training_without_parts():
     one, other = make_network(), make_network()
     losses = train(one, make_objective(), 3)

@@ -1,0 +1,119 @@
+"""The result file, made of the cells that there are."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rwguidance.statistics import mean_and_error
+from rwguidance.support.files import replacing
+
+from . import ratios
+from .bed import GOLD, Bed
+from .methods import METHODS
+
+__all__ = ["RESULTS", "keep_targets", "read_rows", "summary", "written"]
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "alignment_cost.json"
+COLUMNS = ("emoji-pick", "emoji-hps", GOLD, "emoji-match", "energy", "diversity")
+SPLITS = ("development", "report")
+
+Rows = list[dict[str, Any]]
+
+
+def _prompts(given: argparse.Namespace, split: str) -> int:
+    return given.tuning_prompts if split == "development" else given.prompts
+
+
+def keep_targets(bed: Bed, given: argparse.Namespace) -> None:
+    """Keeps means of the tilted law and of the base model, so that a report needs no model."""
+
+    for split in SPLITS:
+        target = bed.target(split, _prompts(given, split), given.draws)
+        text = json.dumps({"means": target.means, "base": target.base})
+        with replacing(given.out / f"target-{split}.json") as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def read_rows(given: argparse.Namespace, split: str) -> Rows:
+    """Returns the rows of a split, of the sizes that are asked for."""
+
+    files = sorted((given.out / "cells").glob("*.json"))
+    rows = [json.loads(file.read_text("utf-8")) for file in files]
+    sizes = {"split": split, "prompts": _prompts(given, split)}
+    sizes |= {"images": given.images, "draws": given.draws}
+    known = lambda row: row["method"] == "base" or row["method"] in METHODS
+    return [r for r in rows if known(r) and all(r[k] == v for k, v in sizes.items())]
+
+
+def written(given: argparse.Namespace, command: str) -> None:
+    """Writes the result file: ratios, a row for each method, trial and budget, and all trials."""
+
+    curves, rows, law = {}, {}, {}
+    for split in SPLITS:
+        file = given.out / f"target-{split}.json"
+        target = json.loads(file.read_text("utf-8"))
+        rows[split] = read_rows(given, split)
+        gold = {"gold": target["means"][GOLD], "base": target["base"][GOLD]}
+        curves[split] = ratios.curves(rows[split], gold, lambda name: METHODS[name].group)
+        law[split] = {
+            name: _gain(values, target["base"][name]) for name, values in target["means"].items()
+        }
+    found = {
+        "command": command,
+        "prompts": given.prompts,
+        "development prompts": given.tuning_prompts,
+        "pictures of a prompt and seed": given.images,
+        "draws of a target": given.draws,
+        "seeds": sorted({row["seed"] for row in rows["report"]}),
+        **ratios.cost_ratios(curves["development"], curves["report"]),
+        "tilted law": law["report"],
+        "rows": [summary(rows["report"], one) for one in curves["report"]],
+        "trials": [summary(rows["development"], one) for one in curves["development"]],
+    }
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(given.results) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _gain(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    return mean_and_error([a - b for a, b in zip(values, base, strict=True)])
+
+
+def summary(rows: Sequence[Mapping[str, Any]], one: ratios.Curve) -> dict[str, Any]:
+    """Returns figures of a curve's point over seeds: gains over the base model, and costs.
+
+    Arguments:
+        rows: Rows of one split.
+        one: The point.
+    """
+
+    base = {row["seed"]: row for row in rows if row["method"] == "base"}
+    key = (one.method, dict(one.trial), one.budget)
+    own = [r for r in rows if (r["method"], r["trial"], r["budget"]) == key and r["seed"] in base]
+    mean = lambda get: statistics.mean(get(row) for row in own)
+    found: dict[str, Any] = {
+        "method": one.method,
+        "group": one.group,
+        "trial": dict(one.trial),
+        "budget": one.budget,
+        "seeds": sorted(row["seed"] for row in own),
+    }
+    for name in COLUMNS:
+        gains = [[a - b for a, b in zip(r[name], base[r["seed"]][name], strict=True)] for r in own]
+        by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
+        found[f"{name} gain"] = mean_and_error(by_prompt)
+        found[f"{name} gain of seeds"] = [statistics.mean(values) for values in gains]
+    found["precision"], found["recall"] = (
+        mean(lambda r: r["precision"]),
+        mean(lambda r: r["recall"]),
+    )
+    found["gold less the tilted law's"] = mean_and_error(list(one.gold))
+    for part in ("training", "picture"):
+        for kind in ("operations", "seconds", "memory"):
+            found[f"{part} {kind}"] = mean(lambda r, p=part, k=kind: r[p][k])
+    found["operations with pictures"] = {n: one.operations(n) for n in ratios.PICTURES}
+    found["reaches gold"], found["reaches at the law"] = one.reaches(False), one.reaches(True)
+    return found

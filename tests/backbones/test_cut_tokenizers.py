@@ -1,0 +1,88 @@
+"""Tokenizers of pipelines that lost a part of their files are refused."""
+
+import itertools
+import json
+import string
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+import backbones
+from backbones.tokenizers import check_tokenizers
+from pipeline_cases import QUIET
+
+pytestmark = QUIET
+
+LETTERS = string.ascii_letters + string.digits + "-_"
+PAIRS = list(itertools.product(LETTERS, LETTERS))
+
+
+def words():
+    return {token: i for i, token in enumerate([*LETTERS, *map("".join, PAIRS), "<end>"])}
+
+
+def tokenizer(merges=PAIRS, vocabulary=None):
+    bpe = models.BPE(vocab=vocabulary or words(), merges=[tuple(pair) for pair in merges])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), pad_token="<end>")
+
+
+def pipe(tokenizer, rows):
+    embedding = torch.nn.Embedding.from_pretrained(torch.ones(rows, 1))
+    encoder = SimpleNamespace(get_input_embeddings=lambda: embedding)
+    return SimpleNamespace(components={"tokenizer_2": tokenizer, "text_encoder_2": encoder})
+
+
+def test_whole_ones_pass_with_rows_that_round_sizes_up():
+    for rows in (len(words()), len(words()) + 600):
+        check_tokenizers(pipe(tokenizer(), rows), "here")
+    check_tokenizers(pipe(tokenizer(PAIRS[:-100]), len(words())), "here")
+
+
+def test_half_the_merges_are_refused():
+    for rows in (len(words()), 0):
+        with pytest.raises(
+            ValueError,
+            match=r"the tokenizer_2 of here must hold the merges .* none for 2148 tokens",
+        ):
+            check_tokenizers(pipe(tokenizer(PAIRS[:1948]), rows), "here")
+
+
+def test_half_the_vocabulary_is_refused():
+    some = dict(list(words().items())[:2000]) | {"<end>": 2000}
+    merges = [pair for pair in PAIRS if "".join(pair) in some]
+    with pytest.raises(
+        ValueError, match=r"the tokenizer_2 of here must hold a vocabulary for the 4161 rows .*2001"
+    ):
+        check_tokenizers(pipe(tokenizer(merges, some), len(words())), "here")
+
+
+def test_tokenizers_in_python_are_checked_as_well():
+    whole, half = ({pair: i for i, pair in enumerate(PAIRS[:n])} for n in (4096, 1948))
+    for ranks in (whole, half):
+        slow = SimpleNamespace(
+            get_vocab=words,
+            get_added_vocab=lambda: {"<end>": 4160},
+            encoder=words(),
+            bpe_ranks=ranks,
+        )
+        if ranks is whole:
+            check_tokenizers(pipe(slow, len(words())), "here")
+            continue
+        with pytest.raises(ValueError, match="none for 2148 tokens"):
+            check_tokenizers(pipe(slow, len(words())), "here")
+
+
+def test_a_pipeline_is_refused_for_one_of_its_tokenizers(tmp_path):
+    tiny = backbones.tiny("sdxl-turbo")
+    tiny.tokenizer_2 = tokenizer()
+    tiny.save_pretrained(tmp_path)
+    backbones.load("sdxl-turbo", tmp_path)
+    file = tmp_path / "tokenizer_2" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:1948]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"the tokenizer_2 of .* must hold the merges"):
+        backbones.load("sdxl-turbo", tmp_path)

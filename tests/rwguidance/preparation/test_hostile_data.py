@@ -1,0 +1,87 @@
+"""Files of data that hang, have no end, or cannot be read are refused, and end nothing else."""
+
+import csv
+import os
+
+import pytest
+
+from preference_files import CAPTIONS, job, pick_a_pic
+from rwguidance.preparation import find_sources, prepare_pairs
+from rwguidance.preparation.sources import Source
+
+SIZE = (16, 16)
+
+
+def reasons(out):
+    with (out / "skipped.csv").open(newline="", encoding="utf-8") as file:
+        return {os.path.basename(row["file"]): row["reason"] for row in csv.DictReader(file)}
+
+
+def test_what_is_no_file_is_refused_before_it_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "pipe.jsonl")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    for name, found in (("pipe.jsonl", "pipe"), ("link.csv", "pipe"), ("zeros.json", "device")):
+        with pytest.raises(OSError, match=rf"{name} must be a regular file, got a {found}"):
+            find_sources([tmp_path / name])
+        for read in (Source.columns, Source.count, lambda source: source.key):
+            with pytest.raises(ValueError, match=rf"{name} must be a regular file"):
+                read(Source(tmp_path / name))
+    for device in ("/dev/zero", "/dev/null"):
+        with pytest.raises(OSError, match="must be a regular file, got a device"):
+            find_sources([device])
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow", ".tar", ".jsonl", ".json", ".csv"])
+def test_pipes_of_every_format_are_refused(tmp_path, ending):
+    os.mkfifo(tmp_path / f"pipe{ending}")
+    source = Source(tmp_path / f"pipe{ending}")
+    for read in (Source.columns, Source.count, lambda source: next(source.rows())):
+        with pytest.raises(ValueError, match="must be a regular file, got a pipe"):
+            read(source)
+
+
+def test_what_a_folder_has_that_cannot_be_read_is_left_out_by_name(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    pick_a_pic(tmp_path / "elsewhere.parquet", dirty=False)
+    (data / "link.parquet").symlink_to(tmp_path / "elsewhere.parquet")
+    (data / "lost.parquet").symlink_to(tmp_path / "nothing")
+    (data / "part.parquet").mkdir()
+    os.mkfifo(data / "part.parquet" / "pipe.jsonl")
+    (data / os.fsdecode(b"\xff.csv")).write_text("a,b\n1,2\n")
+    prepared = prepare_pairs(job(tmp_path / "out"), [data], SIZE)
+    assert prepared.prompts == sorted(CAPTIONS)
+    found = reasons(tmp_path / "out")
+    assert set(found) == {"lost.parquet", "pipe.jsonl", "\\udcff.csv"}
+    assert "must be a regular file, got a pipe" in found["pipe.jsonl"]
+    assert "No such file" in found["lost.parquet"]
+    assert prepared.left_out.total() == 3
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json"])
+def test_a_text_without_end_takes_no_memory(tmp_path, ending):
+    file = tmp_path / f"long{ending}"
+    file.write_bytes(b'{"prompt": "a"}\n')
+    os.truncate(file, 40 * 2**30)  # zeros that take no place
+    expected = "must have at most" if ending == ".json" else "a line must have fewer than"
+    with pytest.raises(ValueError, match=rf"long{ending}.* {expected}"):
+        Source(file).count()
+
+
+def test_a_list_of_what_was_left_out_is_not_waited_for(tmp_path):
+    pick_a_pic(tmp_path / "a.parquet")
+    prepared = prepare_pairs(job(tmp_path / "out"), [tmp_path / "a.parquet"], SIZE)
+    assert prepared.left_out["no caption"] == 2
+    (tmp_path / "out" / "skipped.csv").unlink()
+    os.mkfifo(tmp_path / "out" / "skipped.csv")
+    with pytest.raises(OSError, match=r"no file .*skipped\.csv"):
+        _ = prepared.left_out
+
+
+def test_what_fails_where_it_is_written_is_no_fault_of_the_data(tmp_path):
+    pick_a_pic(tmp_path / "a.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rows").write_text("in the place of a folder, as root may write to any")
+    with pytest.raises(OSError, match="rows"):
+        prepare_pairs(job(tmp_path / "out"), [tmp_path / "a.parquet"], SIZE)
