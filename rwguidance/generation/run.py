@@ -216,7 +216,8 @@ class Run:
         """Returns the condition of `n` samples of one prompt, which is encoded once."""
 
         make = lambda: encode(self.backbone, [prompt], self.negative_prompt)
-        return take(self.keep("condition", prompt, make), [0] * n)
+        with torch.no_grad():
+            return take(self.keep("condition", prompt, make), [0] * n)
 
     def sample(
         self,
