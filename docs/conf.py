@@ -144,10 +144,20 @@ def _show_public_paths(app, doctree):
             signature.insert(place, addnodes.desc_addname("", "", nodes.Text(path)))
 
 
+def _keep_errors_with_figures(app, doctree):
+    """Breaks no line of a table between a figure, its sign and its error."""
+
+    for entry in doctree.findall(nodes.entry):
+        for text in list(entry.findall(nodes.Text)):
+            whole = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+            text.parent.replace(text, nodes.Text(whole))
+
+
 def setup(app):
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(NotebookParser)
     app.connect("doctree-read", _show_public_paths)
+    app.connect("doctree-read", _keep_errors_with_figures)
     app.connect("missing-reference", _resolve_public_name)
     app.connect("autodoc-skip-member", _skip_private)
     app.connect("autodoc-process-signature", _drop_empty_signature)
