@@ -81,6 +81,20 @@ MUTANTS = [
         "test_recipe",
     ),
     Mutant(
+        "chunks of log-weights: the gradient is of their mean",
+        "training/chunks.py",
+        "log_w.sum()",
+        "log_w.mean()",
+        "test_one_step",
+    ),
+    Mutant(
+        "chunks of log-weights: all have the conditions of the first",
+        "training/chunks.py",
+        "take(condition, list(rows))",
+        "take(condition, [0] * len(rows))",
+        "test_one_step",
+    ),
+    Mutant(
         "validation: the average stays in the place of the weights",
         "training/state.py",
         "p.copy_(value)",
