@@ -69,7 +69,7 @@ class Restores(Protocol):
 
 
 def _restores(condition: Any) -> TypeGuard[Restores]:
-    return callable(getattr(condition, "restored", None))
+    return callable(getattr(condition, "restored", None)) and getattr(condition, "storable", True)
 
 
 class Encode:

@@ -140,6 +140,7 @@ def make_objective(
     encode: Encode,
     times: Tensor,
     batch_size: int,
+    decode_batch: int | None = None,
 ) -> Any:
     """Makes the objective.
 
@@ -151,6 +152,8 @@ def make_objective(
         encode: A function from prompts to what the model is conditioned on.
         times: Times of a run.
         batch_size: Number of states of one call.
+        decode_batch: Number of states that are decoded and scored at once, for outputs; None is all
+            of them.
 
     Raises:
         ValueError: If the objective does not suit the model or the reward.
@@ -159,6 +162,7 @@ def make_objective(
     shared: dict[str, Any] = {"batch_size": batch_size}
     make: Callable[[Tilt], Any]
     if settings.objective == "output":
+        shared["decode_batch"] = decode_batch
         make = _of_outputs(settings, backbone, bank, encode, times, shared)
     else:
         assert isinstance(backbone, Backbone)

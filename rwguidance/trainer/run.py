@@ -111,6 +111,7 @@ def fit(
             work.encode,
             work.times,
             settings.batch_size // parts,
+            job.decode_batch,
         )
         if processes.first:
             say(_forecast(settings, bank, network))
@@ -196,6 +197,7 @@ def _validation(work: Work, tilts: Mapping[float, Tilt]) -> Validation | None:
         work.encode,
         work.times,
         settings.batch_size,
+        work.job.decode_batch,
     )
     return Validation(objective, held_out)
 

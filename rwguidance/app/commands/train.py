@@ -106,6 +106,15 @@ def train(
         ),
     ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    decode_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="States that are decoded and scored at once for the gradient of a reward: the "
+            "memory of decoder and reward is that of so many. By default all of a batch's part.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     validate_every: Annotated[
         int | None,
         typer.Option(
@@ -181,6 +190,7 @@ def train(
         sampler_steps=sampler_steps,
         save_every=save_every,
         validate_every=validate_every,
+        decode_batch=decode_batch,
         held_out=shown,
         images=images,
         picture_batch=picture_batch,
