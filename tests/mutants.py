@@ -1368,6 +1368,20 @@ MUTANTS = [
         "test_estimated",
     ),
     Mutant(
+        "gradients: noise of any width is that of width one",
+        "training/gradients.py",
+        "self.std**2 * of_z",
+        "of_z",
+        "test_one_step_gradients",
+    ),
+    Mutant(
+        "gradients: pictures are made anew in every step",
+        "training/gradients.py",
+        "    @cached_property\n",
+        "    @property\n",
+        "test_one_step_gradients",
+    ),
+    Mutant(
         "one step: the proximal term has no half",
         "training/one_step.py",
         "near = change.square().flatten(1).sum(1) / (2 * self.variance)",

@@ -13,7 +13,7 @@ from ..bank import Bank
 from ..evaluation import Results, evaluate
 from ..evaluation.judges import Embedding
 from ..generation.extensions import sampling_times
-from ..generation.networks import Network, OutputNetwork
+from ..generation.networks import ChangeNetwork, Network, OutputNetwork
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
 from ..noise_space.networks import change_of
@@ -38,6 +38,9 @@ THUMBNAIL = "thumbnail"
 
 _FEW_STEPS = 8
 
+_CHANGES = {"change": OutputNetwork, "changes": ChangeNetwork}
+"""Methods of networks for changes, by their output."""
+
 
 class Thumbnail(nn.Module):
     """Means of blocks of pixels, eight by eight, as an embedding."""
@@ -58,7 +61,7 @@ def levels_of(network: GuidanceNetwork, times: Tensor) -> list[float]:
         times: Times of a run.
     """
 
-    if network.output == "change":
+    if network.output in _CHANGES:
         return [float("nan")]
     visited = [float(t) for t in times[:-1]]
     if len(visited) > _FEW_STEPS:
@@ -112,7 +115,7 @@ def agreements(
         def output(
             model: Any, x_t: Tensor, t: Tensor, condition: Any, nats: float = nats
         ) -> Tensor:
-            if network.output == "change":
+            if network.output in _CHANGES:
                 module: Any = network.at(nats) if network.strength else network
                 return change_of(module, x_t, 0.0, condition)
             return estimator_of(network, nats)(model, x_t, t, condition).shift
@@ -219,7 +222,7 @@ def make_pictures(
         report: Is told about progress.
     """
 
-    kind = OutputNetwork if network.output == "change" else Network
+    kind = _CHANGES.get(network.output, Network)
     options: dict[str, Any] = {"strength": strengths[0] if network.strength else None}
     if kind is Network:
         options["window"] = (0.0, _highest(network, sampling_times(backbone, steps)))
