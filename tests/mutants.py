@@ -132,7 +132,7 @@ MUTANTS = [
     Mutant(
         "pairs: few draws are not centered",
         "trainer/material.py",
-        "values - _finite_mean(values) for",
+        "_deviations(values) for",
         "values for",
         "test_material",
     ),
