@@ -188,7 +188,7 @@ MUTANTS = [
     Mutant(
         "pairs: few draws are not centered",
         "trainer/material.py",
-        "values - _finite_mean(values) for",
+        "_deviations(values) for",
         "values for",
         "test_material",
     ),
@@ -1422,6 +1422,20 @@ MUTANTS = [
         "torch.where(good[:, None], own, self.base(batch).mean.flatten(1))",
         "own",
         "test_estimated",
+    ),
+    Mutant(
+        "gradients: noise of any width is that of width one",
+        "training/gradients.py",
+        "self.std**2 * of_z",
+        "of_z",
+        "test_one_step_gradients",
+    ),
+    Mutant(
+        "gradients: pictures are made anew in every step",
+        "training/gradients.py",
+        "    @cached_property\n",
+        "    @property\n",
+        "test_one_step_gradients",
     ),
     Mutant(
         "one step: the proximal term has no half",

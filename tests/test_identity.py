@@ -66,6 +66,7 @@ from rwguidance.trainer.problem import Outputs
 from rwguidance.training import (
     EstimatedShiftObjective,
     ExpectationObjective,
+    GradientObjective,
     NoiseObjective,
     OutputObjective,
     ShiftObjective,
@@ -325,7 +326,7 @@ def core():
             latent["base"],
             {
                 **latent["changes"],
-                "output": Each("log_h", "change"),
+                "output": Each("log_h", "change", "changes"),
                 "tokens": 5,
                 "strength": True,
                 "scales": {1.0: 2.0},
@@ -376,6 +377,11 @@ def core():
             one_step["base"],
             {**one_step["changes"], "variance": 2.0},
             {"decode_batch": 2},
+        ),
+        "GradientObjective": Case(
+            GradientObjective,
+            one_step["base"],
+            {**one_step["changes"], "std": 2.0, "variance": 2.0, "pictures": 9, "seed": 1},
         ),
         "NoiseObjective": Case(
             NoiseObjective,
@@ -579,6 +585,7 @@ def trainings():
             Outputs,
             {"backbone": PixelLaw(), "times": torch.tensor([1.0, 0.0])},
             {"backbone": PixelLaw(0.2), "times": torch.tensor([1.0, 0.5, 0.0])},
+            {"gradient": True},
         ),
     }
 

@@ -22,7 +22,7 @@ from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
 from .held_out import HeldOut
 from .material import Encode, OfPrompts, Stored, read_bank, rewards_of, tilts_of
-from .settings import Settings
+from .settings import OF_GRADIENTS, Settings
 
 __all__ = ["Training", "Work"]
 
@@ -239,8 +239,11 @@ class Work:
                 f"reward {self.reward} is another one than that which the data was scored by: use "
                 "the same weights and options, or prepare the data again"
             )
-        if self.job.settings.objective == "output" and self.scores is None:
-            raise ValueError("reward must be given to follow its gradient, with objective output")
+        if self.job.settings.objective in OF_GRADIENTS and self.scores is None:
+            raise ValueError(
+                "reward must be given to follow its gradient, with objective "
+                f"{self.job.settings.objective}"
+            )
 
     def facts(self, tilts: Mapping[float, Tilt], bank: Bank) -> dict[str, Any]:
         """Returns what was trained, and with what, by name.

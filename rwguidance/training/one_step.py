@@ -16,12 +16,13 @@ from ..support.conditions import condition_keys, take
 from ..tilt import Tilt
 from .chunks import log_w_in_chunks
 
-__all__ = ["NoiseObjective", "OneStepObjective", "OutputObjective", "Prior"]
+__all__ = ["ONE_STEP", "NoiseObjective", "OneStepObjective", "OutputObjective", "Prior"]
 
 Prior = Callable[[Tensor, Any, torch.Generator], Tensor]
 r"""A function of clean states (B, \*event), condition and generator to nats, with shape (B,)."""
 
-_SHARED = ("generate", "tilt", "draw", "condition", "batch_size")
+ONE_STEP = ("generate", "tilt", "draw", "condition", "batch_size")
+"""Names of the attributes of :class:`OneStepObjective` that decide results."""
 
 
 @dataclass(eq=False, repr=False)
@@ -138,7 +139,7 @@ class OutputObjective(OneStepObjective):
             squared data units; less of it keeps outputs nearer.
     """
 
-    depends_on = (*_SHARED, "variance")
+    depends_on = (*ONE_STEP, "variance")
 
     variance: float = 1.0
 
@@ -185,7 +186,7 @@ class NoiseObjective(OneStepObjective):
         | Noise Hypernetworks (Eyring et al., 2025), arXiv:2508.09968
     """
 
-    depends_on = (*_SHARED, "std", "prior")
+    depends_on = (*ONE_STEP, "std", "prior")
 
     std: float = 1.0
     prior: Prior | None = None
