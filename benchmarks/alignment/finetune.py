@@ -170,7 +170,7 @@ class DPO(OfDraws):
         rows = torch.cat((wins, 2 * first + 1 - wins))  # the other of a pair
         x_0, condition = x_0[rows], self.bed.backbone.condition([prompts[i] for i in rows.tolist()])
         x_t, t = self.noised(x_0[: BATCH // 2], generator)
-        scales = self.bed.backbone.schedule.at(t, like=x_0)
+        scales = self.bed.backbone.schedule.at(t, like=x_t)
         noise = (x_t - scales.alpha * x_0[: BATCH // 2]) / scales.sigma
         pairs = torch.cat((x_t, scales.alpha * x_0[BATCH // 2 :] + scales.sigma * noise))
         both = torch.cat((t, t))

@@ -168,24 +168,24 @@ def _adapt(given: Given, recomputed: bool) -> None:
         given.denoiser.enable_gradient_checkpointing(gradient_checkpointing_func=again)
 
 
-def works() -> dict[str, tuple[Callable[[Given], object], dict[str, Any]]]:
-    """Returns what is counted by name, and how it differs from the model with its own decoder."""
+def works() -> dict[str, tuple[Callable[[Given], object], tuple[str, ...], dict[str, Any]]]:
+    """Returns what is counted by name, the networks that it has, and how they are made."""
 
-    still, tiny = torch.no_grad(), {"tiny": True}
+    still, judged = torch.no_grad(), ("vae", "reward")
     picture = lambda g: g.judged(g.x.requires_grad_()).backward()
     denoised = lambda g: g.denoised().sum().backward()
     shown = lambda g: g.reward(torch.empty(1, 3, SIDE, SIDE))
     return {
-        "denoiser": (still(Given.denoised), {}),
-        "LoRA, back": (denoised, {"recomputed": False}),
-        "LoRA recomputed, back": (denoised, {"recomputed": True}),
-        "full decoder": (still(lambda g: g.vae.decode(g.x)), {}),
-        "tiny decoder": (still(lambda g: g.vae.decode(g.x)), tiny),
-        "full decoder and reward, back": (picture, {}),
-        "tiny decoder and reward, back": (picture, tiny),
-        "reward": (still(shown), {}),
-        "network": (still(lambda g: g.changed(g.x)), {}),
-        "network, back": (lambda g: g.changed(g.x).sum().backward(), {}),
+        "denoiser": (still(Given.denoised), ("denoiser",), {}),
+        "LoRA, back": (denoised, ("denoiser",), {"recomputed": False}),
+        "LoRA recomputed, back": (denoised, ("denoiser",), {"recomputed": True}),
+        "full decoder": (still(lambda g: g.vae.decode(g.x)), ("vae",), {}),
+        "tiny decoder": (still(lambda g: g.vae.decode(g.x)), ("vae",), {"tiny": True}),
+        "full decoder and reward, back": (picture, judged, {}),
+        "tiny decoder and reward, back": (picture, judged, {"tiny": True}),
+        "reward": (still(shown), ("reward",), {}),
+        "network": (still(lambda g: g.changed(g.x)), ("guide",), {}),
+        "network, back": (lambda g: g.changed(g.x).sum().backward(), ("guide",), {}),
     }
 
 
@@ -197,11 +197,13 @@ def counted(name: str, what: str) -> dict[str, float]:
         what: What is done.
     """
 
-    (key, pixels, _), (work, options) = MODELS[name], works()[what]
+    (key, pixels, _), (work, networks, options) = MODELS[name], works()[what]
     with _narrow(), FakeTensorMode(allow_non_fake_inputs=True):
         given = Given(ARCHITECTURES[key], pixels, options.get("tiny", False))
         if "recomputed" in options:
             _adapt(given, options["recomputed"])
+        for network in networks:  # there before memory is counted
+            getattr(given, network)
         cost = spent(lambda: work(given))
     return {"operations": cost.operations, "memory": cost.memory}
 
