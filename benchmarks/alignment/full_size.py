@@ -31,9 +31,10 @@ from rwguidance.support.outside import require
 from ..backbones import ARCHITECTURES, Architecture
 from .counting import spent
 from .finetune import RANK
+from .learned import FEW
 from .methods import write_json
 
-__all__ = ["MODELS", "counted", "main", "priced", "works"]
+__all__ = ["MODELS", "RESULT", "counted", "main", "priced", "transferred", "works"]
 
 MODELS = {"SDXL-Turbo": ("sdxl-turbo", 512, 1), "SD3.5 Large Turbo": ("sd3.5-large", 1024, 4)}
 """Architecture, pixels of a side and steps by name."""
@@ -251,6 +252,43 @@ def priced(name: str, parts: Mapping[str, Mapping[str, float]]) -> dict[str, dic
         found[f"image, {decoder} decoder"] = {"operations": image}
         found[f"draw with its reward, {decoder} decoder"] = {"operations": drawn}
     return found | {"network beside an image": {"operations": parts["network"]["operations"]}}
+
+
+def transferred(
+    own: Mapping[str, Any] | None,
+    other: Mapping[str, Any] | None,
+    full: Mapping[str, Any],
+    pictures: int,
+) -> dict[str, Any]:
+    """Returns what measured numbers of pictures would cost at full size, by model and decoder.
+
+    It assumes that a large model needs as many training pictures as the small one did.
+
+    Arguments:
+        own: The chosen output network, with its `budget`; None for none.
+        other: The chosen LoRA with a proximal term; None for none.
+        full: What this module counted.
+        pictures: Number of pictures that are made after the training.
+    """
+
+    if not own or not other or (own["method"], other["method"]) != ("gradient", "LoRA proximal"):
+        return {}
+    found: dict[str, Any] = {}
+    for name, model in full.items():
+        for decoder in ("full", "tiny") if "recipes" in model else ():
+            of = lambda what, m=model, d=decoder: m["recipes"][f"{what}, {d} decoder"]["operations"]
+            beside = model["recipes"]["network beside an image"]["operations"]
+            one = own["budget"] * of("output network") + FEW * of("draw with its reward")
+            two = other["budget"] * of("LoRA proximal")
+            images = pictures * of("image")
+            found[f"{name}, {decoder} decoder"] = {
+                "training of the network": one,
+                "training of LoRA": two,
+                "pictures": images,
+                "ratio of trainings": one / two,
+                "ratio": (one + images + pictures * beside) / (two + images),
+            }
+    return found
 
 
 def main() -> None:
