@@ -6,9 +6,7 @@ was stopped, and writes benchmarks/results/alignment_curves.json of all points t
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +129,14 @@ def summary(rows: list[dict[str, Any]], base: Mapping[int, Mapping[str, Any]]) -
     return found
 
 
+def command(given: argparse.Namespace) -> str:
+    """Returns the sizes of a run as options."""
+
+    sizes = {"prompts": given.prompts, "images": given.images, "draws": given.draws}
+    words = [f"--{name} {value}" for name, value in sizes.items()]
+    return " ".join((*words, "--seeds", *map(str, given.seeds)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment_curves")
     parser.add_argument("sweeps", nargs="*", default=[*SWEEPS])
@@ -154,7 +160,7 @@ def main() -> None:
         for name in SWEEPS[sweep]:
             rows = [point(bed, given, sweep, name, seed) for seed in given.seeds]
             known.setdefault(sweep, {})[name] = summary(rows, base)
-            known["command"] = f"python -m benchmarks.alignment_curves {shlex.join(sys.argv[1:])}"
+            known["command"] = f"python -m benchmarks.alignment_curves {command(given)}"
             known["prompts"], known["pictures of a prompt and seed"] = given.prompts, given.images
             write_json(given.results, known)
             print(sweep, name, known[sweep][name], flush=True)

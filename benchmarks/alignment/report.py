@@ -48,7 +48,18 @@ def read_rows(given: argparse.Namespace, split: str) -> Rows:
     return [r for r in rows if known(r) and all(r[k] == v for k, v in sizes.items())]
 
 
-def written(given: argparse.Namespace, command: str) -> None:
+def command(given: argparse.Namespace, seeds: Sequence[int]) -> str:
+    """Returns the command that makes these results, but for the folders."""
+
+    sizes = {"prompts": given.prompts, "tuning-prompts": given.tuning_prompts}
+    sizes |= {"images": given.images, "draws": given.draws}
+    words = [f"--{name} {value}" for name, value in sizes.items()]
+    for name, values in (("budgets", given.budgets), ("seeds", seeds)):
+        words.append(f"--{name} {' '.join(map(str, values))}")
+    return f"python -m benchmarks.alignment_cost run {' '.join(words)}"
+
+
+def written(given: argparse.Namespace) -> None:
     """Writes the result file: ratios, a row for each method, trial and budget, and all trials."""
 
     curves, rows, law = {}, {}, {}
@@ -61,13 +72,14 @@ def written(given: argparse.Namespace, command: str) -> None:
         law[split] = {
             name: _gain(values, target["base"][name]) for name, values in target["means"].items()
         }
+    seeds = sorted({row["seed"] for row in rows["report"]})
     found = {
-        "command": command,
+        "command": command(given, seeds),
         "prompts": given.prompts,
         "development prompts": given.tuning_prompts,
         "pictures of a prompt and seed": given.images,
         "draws of a target": given.draws,
-        "seeds": sorted({row["seed"] for row in rows["report"]}),
+        "seeds": seeds,
         **ratios.cost_ratios(curves["development"], curves["report"]),
         "tilted law": law["report"],
         "full size": _at_full_size(curves["report"]),
