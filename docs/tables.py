@@ -112,12 +112,11 @@ def costs(found):
     gains = ("emoji-gold", "emoji-hps", "emoji-match", "emoji-pick", "energy", "diversity")
     rows = []
     for row in found["rows"]:
-        trial = ", ".join(f"{key} {value:g}" for key, value in row["trial"].items())
         total = row["operations with pictures"]
         rows.append(
             (
                 f"**{row['method']}**" if row["group"] == "ours" else row["method"],
-                trial,
+                _trial(row),
                 f"{row['budget']:,}",
                 str(len(row["seeds"])),
                 *(_pair(row[f"{name} gain"]) for name in gains),
@@ -270,8 +269,12 @@ def _pair(value):
 def _method(one):
     if one is None:
         return "none"
-    trial = ", ".join(f"{key} {value:g}" for key, value in one["trial"].items())
-    return f"{one['method']} ({trial}), {one['budget']:,}"
+    return f"{one['method']} ({_trial(one)}), {one['budget']:,}"
+
+
+def _trial(one):
+    number = lambda value: str(value) if isinstance(value, bool | str) else f"{value:g}"
+    return ", ".join(f"{key} {number(value)}" for key, value in one["trial"].items())
 
 
 def paper(page):
