@@ -1,5 +1,6 @@
 """What a computation takes: operations, seconds, and the peak of the memory it allocates."""
 
+import gc
 import time
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 __all__ = ["Spent", "Watched", "spent"]
+
+
+_LARGE, _MORE = 5e8, 1.05
+"""Bytes from which on garbage is collected, and by how much more each time."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Watched(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = self.bytes = self.peak = 0
+        self.operations = self.bytes = self.peak = self._collected = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(
@@ -75,6 +80,9 @@ class Watched(TorchDispatchMode):
         size, key = storage.nbytes(), storage._cdata
         self._seen.add(key)
         self.bytes += size
+        if self.bytes > max(_LARGE, _MORE * self._collected):
+            gc.collect()  # what is computed again is held by cycles, which is no memory in need
+            self._collected = self.bytes
         self.peak = max(self.peak, self.bytes)
         weakref.finalize(storage, self._free, key, size)
 
