@@ -96,7 +96,8 @@ def _trained(
 ) -> tuple[Weights, Spent]:
     settings = settings_of(kind, trial, budget, seed)
     draws = FEW if settings.objective == "output" else budget
-    bank, encode = common_bank(bed, draws, seed), Encode(bed.backbone)
+    each = trial.get("each", 16)  # draws of a prompt
+    bank, encode = common_bank(bed, draws, seed, each), Encode(bed.backbone)
     tilts = tilts_of(bank, OfPrompts(bed.aligned), settings, bed.backbone.decode)
     network = make_network(settings, bed.backbone, bank.x_0.shape[1], encode, len(tilts))
     objective = _objective(bed, kind, trial, settings, bank, tilts, encode)
