@@ -86,7 +86,7 @@ SWEEPS: dict[str, dict[str, Make]] = {
     "eta": {f"log h, eta {v:g}": _trained("paper", 640, eta=v) for v in (0.0, 0.1, 1.0, 10.0)},
     "size": {
         f"output network of {size} MB": _trained(
-            "gradient", 320, network=name, loose=10.0, calibrate=False
+            "output", 320, network=name, loose=10.0, calibrate=False
         )
         for name, size in SIZES.items()
     },

@@ -164,7 +164,8 @@ def test_what_is_moved_to_full_size_needs_as_many_pictures_there():
     recipes |= {what.replace("tiny", "full"): cost for what, cost in recipes.items()}
     recipes["network beside an image"] = 0.5
     full = {"M": {"recipes": {what: {"operations": cost} for what, cost in recipes.items()}}}
-    own, other = {"method": "gradient", "budget": 30}, {"method": "LoRA proximal", "budget": 10}
+    own = {"method": "output network", "budget": 30}
+    other = {"method": "LoRA proximal", "budget": 10}
     found = full_size.transferred(own, other, full, 100)["M, tiny decoder"]
     assert found["ratio of trainings"] == pytest.approx(60 / 30)
     assert found["ratio"] == pytest.approx((60 + 100 + 50) / (30 + 100))

@@ -271,7 +271,8 @@ def transferred(
         pictures: Number of pictures that are made after the training.
     """
 
-    if not own or not other or (own["method"], other["method"]) != ("gradient", "LoRA proximal"):
+    both = ("output network", "LoRA proximal")
+    if not own or not other or (own["method"], other["method"]) != both:
         return {}
     found: dict[str, Any] = {}
     for name, model in full.items():

@@ -62,8 +62,9 @@ METHODS: dict[str, Entry] = {
         "draft",
     ),
     "LoRA": Entry("fine-tuner", ({"rate": 1e-4}, {"rate": 3e-4}), "finetune", "draft"),
-    "gradient": Entry(
-        "ours", ({"loose": 1.0}, {"loose": 10.0, "calibrate": False}), "learned", "gradient"
+    "gradient": Entry("ours", ({}, {"steps": 1200}), "learned", "gradient"),
+    "output network": Entry(
+        "ours", ({"loose": 1.0}, {"loose": 10.0, "calibrate": False}), "learned", "output"
     ),
     "noise network": Entry("ours", ({"strength": 1.0}, {"strength": 2.0}), "learned", "noise"),
     "best of n": Entry("existing", ({"n": 3}, {"n": 4}), "draws", "best"),

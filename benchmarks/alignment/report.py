@@ -98,7 +98,7 @@ def _at_full_size(curves: Sequence[ratios.Curve]) -> dict[str, Any]:
     if not full.is_file():
         return {}
     known = json.loads(full.read_text("utf-8"))
-    kinds = ("gradient", "LoRA proximal")
+    kinds = ("output network", "LoRA proximal")
     both = [
         ratios.at_law([c for c in curves if c.method == k], METHODS[k].group, False) for k in kinds
     ]

@@ -38,7 +38,7 @@ _FEW_STEPS = 8
 _SPREAD = 64
 """Number of draws of the noise that its standard deviation is taken of."""
 
-_LONGER = 5.0
+LONGER = 5.0
 """Variance for gradients over that of the draws of a prompt.
 
 Regression makes what is learned of a gradient a third as long as it is. This was chosen on the
@@ -199,10 +199,10 @@ def _of_outputs(
         outputs = Outputs(backbone, times, gradient=True)
         own: dict[str, Any] = {"pictures": settings.pictures, "seed": settings.seed}
         own["std"] = float(draw(_SPREAD, torch.Generator().manual_seed(0)).double().std())
-        own["variance"] = settings.variance or _LONGER * _variance(bank)
+        own["variance"] = settings.variance or LONGER * variance_of(bank)
         return lambda tilt: GradientObjective(outputs, tilt, draw, condition, **own, **shared)
     outputs = Outputs(backbone, times)
-    variance = settings.variance or _variance(bank)
+    variance = settings.variance or variance_of(bank)
     return lambda tilt: OutputObjective(outputs, tilt, draw, condition, variance=variance, **shared)
 
 
@@ -225,7 +225,7 @@ def estimator_of(network: GuidanceNetwork, nats: float) -> ConditionalExpectatio
     return LearnedExpectation(module) if network.output == "log_h" else LearnedShift(module)
 
 
-def _variance(bank: Bank) -> float:
+def variance_of(bank: Bank) -> float:
     """Returns the variance of the draws of a prompt, mean over directions and prompts."""
 
     parts = [bank.x_0[rows].double() for rows in bank.rows.values()]
