@@ -168,8 +168,7 @@ class AnyPipeline(PipelineAdapter):
     def _encoded(self, prompts: list[str], negatives: list[str] | None) -> CallCondition:
         texts = texts_of_call(prompts, negatives)
         results = begin(self.pipe, {**self._arguments(), **texts, "generator": _unseen()}).encoded
-        told = None if negatives is None else tuple(negatives)
-        return CallCondition(tuple(prompts), {}, None, tuple(results), told)
+        return CallCondition.of(prompts, results, negatives)
 
     def forward(
         self, x_t: Tensor, t: float | Tensor, condition: TextCondition | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,12 @@ class TextCondition:
         embeddings: Tensors by name, each with shape (B, ...).
         negative: Tensors of the same names and shapes, from which classifier-free guidance leads
             away. None without such guidance.
+
+    Attributes:
+        storable: Whether :meth:`restored` makes conditions of embeddings that were stored.
     """
+
+    storable: ClassVar[bool] = True
 
     prompts: tuple[str, ...]
     embeddings: Mapping[str, Tensor]

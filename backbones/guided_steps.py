@@ -16,6 +16,7 @@ from rwguidance import ConditionalExpectation, GuidedModel, ImportanceSampling, 
 from rwguidance.samplers import UnreliableEstimate, doubts_of, explain_doubts
 from rwguidance.support.randomness import seeded
 
+from .call_condition import embeddings_of_call
 from .conditioning import Embeddings, TextCondition, named_embeddings
 from .coordinates import Coordinates
 from .origins import check_call, check_size
@@ -300,7 +301,7 @@ def _begins_from_noise(pipe: Any, arguments: Mapping[str, Any]) -> bool:
 def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings | None]:
     """Embeddings of n images from a result of `encode_prompt`, by the names of the adapters.
 
-    They are empty for families without an adapter.
+    Those of families without an adapter are found by their shapes, and have no negative part.
     """
 
     four = in_family(pipe, "StableDiffusionXL") or in_family(pipe, "StableDiffusion3")
@@ -310,6 +311,8 @@ def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings
         # The scale is an input of the network.
         positive, negative = {"text": encoded[0], "pooled": encoded[1]}, None
     else:
+        positive, negative = embeddings_of_call([encoded], n), None
+    if "text" not in positive:
         return {}, None
     return (positive, negative) if len(positive["text"]) == n else ({}, None)
 

@@ -7,8 +7,6 @@ prompts, of as many trials of each method, with seed 0; what is reported is of o
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +57,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     if given.part == "run":
         run(given)
-    report.written(given, f"python -m benchmarks.alignment_cost {shlex.join(sys.argv[1:])}")
+    report.written(given)
 
 
 def run(given: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """Learned shifts in the plane beside the banks that trained them, in multiples of a floor.
 
-Run `python benchmarks/learned_shifts.py`. The laws, strengths and distances are those of
-`strong_tilts.py`. For each of them and each seed a bank is drawn, for the strong tilts an annealed
-one, and networks are trained on it; bank and networks guide the same noise, and the ratio of their
-distances is at most 1 where the network is not the worse of the two.
+Run `python benchmarks/learned_shifts.py`; with `--out` it goes on where it stopped. The laws,
+strengths and distances are those of `strong_tilts.py`. For each of them and each seed a bank is
+drawn, for the strong tilts an annealed one, and networks are trained on it; bank and networks guide
+the same noise, and the ratio of their distances is at most 1 where the network is not the worse of
+the two.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch import Generator, Tensor
 import rwguidance as rw
 from rwguidance import toy
 from rwguidance.networks import ShiftMLP
+from rwguidance.support.files import replacing
 from rwguidance.training import EstimatedShiftObjective, ShiftObjective, train
 
 FLOORS = 5
@@ -88,13 +90,18 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", rw.UnreliableEstimate)
     cells = [(name, strength) for name in given.laws for strength in STRENGTHS]
-    runs = [(*one, seed) for seed in range(given.seeds) for one in cells]
-    found: dict[tuple[str, float], list[dict[str, float]]] = {one: [] for one in cells}
-    for name, strength, seed in track(runs, console=Console(stderr=True)):
-        found[name, strength].append(cell(name, strength, seed, given))
-        if given.out is not None:
-            rows = [{"law": n, "strength": s, "seeds": v} for (n, s), v in found.items()]
-            given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    settings = (given.draws, given.steps, given.batch_size, given.width)
+    runs = [(*one, seed, *settings) for seed in range(given.seeds) for one in cells]
+    done = {}
+    if given.out is not None and given.out.exists():
+        done = {tuple(key): figures for key, figures in json.loads(given.out.read_text("utf-8"))}
+    for run in track(runs, console=Console(stderr=True)):
+        if run not in done:
+            done[run] = cell(*run[:3], given)
+            if given.out is not None:
+                with replacing(given.out) as partial:
+                    partial.write_text(json.dumps([*done.items()], indent=1), encoding="utf-8")
+    found = {one: [done[run] for run in runs if run[:2] == one] for one in cells}
     Console(width=100).print(_table(found))
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from rwguidance.support.files import read_regular
 from rwguidance.support.outside import on_hub
 
 from .base import Reward, RewardFile, RewardSpec
@@ -250,7 +251,7 @@ def read_template(path: PathLike) -> str:
         ValueError: If it does not hold each of the two once, in this order.
     """
 
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_regular(path).decode()
     if Path(path).suffix == ".py":
         constants = _string_constants(text, path)
         try:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pyarrow import parquet
 
+from path_model import Text
 from rwguidance.backbone import Generator
 from rwguidance.preparation import Preparation
 from rwguidance.support.randomness import normal
@@ -38,7 +39,7 @@ class Model(Generator):
 
     def condition(self, prompts):
         codes = torch.tensor([[len(p), sum(map(ord, p))] for p in prompts], dtype=torch.float32)
-        return Condition(prompts, codes)
+        return Text(prompts, {"code": codes})
 
     def draw_noise(self, n, generator=None):
         return normal((n, *self.shape), generator)
@@ -52,24 +53,6 @@ class Model(Generator):
     def encode(self, images):
         self.calls += 1
         return F.avg_pool2d(images.mean(1, keepdim=True), 4)
-
-
-class Condition:
-    """Prompts with a code of each, as an embedding."""
-
-    def __init__(self, prompts, codes):
-        self.prompts = tuple(prompts)
-        self.embeddings = {"code": codes}
-
-    def __len__(self):
-        return len(self.prompts)
-
-    def __iter__(self):
-        return iter(self.prompts)
-
-    def __getitem__(self, index):
-        rows = list(range(len(self)))[index] if isinstance(index, slice) else index
-        return Condition([self.prompts[i] for i in rows], self.embeddings["code"][rows])
 
 
 class Light(torch.nn.Module):

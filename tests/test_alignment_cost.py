@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.alignment import ratios
+from benchmarks.alignment import full_size, ratios
 from benchmarks.alignment.counting import Spent, spent
 from rwguidance.support.randomness import seeded
 
@@ -134,6 +134,56 @@ def test_memory_is_what_is_held_at_once():
     assert one <= spent(freed).memory <= 2 * one
     held = torch.zeros(1000)
     assert spent(lambda: held.view(10, 100)).memory == 0
+
+
+def test_recipes_at_full_size_add_up_what_was_counted():
+    parts = {
+        what: {"operations": 2.0**i, "memory": 3.0**i} for i, what in enumerate(full_size.works())
+    }
+    of = lambda what: parts[what]["operations"]
+    found = full_size.priced("SD3.5 Large Turbo", parts)  # four steps
+    back, denoiser = of("tiny decoder and reward, back"), of("denoiser")
+    assert found["LoRA, tiny decoder"]["operations"] == 3 * denoiser + of("LoRA, back") + back
+    more = found["LoRA proximal, tiny decoder"]["operations"]
+    assert more - found["LoRA, tiny decoder"]["operations"] == 4 * denoiser
+    own = found["output network, tiny decoder"]["operations"]
+    assert own == 4 * denoiser + of("network, back") + back
+    kept = found["output network, stored pictures, tiny decoder"]["operations"]
+    assert own - kept == 4 * denoiser
+    drawn = found["draw with its reward, full decoder"]["operations"]
+    assert drawn == 4 * denoiser + of("full decoder") + of("reward")
+
+
+def test_what_is_moved_to_full_size_needs_as_many_pictures_there():
+    recipes = {
+        "output network, tiny decoder": 2.0,
+        "LoRA proximal, tiny decoder": 3.0,
+        "draw with its reward, tiny decoder": 0.0,
+        "image, tiny decoder": 1.0,
+    }
+    recipes |= {what.replace("tiny", "full"): cost for what, cost in recipes.items()}
+    recipes["network beside an image"] = 0.5
+    full = {"M": {"recipes": {what: {"operations": cost} for what, cost in recipes.items()}}}
+    own = {"method": "output network", "budget": 30}
+    other = {"method": "LoRA proximal", "budget": 10}
+    found = full_size.transferred(own, other, full, 100)["M, tiny decoder"]
+    assert found["ratio of trainings"] == pytest.approx(60 / 30)
+    assert found["ratio"] == pytest.approx((60 + 100 + 50) / (30 + 100))
+    assert full_size.transferred(None, other, full, 100) == {}
+
+
+def test_a_change_of_low_rank_costs_what_its_factors_cost():
+    with seeded(0):
+        layers = torch.nn.Linear(64, 32), torch.nn.Conv2d(16, 24, 3, stride=2, padding=1)
+    for layer, x in zip(layers, (torch.ones(5, 64), torch.ones(2, 16, 8, 8)), strict=True):
+        with seeded(0):
+            changed = full_size.Adapted(layer)
+        count = lambda module, x=x: spent(lambda: module(x)).operations
+        more = count(changed) - count(layer)
+        rank, size = full_size.RANK, {5: 64 + 32, 2: 16 * 9 + 24}[len(x)]
+        outputs = {5: 5, 2: 2 * 4 * 4}[len(x)]
+        assert more == 2 * outputs * rank * size
+        assert changed(x).shape == layer(x).shape
 
 
 def test_costs_add_up_and_memory_is_the_largest():

@@ -155,6 +155,16 @@ def test_the_tables_of_methods_say_what_the_methods_say():
     assert tables["written"](page.replace("reward", "rewind")) != page.replace("reward", "rewind")
 
 
+def test_the_page_of_claims_and_the_readme_say_what_was_measured():
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    for file in ("PAPER", "README"):
+        page = tables[file].read_text(encoding="utf-8")
+        assert "<!-- table: cost -->" in page
+        assert tables["paper"](page) == page, "run `python docs/tables.py`, which writes them anew"
+        changed = page.replace("On the test bed the paper", "On no test bed the paper")
+        assert tables["paper"](changed) == page != changed
+
+
 def test_the_reference_of_the_commands_says_what_the_commands_say():
     commands = runpy.run_path(str(DOCS / "commands.py"))
     page = commands["PAGE"].read_text(encoding="utf-8")

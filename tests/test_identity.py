@@ -18,7 +18,8 @@ from identity import Case, Each, check, classes_with_state, keys_of
 from pixel_law import Law as PixelLaw
 from plain_rewards import Brightness, Letters, Redness
 from rewards.clip import ImageTower, TextTower
-from rewards.towers import AffineHead, LogitScale
+from rewards.learned import LearnedReward
+from rewards.towers import AffineHead, EmbeddingReward, LogitScale
 from rwguidance import (
     DDIM,
     Bank,
@@ -65,6 +66,7 @@ from rwguidance.trainer.problem import Outputs
 from rwguidance.training import (
     EstimatedShiftObjective,
     ExpectationObjective,
+    GradientObjective,
     NoiseObjective,
     OutputObjective,
     ShiftObjective,
@@ -324,7 +326,7 @@ def core():
             latent["base"],
             {
                 **latent["changes"],
-                "output": Each("log_h", "change"),
+                "output": Each("log_h", "change", "changes"),
                 "tokens": 5,
                 "strength": True,
                 "scales": {1.0: 2.0},
@@ -371,12 +373,21 @@ def core():
             },
         ),
         "OutputObjective": Case(
-            OutputObjective, one_step["base"], {**one_step["changes"], "variance": 2.0}
+            OutputObjective,
+            one_step["base"],
+            {**one_step["changes"], "variance": 2.0},
+            {"decode_batch": 2},
+        ),
+        "GradientObjective": Case(
+            GradientObjective,
+            one_step["base"],
+            {**one_step["changes"], "std": 2.0, "variance": 2.0, "pictures": 9, "seed": 1},
         ),
         "NoiseObjective": Case(
             NoiseObjective,
             one_step["base"],
             {**one_step["changes"], "std": 2.0, "prior": torch.nn.Tanh()},
+            {"decode_batch": 2},
         ),
         "ShiftObjective": Case(
             ShiftObjective,
@@ -449,6 +460,24 @@ def toys():
     }
 
 
+class Towers(EmbeddingReward):
+    depends_on = ("factor",)
+    spec = rewards.PickScore.spec
+
+    def __init__(self, factor=1.0):
+        super().__init__(torch.zeros(()))
+        self.factor = factor
+
+    def embed_images(self, images):
+        return self.factor * images.mean((2, 3))[:, :2]
+
+    def embed_prompts(self, prompts):
+        return torch.tensor([[len(prompt), 1.0] for prompt in prompts])
+
+    def value(self, cosine):
+        return cosine
+
+
 def composites():
     parts = [Brightness(), Redness()]
     remote = {"url": "http://a.example/score", "token": "x"}
@@ -464,6 +493,12 @@ def composites():
             lambda weight: rewards.WeightedSum([Brightness(), Redness(weight)], [1.0, 2.0]),
             {"weight": 1.5},
             {"weight": 2.5},
+        ),
+        "LearnedReward": Case(
+            LearnedReward,
+            {"name": "mine", "tower": Towers(), "weights": torch.ones(4)},
+            {"tower": Towers(2.0), "weights": torch.zeros(4), "bias": 1.0},
+            {"name": "other", "usual": (-1.0, 1.0)},
         ),
         "LowerConfidenceBound": Case(
             lambda kappa, weight=1.5: rewards.LowerConfidenceBound(
@@ -550,6 +585,7 @@ def trainings():
             Outputs,
             {"backbone": PixelLaw(), "times": torch.tensor([1.0, 0.0])},
             {"backbone": PixelLaw(0.2), "times": torch.tensor([1.0, 0.5, 0.0])},
+            {"gradient": True},
         ),
     }
 

@@ -13,6 +13,7 @@ import rwguidance as rw
 from rwguidance import backbones, metrics, rewards
 from rwguidance.backbone import TextToImage
 from rwguidance.evaluation import embeddings, prompts
+from rwguidance.evaluation.appearance import APPEARANCE
 from rwguidance.evaluation.judged import judged_draws
 from rwguidance.evaluation.judges import Judges
 from rwguidance.evaluation.targets import Draws, tilted
@@ -135,31 +136,33 @@ class Bed:
         with torch.no_grad():
             rows = [prompt] * len(images)
             seen = {name: r(images, rows).double() for name, r in self.rewards.items()}
+            seen |= {name: number(images).double() for name, number in APPEARANCE.items()}
             return seen, self.judge(images).float()
 
-    def target(self, split: str, n: int, draws: int) -> Target:
-        """Returns the law tilted by one nat of the proxy, for each of the first prompts.
+    def target(self, split: str, n: int, draws: int, nats: float = NATS) -> Target:
+        """Returns the law tilted by the proxy, for each of the first prompts.
 
         Its draws are judged by gold and its term of the prompt alone, of the held-out rewards.
         """
 
-        if (split, n, draws) not in self._targets:
-            self._targets[split, n, draws] = self._target(split, n, draws)
-        return self._targets[split, n, draws]
+        key = (split, n, draws, nats)
+        if key not in self._targets:
+            self._targets[key] = self._target(*key)
+        return self._targets[key]
 
     @cached_property
-    def _targets(self) -> dict[tuple[str, int, int], Target]:
+    def _targets(self) -> dict[tuple[str, int, int, float], Target]:
         return {}
 
-    def _target(self, split: str, n: int, draws: int) -> Target:
+    def _target(self, split: str, n: int, draws: int, nats: float) -> Target:
         store = Store(self.folder)
         run = Run(self.backbone, self.rewards[PROXY], self.times, 0, TOGETHER, store=store)
         some = {name: self.rewards[name] for name in (PROXY, GOLD, "emoji-match")}
         judges, chosen, found = Judges(run, some, {JUDGE: self.judge}), self.prompts(split, n), []
         for prompt in chosen:
             seen = judged_draws(run, judges, prompt, draws, "target")
-            found.append(Draws(seen.rewards, seen.embeddings, [NATS]))
-        law = tilted(found, PROXY, NATS)
+            found.append(Draws(seen.rewards, seen.embeddings, [nats]))
+        law = tilted(found, PROXY, nats)
         base = {name: [float(one.rewards[name].mean()) for one in found] for name in some}
         log_w = [one for one in law.log_weights if one is not None]
         assert len(log_w) == n, "a prompt has no target"

@@ -1,5 +1,6 @@
 """What a computation takes: operations, seconds, and the peak of the memory it allocates."""
 
+import gc
 import time
 import weakref
 from collections.abc import Callable
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Allocated", "Spent", "spent"]
+__all__ = ["Spent", "Watched", "spent"]
+
+
+_LARGE, _MORE = 5e8, 1.05
+"""Bytes from which on garbage is collected, and by how much more each time."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,16 @@ class Spent:
         return Spent(self.operations * factor, self.seconds * factor, self.memory)
 
 
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, until these are freed."""
+class Watched(TorchDispatchMode):
+    """Counts operations, and the bytes of the storages that they make, until these are freed.
+
+    Operations are by the formulas of :mod:`torch.utils.flop_counter`, whose own mode cannot watch
+    gradients in a single tensor.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.operations = self.bytes = self.peak = self._collected = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(
@@ -56,8 +65,12 @@ class Allocated(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         given = {s._cdata for s in _storages((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
         for storage in _storages(result):
             if storage._cdata not in given | self._seen:
                 self._add(storage)
@@ -67,6 +80,9 @@ class Allocated(TorchDispatchMode):
         size, key = storage.nbytes(), storage._cdata
         self._seen.add(key)
         self.bytes += size
+        if self.bytes > max(_LARGE, _MORE * self._collected):
+            gc.collect()  # what is computed again is held by cycles, which is no memory in need
+            self._collected = self.bytes
         self.peak = max(self.peak, self.bytes)
         weakref.finalize(storage, self._free, key, size)
 
@@ -82,8 +98,8 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 def spent(work: Callable[[], object]) -> Spent:
     """Does some work and returns what it took; counting makes the seconds some tenths too many."""
 
-    allocated, began = Allocated(), time.process_time()
-    with FlopCounterMode(display=False) as counter, allocated:
+    watched, began = Watched(), time.process_time()
+    with watched:
         work()
     seconds = time.process_time() - began
-    return Spent(float(counter.get_total_flops()), seconds, float(allocated.peak))
+    return Spent(float(watched.operations), seconds, float(watched.peak))

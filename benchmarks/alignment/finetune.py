@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,9 @@ __all__ = ["LOSSES", "adapted", "fine_tuned", "maker_of"]
 
 BATCH, RANK, MAX_NORM = 16, 8, 1.0
 """Pictures of a step, rank of the changes, and bound on the norm of a gradient."""
+
+DRAWS = 256
+"""Draws on which the temperature of weights is found."""
 
 REPEATS = 4
 """Steps on each batch of pictures that are drawn once, labelled, and learned from."""
@@ -170,7 +174,7 @@ class DPO(OfDraws):
         rows = torch.cat((wins, 2 * first + 1 - wins))  # the other of a pair
         x_0, condition = x_0[rows], self.bed.backbone.condition([prompts[i] for i in rows.tolist()])
         x_t, t = self.noised(x_0[: BATCH // 2], generator)
-        scales = self.bed.backbone.schedule.at(t, like=x_0)
+        scales = self.bed.backbone.schedule.at(t, like=x_t)
         noise = (x_t - scales.alpha * x_0[: BATCH // 2]) / scales.sigma
         pairs = torch.cat((x_t, scales.alpha * x_0[BATCH // 2 :] + scales.sigma * noise))
         both = torch.cat((t, t))
@@ -192,9 +196,12 @@ class Weighted(OfDraws):
 
     each = 8
 
-    def __post_init__(self) -> None:
-        bank = common_bank(self.bed, 256, self.seed)
-        self.beta = rw.Tilt.for_kl(self.bed.aligned, bank, NATS).betas[0]
+    @cached_property
+    def beta(self) -> float:
+        """The temperature of the weights."""
+
+        bank = common_bank(self.bed, DRAWS, self.seed)
+        return rw.Tilt.for_kl(self.bed.aligned, bank, NATS).betas[0]
 
     def __call__(self, batch: Any, generator: torch.Generator) -> Tensor:
         x_0, values, prompts = batch
@@ -239,7 +246,7 @@ def fine_tuned(
                 optimizer.step()
 
     one = spent(lambda: batch_of_steps(generator_for(seed, "cost"), moving=False))
-    whole = bed.draw * 256 if kind == "weighted" else Spent()
+    whole = bed.draw * DRAWS if kind == "weighted" else Spent()
     wanted, began = set(budgets), time.process_time()
     for pictures in range(BATCH, max(budgets) + 1, BATCH):
         batch_of_steps(generator)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import rwguidance as rw
-from rwguidance.generation import Network, NoiseNetwork, OutputNetwork
+from rwguidance.generation import ChangeNetwork, Network, NoiseNetwork, OutputNetwork
 from rwguidance.networks import GuidanceNetwork
 from rwguidance.noise_space import flow_map
 from rwguidance.support.conditions import take
@@ -17,8 +17,9 @@ from rwguidance.support.randomness import generator_for
 from rwguidance.trainer import PRESETS, Settings
 from rwguidance.trainer.lengths import find_lengths
 from rwguidance.trainer.material import Encoded, OfPrompts, tilts_of
-from rwguidance.trainer.problem import make_network, make_objective
-from rwguidance.training import NoiseObjective, OutputObjective, train
+from rwguidance.trainer.problem import LONGER, make_network, make_objective, variance_of
+from rwguidance.trainer.settings import OF_GRADIENTS
+from rwguidance.training import GradientObjective, NoiseObjective, OutputObjective, train
 
 from .bed import Bed, Maker, common_bank
 from .counting import Spent, spent
@@ -28,6 +29,11 @@ __all__ = ["maker_of", "trained"]
 FEW, UNSEEN = 256, 128
 """Draws from which beta and variance follow where no more are learned from; draws of prompts that a
 length is set on."""
+
+OUTPUT = Settings(
+    objective="output", nats=(1.0,), steps=1000, batch_size=16, learning_rate=1e-3, average=0.99
+)
+"""Settings of networks that score new pictures in every step: "output" and "noise"."""
 
 Weights = dict[str, Tensor]
 
@@ -64,10 +70,12 @@ def settings_of(kind: str, trial: Mapping[str, Any], budget: int, seed: int) -> 
     most of the step, so the budget says their number; a draw of a bank is seen eight times.
     """
 
-    preset = PRESETS["gradient" if kind == "noise" else kind]
+    preset = PRESETS.get(kind, OUTPUT)
+    shown = {key: value for key, value in trial.items() if key in Settings.__dataclass_fields__}
+    if preset.objective == "gradients":  # steps make no pictures
+        return replace(preset, pictures=budget, seed=seed, **shown)
     made = preset.objective == "output"
     steps = budget // preset.batch_size if made else budget * 8 // preset.batch_size
-    shown = {key: value for key, value in trial.items() if key in Settings.__dataclass_fields__}
     return replace(preset, steps=steps, warm_up=max(1, steps // 10), seed=seed, **shown)
 
 
@@ -78,7 +86,7 @@ def trained(
 
     Arguments:
         bed: The test bed.
-        kind: Name of a preset, or "noise".
+        kind: Name of a preset, "output" or "noise".
         trial: Settings of the trial.
         budgets: Numbers of pictures, or of draws.
         seed: Seed of weights, prompts and noise.
@@ -95,11 +103,13 @@ def _trained(
     bed: Bed, kind: str, trial: Mapping[str, Any], budget: int, seed: int
 ) -> tuple[Weights, Spent]:
     settings = settings_of(kind, trial, budget, seed)
-    draws = FEW if settings.objective == "output" else budget
-    bank, encode = common_bank(bed, draws, seed), Encode(bed.backbone)
+    draws = FEW if settings.objective in OF_GRADIENTS else budget
+    each = trial.get("each", 16)  # draws of a prompt
+    bank, encode = common_bank(bed, draws, seed, each), Encode(bed.backbone)
     tilts = tilts_of(bank, OfPrompts(bed.aligned), settings, bed.backbone.decode)
     network = make_network(settings, bed.backbone, bank.x_0.shape[1], encode, len(tilts))
     objective = _objective(bed, kind, trial, settings, bank, tilts, encode)
+    scored = spent(lambda: objective.sides) if settings.objective == "gradients" else Spent()
     one = spent(lambda: _step(network, objective))
     network.zero_grad()
     began = time.process_time()
@@ -113,7 +123,7 @@ def _trained(
         recipe=settings.recipe(1),
     )
     seconds = time.process_time() - began
-    cost = bed.draw * draws + replace(one * settings.steps, seconds=seconds)
+    cost = bed.draw * draws + scored + replace(one * settings.steps, seconds=seconds)
     weights = {name: p.detach().clone() for name, p in network.state_dict().items()}
     if settings.calibrate and kind != "noise":
         network.eval().requires_grad_(False)
@@ -151,21 +161,24 @@ def _objective(
 ) -> Any:
     """Returns the objective; one that makes pictures itself makes them of all training prompts."""
 
-    if settings.objective != "output":
+    if settings.objective not in OF_GRADIENTS:
         arguments = (bed.backbone, bank, tilts, encode, bed.times, settings.batch_size)
         return make_objective(settings, *arguments)
     (tilt,) = tilts.values()
-    gradient = kind == "noise"
+    gradient = kind != "output"
     generate = flow_map(bed.backbone, bed.backbone.sampler, bed.times, gradient)
     condition = Encoded(bed.training_prompts, encode)
     shared = (bed.backbone.draw_noise, condition)
-    if gradient:
+    if kind == "noise":
         strong = rw.Tilt(
             OfPrompts(bed.aligned), tilt.betas[0] / trial["strength"], bed.backbone.decode
         )
         return NoiseObjective(generate, strong, *shared, batch_size=settings.batch_size)
-    spread = [bank.x_0[rows].double().var(0).mean() for rows in bank.rows.values()]
-    variance = settings.variance or trial["loose"] * float(torch.stack(spread).mean())
+    if kind == "gradient":
+        own: dict[str, Any] = {"pictures": settings.pictures, "seed": settings.seed}
+        own["variance"] = settings.variance or LONGER * variance_of(bank)
+        return GradientObjective(generate, tilt, *shared, batch_size=settings.batch_size, **own)
+    variance = settings.variance or trial["loose"] * variance_of(bank)
     return OutputObjective(
         generate, tilt, *shared, batch_size=settings.batch_size, variance=variance
     )
@@ -181,8 +194,8 @@ def maker_of(bed: Bed, kind: str, trial: Mapping[str, Any], weights: Weights) ->
     network.load_state_dict({k: v for k, v in weights.items() if not k.startswith("scale ")})
     network.eval().requires_grad_(False)
     made: GuidanceNetwork = network.calibrated(scales or None)
-    if kind == "noise":
-        return Maker(NoiseNetwork(made))
+    if kind in ("noise", "gradient"):
+        return Maker((NoiseNetwork if kind == "noise" else ChangeNetwork)(made))
     strength = 1.0 if made.strength else None
     if settings.objective == "output":
         return Maker(OutputNetwork(made, strength=strength))

@@ -10,16 +10,21 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rwguidance.generation import BestOfN, NoiseGradient, Pool, Resample
+from rwguidance import networks
+from rwguidance.generation import BestOfN, Network, NoiseGradient, Pool, Resample
 from rwguidance.support.files import replacing
+from rwguidance.support.randomness import generator_for
 
 from . import finetune, learned
 from .bed import Bed, Maker
-from .counting import Spent
+from .counting import Spent, spent
 
 __all__ = ["METHODS", "Cell", "Entry", "weights_of", "write_json"]
 
 Trial = dict[str, Any]
+
+SHIPPED, STEPS, STATES = 400 * 48, 4000, 96
+"""Draws, steps and states of a step in the training of the network that comes with the test bed."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Entry:
     Arguments:
         group: "fine-tuner", "ours" or "existing".
         trials: Settings that are tried on development prompts, two for every method.
-        part: "finetune", "learned" or "draws".
+        part: "finetune", "learned", "shipped" or "draws".
         kind: What that part calls it.
         of_bank: Whether a budget is the number of draws of a bank, and not of pictures that the
             training makes itself.
@@ -44,8 +49,8 @@ class Entry:
     def budgets(self, asked: Sequence[int]) -> list[int]:
         """Returns the budgets of a curve; a method without training has one, of no pictures."""
 
-        if self.part == "draws":
-            return [0]
+        if self.part in ("draws", "shipped"):
+            return [SHIPPED if self.part == "shipped" else 0]
         return [4 * n for n in asked[-2:]] if self.of_bank else list(asked)
 
 
@@ -57,8 +62,9 @@ METHODS: dict[str, Entry] = {
         "draft",
     ),
     "LoRA": Entry("fine-tuner", ({"rate": 1e-4}, {"rate": 3e-4}), "finetune", "draft"),
-    "gradient": Entry(
-        "ours", ({"loose": 1.0}, {"loose": 10.0, "calibrate": False}), "learned", "gradient"
+    "gradient": Entry("ours", ({}, {"steps": 1200}), "learned", "gradient"),
+    "output network": Entry(
+        "ours", ({"loose": 1.0}, {"loose": 10.0, "calibrate": False}), "learned", "output"
     ),
     "noise network": Entry("ours", ({"strength": 1.0}, {"strength": 2.0}), "learned", "noise"),
     "best of n": Entry("existing", ({"n": 3}, {"n": 4}), "draws", "best"),
@@ -74,6 +80,7 @@ METHODS: dict[str, Entry] = {
         "recommended",
         of_bank=True,
     ),
+    "recommended, 19,200 draws": Entry("ours", ({"scale": 1.0}, {"scale": 2.0}), "shipped"),
     "ReNO": Entry("existing", ({"rate": 1.0}, {"rate": 5.0}), "draws", "reno"),
     "Diffusion-DPO": Entry(
         "fine-tuner",
@@ -110,6 +117,16 @@ def _draws(kind: str, trial: Trial) -> Maker:
     return Maker(NoiseGradient(kl=1.0, moves=1, **trial))
 
 
+def _shipped(bed: Bed) -> Spent:
+    """Returns what the training of the network that comes with the test bed took."""
+
+    network: Any = networks.load("emoji-turbo-guide")
+    condition = bed.backbone.condition(bed.training_prompts[:1])
+    x, t = bed.backbone.draw_noise(1, generator_for(0, "cost")), bed.times[:1]
+    step = spent(lambda: network.train().requires_grad_()(x, t, condition).sum().backward())
+    return bed.draw * SHIPPED + step * (STEPS * STATES)
+
+
 def weights_of(
     bed: Bed, folder: Path, name: str, trial: Trial, budgets: Sequence[int], seed: int
 ) -> Iterator[tuple[int, Callable[[], Maker], Spent]]:
@@ -127,6 +144,10 @@ def weights_of(
     entry = METHODS[name]
     if entry.part == "draws":
         yield 0, lambda: _draws(entry.kind, trial), Spent()
+        return
+    if entry.part == "shipped":
+        load = lambda: networks.load("emoji-turbo-guide")
+        yield SHIPPED, lambda: Maker(Network(load(), scale=trial["scale"])), _shipped(bed)
         return
     place = lambda n: folder / f"{_key(name, trial, n, seed)}.safetensors"
     if not all(place(n).is_file() for n in budgets):

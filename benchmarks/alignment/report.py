@@ -10,7 +10,7 @@ from typing import Any
 from rwguidance.statistics import mean_and_error
 from rwguidance.support.files import replacing
 
-from . import ratios
+from . import full_size, ratios
 from .bed import GOLD, Bed
 from .methods import METHODS
 
@@ -48,7 +48,18 @@ def read_rows(given: argparse.Namespace, split: str) -> Rows:
     return [r for r in rows if known(r) and all(r[k] == v for k, v in sizes.items())]
 
 
-def written(given: argparse.Namespace, command: str) -> None:
+def command(given: argparse.Namespace, seeds: Sequence[int]) -> str:
+    """Returns the command that makes these results, but for the folders."""
+
+    sizes = {"prompts": given.prompts, "tuning-prompts": given.tuning_prompts}
+    sizes |= {"images": given.images, "draws": given.draws}
+    words = [f"--{name} {value}" for name, value in sizes.items()]
+    for name, values in (("budgets", given.budgets), ("seeds", seeds)):
+        words.append(f"--{name} {' '.join(map(str, values))}")
+    return f"python -m benchmarks.alignment_cost run {' '.join(words)}"
+
+
+def written(given: argparse.Namespace) -> None:
     """Writes the result file: ratios, a row for each method, trial and budget, and all trials."""
 
     curves, rows, law = {}, {}, {}
@@ -61,21 +72,40 @@ def written(given: argparse.Namespace, command: str) -> None:
         law[split] = {
             name: _gain(values, target["base"][name]) for name, values in target["means"].items()
         }
+    seeds = sorted({row["seed"] for row in rows["report"]})
     found = {
-        "command": command,
+        "command": command(given, seeds),
         "prompts": given.prompts,
         "development prompts": given.tuning_prompts,
         "pictures of a prompt and seed": given.images,
         "draws of a target": given.draws,
-        "seeds": sorted({row["seed"] for row in rows["report"]}),
+        "seeds": seeds,
         **ratios.cost_ratios(curves["development"], curves["report"]),
         "tilted law": law["report"],
+        "full size": _at_full_size(curves["report"]),
         "rows": [summary(rows["report"], one) for one in curves["report"]],
         "trials": [summary(rows["development"], one) for one in curves["development"]],
     }
     given.results.parent.mkdir(parents=True, exist_ok=True)
     with replacing(given.results) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _at_full_size(curves: Sequence[ratios.Curve]) -> dict[str, Any]:
+    """Returns what was counted at full size, and what the cheapest that reach gold cost there."""
+
+    full = full_size.RESULT
+    if not full.is_file():
+        return {}
+    known = json.loads(full.read_text("utf-8"))
+    kinds = ("output network", "LoRA proximal")
+    both = [
+        ratios.at_law([c for c in curves if c.method == k], METHODS[k].group, False) for k in kinds
+    ]
+    shown = [None if one is None else {"method": one.method, "budget": one.budget} for one in both]
+    moved = full_size.transferred(*shown, known, ratios.PICTURES[-1])
+    recipes = {name: model["recipes"] for name, model in known.items() if "recipes" in model}
+    return {"budgets": shown, "recipes": recipes, "measured numbers of pictures": moved}
 
 
 def _gain(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from .methods import (
     SecondOrder,
     StraightFlow,
 )
-from .networks import NoiseNetwork, OutputNetwork
+from .networks import ChangeNetwork, NoiseNetwork, OutputNetwork
 from .noise import NoiseChain, NoiseGradient
 from .pairs import generate
 from .results import Generated, Row
@@ -30,6 +30,7 @@ from .results import Generated, Row
 __all__ = [
     "SMC",
     "BestOfN",
+    "ChangeNetwork",
     "Generated",
     "Importance",
     "Method",

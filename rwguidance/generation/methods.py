@@ -17,7 +17,7 @@ from ..support.randomness import generator_for
 from ..weights import gumbel
 from .base import Aligned, Method, set_checked
 from .importance import Importance
-from .networks import Network, NoiseNetwork, OutputNetwork
+from .networks import ChangeNetwork, Network, NoiseNetwork, OutputNetwork
 from .noise import NoiseChain, NoiseGradient
 from .plug_in import PlugInMean, SecondOrder, StraightFlow
 from .pooled import Pool, Resample
@@ -123,6 +123,7 @@ METHODS: Mapping[str, type[Method]] = {
         Network,
         OutputNetwork,
         NoiseNetwork,
+        ChangeNetwork,
         PlugInMean,
         SecondOrder,
         StraightFlow,

@@ -1,5 +1,6 @@
 """Methods of trained networks: guidance along a path, and changes of outputs or of noise."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar, cast
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 
 from ..estimators import ConditionalExpectation, LearnedExpectation, LearnedShift
 from ..networks import load
-from ..noise_space import noise_map
+from ..noise_space import Generate, change_map, noise_map
 from ..noise_space.networks import change_of
 from ..support import checks
 from .base import Aligned, Guided, Method, set_checked
 from .run import Run
 from .work import Work
 
-__all__ = ["Network", "NoiseNetwork", "OutputNetwork"]
+__all__ = ["ChangeNetwork", "Network", "NoiseNetwork", "OutputNetwork"]
 
 M = TypeVar("M", bound="OfNetwork")
 
@@ -122,11 +123,8 @@ class OutputNetwork(OfNetwork):
             return Aligned(base + change_of(self.module(run), base, 0.0, condition))
 
 
-@dataclass(frozen=True)
-class NoiseNetwork(OfNetwork):
-    """Noise changed by a trained network, as `NoiseObjective` trains one; no random samplers."""
-
-    name: ClassVar[str] = "noise-network"
+class OfNoise(OfNetwork):
+    """A method whose network changes the noise, and so makes pictures of its own."""
 
     def check_run(self, run: Run, prompt: str) -> None:
         super().check_run(run, prompt)
@@ -138,10 +136,34 @@ class NoiseNetwork(OfNetwork):
     def work(self, images: int, steps: int, batch_size: int) -> Work:
         return Work.of_samples(images, steps, batch_size)
 
+    @abstractmethod
+    def changed(self, generate: Generate, network: nn.Module) -> Generate:
+        """Returns the generator with the network beside it."""
+
     def align(
         self, run: Run, prompt: str, numbers: Sequence[int], base: Tensor, rewards: Tensor
     ) -> Aligned:
         noise = run.noise([("image", prompt, i) for i in numbers])
         with torch.no_grad():
-            changed = noise_map(run.generator(prompt), self.module(run))
+            changed = self.changed(run.generator(prompt), self.module(run))
             return Aligned(changed(noise, run.condition(prompt, len(noise))))
+
+
+@dataclass(frozen=True)
+class NoiseNetwork(OfNoise):
+    """Noise changed by a trained network, as `NoiseObjective` trains one; no random samplers."""
+
+    name: ClassVar[str] = "noise-network"
+
+    def changed(self, generate: Generate, network: nn.Module) -> Generate:
+        return noise_map(generate, network)
+
+
+@dataclass(frozen=True)
+class ChangeNetwork(OfNoise):
+    """Noise and then what a model makes of it, both changed by one trained network."""
+
+    name: ClassVar[str] = "change-network"
+
+    def changed(self, generate: Generate, network: nn.Module) -> Generate:
+        return change_map(generate, network)

@@ -19,7 +19,7 @@ __all__ = ["OUTPUTS", "PRESETS", "AtStrength", "GuidanceNetwork"]
 
 N = TypeVar("N", bound="GuidanceNetwork")
 
-OUTPUTS = ("shift", "log_h", "change")
+OUTPUTS = ("shift", "log_h", "change", "changes")
 """What a network can give."""
 
 PRESETS: Mapping[str, tuple[tuple[int, ...], int]] = {
@@ -46,7 +46,8 @@ class GuidanceNetwork(StoredNetwork):
     Of the outputs, ``shift`` is U-shaped, with the shape of the state, and scaled by
     :math:`\sigma_t^2 / (\alpha_t^2 + \sigma_t^2)`, the posterior variance under a unit Gaussian
     prior; ``change`` is the same without that factor, for changes of clean states or of noise
-    (:mod:`rwguidance.training.one_step`); ``log_h`` is a number, from the mean over the pixels of
+    (:mod:`rwguidance.training.one_step`); ``changes`` is that for both, of noise at the time 1 and
+    of clean states at the time 0; ``log_h`` is a number, from the mean over the pixels of
     the last stage.
 
     What it is conditioned on is found in ``condition.embeddings``, as what
@@ -57,7 +58,7 @@ class GuidanceNetwork(StoredNetwork):
     Arguments:
         channels: Number of channels of the latents.
         schedule: Path of the base model.
-        output: One of ``shift``, ``log_h`` and ``change``.
+        output: One of ``shift``, ``log_h``, ``change`` and ``changes``.
         text: Size of the pooled embeddings; None if they are to be ignored.
         tokens: Size of the states of tokens; None if they are to be ignored.
         strength: Whether the strength of the tilt is an input, so that one network serves many.

@@ -34,7 +34,7 @@ class PublishedNetwork:
         beta: The temperature of the tilt that it learned, in reward units, positive.
         source: The folder that holds it, local or ``package://name/folder``
             (:mod:`rwguidance.support.packaged`).
-        file: The name of its file there.
+        file: The name of its file there; None for a folder that `save_pretrained` wrote.
         card: Where its model card is, a web address or ``package://name/folder/README.md``.
     """
 
@@ -43,7 +43,7 @@ class PublishedNetwork:
     reward: str
     beta: float
     source: str
-    file: str = "network.safetensors"
+    file: str | None = "network.safetensors"
     card: str = ""
 
     def load(self, device: torch.device | str = "cpu") -> GuidanceNetwork:
@@ -55,7 +55,11 @@ class PublishedNetwork:
         """
 
         folder = package_folder(self.source) if in_package(self.source) else Path(self.source)
-        return read(folder / self.file, device).float().eval().requires_grad_(False)
+        if self.file is None:
+            network = GuidanceNetwork.from_pretrained(folder, device=device)
+        else:
+            network = read(folder / self.file, device)
+        return network.float().eval().requires_grad_(False)
 
 
 def _check(name: str, value: Any) -> None:

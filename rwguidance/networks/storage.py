@@ -238,6 +238,7 @@ def _card(network: StoredNetwork, facts: Mapping[str, Any], notes: str) -> str:
         "shift": f"guided = GuidedModel(backbone, LearnedShift(network{strength}))",
         "log_h": f"guided = GuidedModel(backbone, LearnedExpectation(network{strength}))",
         "change": "generate = output_map(generator, network)  # or noise_map, as it was trained",
+        "changes": "generate = change_map(generator, network)",
     }[network.output]
     return (
         "---\nlibrary_name: rwguidance\ntags:\n- reward-weighted-guidance\n- diffusion\n---\n\n"

@@ -23,7 +23,7 @@ from .banks import draw_bank
 from .chains import pcn, pcnl
 from .generators import Draw, Generate, flow_map
 from .gradient import GainOutOfReach, noise_gradient, size_for_gain
-from .networks import noise_map, output_map
+from .networks import change_map, noise_map, output_map
 from .selection import best_of_n, soft_best_of_n
 from .tasks import Selection
 
@@ -34,6 +34,7 @@ __all__ = [
     "Selection",
     "adapted_pcn",
     "best_of_n",
+    "change_map",
     "draw_bank",
     "flow_map",
     "noise_gradient",

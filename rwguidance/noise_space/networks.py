@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..support import checks
 from .generators import Generate
 
-__all__ = ["noise_map", "output_map"]
+__all__ = ["change_map", "noise_map", "output_map"]
 
 
 def change_of(network: nn.Module, states: Tensor, time: float, condition: Any) -> Tensor:
@@ -77,6 +77,22 @@ def output_map(generate: Generate, network: nn.Module) -> Generate:
         return x_0 + change_of(network, x_0, 0.0, condition)
 
     return changed
+
+
+def change_map(generate: Generate, network: nn.Module) -> Generate:
+    r"""Makes the generator :math:`x + f(x, y)` with :math:`x = G(z + d(z, y), y)`.
+
+    One network gives both changes, as :class:`rwguidance.training.GradientObjective` trains it.
+
+    Arguments:
+        generate: The generator G.
+        network: The network for the changes d, at the time 1, and f, at the time 0.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+    """
+
+    return output_map(noise_map(generate, network), network)
 
 
 def _check(generate: Callable[..., Any], network: nn.Module) -> None:

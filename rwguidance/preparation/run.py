@@ -126,11 +126,13 @@ class Preparation:
             drawer: Where they are kept, a row for each of them.
 
         Returns:
-            Names of the embeddings; none if the model's conditions show none.
+            Names of the embeddings; none if the model's conditions show none, or cannot be made of
+            them again.
         """
 
-        shown = getattr(self.backbone.condition(prompts[:1]), "embeddings", None)
-        if not isinstance(shown, Mapping):
+        condition = self.backbone.condition(prompts[:1])
+        shown = getattr(condition, "embeddings", None)
+        if not isinstance(shown, Mapping) or not getattr(condition, "storable", True):
             return []
         columns = {name: drawer.column(f"embeddings/{name}") for name in shown}
         for column in columns.values():

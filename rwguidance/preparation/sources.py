@@ -187,6 +187,7 @@ def _of_arrow(path: Path, start: int) -> Iterator[Mapping[str, Any]]:
     with memory_map(str(path)) as file, ipc.open_stream(file) as batches:
         first = 0
         for batch in batches:
+            batch.validate(full=True)  # places that lead out of the file would end the process
             for offset in range(max(0, start - first), batch.num_rows, 64):
                 yield from batch.slice(offset, 64).to_pylist()
             first += batch.num_rows

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..bank import Bank
 from ..support import checks
-from ..support.files import read_regular, remove_abandoned, replacing
+from ..support.files import naming, own_file, read_regular, remove_abandoned, replacing
 from ..support.locks import remove_released
 from .columns import Column
 from .manifest import FORMAT, Manifest
@@ -205,7 +205,8 @@ def _say_if_old(root: Path) -> None:
         return
     old = any(root.glob(f"*/{_LABEL}"))
     root.mkdir(parents=True, exist_ok=True)
-    note.write_bytes(text.encode())  # if half of it is written, it is said again
+    with naming(note), open(note, "wb", opener=own_file) as file:
+        file.write(text.encode())  # if half of it is written, it is said again
     if old:
         warnings.warn(
             f"{root} holds draws of an older version: they are made anew, and the old ones may be "
@@ -220,8 +221,8 @@ def _label(path: Path, text: str) -> None:
 
     remove_abandoned(path.parent)
     if path.exists():
-        with suppress(UnicodeDecodeError):
-            if path.read_text(encoding="utf-8") == text:
+        with suppress(OSError):
+            if read_regular(path) == text.encode():
                 return
         warnings.warn(f"{path} is damaged: it is written anew", RuntimeWarning, stacklevel=2)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from ..backbone import TextToImage
 from ..evaluation import Results, evaluate
 from ..evaluation.judges import Embedding
 from ..generation.extensions import sampling_times
-from ..generation.networks import Network, OutputNetwork
+from ..generation.networks import ChangeNetwork, Network, OutputNetwork
 from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
 from ..noise_space.networks import change_of
@@ -37,6 +37,9 @@ THUMBNAIL = "thumbnail"
 
 _FEW_STEPS = 8
 
+_CHANGES = {"change": OutputNetwork, "changes": ChangeNetwork}
+"""Methods of networks for changes, by their output."""
+
 
 class Thumbnail(nn.Module):
     """Means of blocks of pixels, eight by eight, as an embedding."""
@@ -57,7 +60,7 @@ def levels_of(network: GuidanceNetwork, times: Tensor) -> list[float]:
         times: Times of a run.
     """
 
-    if network.output == "change":
+    if network.output in _CHANGES:
         return [float("nan")]
     visited = [float(t) for t in times[:-1]]
     if len(visited) > _FEW_STEPS:
@@ -101,7 +104,7 @@ def agreements(
         def output(
             model: Any, x_t: Tensor, t: Tensor, condition: Any, nats: float = nats
         ) -> Tensor:
-            if network.output == "change":
+            if network.output in _CHANGES:
                 module: Any = network.at(nats) if network.strength else network
                 return change_of(module, x_t, 0.0, condition)
             return estimator_of(network, nats)(model, x_t, t, condition).shift
@@ -185,7 +188,7 @@ def make_pictures(
         report: Is told about progress.
     """
 
-    kind = OutputNetwork if network.output == "change" else Network
+    kind = _CHANGES.get(network.output, Network)
     options: dict[str, Any] = {"strength": strengths[0] if network.strength else None}
     if kind is Network:
         options["window"] = (0.0, _highest(network, sampling_times(backbone, steps)))

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..backbone import Backbone, TextToImage
 from ..networks.guidance import GuidanceNetwork
-from ..noise_space import GainOutOfReach, flow_map
-from ..noise_space.networks import change_of
+from ..noise_space import GainOutOfReach, change_map, flow_map, output_map
 from ..samplers import DDIM, Sampler
 from ..support.randomness import generator_for
 from ..tilt import Tilt
@@ -92,20 +91,21 @@ def _gain(
 ) -> Callable[[float], Tensor]:
     """Returns the function from the scale to the gains of some pictures, in nats."""
 
-    if network.output != "change":
+    if network.output not in ("change", "changes"):
         assert isinstance(backbone, Backbone)
         sampler = _steady(backbone, times)
         estimator = estimator_of(network, nats)
         return guided_gain(backbone, estimator, tilt, sampler, times, noise, condition)
-    module: Any = network.at(nats) if network.strength else network
+    outputs = Outputs(backbone, times)
+    changed = output_map if network.output == "change" else change_map
     with torch.no_grad():
-        x_0 = Outputs(backbone, times)(noise, condition)
-        change = change_of(module, x_0, 0.0, condition)
-        base = tilt(x_0, condition).double()
+        base = tilt(outputs(noise, condition), condition).double()
 
     @torch.no_grad()
     def gain(scale: float) -> Tensor:
-        return tilt(x_0 + scale * change, condition).double() - base
+        scaled: Any = network.calibrated({nats: scale})
+        x_0 = changed(outputs, scaled.at(nats) if network.strength else scaled)(noise, condition)
+        return tilt(x_0, condition).double() - base
 
     return gain
 

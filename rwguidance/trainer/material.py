@@ -69,7 +69,7 @@ class Restores(Protocol):
 
 
 def _restores(condition: Any) -> TypeGuard[Restores]:
-    return callable(getattr(condition, "restored", None))
+    return callable(getattr(condition, "restored", None)) and getattr(condition, "storable", True)
 
 
 class Encode:
@@ -227,11 +227,18 @@ def tilts_of(
     assert bank.rewards is not None
     groups = [bank.rewards[rows] for rows in bank.rows.values()]
     if len(bank) < _FEW * len(groups):
-        groups = [torch.cat([values - _finite_mean(values) for values in groups])]
+        groups = [torch.cat([_deviations(values) for values in groups])]
     if settings.beta is not None:
         tilt = Tilt(reward, settings.beta, decode)
         return {round(_divergence(groups, settings.beta), 3) or 0.001: tilt}
     return {nats: Tilt(reward, beta_for_kl(groups, nats), decode) for nats in settings.nats}
+
+
+def _deviations(values: Tensor) -> Tensor:
+    """Returns values less their mean, as wide as those less the mean of the law."""
+
+    n = int(values.isfinite().sum())
+    return (values - _finite_mean(values)) * (n / max(n - 1, 1)) ** 0.5
 
 
 def _finite_mean(values: Tensor) -> Tensor:

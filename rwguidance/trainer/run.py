@@ -19,7 +19,7 @@ from ..generation.run import Report
 from ..networks.guidance import GuidanceNetwork
 from ..networks.storage import CONFIG, WEIGHTS
 from ..support import checks
-from ..support.files import read_regular, replacing
+from ..support.files import open_regular, read_regular, replacing
 from ..support.fingerprint import fingerprint
 from ..support.processes import ALONE, Processes
 from ..tilt import RewardFunction, Tilt
@@ -111,6 +111,7 @@ def fit(
             work.encode,
             work.times,
             settings.batch_size // parts,
+            job.decode_batch,
         )
         if processes.first:
             say(_forecast(settings, bank, network))
@@ -196,6 +197,7 @@ def _validation(work: Work, tilts: Mapping[float, Tilt]) -> Validation | None:
         work.encode,
         work.times,
         settings.batch_size,
+        work.job.decode_batch,
     )
     return Validation(objective, held_out)
 
@@ -244,7 +246,11 @@ def _finished(
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _RESULTS}
+    found = {}
+    for name in _RESULTS:
+        with open_regular(folder / name) as file:
+            found[name] = hashlib.sha256(file.read()).hexdigest()
+    return found
 
 
 def _is_finished(folder: Path) -> bool:

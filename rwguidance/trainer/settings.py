@@ -8,10 +8,17 @@ from ..networks.guidance import PRESETS as SIZES
 from ..support import checks
 from ..training import Recipe
 
-__all__ = ["OBJECTIVES", "PRESETS", "Settings"]
+__all__ = ["OBJECTIVES", "OF_GRADIENTS", "PRESETS", "Settings"]
 
-OBJECTIVES = ("shift", "log-h", "output")
-"""What can be learned: the shift, log h, or a change of the output of a model of few steps."""
+OBJECTIVES = ("shift", "log-h", "output", "gradients")
+"""What can be learned.
+
+The shift, log h, a change of the output of a model of few steps, or changes of its noise and its
+output from gradients that are taken once.
+"""
+
+OF_GRADIENTS = ("output", "gradients")
+"""Objectives that follow the gradient of the reward."""
 
 _OF_SHIFTS = ("centered_residual", "contrastive", "marginal_residual")
 """Losses that are not of log h, or need groups."""
@@ -36,7 +43,8 @@ class Settings:
         effective: Effective draws from which on the bank's mean stands in for the model's, for the
             shift.
         variance: Variance of the proximal term, for outputs, in squared data units; None for that
-            of the draws of a prompt.
+            of the draws of a prompt, or five times as much for gradients.
+        pictures: Number of pictures that are made and scored, for gradients.
         network: Size of the network, one of :data:`rwguidance.networks.guidance.PRESETS`.
         steps: Number of steps.
         batch_size: Number of states of a step, of all processes and parts together.
@@ -64,6 +72,7 @@ class Settings:
     tilted: float = 0.5
     effective: float = 2.0
     variance: float | None = None
+    pictures: int = 1200
     network: str = "small"
     steps: int = 5000
     batch_size: int = 64
@@ -93,7 +102,7 @@ class Settings:
             checks.number(name, getattr(self, name), 0)
         checks.number("tilted", self.tilted, 0, 1)
         checks.number("effective", self.effective, 1)
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "pictures"):
             checks.integer(name, getattr(self, name), 1)
         for name in ("learning_rate", "max_norm"):
             checks.number(name, getattr(self, name), above=0)
@@ -137,7 +146,14 @@ PRESETS: Mapping[str, Settings] = {
         calibrate=False,
     ),
     "gradient": Settings(
-        objective="output", nats=(1.0,), steps=1000, batch_size=16, learning_rate=1e-3, average=0.99
+        objective="gradients",
+        nats=(1.0,),
+        network="tiny",
+        steps=400,
+        learning_rate=1e-3,
+        warm_up=20,
+        average=0.97,
+        calibrate=False,
     ),
 }
 """Settings by name.
@@ -145,5 +161,6 @@ PRESETS: Mapping[str, Settings] = {
 ``recommended`` regresses the shift on the bank's own estimate, for any reward; ``paper`` is the
 method's paper: log h, squared error of the weights, the consistency term, scale 1 (the paper gives
 no values of its weight, its temperature and its rate); ``gradient`` follows the gradient of the
-reward to a change of the output of a model of few steps, with a proximal term.
+reward to changes of the noise and of the output of a model of few steps, and is not calibrated: at
+the tilted law's gain of the reward that it saw, outputs have left the law of the model.
 """

@@ -22,7 +22,7 @@ from ..support.randomness import generator_for
 from ..tilt import RewardFunction, Tilt
 from .held_out import HeldOut
 from .material import Encode, OfPrompts, Stored, read_bank, rewards_of, tilts_of
-from .settings import Settings
+from .settings import OF_GRADIENTS, Settings
 
 __all__ = ["Training", "Work"]
 
@@ -50,6 +50,8 @@ class Training:
         save_every: Number of steps between checkpoints.
         validate_every: Number of steps between validations on held-out prompts, 0 for none. None is
             a twentieth of the steps, and none in trainings of less than 200.
+        decode_batch: Number of states that are decoded and scored at once for the gradient of a
+            reward; None is all of a part of a batch.
         held_out: Number of held-out prompts of which pictures are made.
         images: Number of pictures of each of them.
         picture_batch: Number of pictures that are made at once.
@@ -69,6 +71,7 @@ class Training:
     sampler_steps: int | None = None
     save_every: int = 200
     validate_every: int | None = None
+    decode_batch: int | None = None
     held_out: int = 8
     images: int = 4
     picture_batch: int = 8
@@ -78,7 +81,7 @@ class Training:
         for name in ("data", "out"):
             checks.instance(name, getattr(self, name), (str, Path), "a path")
         checks.instance("settings", self.settings, Settings, "Settings, such as a preset")
-        for name in ("parts", "prompts", "sampler_steps"):
+        for name in ("parts", "prompts", "sampler_steps", "decode_batch"):
             checks.optional(checks.integer, name, getattr(self, name), 1)
         checks.optional(checks.integer, "validate_every", self.validate_every, 0)
         for name in ("save_every", "held_out", "images", "picture_batch"):
@@ -236,8 +239,11 @@ class Work:
                 f"reward {self.reward} is another one than that which the data was scored by: use "
                 "the same weights and options, or prepare the data again"
             )
-        if self.job.settings.objective == "output" and self.scores is None:
-            raise ValueError("reward must be given to follow its gradient, with objective output")
+        if self.job.settings.objective in OF_GRADIENTS and self.scores is None:
+            raise ValueError(
+                "reward must be given to follow its gradient, with objective "
+                f"{self.job.settings.objective}"
+            )
 
     def facts(self, tilts: Mapping[float, Tilt], bank: Bank) -> dict[str, Any]:
         """Returns what was trained, and with what, by name.

@@ -9,6 +9,7 @@ bank, so every prompt trains on weights of mean one; a network for :math:`\log h
 
 from .calibration import Calibration, calibrate, guided_gain, tilted_gain
 from .estimated import EstimatedShiftObjective, ShiftTarget
+from .gradients import GradientObjective
 from .loop import train
 from .objectives import (
     Encoder,
@@ -28,6 +29,7 @@ __all__ = [
     "Encoder",
     "EstimatedShiftObjective",
     "ExpectationObjective",
+    "GradientObjective",
     "NoiseObjective",
     "NoisedBatch",
     "Objective",

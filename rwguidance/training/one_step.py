@@ -14,13 +14,15 @@ from ..noise_space.slopes import check_differentiable
 from ..support import checks
 from ..support.conditions import condition_keys, take
 from ..tilt import Tilt
+from .chunks import log_w_in_chunks
 
-__all__ = ["NoiseObjective", "OneStepObjective", "OutputObjective", "Prior"]
+__all__ = ["ONE_STEP", "NoiseObjective", "OneStepObjective", "OutputObjective", "Prior"]
 
 Prior = Callable[[Tensor, Any, torch.Generator], Tensor]
 r"""A function of clean states (B, \*event), condition and generator to nats, with shape (B,)."""
 
-_SHARED = ("generate", "tilt", "draw", "condition", "batch_size")
+ONE_STEP = ("generate", "tilt", "draw", "condition", "batch_size")
+"""Names of the attributes of :class:`OneStepObjective` that decide results."""
 
 
 @dataclass(eq=False, repr=False)
@@ -34,15 +36,21 @@ class OneStepObjective(ABC):
         condition: Conditions from which each step takes some at random, such as what
             `backbone.condition(prompts)` returns; None if there are none.
         batch_size: Number of states per step.
+        decode_batch: Number of states that are decoded and scored at once, with the gradient of
+            their log-weights; None is all of them. The memory of decoder and reward is that of so
+            many; the gradient is the same up to rounding.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If `batch_size` is less than 1, there are no conditions, or a reward says of
-            itself that it has no gradient.
+        ValueError: If `batch_size` or `decode_batch` is less than 1, there are no conditions, or a
+            reward says of itself that it has no gradient.
     """
 
     depends_on: ClassVar[tuple[str, ...]]
-    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`."""
+    """Names of the attributes that decide results, see :mod:`rwguidance.support.fingerprint`.
+
+    How many states are decoded at once decides the rounding alone.
+    """
 
     generate: Generate
     tilt: Tilt
@@ -50,12 +58,14 @@ class OneStepObjective(ABC):
     condition: Any = None
     _: KW_ONLY
     batch_size: int = 16
+    decode_batch: int | None = None
 
     def __post_init__(self) -> None:
         checks.function("generate", self.generate)
         checks.instance("tilt", self.tilt, Tilt, "a Tilt")
         checks.function("draw", self.draw)
         self.batch_size = checks.integer("batch_size", self.batch_size, 1)
+        checks.optional(checks.integer, "decode_batch", self.decode_batch, 1)
         check_differentiable(self.tilt)
         _check_condition(self.condition)
 
@@ -79,8 +89,11 @@ class OneStepObjective(ABC):
             ValueError: If they carry none.
         """
 
-        log_w = self.tilt(x_0, condition)
-        if not log_w.requires_grad:
+        if self.decode_batch is None or not x_0.requires_grad:
+            log_w = self.tilt(x_0, condition)
+        else:
+            log_w = log_w_in_chunks(self.tilt, x_0, condition, self.decode_batch)
+        if log_w is None or not log_w.requires_grad:
             raise ValueError(
                 "tilt must be differentiable in the states, and generate in the noise, but no "
                 "gradient reaches the network; EstimatedShiftObjective needs none"
@@ -126,7 +139,7 @@ class OutputObjective(OneStepObjective):
             squared data units; less of it keeps outputs nearer.
     """
 
-    depends_on = (*_SHARED, "variance")
+    depends_on = (*ONE_STEP, "variance")
 
     variance: float = 1.0
 
@@ -173,7 +186,7 @@ class NoiseObjective(OneStepObjective):
         | Noise Hypernetworks (Eyring et al., 2025), arXiv:2508.09968
     """
 
-    depends_on = (*_SHARED, "std", "prior")
+    depends_on = (*ONE_STEP, "std", "prior")
 
     std: float = 1.0
     prior: Prior | None = None

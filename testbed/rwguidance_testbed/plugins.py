@@ -21,9 +21,11 @@ from .gold import Gold
 from .shipped import SOURCE, judge
 
 __all__ = [
+    "CHANGE",
     "DEMO",
     "FLOW",
     "GUIDE",
+    "NOISE",
     "TEACHER",
     "TURBO",
     "EmojiGold",
@@ -63,6 +65,24 @@ TEACHER = _published(
 TURBO = _published("emoji-turbo", SDXL, {"steps": 1}, True)
 """A model of one step, in the class of SDXL-Turbo."""
 
+
+def _for_one_step(name: str) -> PublishedNetwork:
+    return PublishedNetwork(
+        name=name,
+        backbone="emoji-turbo",
+        reward="emoji-pick",
+        beta=0.383,
+        source=f"{SOURCE}/{name}",
+        file=None,
+        card=f"{SOURCE}/{name}/README.md",
+    )
+
+
+CHANGE = _for_one_step("emoji-turbo-change")
+"""A network for noise and outputs of the model of one step, at one nat, by the gradient."""
+
+NOISE = _for_one_step("emoji-turbo-noise")
+"""A network for the noise of the model of one step, at one nat, by scores alone."""
 
 GUIDE = PublishedNetwork(
     name="emoji-turbo-guide",

@@ -2,9 +2,14 @@
 
 Both sets ask for all names that generators learn, and for those held out, so their things are the
 same; but what one of them says of a thing, the other does not, with any style.
+
+    python -m rwguidance_testbed.prompt_sets 160 > prompts.txt
+
+writes prompts to train on: of the names that generators learn, and as neither set words them.
 """
 
 import itertools
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -16,7 +21,7 @@ from rwguidance.support.randomness import generator_for
 from .data import load_names, sources
 from .scenes import COLORS, on_background
 
-__all__ = ["DEVELOPMENT", "REPORT", "Prompt", "prompts_of"]
+__all__ = ["DEVELOPMENT", "REPORT", "Prompt", "prompts_of", "training_prompts"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,21 @@ DEVELOPMENT = _set_of(
     prompts_of(200, 1, {prompt.real for prompt in _REPORTED}),
 )
 """200 prompts of seed 1 that say nothing that a reported one says, in the same groups."""
+
+
+def training_prompts(count: int) -> list[str]:
+    """Returns prompts to train networks on, those of seed 2.
+
+    They are of the names that generators learn, and worded as no prompt of the two sets is.
+
+    Arguments:
+        count: Number of prompts.
+    """
+
+    known = {*REPORT.prompts, *DEVELOPMENT.prompts}
+    found = prompts_of(2 * count, 2)
+    return [one.text for one in found if one.part == "learned" and one.text not in known][:count]
+
+
+if __name__ == "__main__":
+    print("\n".join(training_prompts(int(sys.argv[1]))))

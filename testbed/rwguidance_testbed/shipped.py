@@ -32,10 +32,12 @@ MODELS: Mapping[str, str] = {
     "emoji-judge": "towers",
     "emoji-pick": "towers",
     "emoji-turbo": "distill",
+    "emoji-turbo-change": "prompt_sets",
     "emoji-turbo-guide": "network",
+    "emoji-turbo-noise": "black_box",
     "emoji-vae": "vae",
 }
-"""The models that can come with a version, each with the module that trains it."""
+"""The models that can come with a version, each with the module that trains it, or begins to."""
 
 _WEIGHTS = Path(__file__).with_name("weights")
 

@@ -42,7 +42,8 @@ PIPELINES = {
 }
 REWARDS = {"emoji-pick": ("pick", 16), "emoji-hps": ("hps", 24)}
 UTILITIES = {"emoji-gold", "emoji-match"}
-OTHERS = {"emoji-judge", "emoji-turbo-guide", "emoji-vae"}
+NETWORKS = ["emoji-turbo-change", "emoji-turbo-guide", "emoji-turbo-noise"]
+OTHERS = {"emoji-judge", *NETWORKS, "emoji-vae"}
 PROMPTS = ["red apple", "a key on a blue background", "", " ".join(["red apple"] * 40)]
 
 
@@ -52,7 +53,7 @@ def test_what_can_be_shipped_is_registered_and_can_be_trained():
     assert named == {*PIPELINES, *REWARDS, *UTILITIES}
     assert embeddings.available() == ["emoji-judge"]
     assert "emoji-demo" in [known.name for known in prompts.available()]
-    assert networks.available() == ["emoji-turbo-guide"]
+    assert networks.available() == NETWORKS
     assert {*PIPELINES, *REWARDS, *OTHERS} == set(shipped.MODELS)
     for module in shipped.MODELS.values():
         assert importlib.util.find_spec(f"rwguidance_testbed.{module}"), module
@@ -73,7 +74,7 @@ def test_the_hashes_are_those_of_the_files():
 
 def test_everything_is_small():
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
-    assert size <= 40_000_000
+    assert size <= 41_000_000
 
 
 @pytest.mark.parametrize("name", THERE)
@@ -171,7 +172,7 @@ def weights(tmp_path_factory):
 def hashed(weights):
     known = shipped.write(weights)
     assert known == json.loads((weights / "hashes.json").read_text())
-    assert set(known) == set(shipped.MODELS) - {"emoji-turbo-guide"}
+    assert set(known) == set(shipped.MODELS) - set(NETWORKS)
     return weights
 
 
@@ -530,6 +531,21 @@ def test_the_network_is_for_the_model_and_the_strength_of_its_card():
     x_1 = backbone.draw_noise(1, torch.Generator().manual_seed(0))
     t = torch.ones(1, dtype=torch.float64)
     assert network(x_1, t, condition).shape == x_1.shape
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS[::2] if name in THERE])
+def test_networks_of_one_step_change_noise_and_outputs(name):
+    network, about = networks.load(name), networks.published(name)
+    figures = json.loads((WEIGHTS / name / "figures.json").read_text())
+    assert about.beta == figures["beta"]
+    assert sum(p.numel() for p in network.parameters()) == figures["parameters"]
+    backbone = backbones.load(about.backbone)
+    noise = backbone.draw_noise(8, torch.Generator().manual_seed(0))
+    condition = backbone.condition(["red apple"] * 8)
+    for time in (0.0, 1.0):
+        change = network(noise, torch.full((8,), time, dtype=torch.float64), condition)
+        assert 0.01 < float(change.square().mean() ** 0.5) < 0.5
+    assert network.output == "changes"
 
 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name in THERE])

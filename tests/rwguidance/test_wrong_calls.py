@@ -226,6 +226,7 @@ RIGHT = {
     training.EstimatedShiftObjective: dict(**OBJECTIVE, tilted=0.5, effective=2.0),
     training.StrengthsObjective: dict(objectives={1.0: objective}),
     training.OutputObjective: dict(**ONE_STEP, variance=1.0),
+    training.GradientObjective: dict(**ONE_STEP, std=1.0, variance=1.0, pictures=4, seed=0),
     training.NoiseObjective: dict(**ONE_STEP, std=1.0, prior=None),
     training.ShiftObjective: OBJECTIVE,
     training.train: dict(
@@ -330,6 +331,7 @@ SAID = {"x_t": "states", "x": "states", "dim": "dim|[Dd]imension"}
 """Other names of an argument, in messages of functions that many of them share."""
 
 ALSO_RIGHT = {
+    (training.GradientObjective, "condition", "too few"),
     (training.OutputObjective, "condition", "too few"),
     (training.NoiseObjective, "condition", "too few"),
     (training.calibrate, "target", "a number"),

@@ -23,8 +23,8 @@ Preset = Annotated[
     str,
     typer.Option(
         help="recommended: the shift, regressed on the bank's own estimate, for any reward and "
-        "several strengths. paper: log h, as the method's paper has it. gradient: a change of the "
-        "output of a model of few steps, by the gradient of the reward."
+        "several strengths. paper: log h, as the method's paper has it. gradient: changes of "
+        "the noise and the output of a model of few steps, by the gradient of the reward."
     ),
 ]
 Size = Annotated[
@@ -61,7 +61,7 @@ def train(
     reward: TrainedReward = None,
     held_out: HeldOut = None,
     embedding: Embeddings = None,
-    objective: Annotated[str | None, _setting("shift, log-h or output.")] = None,
+    objective: Annotated[str | None, _setting("shift, log-h, output or gradients.")] = None,
     nats: Annotated[
         str | None, _setting("Strengths, in nats; several make it an input.", metavar="D,D")
     ] = None,
@@ -74,6 +74,9 @@ def train(
         float | None, _setting("Effective draws from which on the bank's mean is taken.")
     ] = None,
     variance: Annotated[float | None, _setting("Variance of the proximal term.")] = None,
+    pictures: Annotated[
+        int | None, _setting("Pictures that are made and scored, for gradients.")
+    ] = None,
     steps: Annotated[int | None, _setting("Steps of the training.")] = None,
     batch_size: Annotated[int | None, _setting("States of a step, in all.")] = None,
     learning_rate: Annotated[float | None, _setting("Learning rate.")] = None,
@@ -106,6 +109,15 @@ def train(
         ),
     ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    decode_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="States that are decoded and scored at once for the gradient of a reward: the "
+            "memory of decoder and reward is that of so many. By default all of a batch's part.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     validate_every: Annotated[
         int | None,
         typer.Option(
@@ -161,6 +173,7 @@ def train(
         "tilted": tilted,
         "effective": effective,
         "variance": variance,
+        "pictures": pictures,
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -181,6 +194,7 @@ def train(
         sampler_steps=sampler_steps,
         save_every=save_every,
         validate_every=validate_every,
+        decode_batch=decode_batch,
         held_out=shown,
         images=images,
         picture_batch=picture_batch,

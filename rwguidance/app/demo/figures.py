@@ -47,7 +47,8 @@ def draw_digits(blocks: Sequence[Pictures], path: Path) -> None:
                 _digit(axes[row, column], pictures[column], color)
         for column, prompt in enumerate(PROMPTS):
             axes[0, column].set_title(prompt, fontsize=8)
-    figure.savefig(path, dpi=140)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=140)
 
 
 def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) -> None:
@@ -77,7 +78,8 @@ def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) ->
         "(of the base law in its panel). Distance: sliced Wasserstein to the target.",
         fontsize=10,
     )
-    figure.savefig(path, dpi=140)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=140)
 
 
 def draw_pictures(

@@ -21,6 +21,7 @@ from ...evaluation.judges import Embedding
 from ...evaluation.table import Table
 from ...generation import Method, Store
 from ...generation.console import Terminal
+from ...support.files import replacing
 from ...support.image_files import opened
 from ...tilt import RewardFunction
 
@@ -269,7 +270,7 @@ def _with_error(
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows with the same keys as comma-separated values."""
 
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

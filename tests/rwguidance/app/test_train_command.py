@@ -84,7 +84,7 @@ def test_from_captions_to_guided_pictures(root, draws):
     assert "40 steps of 8 states" in said
     assert "has the network, its card and report.html" in said
     network = networks.load(root / "network")
-    assert network.output == "change"
+    assert network.output == "changes"
     assert (network.text, network.tokens) == (3, 3)
     (row,) = [
         row
@@ -95,7 +95,7 @@ def test_from_captions_to_guided_pictures(root, draws):
     assert row["mine.py:left gain"] > 0
     command(
         *("generate", "--backbone", "mine.py:model", "--reward", "mine.py:light"),
-        *("--method", "output-network", "--network", "network", "--prompt", "a red cat"),
+        *("--method", "change-network", "--network", "network", "--prompt", "a red cat"),
         *("--images", 2, "--out", "pictures"),
     )
     assert len(rewarded(root / "pictures")) == 2

@@ -8,7 +8,7 @@ from torch import nn
 
 from pixel_law import QUIET, Law, run, spread
 from rwguidance import DDIM, RectifiedSchedule
-from rwguidance.generation import Network, NoiseNetwork, OutputNetwork
+from rwguidance.generation import ChangeNetwork, Network, NoiseNetwork, OutputNetwork
 from rwguidance.networks import GuidanceNetwork
 
 pytestmark = QUIET
@@ -38,6 +38,21 @@ def test_pictures_are_changed_by_as_much_as_the_network_says(tmp_path, kind):
     made = run(tmp_path, kind(network), ["ab"], images=5, batch_size=3, seed=1)
     gains = [row.gain / 100 for row in made.rows]
     assert gains == pytest.approx([factor * size] * 5, rel=1e-6)
+
+
+class Both(nn.Module):
+    """A change of the noise by .4, and of what it makes by .03."""
+
+    depends_on = ()
+
+    def forward(self, x, t, condition):
+        return torch.full_like(x, 0.4 if float(t[0]) == 1 else 0.03)
+
+
+def test_noise_and_outputs_are_changed_by_one_network(tmp_path):
+    made = run(tmp_path, ChangeNetwork(Both()), ["ab"], images=5, batch_size=3, seed=1)
+    gains = [row.gain / 100 for row in made.rows]
+    assert gains == pytest.approx([0.4 * spread() + 0.03] * 5, rel=1e-6)
 
 
 class Louder(nn.Module):
@@ -76,7 +91,7 @@ def test_a_guidance_network_has_strengths():
     one = GuidanceNetwork(3, RectifiedSchedule(), output="log_h", widths=(8,), depth=1)
     assert Network(one).at(2.0) is None
     assert Network(one).gives_log_h is True
-    for kind in (Network, OutputNetwork, NoiseNetwork):
+    for kind in (Network, OutputNetwork, NoiseNetwork, ChangeNetwork):
         with pytest.raises(ValueError, match="strength must be positive"):
             kind(network, strength=0.0)
         with pytest.raises(TypeError, match=r"an nn\.Module"):

@@ -13,6 +13,7 @@ from torch import nn
 from rwguidance.generation import (
     SMC,
     BestOfN,
+    ChangeNetwork,
     Importance,
     Method,
     Network,
@@ -75,8 +76,8 @@ def by_name(method):
 
 def test_every_method_stands_under_its_name_with_a_summary():
     assert set(METHODS.values()) == {
-        Importance, Pool, Resample, SMC, Network, OutputNetwork, NoiseNetwork, PlugInMean,
-        SecondOrder, StraightFlow, Posterior,
+        Importance, Pool, Resample, SMC, Network, OutputNetwork, NoiseNetwork,
+        ChangeNetwork, PlugInMean, SecondOrder, StraightFlow, Posterior,
         NoiseGradient, NoiseChain, BestOfN,
     }  # fmt: skip
     for name, method in METHODS.items():

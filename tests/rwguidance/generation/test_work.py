@@ -10,6 +10,7 @@ from pixel_law import QUIET, run
 from rwguidance.generation import (
     SMC,
     BestOfN,
+    ChangeNetwork,
     Importance,
     NoiseGradient,
     NoiseNetwork,
@@ -50,6 +51,7 @@ METHODS = [
     NoiseGradient(kl=0.5, bank=7, size=0.5, moves=2),
     OutputNetwork(Still()),
     NoiseNetwork(Still()),
+    ChangeNetwork(Still()),
 ]
 
 

@@ -38,7 +38,7 @@ def with_tokens(given, tokens, **more):
     return TextCondition(given.prompts, {**given.embeddings, "text": tokens, **more})
 
 
-@pytest.mark.parametrize("output", ["shift", "log_h", "change"])
+@pytest.mark.parametrize("output", ["shift", "log_h", "change", "changes"])
 def test_it_starts_at_zero_and_has_the_shape_of_its_output(output):
     x, t = states()
     shape = (3,) if output == "log_h" else x.shape
@@ -162,7 +162,7 @@ def test_presets_have_the_size_that_is_stated(name, megabytes):
 # -- storage -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output", ["shift", "log_h", "change"])
+@pytest.mark.parametrize("output", ["shift", "log_h", "change", "changes"])
 def test_a_folder_holds_all_of_it(output, tmp_path):
     network = build(output, seed=3).calibrated({0.5: 1.5, 2.0: 1.25})
     facts = {"backbone": "emoji-turbo", "reward": "emoji-pick", "beta": 0.25}
@@ -276,7 +276,7 @@ def test_damaged_folders_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"output": "score"}, r"output must be one of \['shift', 'log_h', 'change'\], got 'score'"),
+        ({"output": "score"}, r"output must be one of \['shift', .*'changes'\], got 'score'"),
         ({"tokens": 0}, "tokens must be at least 1, got 0"),
         ({"widths": (8, 12)}, "multiple of 8"),
         ({"scales": {}}, "scales must hold one factor at least"),

@@ -2,8 +2,11 @@
 
 import csv
 import os
+import struct
 
+import pyarrow
 import pytest
+from pyarrow import ipc
 
 from preference_files import CAPTIONS, job, pick_a_pic
 from rwguidance.preparation import find_sources, prepare_pairs
@@ -57,6 +60,20 @@ def test_what_a_folder_has_that_cannot_be_read_is_left_out_by_name(tmp_path):
     assert "must be a regular file, got a pipe" in found["pipe.jsonl"]
     assert "No such file" in found["lost.parquet"]
     assert prepared.left_out.total() == 3
+
+
+def test_places_that_lead_out_of_an_arrow_file_are_refused(tmp_path):
+    file = tmp_path / "a.arrow"
+    table = pyarrow.table({"jpg_0": [b"x" * 1001, b"y" * 2003]})
+    with ipc.new_stream(str(file), table.schema) as writer:
+        writer.write_table(table)
+    assert [len(row["jpg_0"]) for row in Source(file).rows()] == [1001, 2003]
+    content = file.read_bytes()
+    places = struct.pack("<3i", 0, 1001, 3004)
+    assert content.count(places) == 1
+    file.write_bytes(content.replace(places, struct.pack("<3i", 0, 2**30, 3004)))
+    with pytest.raises(ValueError, match=r"a\.arrow cannot be read: .*out of bounds"):
+        list(Source(file).rows())
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json"])

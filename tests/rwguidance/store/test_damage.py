@@ -228,6 +228,27 @@ def test_a_damaged_label_never_blocks_its_drawer(filled, damage):
         store(filled).of({"prompt": "a"})
 
 
+def test_a_label_that_is_a_pipe_is_written_anew(filled):
+    label = column(filled).folder.parent / "origin.json"
+    whole = label.read_bytes()
+    label.unlink()
+    os.mkfifo(label)
+    with pytest.warns(RuntimeWarning, match=r"origin.json is damaged: it is written anew"):
+        store(filled).of({"prompt": "a"})
+    assert label.read_bytes() == whole
+
+
+def test_the_note_of_a_format_is_not_written_through_a_link(filled, tmp_path):
+    other = tmp_path / "mine.txt"
+    other.write_text("mine")
+    (filled / "format").unlink()
+    (filled / "format").symlink_to(other)
+    with pytest.raises(OSError, match="format"):
+        Store(filled, required=True).of({"prompt": "a"})
+    assert len(column(filled)) == ROWS
+    assert other.read_text() == "mine"
+
+
 def killed(root, owner, name, k):
     """Fills a column, and dies at the k-th call of a function, before or after it."""
 

@@ -106,7 +106,7 @@ def test_of_few_draws_all_prompts_count_together_less_their_means():
     rewards = [100.0 * (i // 2) + (0.1 * i if i % 2 else 0.0) for i in range(20)]
     ((_, tilt),) = tilts_of(bank_of(rewards, prompts), REWARD, Settings(nats=(0.5,))).items()
     values = torch.tensor(rewards, dtype=torch.float64).reshape(10, 2)
-    residuals = (values - values.mean(1, keepdim=True)).flatten()
+    residuals = (values - values.mean(1, keepdim=True)).flatten() * 2**0.5  # as wide as draws
     assert divergence(residuals, tilt.betas[0]) == pytest.approx(0.5)
 
 

@@ -197,3 +197,92 @@ def test_what_does_not_fit_is_named():
         NoiseObjective(generate, LINEAR, draw, std=-1)
     with pytest.raises(TypeError, match="network"):
         output_map(generate, None)
+
+
+class Widened(nn.Module):
+    """A decoder that makes many numbers of two, and counts the states of its calls."""
+
+    depends_on = ()
+
+    def __init__(self, width=500, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = torch.randn(2, width, generator=generator, dtype=torch.float64).to(dtype)
+        self.seen = []
+
+    def forward(self, x_0):
+        self.seen.append(len(x_0))
+        return (x_0 @ self.weight).sin().exp()
+
+
+def scored(images, condition):
+    factor = 1.0 if condition is None else torch.tensor(condition).to(images)[:, None]
+    return (factor * images.tanh()).mean(1)
+
+
+class TestDecodingAFewAtATime:
+    """Decoder and reward see a few states of a batch, there and back."""
+
+    def gradient(self, kind, decode_batch, condition=None, dtype=torch.float64, n=7):
+        decode = Widened(dtype=dtype)
+        tilt = Tilt(scored, 0.3, decode=decode)
+        network = Affine().to(dtype)
+        with torch.no_grad():
+            network.a.copy_(torch.tensor([[0.3, -0.2], [0.1, 0.4]]))
+        objective = kind(
+            lambda noise, condition: MEAN.to(noise) + FACTOR * noise,
+            tilt,
+            lambda n, generator: draw(n, generator).to(dtype),
+            condition,
+            batch_size=n,
+            decode_batch=decode_batch,
+        )
+        terms = objective(network, rng(4))
+        sum(terms.values()).backward()
+        return terms, network, decode.seen
+
+    @pytest.mark.parametrize("kind", [OutputObjective, NoiseObjective])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize(("size", "expected"), [(1, [1] * 7), (3, [3, 3, 1]), (9, [7])])
+    def test_loss_and_gradient_are_the_same(self, kind, dtype, size, expected):
+        for condition in (None, [1.0, -2.0, 3.0]):
+            whole, network, seen = self.gradient(kind, None, condition, dtype)
+            assert seen == [7]
+            parts, other, seen = self.gradient(kind, size, condition, dtype)
+            assert seen == expected
+            close = {"rtol": 20 * torch.finfo(dtype).eps, "atol": 20 * torch.finfo(dtype).eps}
+            for name, value in whole.items():
+                torch.testing.assert_close(parts[name], value, **close)
+            for p, q in zip(network.parameters(), other.parameters(), strict=True):
+                assert q.grad.abs().max() > 1e-3
+                torch.testing.assert_close(q.grad, p.grad, **close)
+
+    def test_the_memory_is_that_of_a_few(self):
+        def peak(n, decode_batch):
+            class Held:
+                now = most = 0
+
+                def __init__(self, value):
+                    self.value, self.size = value, value.numel()
+                    Held.now += self.size
+                    Held.most = max(Held.most, Held.now)
+
+                def __del__(self):
+                    Held.now -= self.size
+
+            with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.value):
+                self.gradient(OutputObjective, decode_batch, n=n)
+            return Held.most
+
+        assert peak(32, None) > 3.5 * peak(8, None)
+        assert peak(32, 2) < 1.5 * peak(8, 2)
+
+    def test_a_reward_without_a_gradient_is_refused(self):
+        tilt = Tilt(lambda x, condition: x.detach().sum(1), 1.0)
+        objective = OutputObjective(generate, tilt, draw, decode_batch=2)
+        with pytest.raises(ValueError, match="tilt must be differentiable"):
+            objective(Affine(), rng())
+
+    def test_less_than_one_is_refused(self):
+        with pytest.raises(ValueError, match="decode_batch must be"):
+            OutputObjective(generate, LINEAR, draw, decode_batch=0)

@@ -1,0 +1,170 @@
+"""The reviewers' questions: what strength, scale, eta, size, data and bad rewards do to alignment.
+
+`python -m benchmarks.alignment_curves scale nats` runs sweeps on reported prompts, goes on where it
+was stopped, and writes benchmarks/results/alignment_curves.json of all points that there are.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwguidance import networks
+from rwguidance.evaluation.appearance import APPEARANCE
+from rwguidance.generation import Network, PlugInMean, Pool
+from rwguidance.statistics import mean_and_error
+
+from .alignment import learned
+from .alignment.bed import PROXY, Bed, Maker
+from .alignment.methods import Cell, write_json
+from .alignment.report import COLUMNS
+
+RESULTS = Path(__file__).resolve().parent / "results" / "alignment_curves.json"
+SPOILED = ("noisy", "sparse", "binary", "biased")
+SIZES = {"tiny": 2, "small": 8, "paper": 72}
+"""Networks by name, with their megabytes for a shift of SDXL; that of 24 MB has no name."""
+
+Make = Callable[[Bed, int], Maker]
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """A reward that is worse than the proxy it is made of.
+
+    Arguments:
+        proxy: The proxy.
+        kind: "noisy", "sparse", "binary" or "biased".
+    """
+
+    proxy: Callable[..., Tensor]
+    kind: str
+
+    def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+        values = self.proxy(images, prompts)
+        if self.kind == "binary":  # above the mean of what the model draws, or not
+            return (values > 0.9).to(values)
+        if self.kind == "sparse":  # nothing but the best fifth says anything
+            return (values - 2.3).clamp(min=0)
+        if self.kind == "biased":  # brightness that nobody asked for
+            return values + 4 * images.mean((1, 2, 3))
+        # Noise that belongs to the picture, as large as the proxy varies.
+        share = (images.double().flatten(1).sum(1) * 1e4).frac()
+        return values + 1.5 * torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)).to(values)
+
+
+def _network(scale: float) -> Make:
+    return lambda bed, seed: Maker(Network(networks.load("emoji-turbo-guide"), scale=scale))
+
+
+def _trained(kind: str, budget: int, **trial: Any) -> Make:
+    def make(bed: Bed, seed: int) -> Maker:
+        ((_, weights, _),) = learned.trained(bed, kind, trial, [budget], seed)
+        return learned.maker_of(bed, kind, trial, weights)
+
+    return make
+
+
+def _pool(nats: float) -> Make:
+    return lambda bed, seed: Maker(Pool(kl=nats, bank=32 if nats <= 2 else 96))
+
+
+def _plug_in(scale: float) -> Make:
+    return lambda bed, seed: Maker(PlugInMean(kl=1.0, bank=32, scale=scale))
+
+
+SWEEPS: dict[str, dict[str, Make]] = {
+    "scale": {f"network, scale {v:g}": _network(v) for v in (0.5, 1, 2, 4, 8)}
+    | {f"plug-in, scale {v:g}": _plug_in(v) for v in (0.5, 1, 2, 4, 8)},
+    "nats": {f"pool, {v:g} nats": _pool(v) for v in (0.25, 0.5, 1, 2, 4)},
+    "reward": {f"pool, {kind} reward": _pool(1) for kind in SPOILED},
+    "eta": {f"log h, eta {v:g}": _trained("paper", 640, eta=v) for v in (0.0, 0.1, 1.0, 10.0)},
+    "size": {
+        f"output network of {size} MB": _trained(
+            "output", 320, network=name, loose=10.0, calibrate=False
+        )
+        for name, size in SIZES.items()
+    },
+    "data": {
+        f"{640 // each} prompts x {each} draws": _trained("recommended", 640, each=each)
+        for each in (4, 16, 64)
+    },
+}
+"""Points of each sweep by name, and how they are made."""
+
+
+def point(bed: Bed, given: argparse.Namespace, sweep: str, name: str, seed: int) -> dict[str, Any]:
+    """Returns the row of a point, or of the base model, made if need be."""
+
+    trial = {"sweep": sweep}
+    cell = Cell(name, trial, 0, seed, "report", given.prompts, given.images, given.draws)
+    row = cell.read(given.out)
+    if row is None:
+        words = name.split(", ")[-1].split()
+        nats = float(words[0]) if sweep == "nats" and name != "base" else 1.0
+        if sweep == "reward" and name != "base":
+            bed = replace(bed, other=Spoiled(bed.rewards[PROXY], words[0]))
+        maker = Maker() if name == "base" else SWEEPS[sweep][name](bed, seed)
+        target = bed.target("report", given.prompts, given.draws, nats)
+        chosen = bed.prompts("report", given.prompts)
+        row = cell.write(given.out, bed.measured(maker, target, chosen, given.images, seed))
+    return row
+
+
+def summary(rows: list[dict[str, Any]], base: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns gains over the base model of a point, with errors over prompts, mean over seeds."""
+
+    found: dict[str, Any] = {"seeds": [row["seed"] for row in rows]}
+    for name in (*COLUMNS, *APPEARANCE):
+        gains = [
+            [a - b for a, b in zip(row[name], base[row["seed"]][name], strict=True)] for row in rows
+        ]
+        by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
+        found[f"{name} gain"] = mean_and_error(by_prompt)
+    return found
+
+
+def command(given: argparse.Namespace) -> str:
+    """Returns the sizes of a run as options."""
+
+    sizes = {"prompts": given.prompts, "images": given.images, "draws": given.draws}
+    words = [f"--{name} {value}" for name, value in sizes.items()]
+    return " ".join((*words, "--seeds", *map(str, given.seeds)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment_curves")
+    parser.add_argument("sweeps", nargs="*", default=[*SWEEPS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--prompts", type=int, default=48, help="reported prompts")
+    parser.add_argument("--images", type=int, default=4, help="pictures of a prompt and seed")
+    parser.add_argument("--draws", type=int, default=256, help="draws of a target")
+    parser.add_argument("--out", type=Path, default=Path("out/alignment-curves"))
+    parser.add_argument("--cache", type=Path, help="draws of the base model; default: in --out")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    unknown = set(given.sweeps) - set(SWEEPS)
+    if unknown:
+        parser.error(f"sweeps must be some of {', '.join(SWEEPS)}, got {', '.join(unknown)}")
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    bed = Bed(given.cache or given.out / "draws")
+    known = json.loads(given.results.read_text("utf-8")) if given.results.is_file() else {}
+    for sweep in given.sweeps:
+        base = {seed: point(bed, given, "all", "base", seed) for seed in given.seeds}
+        for name in SWEEPS[sweep]:
+            rows = [point(bed, given, sweep, name, seed) for seed in given.seeds]
+            known.setdefault(sweep, {})[name] = summary(rows, base)
+            known["command"] = f"python -m benchmarks.alignment_curves {command(given)}"
+            known["prompts"], known["pictures of a prompt and seed"] = given.prompts, given.images
+            write_json(given.results, known)
+            print(sweep, name, known[sweep][name], flush=True)
+
+
+if __name__ == "__main__":
+    main()
