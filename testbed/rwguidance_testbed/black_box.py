@@ -10,9 +10,9 @@ network is regressed on it by :class:`rwguidance.training.GradientObjective`, wh
 for nothing.
 
 Draws say how the reward changes from one picture that the model makes to another, and nothing of
-what it would not make. So the gradient in the noise is good, with a cosine of .60 with that of the
-reward itself, and that in the latents is not, with .08. Guide with the method ``noise-network``,
-which leaves the outputs as they are.
+what it would not make. So the gradient in the noise is good and that in the latents is not: in a
+trial with 2,400 pictures their cosines with those of the reward itself were .60 and .08 on prompts
+to develop on. Guide with the method ``noise-network``, which leaves the outputs as they are.
 """
 
 import math
@@ -220,7 +220,8 @@ def train(
         "loss": round(float(losses[-50:].mean()), 4),
     }
     network.half().calibrated({1.0: scale}).save_pretrained(out, figures)
-    _write_card(out, figures, f"--prompts {prompts} --draws {draws} --scale {scale:g}")
+    options = f"--prompts {prompts} --draws {draws} --pictures {pictures} --scale {scale:g}"
+    _write_card(out, figures, f"{options} --score-steps {score_steps} --steps {steps}")
 
 
 def _write_card(folder: Path, figures: dict[str, Any], options: str) -> None:

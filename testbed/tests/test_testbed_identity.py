@@ -22,6 +22,7 @@ WITHIN = {"encoders.hps.HPS", "encoders.judge.Judge", "encoders.pick.Pick"}
 
 NO_RESULT = {
     # They make weights, and no saved result is looked up by them.
+    "black_box.LatentScore",
     "decoder.PatchDiscriminator",
     "decoder.Sharpening",
     "distill.students.FlowStudent",
