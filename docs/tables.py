@@ -18,6 +18,7 @@ PAGE = Path(__file__).with_name("generation.md")
 PAPER = Path(__file__).with_name("paper_claims.md")
 README = Path(__file__).resolve().parent.parent / "README.md"
 GROUP = 16  # pictures of a prompt that share a bank
+SHOWN = ("scale",)  # sweeps that were run
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -284,7 +285,7 @@ def paper(page):
     file = RESULTS / "alignment_curves.json"
     curves = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     tables = {name: make(found) for name, make in PAPER_TABLES.items()}
-    tables |= {name: sweep(curves, name) for name in ("scale", "nats", "reward")}
+    tables |= {name: sweep(curves, name) for name in SHOWN}
     return _MARKED.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[4]}", page)
 
 
