@@ -73,14 +73,14 @@ def _flow(bank: int) -> "Case":
 
 
 def _turbo(bank: int) -> "Case":
-    """One step, which guidance can only displace: the noise is moved, or a network displaces."""
+    """One step, which guidance can only displace: the noise is moved, or a network moves both ends."""
 
     from rwguidance import networks
 
-    from ...generation import BestOfN, Network, NoiseGradient
+    from ...generation import BestOfN, ChangeNetwork, NoiseGradient
 
     try:
-        guide = Network(networks.load("emoji-turbo-guide"))
+        guide = ChangeNetwork(networks.load("emoji-turbo-change"))
     except LookupError as error:
         raise _needs_test_bed(error) from None
     moved = NoiseGradient(kl=1.0, bank=bank, size=0.65)

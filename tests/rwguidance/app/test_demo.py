@@ -293,7 +293,7 @@ class TestCommand:
         assert {"emoji.csv", "emoji.png"} < {path.name for path in tmp_path.iterdir()}
         assert asked == [
             *("emoji-pick", "emoji-gold", "emoji-match"),
-            *("emoji-judge", "emoji-flow", "emoji-turbo-guide", "emoji-turbo"),
+            *("emoji-judge", "emoji-flow", "emoji-turbo-change", "emoji-turbo"),
         ]
 
     @pytest.mark.parametrize("missing", [prompts, rewards, embeddings, backbones, networks])
