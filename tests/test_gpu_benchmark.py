@@ -28,6 +28,7 @@ def run(monkeypatch, tmp_path):
     diffusers.logging.set_verbosity(verbosity)
 
 
+@pytest.mark.slow
 def test_every_row_is_there_and_none_has_failed(run, tmp_path):
     folder = tmp_path / "weights"
     backbones.tiny("sdxl-turbo").save_pretrained(folder)

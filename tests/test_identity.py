@@ -382,6 +382,7 @@ def core():
             GradientObjective,
             one_step["base"],
             {**one_step["changes"], "std": 2.0, "variance": 2.0, "pictures": 9, "seed": 1},
+            {"decode_batch": 2},
         ),
         "NoiseObjective": Case(
             NoiseObjective,

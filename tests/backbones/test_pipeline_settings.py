@@ -132,11 +132,10 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("setting", "key"),
     [
-        # Compiling the network of one family takes seconds, those of the others longer.
-        pytest.param(setting, key, marks=pytest.mark.slow if slow else ())
+        # Compiling a network takes seconds.
+        pytest.param(setting, key, marks=pytest.mark.slow if setting == "compile" else ())
         for setting in SETTINGS
         for key in ("sdxl-cfg", "sd3", "flux")
-        for slow in [setting == "compile" and key != "sd3"]
     ],
 )
 def test_what_is_set_on_the_pipeline_holds_for_the_backbone(key, setting):

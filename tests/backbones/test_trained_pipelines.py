@@ -11,7 +11,14 @@ from rwguidance.trainer import PRESETS, Settings, Training, fit
 from rwguidance.trainer.material import Encode
 
 PROMPTS = ["a cat", "a dog", "an owl", "a key", "a red boat", "a blue hat"]
-SMALL = {"network": "tiny", "batch_size": 4, "warm_up": 0, "nats": (0.2,), "steps": 2}
+SMALL = {
+    "network": "tiny",
+    "batch_size": 4,
+    "warm_up": 0,
+    "nats": (0.2,),
+    "steps": 2,
+    "pictures": 4,
+}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rwguidance.UnreliableEstimate"),

@@ -125,6 +125,7 @@ def test_a_missing_extra_names_the_install_line(run, monkeypatch, tmp_path):
     assert "pip install 'rwguidance[demo]'" in err
 
 
+@pytest.mark.slow
 def test_the_demo_on_digits_writes_two_pictures_and_two_tables(run, tmp_path):
     code, out, _ = run("demo", "--digits", "--quick", "--out", str(tmp_path / "new" / "folder"))
     assert code == 0

@@ -85,7 +85,7 @@ class TestShadows:
         code = "import sys; sys.argv = ['rwguidance', 'backbones']\n"
         assert "sdxl" in run(code + "from rwguidance.app.cli import main; main()", tmp_path)
 
-    @pytest.mark.parametrize("package", ["rewards", "backbones"])
+    @pytest.mark.parametrize("package", ["rewards", SLOW])
     def test_a_package_that_was_written_over_is_named(self, package, tmp_path):
         for name in ("rwguidance", "rewards", "backbones"):
             shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc"))
