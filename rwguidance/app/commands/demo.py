@@ -73,7 +73,7 @@ def _flow(bank: int) -> "Case":
 
 
 def _turbo(bank: int) -> "Case":
-    """One step, which guidance can only displace: the noise is moved, or a network moves both ends."""
+    """One step, which guidance can only displace: the noise is moved, or a network moves both."""
 
     from rwguidance import networks
 
