@@ -165,7 +165,8 @@ class Bed:
         law = tilted(found, PROXY, nats)
         base = {name: [float(one.rewards[name].mean()) for one in found] for name in some}
         log_w = [one for one in law.log_weights if one is not None]
-        assert len(log_w) == n, "a prompt has no target"
+        if len(log_w) < n:
+            raise ValueError(f"draws must reach {nats:g} nats for every prompt, got {draws}")
         groups = [prompt for prompt in chosen for _ in range(draws)]
         features = torch.cat([one.embeddings[JUDGE] for one in found])
         sample = metrics.Sample(features, torch.cat(log_w), groups)
