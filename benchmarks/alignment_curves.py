@@ -18,6 +18,7 @@ from torch import Tensor
 from rwguidance import networks
 from rwguidance.evaluation.appearance import APPEARANCE
 from rwguidance.generation import Network, PlugInMean, Pool
+from rwguidance.generation.run import Run
 from rwguidance.statistics import mean_and_error
 
 from .alignment import learned
@@ -58,6 +59,16 @@ class Spoiled:
         return values + 1.5 * torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)).to(values)
 
 
+class OrModel(Maker):
+    """Pictures of a method, or of the model where the reward is constant and the method refuses."""
+
+    def states(self, run: Run, prompt: str, n: int) -> Tensor:
+        try:
+            return super().states(run, prompt, n)
+        except ValueError:
+            return Maker().states(run, prompt, n)
+
+
 def _network(scale: float) -> Make:
     return lambda bed, seed: Maker(Network(networks.load("emoji-turbo-guide"), scale=scale))
 
@@ -71,7 +82,7 @@ def _trained(kind: str, budget: int, **trial: Any) -> Make:
 
 
 def _pool(nats: float) -> Make:
-    return lambda bed, seed: Maker(Pool(kl=nats, bank=32 if nats <= 2 else 96))
+    return lambda bed, seed: OrModel(Pool(kl=nats, bank=32 if nats <= 2 else 96))
 
 
 def _plug_in(scale: float) -> Make:

@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("generation.md")
 PAPER = Path(__file__).with_name("paper_claims.md")
 README = Path(__file__).resolve().parent.parent / "README.md"
 GROUP = 16  # pictures of a prompt that share a bank
-SHOWN = ("scale",)  # sweeps that were run
+SHOWN = ("scale", "reward")  # sweeps that were run
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
