@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SLOW = pytest.param("backbones", marks=pytest.mark.slow)  # each is an interpreter of its own
+SLOW_MODULE = pytest.param("module", marks=pytest.mark.slow)
 
 
 def run(code, cwd, path=ROOT):
@@ -58,7 +59,7 @@ class TestShadows:
     """Another package of the same name: beside the user's script, or written over ours."""
 
     @pytest.mark.parametrize("package", ["rewards", SLOW])
-    @pytest.mark.parametrize("kind", ["package", "module", "namespace"])
+    @pytest.mark.parametrize("kind", ["package", "namespace", SLOW_MODULE])
     def test_a_folder_beside_the_script_is_not_ours(self, package, kind, tmp_path):
         if kind == "module":
             (tmp_path / f"{package}.py").write_text("x = 1")
