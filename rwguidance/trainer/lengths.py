@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backbone import Backbone, TextToImage
 from ..networks.guidance import GuidanceNetwork
-from ..noise_space import GainOutOfReach, change_map, flow_map, output_map
+from ..noise_space import GainOutOfReach, Generate, change_map, flow_map, output_map
 from ..samplers import DDIM, Sampler
 from ..support.randomness import generator_for
 from ..tilt import Tilt
@@ -18,6 +18,9 @@ from .held_out import HeldOut
 from .problem import Outputs, estimator_of
 
 __all__ = ["Lengths", "find_lengths"]
+
+_MAPS = {"change": output_map, "changes": change_map}
+"""Generators beside which networks for changes stand, by their output."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +94,24 @@ def _gain(
 ) -> Callable[[float], Tensor]:
     """Returns the function from the scale to the gains of some pictures, in nats."""
 
-    if network.output not in ("change", "changes"):
+    changed = _MAPS.get(network.output)
+    if changed is None:
         assert isinstance(backbone, Backbone)
         sampler = _steady(backbone, times)
         estimator = estimator_of(network, nats)
         return guided_gain(backbone, estimator, tilt, sampler, times, noise, condition)
     outputs = Outputs(backbone, times)
-    changed = output_map if network.output == "change" else change_map
     with torch.no_grad():
-        base = tilt(outputs(noise, condition), condition).double()
+        x_0 = outputs(noise, condition)
+        base = tilt(x_0, condition).double()
+    # What the model makes of noise that does not change is the same at every scale.
+    generate: Generate = outputs if changed is change_map else lambda *_: x_0
 
     @torch.no_grad()
     def gain(scale: float) -> Tensor:
         scaled: Any = network.calibrated({nats: scale})
-        x_0 = changed(outputs, scaled.at(nats) if network.strength else scaled)(noise, condition)
-        return tilt(x_0, condition).double() - base
+        made = changed(generate, scaled.at(nats) if network.strength else scaled)
+        return tilt(made(noise, condition), condition).double() - base
 
     return gain
 
