@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,8 @@ def _validation(work: Work, tilts: Mapping[float, Tilt]) -> Validation | None:
     nats = [*tilts][len(tilts) // 2]
     one = {nats: tilts[nats]}
     held_out, settings = work.held_out(one, work.unseen_prompts[:PROMPTS]), work.job.settings
+    # One batch is looked at, so no more pictures are scored for it.
+    settings = replace(settings, pictures=min(settings.pictures, settings.batch_size))
     objective = make_objective(
         settings,
         work.backbone,
