@@ -20,7 +20,7 @@ from ..store import Store
 from ..support.randomness import generator_for
 from ..tilt import RewardFunction
 from .held_out import HeldOut
-from .problem import estimator_of
+from .problem import FEW_STEPS, estimator_of
 from .unseen import LEAST, SHUFFLES, Level, agreement
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
 
 THUMBNAIL = "thumbnail"
 """Name of the embedding that pictures are compared in if there is no other."""
-
-_FEW_STEPS = 8
 
 _CHANGES = {"change": OutputNetwork, "changes": ChangeNetwork}
 """Methods of networks for changes, by their output."""
@@ -63,7 +61,7 @@ def levels_of(network: GuidanceNetwork, times: Tensor) -> list[float]:
     if network.output in _CHANGES:
         return [float("nan")]
     visited = [float(t) for t in times[:-1]]
-    if len(visited) > _FEW_STEPS:
+    if len(visited) > FEW_STEPS:
         visited = [visited[0], *(t for t in (0.9, 0.7, 0.5, 0.3, 0.1) if t < visited[0])]
     return [t for t in visited if t <= _highest(network, times)]
 

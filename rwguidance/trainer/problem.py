@@ -32,7 +32,7 @@ from .settings import OF_GRADIENTS, Settings
 
 __all__ = ["Outputs", "Times", "estimator_of", "make_network", "make_objective"]
 
-_FEW_STEPS = 8
+FEW_STEPS = 8
 """Number of steps up to which a network is trained at the times that they visit alone."""
 
 _SPREAD = 64
@@ -73,7 +73,7 @@ class Times:
         """
 
         visited = tuple(float(t) for t in times[:-1])
-        few = len(visited) <= _FEW_STEPS
+        few = len(visited) <= FEW_STEPS
         return cls(visited, 1.0) if few else cls(visited[:1], 1 / len(visited))
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
