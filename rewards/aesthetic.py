@@ -185,8 +185,7 @@ class AestheticV25(Reward):
         return normalize(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        dtype = next(self.image.parameters()).dtype
-        pooled = self.image(pixel_values=images.to(dtype)).pooler_output
+        pooled = self.image(pixel_values=images).pooler_output
         values: Tensor = self.head(unit(pooled))
         return values
 

@@ -52,7 +52,6 @@ class ImageTower(nn.Module):
             part.register_forward_pre_hook(_first_token)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.to(next(self.parameters()).dtype)
         embedded: Tensor = self.projection(self.model(pixel_values=images).pooler_output)
         return embedded
 

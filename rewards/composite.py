@@ -260,8 +260,7 @@ class LowerConfidenceBound(Composite):
     def combine(self, values: Sequence[Tensor], prompts: Sequence[str] | None) -> Tensor:
         """Mean minus kappa standard deviations, with the shape of the values."""
 
-        dtype = working_dtype(*(value.dtype for value in values))
-        members = torch.stack([value.to(dtype) for value in values])
+        members = torch.stack(tuple(values))
         rejected = (members == -math.inf).any(0)
         members = torch.where(rejected, 0, members)
         bound = members.mean(0)

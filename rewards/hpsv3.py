@@ -193,7 +193,7 @@ class HPSv3(LazyModule, Reward):
         hidden = network.backbone(
             input_ids=ids,
             position_ids=positions[:, None].expand(3, len(ids), longest),
-            pixel_values=patches.to(self._place.dtype),
+            pixel_values=patches,
             image_grid_thw=torch.tensor([[1, rows, columns]] * len(ids), device=place),
             use_cache=False,
         ).last_hidden_state

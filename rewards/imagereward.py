@@ -149,7 +149,6 @@ class ImageReward(Reward):
     def _look(self, images: Tensor) -> Tensor:
         """Embeddings of the patches, with shape (B, patches + 1, D)."""
 
-        images = images.to(next(self.image.parameters()).dtype)
         patches: Tensor = self.image(pixel_values=images).last_hidden_state
         return patches
 

@@ -15,6 +15,7 @@ from rwguidance.noise_space import flow_map
 from rwguidance.support.conditions import take
 from rwguidance.support.randomness import generator_for
 from rwguidance.trainer import PRESETS, Settings
+from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.lengths import find_lengths
 from rwguidance.trainer.material import Encoded, OfPrompts, tilts_of
 from rwguidance.trainer.problem import LONGER, make_network, make_objective, variance_of
@@ -127,11 +128,9 @@ def _trained(
     weights = {name: p.detach().clone() for name, p in network.state_dict().items()}
     if settings.calibrate and kind != "noise":
         network.eval().requires_grad_(False)
-        unseen = _unseen(bed, draws, seed)
+        unseen = HeldOut(_unseen(bed, draws, seed), tilts, bed.times, encode, seed)
         found: list[Any] = []
-        work = lambda: found.append(
-            find_lengths(network, bed.backbone, unseen, tilts, bed.times, encode, 4, 8, seed)
-        )
+        work = lambda: found.append(find_lengths(network, bed.backbone, unseen))
         cost = cost + spent(work) + bed.draw * UNSEEN
         for nats, factor in (found[-1].scales or {}).items():
             weights[f"scale {nats}"] = torch.tensor(factor, dtype=torch.float64)

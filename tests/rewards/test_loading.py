@@ -318,6 +318,15 @@ def test_a_tilde_is_home(tmp_path, monkeypatch):
         rewards.load("pickscore", "")
 
 
+def test_weights_of_double_precision_are_plain_numbers():
+    with empty_weights():
+        linear = torch.nn.Linear(3, 2)
+    weights = {"weight": torch.full((2, 3), 0.1).double(), "bias": torch.ones(2).double()}
+    assign_weights(linear, weights, "here", keep_dtype=True)
+    assert linear.weight.dtype == torch.float64
+    assert torch.equal(linear.weight, weights["weight"])
+
+
 def test_weights_are_assigned_without_a_copy_and_in_float32():
     with empty_weights():
         linear = torch.nn.Linear(3, 2)

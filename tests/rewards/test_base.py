@@ -1,0 +1,35 @@
+"""What every reward does that says nothing else, and pictures as PIL images."""
+
+import numpy
+import pytest
+import torch
+
+from plain_rewards import Brightness
+from rewards.images import to_pil
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
+    + [(dtype, dtype) for dtype in (torch.float32, torch.float64)],
+)
+def test_pictures_are_seen_in_float32_or_wider(dtype, wide):
+    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    seen = Brightness().preprocess(images)
+    assert seen.dtype == wide
+    assert torch.equal(seen, images.to(wide))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_pictures_are_rounded_to_the_nearest_level(dtype):
+    images = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = (255 * images.double()).permute(0, 2, 3, 1).numpy()
+    for picture, level in zip(to_pil(images), exact, strict=True):
+        assert (picture.mode, picture.size) == ("RGB", (50, 40))
+        assert numpy.abs(numpy.asarray(picture) - level).max() <= 0.5 + 1e-4
+
+
+def test_levels_are_kept():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    (picture,) = to_pil(levels / 255)
+    assert numpy.array_equal(numpy.asarray(picture)[..., 0], levels[0, 0].numpy())
