@@ -57,6 +57,16 @@ def test_vqascore_is_the_geometric_mean_over_tokens():
     torch.testing.assert_close(values, x.flatten(1).mean(1) ** 2)  # (1 + 2 + 3) / 3
 
 
+def test_vqascore_of_half_precision_loses_no_digits():
+    class Half(Known):
+        def token_log_probs(self, images, questions, answers):
+            return [torch.linspace(-1, -0.001, 300).to(torch.float16) for _ in images]
+
+    values = VQAScore(model=Half())(images(2), PROMPTS[:2])
+    exact = torch.linspace(-1, -0.001, 300).half().double().mean().exp()
+    torch.testing.assert_close(values, exact.float().expand(2), rtol=1e-6, atol=0)
+
+
 def test_vqascore_keeps_the_contract_and_the_models_gradient():
     reward = VQAScore(model=Known())
     check_reward(reward, images(3), PROMPTS, differentiable=True)

@@ -50,8 +50,6 @@ def train_reward(
     Exit code: 0, or 130 if interrupted, 1 for all other errors.
     """
 
-    import torch
-
     from rwguidance.rewards.learned import LearnedReward
 
     from ...generation.console import Terminal
@@ -80,7 +78,7 @@ def train_reward(
     reward = LearnedReward(
         expanded(out).name,
         tower,
-        found.weights.to(torch.float32),
+        found.weights,
         usual=(-2 * found.spread, 2 * found.spread),
     )
     place = paths.get(features)

@@ -60,7 +60,7 @@ def draw_mixture(panels: Sequence[Panel], base: Law, target: Law, path: Path) ->
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.1 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True)
-    line = torch.linspace(-3.1, 3.1, 160, dtype=torch.float64)
+    line = torch.linspace(-3.1, 3.1, 160)
     grid = torch.cartesian_prod(line, line)
     ticks = line.numpy()
     for axis, panel in zip(axes.flat, panels, strict=False):

@@ -4,13 +4,14 @@ import csv
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 import backbones
 import rewards
 from pixel_law import QUIET, table
 from rwguidance.app.cli import main
-from rwguidance.app.commands.sources import is_own
+from rwguidance.app.commands.sources import Sources, is_own
 
 pytestmark = QUIET
 
@@ -43,6 +44,8 @@ class Own(rewards.Reward):
 law = Law()
 module = Red(2.0)
 number = 3
+weighted = Law()
+weighted.weight = nn.Parameter(torch.ones(2))
 
 def wide(std=0.2):
     return Law(std)
@@ -118,6 +121,14 @@ def test_a_function_of_a_file_is_known_by_the_file(generate, file):
     assert code == 1
     assert "other settings" in err
     assert "reward key" in err
+
+
+def test_an_object_of_a_file_is_moved_frozen_and_evaluated(file):
+    sources = Sources({}, {}, "cpu", torch.bfloat16)
+    backbone = sources.backbone(f"{file}:weighted")
+    assert backbone.weight.dtype == torch.bfloat16
+    assert not backbone.weight.requires_grad
+    assert not backbone.training
 
 
 def test_functions_and_objects_of_a_file_are_backbones(generate, tmp_path, file):
