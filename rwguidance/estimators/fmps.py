@@ -78,5 +78,4 @@ class FMPS(ConditionalExpectation):
             gradient = input_gradient(log_w, mean, "the log-weight")
         scales = prediction.scales
         shift = gradient_to_shift(gradient / scales.alpha, prediction, "use PlugIn(jacobian=False)")
-        shift = shift.to(prediction.mean.dtype)
         return Estimate(prediction, log_w.detach(), shift, {"shift_norm": shift_norm(shift)})

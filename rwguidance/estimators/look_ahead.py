@@ -40,5 +40,5 @@ class LookAhead(ConditionalExpectation):
 
     def forward(self, model: Model, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         prediction = model(x_t, t, condition)
-        log_w = self.tilt(prediction.mean.to(x_t.dtype), condition)
+        log_w = self.tilt(prediction.mean, condition)
         return Estimate(prediction, log_w, torch.zeros_like(prediction.mean))

@@ -101,7 +101,6 @@ class PlugIn(ConditionalExpectation):
         if self.damping is not None:
             variance = isotropic_variance(prediction.scales, self.prior_variance)
             shift = shift / (1 + self.damping * variance)
-        shift = shift.to(prediction.mean.dtype)
         return Estimate(prediction, log_w.detach(), shift, {"shift_norm": shift_norm(shift)})
 
 
