@@ -242,7 +242,7 @@ def _tilted_sample(
             generator = generator_for(0, "pooled", str(target.nats), i)
             n = max(1, _POOLED // len(where))
             x = x[torch.multinomial(log_w.softmax(0), n, replacement=True, generator=generator)]
-            log_w = torch.zeros(n, dtype=torch.float64)
+            log_w = torch.zeros(n)
         features.append(x)
         weights.append(log_w)
         groups += [i] * len(x)

@@ -116,3 +116,12 @@ def test_damage_is_named_and_made_again(tmp_path):
     assert law.decoded == 7
     assert law.calls == 0
     assert_equal(first, again)
+
+
+def test_embeddings_are_kept_in_float32():
+    law = Counted()
+    run = Run(law, Brightness(), law.times(STEPS), 0, 3)
+    precise = lambda images: images.double().flatten(1) / 3
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = Judges(run, {"reward": run.reward}, {"precise": precise}).look(images, "ab")
+    assert torch.equal(found.embeddings["precise"], precise(images).float())
