@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ RESULTS = Path(__file__).resolve().parent / "results" / "alignment_curves.json"
 SPOILED = ("noisy", "sparse", "binary", "biased")
 SIZES = {"tiny": 2, "small": 8, "paper": 72}
 """Networks by name, with their megabytes for a shift of SDXL; that of 24 MB has no name."""
+
+BANK = 5120
+"""Draws that networks of the shift and of log h learn from."""
+
+SCALAR = {"network": "small", "learning_rate": 1e-3}
+"""What lets a network of log h learn from so few; that of 72 MB, at a tenth of the rate, does not."""
 
 Make = Callable[[Bed, int], Maker]
 
@@ -73,12 +80,21 @@ def _network(scale: float) -> Make:
     return lambda bed, seed: Maker(Network(networks.load("emoji-turbo-guide"), scale=scale))
 
 
-def _trained(kind: str, budget: int, **trial: Any) -> Make:
+def _trained(kind: str, budget: int, scale: float = 1.0, **trial: Any) -> Make:
     def make(bed: Bed, seed: int) -> Maker:
-        ((_, weights, _),) = learned.trained(bed, kind, trial, [budget], seed)
-        return learned.maker_of(bed, kind, trial, weights)
+        weights = _weights(bed, kind, budget, tuple(trial.items()), seed)
+        maker = learned.maker_of(bed, kind, trial, weights)
+        return maker if scale == 1 else Maker(replace(maker.method, scale=scale))
 
     return make
+
+
+@lru_cache(1)  # points that differ in their scale alone follow each other
+def _weights(
+    bed: Bed, kind: str, budget: int, trial: tuple[tuple[str, Any], ...], seed: int
+) -> learned.Weights:
+    ((_, weights, _),) = learned.trained(bed, kind, dict(trial), [budget], seed)
+    return weights
 
 
 def _pool(nats: float) -> Make:
@@ -94,7 +110,11 @@ SWEEPS: dict[str, dict[str, Make]] = {
     | {f"plug-in, scale {v:g}": _plug_in(v) for v in (0.5, 1, 2, 4, 8)},
     "nats": {f"pool, {v:g} nats": _pool(v) for v in (0.25, 0.5, 1, 2, 4)},
     "reward": {f"pool, {kind} reward": _pool(1) for kind in SPOILED},
-    "eta": {f"log h, eta {v:g}": _trained("paper", 640, eta=v) for v in (0.0, 0.1, 1.0, 10.0)},
+    "eta": {
+        f"log h, eta {eta:g}, scale {scale}": _trained("paper", BANK, scale, eta=eta, **SCALAR)
+        for eta in (0.0, 0.1, 1.0, 10.0)
+        for scale in (4, 16, 64)
+    },
     "size": {
         f"output network of {size} MB": _trained(
             "output", 320, network=name, loose=10.0, calibrate=False
@@ -102,8 +122,8 @@ SWEEPS: dict[str, dict[str, Make]] = {
         for name, size in SIZES.items()
     },
     "data": {
-        f"{640 // each} prompts x {each} draws": _trained("recommended", 640, each=each)
-        for each in (4, 16, 64)
+        f"{BANK // each} prompts x {each} draws": _trained("recommended", BANK, each=each)
+        for each in (16, 64, 256)
     },
 }
 """Points of each sweep by name, and how they are made."""

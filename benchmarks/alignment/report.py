@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rwguidance.evaluation import prompts
 from rwguidance.statistics import mean_and_error
 from rwguidance.support.files import replacing
 
@@ -27,13 +28,18 @@ def _prompts(given: argparse.Namespace, split: str) -> int:
     return given.tuning_prompts if split == "development" else given.prompts
 
 
+def _target(given: argparse.Namespace, split: str) -> Path:
+    folder: Path = given.out
+    return folder / f"target-{split}-{_prompts(given, split)}.json"
+
+
 def keep_targets(bed: Bed, given: argparse.Namespace) -> None:
     """Keeps means of the tilted law and of the base model, so that a report needs no model."""
 
     for split in SPLITS:
         target = bed.target(split, _prompts(given, split), given.draws)
         text = json.dumps({"means": target.means, "base": target.base})
-        with replacing(given.out / f"target-{split}.json") as partial:
+        with replacing(_target(given, split)) as partial:
             partial.write_text(text, encoding="utf-8")
 
 
@@ -64,8 +70,7 @@ def written(given: argparse.Namespace) -> None:
 
     curves, rows, law = {}, {}, {}
     for split in SPLITS:
-        file = given.out / f"target-{split}.json"
-        target = json.loads(file.read_text("utf-8"))
+        target = json.loads(_target(given, split).read_text("utf-8"))
         rows[split] = read_rows(given, split)
         gold = {"gold": target["means"][GOLD], "base": target["base"][GOLD]}
         curves[split] = ratios.curves(rows[split], gold, lambda name: METHODS[name].group)
@@ -131,10 +136,17 @@ def summary(rows: Sequence[Mapping[str, Any]], one: ratios.Curve) -> dict[str, A
         "budget": one.budget,
         "seeds": sorted(row["seed"] for row in own),
     }
+    parts = prompts.load(f"emoji-{rows[0]['split']}").subset(len(rows[0][GOLD])).groups
     for name in COLUMNS:
         gains = [[a - b for a, b in zip(r[name], base[r["seed"]][name], strict=True)] for r in own]
         by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
         found[f"{name} gain"] = mean_and_error(by_prompt)
+        found[f"{name} gain by part"] = {
+            part: mean_and_error(
+                [v for v, own in zip(by_prompt, parts, strict=True) if own == part]
+            )
+            for part in sorted(set(parts))
+        }
         found[f"{name} gain of seeds"] = [statistics.mean(values) for values in gains]
     found["precision"], found["recall"] = (
         mean(lambda r: r["precision"]),
