@@ -36,7 +36,7 @@ BANK = 5120
 """Draws that networks of the shift and of log h learn from."""
 
 SCALAR = {"network": "small", "learning_rate": 1e-3}
-"""What lets a network of log h learn from so few; that of 72 MB, at a tenth of the rate, does not."""
+"""What lets a network of log h learn from so few; 72 MB and a tenth of the rate do not."""
 
 Make = Callable[[Bed, int], Maker]
 

@@ -102,7 +102,8 @@ def tilted(draws: Sequence[Draws | None], aligned: str, nats: float) -> Target:
         log_w = rewards / beta[i]
         log_weights[i], effective[i] = log_w, ess(log_w)
         for k, name in enumerate(names):
-            figures[:, k, i] = torch.tensor(_mean(log_w, one.rewards[name]))
+            found = _mean(log_w, one.rewards[name])
+            figures[:, k, i] = torch.tensor(found, dtype=torch.float64)
     means, errors = (dict(zip(names, rows.unbind(), strict=True)) for rows in figures.unbind())
     return Target(nats, beta, effective, means, errors, log_weights)
 

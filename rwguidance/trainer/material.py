@@ -1,5 +1,6 @@
 """What a training reads of prepared data: banks, conditions, and temperatures of the tilts."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -253,7 +254,7 @@ def _divergence(groups: Sequence[Tensor], beta: float) -> float:
     for values in groups:
         log_w = (values.double() / beta).log_softmax(0)
         log_w = log_w[log_w.isfinite()]
-        found.append(float((log_w.exp() * log_w).sum()) + float(torch.tensor(len(values)).log()))
+        found.append(float((log_w.exp() * log_w).sum()) + math.log(len(values)))
     return sum(found) / len(found)
 
 

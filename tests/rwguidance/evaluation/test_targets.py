@@ -1,6 +1,8 @@
 """The tilted law of normal draws is known: means, errors, effective draws, and what it lacks."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -36,6 +38,24 @@ def test_a_curve_passes_through_the_targets():
     base = torch.stack([one.rewards["aligned"].mean() for one in results.draws])
     expected = [base, *(results.targets[nats].means["aligned"] for nats in (0.25, 1.0))]
     torch.testing.assert_close(found, torch.stack(expected, 1))
+
+
+def test_a_constant_of_the_reward_moves_means_by_itself_and_nothing_else():
+    results, offset = synthetic(prompts=3, strengths=(0.5,)), 2.0**26  # float32 counts in eights
+    moved = replace(results, draws=[moved_by(one, offset) for one in results.draws])
+    one, other = results.targets[0.5], moved.targets[0.5]
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+    close(other.means["aligned"] - offset, one.means["aligned"])
+    close(other.errors["aligned"], one.errors["aligned"])
+    close(other.beta, one.beta)
+    assert one.beta.dtype == one.ess.dtype == torch.float64
+    close(moved.draw_means("aligned") - offset, results.draw_means("aligned"))
+    grid = [0.0, 0.25]
+    close(curve(moved.draws, "aligned", grid) - offset, curve(results.draws, "aligned", grid))
+
+
+def moved_by(one, offset):
+    return Draws({k: v + offset for k, v in one.rewards.items()}, one.embeddings, one.strengths)
 
 
 def test_prompts_without_a_target_are_left_blank():
