@@ -101,7 +101,7 @@ class BestOfN(Method):
         candidates = run.banks(prompt, self.n - 1, [("candidates", i) for i in numbers])
         for x_0, reward, number, others in zip(base, rewards, numbers, candidates, strict=True):
             assert others.rewards is not None
-            values = torch.cat((reward.reshape(1), others.rewards.to(reward)))
+            values = torch.cat((reward.reshape(1), others.rewards))
             values = values.nan_to_num(nan=-math.inf, neginf=-math.inf)
             if beta is not None:
                 # The largest of r / beta and Gumbel noise is a draw from the softmax.
