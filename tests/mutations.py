@@ -58,10 +58,14 @@ _WITHOUT_GRADIENTS = (
     "rewards/vqascore.py",
     "rwguidance/app/",
     "rwguidance/diagnostics.py",
+    "rwguidance/evaluation/",
     "rwguidance/generation/",
+    "rwguidance/metrics/",
     "rwguidance/statistics.py",
     "rwguidance/temperature.py",
     "rwguidance/testing/",
+    "rwguidance/trainer/",
+    "rwguidance/training/calibration.py",
     "testbed/rwguidance_testbed/gold.py",
 )
 _NETWORKS = "rwguidance/networks/"
