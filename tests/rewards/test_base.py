@@ -63,3 +63,11 @@ def test_what_is_fitted_and_what_is_shown_carries_no_gradient():
     bank = as_bank(values)
     assert not bank.requires_grad
     assert torch.equal(bank, values.detach().double())
+
+
+def test_a_picture_with_nan_spoils_no_other_and_no_gradient():
+    images = torch.full((2, 3, 4, 5), 0.5)
+    images[1, 0, 0, 0] = torch.nan
+    values = Brightness()(images.requires_grad_())
+    assert values.isnan().tolist() == [False, True]
+    assert values[0] == 0.25

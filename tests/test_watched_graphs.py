@@ -1,0 +1,117 @@
+"""Who scores, draws or encodes for numbers alone calls what it is given without graphs.
+
+Weights that learn would keep a graph for every call, and nothing that comes back would tell.
+"""
+
+import base64
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from common import randn
+from plain_rewards import Redness
+from rewards.remote import serve
+from rewards.scoring import plan, score
+from rwguidance import Bank, Tilt
+from rwguidance.noise_space import draw_bank, soft_best_of_n
+from rwguidance.renewal import renew
+from scored_folders import Moody, paint
+
+TORN = torch.nn.Parameter(torch.ones(()))
+
+
+class Watched:
+    """Counts calls, and those in which a gradient would be recorded."""
+
+    def __init__(self):
+        self.calls, self.graphs = 0, 0
+
+    def look(self):
+        self.calls += 1
+        self.graphs += torch.is_grad_enabled()
+
+    def reward(self, x, condition=None):
+        self.look()
+        return TORN * x.flatten(1).sum(1)
+
+    def generate(self, noise, condition=None):
+        self.look()
+        return TORN * noise
+
+
+class WatchedRedness(Redness):
+    depends_on = ()
+
+    def __init__(self, watched):
+        super().__init__()
+        self.watched = watched
+
+    def forward(self, images, prompts):
+        self.watched.look()
+        return super().forward(images, prompts)
+
+
+class WatchedTexts(Moody):
+    depends_on = ()
+
+    def __init__(self, watched):
+        super().__init__()
+        self.watched = watched
+
+    def embed_prompts(self, prompts):
+        self.watched.look()
+        return TORN * torch.ones(len(prompts), 3)
+
+
+def served(watched, folder):
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG")
+    picture = base64.b64encode(file.getvalue()).decode()
+    with serve(WatchedRedness(watched), port=0) as server:
+        server.score(json.dumps({"version": 1, "images": [picture], "prompts": ["a"]}).encode())
+
+
+def scored(watched, folder):
+    paint(folder / "images" / "1.png")
+    score(plan(folder / "images"), {"red": WatchedRedness(watched)}, folder / "scores.csv")
+
+
+def noise(n, generator):
+    return torch.ones(n if isinstance(n, int) else len(n), 2)
+
+
+CALLS = {
+    "a bank that is scored": lambda watched, _: Bank(randn(0, 4, 2)).scored(
+        Tilt(watched.reward, 1.0)
+    ),
+    "a bank that is drawn": lambda watched, _: draw_bank(watched.generate, noise, ["a"], 3),
+    "candidates": lambda watched, _: soft_best_of_n(
+        watched.generate,
+        Tilt(watched.reward, 1.0),
+        noise,
+        2,
+        3,
+        generator=torch.Generator().manual_seed(0),
+    ),
+    "renewed states": lambda watched, _: renew(
+        randn(0, 4, 2),
+        Tilt(watched.reward, 1.0),
+        lambda x, *_: watched.generate(x),
+        generator=torch.Generator().manual_seed(0),
+    ),
+    "prompts": lambda watched, _: WatchedTexts(watched).encode_prompts(["a"]),
+    "a server": served,
+    "a table": scored,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_graph_is_recorded(name, tmp_path):
+    watched = Watched()
+    with torch.enable_grad():
+        CALLS[name](watched, tmp_path)
+    assert watched.calls > 0
+    assert watched.graphs == 0
