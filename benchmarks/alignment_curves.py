@@ -129,17 +129,23 @@ SWEEPS: dict[str, dict[str, Make]] = {
 """Points of each sweep by name, and how they are made."""
 
 
-def point(bed: Bed, given: argparse.Namespace, sweep: str, name: str, seed: int) -> dict[str, Any]:
+def nats_of(sweep: str, name: str) -> float:
+    """Returns the strength of the tilted law that a point is compared with."""
+
+    return float(name.split(", ")[-1].split()[0]) if sweep == "nats" else 1.0
+
+
+def point(
+    bed: Bed, given: argparse.Namespace, sweep: str, name: str, seed: int, nats: float
+) -> dict[str, Any]:
     """Returns the row of a point, or of the base model, made if need be."""
 
     trial = {"sweep": sweep}
     cell = Cell(name, trial, 0, seed, "report", given.prompts, given.images, given.draws)
     row = cell.read(given.out)
     if row is None:
-        words = name.split(", ")[-1].split()
-        nats = float(words[0]) if sweep == "nats" and name != "base" else 1.0
         if sweep == "reward" and name != "base":
-            bed = replace(bed, other=Spoiled(bed.rewards[PROXY], words[0]))
+            bed = replace(bed, other=Spoiled(bed.rewards[PROXY], name.split(", ")[-1].split()[0]))
         maker = Maker() if name == "base" else SWEEPS[sweep][name](bed, seed)
         target = bed.target("report", given.prompts, given.draws, nats)
         chosen = bed.prompts("report", given.prompts)
@@ -157,6 +163,17 @@ def summary(rows: list[dict[str, Any]], base: Mapping[int, Mapping[str, Any]]) -
         ]
         by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
         found[f"{name} gain"] = mean_and_error(by_prompt)
+    return found
+
+
+def law(bed: Bed, given: argparse.Namespace, nats: float) -> dict[str, Any]:
+    """Returns gains of the tilted law itself over the base model, of the rewards that are known."""
+
+    target = bed.target("report", given.prompts, given.draws, nats)
+    found: dict[str, Any] = {"seeds": []}
+    for name, means in target.means.items():
+        gains = [a - b for a, b in zip(means, target.base[name], strict=True)]
+        found[f"{name} gain"] = mean_and_error(gains)
     return found
 
 
@@ -187,10 +204,14 @@ def main() -> None:
     bed = Bed(given.cache or given.out / "draws")
     known = json.loads(given.results.read_text("utf-8")) if given.results.is_file() else {}
     for sweep in given.sweeps:
-        base = {seed: point(bed, given, "all", "base", seed) for seed in given.seeds}
         for name in SWEEPS[sweep]:
-            rows = [point(bed, given, sweep, name, seed) for seed in given.seeds]
+            nats = nats_of(sweep, name)
+            common = "all" if nats == 1 else f"{nats:g} nats"
+            base = {seed: point(bed, given, common, "base", seed, nats) for seed in given.seeds}
+            rows = [point(bed, given, sweep, name, seed, nats) for seed in given.seeds]
             known.setdefault(sweep, {})[name] = summary(rows, base)
+            if sweep == "nats":
+                known[sweep][f"tilted law, {nats:g} nats"] = law(bed, given, nats)
             known["command"] = f"python -m benchmarks.alignment_curves {command(given)}"
             known["prompts"], known["pictures of a prompt and seed"] = given.prompts, given.images
             write_json(given.results, known)

@@ -1,7 +1,8 @@
 """Writes tables of pages anew: ``python docs/tables.py``.
 
 Those of docs/generation.md are made from the methods, and those of docs/paper_claims.md from the
-result files of `benchmarks.alignment_cost` and `benchmarks.alignment_curves`.
+result files of `benchmarks.alignment_cost` (all methods on some prompts, those that decide on all),
+`benchmarks.alignment_curves` and `benchmarks.alignment.shipped`.
 
 A table stands between the marks ``<!-- table: NAME -->`` and ``<!-- end -->``.
 """
@@ -18,7 +19,7 @@ PAGE = Path(__file__).with_name("generation.md")
 PAPER = Path(__file__).with_name("paper_claims.md")
 README = Path(__file__).resolve().parent.parent / "README.md"
 GROUP = 16  # pictures of a prompt that share a bank
-SHOWN = ("scale", "reward")  # sweeps that were run
+SHOWN = ("scale", "nats", "eta", "size", "data", "reward")
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -167,6 +168,35 @@ def ratios(found):
     return _markdown(headings, rows)
 
 
+def by_part(found):
+    """A row for each method on all reported prompts: gains by whether the name was learned."""
+
+    law = found["tilted law by part"]
+    parts = ("learned", "held out")
+    rows = []
+    for row in found["rows"]:
+        gold, energy = (row[f"{name} gain by part"] for name in ("emoji-gold", "energy"))
+        rows.append(
+            (
+                f"**{row['method']}**" if row["group"] == "ours" else row["method"],
+                f"{row['budget']:,}",
+                str(len(row["seeds"])),
+                _pair(row["emoji-gold gain"]),
+                *(_pair(gold[part]) for part in parts),
+                _pair(row["energy gain"]),
+                *(_pair(energy[part]) for part in parts),
+                f"{row['operations with pictures']['10000'] / 1e12:.3g}",
+                "law" if row["reaches at the law"] else "gold" if row["reaches gold"] else "",
+            )
+        )
+    rows.sort(key=lambda row: (row[0].strip("*"), int(row[1].replace(",", ""))))
+    target = (_pair(found["tilted law"]["emoji-gold"]), *(_pair(law[part]) for part in parts))
+    rows.append(("tilted law, 1 nat", "", "", *target, *[""] * 5))
+    headings = ("method", "budget", "seeds", "gold", "learned names", "held-out names")
+    headings += ("energy distance", "learned names", "held-out names", "10,000 pictures", "reaches")
+    return _markdown(headings, rows)
+
+
 def full_size(found):
     """A row for each recipe at full size: operations and memory of a training picture."""
 
@@ -256,9 +286,14 @@ def sweep(found, name):
         "clipped": "clipped",
         "chroma": "chroma",
     }
+    shown = lambda row, key: _pair(row[key]) if key in row else ""
     rows = [
-        (label, str(len(row["seeds"])), *(_pair(row[f"{key} gain"]) for key in columns.values()))
-        for label, row in found.get(name, {}).items()
+        (
+            label,
+            str(len(row["seeds"]) or ""),
+            *(shown(row, f"{key} gain") for key in columns.values()),
+        )
+        for label, row in found[name].items()
     ]
     return _markdown(("point", "seeds", *columns), rows)
 
@@ -281,16 +316,12 @@ def _trial(one):
 def paper(page):
     """The page on the paper's claims, or the README, with its tables as they should be."""
 
-    found = json.loads((RESULTS / "alignment_cost.json").read_text("utf-8"))
-    file = RESULTS / "alignment_curves.json"
-    curves = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    tables = {name: make(found) for name, make in PAPER_TABLES.items()}
+    read = lambda name: json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    few, every, curves = map(read, ("alignment_cost", "alignment_cost_all", "alignment_curves"))
+    tables = {"costs": costs(few), "full_size": full_size(few), "by_part": by_part(every)}
+    tables |= {"cost": cost(every), "ratios": ratios(every), "moved": moved(every)}
     tables |= {name: sweep(curves, name) for name in SHOWN}
     return _MARKED.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[4]}", page)
-
-
-PAPER_TABLES = {"costs": costs, "ratios": ratios, "full_size": full_size, "moved": moved}
-PAPER_TABLES["cost"] = cost
 
 
 def _markdown(headings, rows):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from . import full_size, ratios
 from .bed import GOLD, Bed
 from .methods import METHODS
 
-__all__ = ["RESULTS", "keep_targets", "read_rows", "summary", "written"]
+__all__ = ["RESULTS", "by_part", "keep_targets", "less", "read_rows", "summary", "written"]
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "alignment_cost.json"
 COLUMNS = ("emoji-pick", "emoji-hps", GOLD, "emoji-match", "energy", "diversity")
@@ -54,21 +55,24 @@ def read_rows(given: argparse.Namespace, split: str) -> Rows:
     return [r for r in rows if known(r) and all(r[k] == v for k, v in sizes.items())]
 
 
-def command(given: argparse.Namespace, seeds: Sequence[int]) -> str:
-    """Returns the command that makes these results, but for the folders."""
+def command(given: argparse.Namespace, rows: Rows) -> str:
+    """Returns the command that makes rows, but for the folders."""
 
+    there = {row["method"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    names = [name for name in METHODS if name in there]
     sizes = {"prompts": given.prompts, "tuning-prompts": given.tuning_prompts}
     sizes |= {"images": given.images, "draws": given.draws}
     words = [f"--{name} {value}" for name, value in sizes.items()]
-    for name, values in (("budgets", given.budgets), ("seeds", seeds)):
-        words.append(f"--{name} {' '.join(map(str, values))}")
+    for name, values in (("budgets", given.budgets), ("seeds", seeds), ("methods", names)):
+        words.append(f"--{name} {shlex.join(map(str, values))}")
     return f"python -m benchmarks.alignment_cost run {' '.join(words)}"
 
 
 def written(given: argparse.Namespace) -> None:
     """Writes the result file: ratios, a row for each method, trial and budget, and all trials."""
 
-    curves, rows, law = {}, {}, {}
+    curves, rows, law, gold = {}, {}, {}, {}
     for split in SPLITS:
         target = json.loads(_target(given, split).read_text("utf-8"))
         rows[split] = read_rows(given, split)
@@ -77,16 +81,15 @@ def written(given: argparse.Namespace) -> None:
         law[split] = {
             name: _gain(values, target["base"][name]) for name, values in target["means"].items()
         }
-    seeds = sorted({row["seed"] for row in rows["report"]})
     found = {
-        "command": command(given, seeds),
+        "command": command(given, rows["report"]),
         "prompts": given.prompts,
         "development prompts": given.tuning_prompts,
         "pictures of a prompt and seed": given.images,
         "draws of a target": given.draws,
-        "seeds": seeds,
         **ratios.cost_ratios(curves["development"], curves["report"]),
         "tilted law": law["report"],
+        "tilted law by part": by_part(less(gold["gold"], gold["base"]), SPLITS[-1]),
         "full size": _at_full_size(curves["report"]),
         "rows": [summary(rows["report"], one) for one in curves["report"]],
         "trials": [summary(rows["development"], one) for one in curves["development"]],
@@ -113,8 +116,23 @@ def _at_full_size(curves: Sequence[ratios.Curve]) -> dict[str, Any]:
     return {"budgets": shown, "recipes": recipes, "measured numbers of pictures": moved}
 
 
+def by_part(values: Sequence[float], split: str) -> dict[str, tuple[float, float]]:
+    """Returns the mean over all prompts, over those of learned names, and of names held out."""
+
+    parts = prompts.load(f"emoji-{split}").subset(len(values)).groups
+    of = lambda name: [v for v, part in zip(values, parts, strict=True) if part == name]
+    found = {name: mean_and_error(of(name)) for name in sorted(set(parts))}
+    return {"all": mean_and_error(values), **found}
+
+
 def _gain(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    return mean_and_error([a - b for a, b in zip(values, base, strict=True)])
+    return mean_and_error(less(values, base))
+
+
+def less(values: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Returns values less others, of the same prompts."""
+
+    return [a - b for a, b in zip(values, base, strict=True)]
 
 
 def summary(rows: Sequence[Mapping[str, Any]], one: ratios.Curve) -> dict[str, Any]:
@@ -136,17 +154,12 @@ def summary(rows: Sequence[Mapping[str, Any]], one: ratios.Curve) -> dict[str, A
         "budget": one.budget,
         "seeds": sorted(row["seed"] for row in own),
     }
-    parts = prompts.load(f"emoji-{rows[0]['split']}").subset(len(rows[0][GOLD])).groups
+    split = rows[0]["split"]
     for name in COLUMNS:
         gains = [[a - b for a, b in zip(r[name], base[r["seed"]][name], strict=True)] for r in own]
         by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
         found[f"{name} gain"] = mean_and_error(by_prompt)
-        found[f"{name} gain by part"] = {
-            part: mean_and_error(
-                [v for v, own in zip(by_prompt, parts, strict=True) if own == part]
-            )
-            for part in sorted(set(parts))
-        }
+        found[f"{name} gain by part"] = by_part(by_prompt, split)
         found[f"{name} gain of seeds"] = [statistics.mean(values) for values in gains]
     found["precision"], found["recall"] = (
         mean(lambda r: r["precision"]),
