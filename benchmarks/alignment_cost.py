@@ -8,7 +8,7 @@ prompts, of as many trials of each method, with seed 0; what is reported is of o
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ import torch
 from .alignment import ratios, report
 from .alignment.bed import Bed, Maker
 from .alignment.counting import Spent
-from .alignment.methods import METHODS, Cell, weights_of, write_json
+from .alignment.methods import METHODS, Cell, Trial, weights_of, write_json
 
 
 def rows_of(
-    bed: Bed, given: argparse.Namespace, name: str, trial: dict[str, Any], split: str, seed: int
+    bed: Bed, given: argparse.Namespace, name: str, trial: Trial, split: str, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Gives the rows of a trial at all its budgets, made if need be."""
 
     prompts = given.tuning_prompts if split == "development" else given.prompts
     sizes = (split, prompts, given.images, given.draws)
+    made: Iterator[tuple[int, Callable[[], Maker], Spent]]
     if name == "base":
         budgets, made = [0], iter([(0, Maker, Spent())])
     else:
@@ -67,7 +68,7 @@ def run(given: argparse.Namespace) -> None:
     for seed in given.seeds:
         for name in ("base", *given.methods):
             began = time.perf_counter()
-            trials = [{}] if name == "base" else METHODS[name].trials
+            trials: Sequence[Trial] = [{}] if name == "base" else METHODS[name].trials
             for trial in trials if seed == 0 else ():
                 list(rows_of(bed, given, name, trial, "development", seed))
             known = [r for r in report.read_rows(given, "development") if r["method"] == name]

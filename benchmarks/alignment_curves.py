@@ -84,7 +84,10 @@ def _trained(kind: str, budget: int, scale: float = 1.0, **trial: Any) -> Make:
     def make(bed: Bed, seed: int) -> Maker:
         weights = _weights(bed, kind, budget, tuple(trial.items()), seed)
         maker = learned.maker_of(bed, kind, trial, weights)
-        return maker if scale == 1 else Maker(replace(maker.method, scale=scale))
+        if scale == 1:
+            return maker
+        assert isinstance(maker.method, Network)
+        return Maker(replace(maker.method, scale=scale))
 
     return make
 

@@ -187,7 +187,7 @@ def build_parts(architecture: Architecture) -> tuple[Any, Any]:
     kind = "UNet2DConditionModel" if architecture.is_unet else "SD3Transformer2DModel"
     with torch.device("meta"):
         denoiser = getattr(diffusers, kind)(**architecture.denoiser)
-        vae = diffusers.AutoencoderKL(**architecture.vae)
+        vae: Any = diffusers.AutoencoderKL(**architecture.vae)
     billions = count(denoiser) / 1e9
     if abs(billions - architecture.billions) > 0.005:  # never so for reduced ones, which have NaN
         raise ValueError(f"expected {architecture.billions} billion parameters, got {billions:.3f}")
@@ -492,7 +492,7 @@ def gradient(network: nn.Module, x_t: Tensor, t: Tensor, condition: Any) -> Tens
 
 
 def main() -> None:
-    diffusers.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity_error()
     names = list(ARCHITECTURES)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")

@@ -146,7 +146,7 @@ def drawing(arguments: argparse.Namespace) -> Run:
     """The run that draws pictures of the test bed, and keeps them."""
 
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    backbone = backbones.load("emoji-flow")
+    backbone: Any = backbones.load("emoji-flow")
     store = Store(arguments.cache / "draws")
     return Run(backbone, rewards.load("emoji-pick"), backbone.times(4), SEED, PART, store=store)
 
@@ -159,7 +159,8 @@ def one_nat(draws: Encoded) -> rw.Tilt:
 def effective(name: str, draws: Encoded, model: rw.Model, times: Tensor) -> dict[str, list[float]]:
     """Median effective draws of every kernel at the times of the steps; the first from noise."""
 
-    tilt, found = one_nat(draws), {}
+    tilt = one_nat(draws)
+    found: dict[str, list[float]] = {}
     bank = rw.Bank(draws.x_0[:BANK], rewards=draws.rewards[:BANK])
     x_0 = draws.x_0[BANK : BANK + STATES]
     noise = normal(x_0.shape, name, draws.prompt, "steps")
@@ -194,7 +195,7 @@ def first_step(
         ]
         square = float(direction[0] @ direction[1])
         found["held out"] = (found["held out"][0] + square, 0.0)
-        mean = sum(direction) / 2
+        mean = (direction[0] + direction[1]) / 2
         bank = rw.Bank(draws.x_0[mine], rewards=draws.rewards[mine])
         shape = (STATES, *draws.x_0.shape[1:])
         sigma = model.schedule.at(t, like=draws.x_0).sigma
@@ -203,8 +204,8 @@ def first_step(
             view = model.starting(t) if kernel == "flat (start)" else model
             shift = rw.ImportanceSampling(bank, tilt, make())(view, x_t, t).shift.flatten(1)
             along = shift @ mean
-            products = float(along.mean()), float((along / shift.norm(dim=1)).mean())
-            found[kernel] = tuple(map(sum, zip(found[kernel], products, strict=True)))
+            before, cosine = found[kernel], along / shift.norm(dim=1)
+            found[kernel] = (before[0] + float(along.mean()), before[1] + float(cosine.mean()))
     return found
 
 

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,7 +189,7 @@ class Guided:
         banks = (2, 4) if self.machine.smoke else BANKS
         yield f"{self.name}, unguided", self.unguided
         for n in banks:
-            yield f"{self.name}, importance, bank of {n}", lambda n=n: self.with_bank(n)
+            yield f"{self.name}, importance, bank of {n}", partial(self.with_bank, n)
         yield f"{self.name}, network of 72 MB", self.with_network
         self.__dict__.clear()
 
@@ -232,10 +233,11 @@ def estimator_rows(machine: Machine) -> Work:
     """Yields a row for every estimator: how far the device is from the CPU."""
 
     for name, measure in differences(machine.device).items():
-        yield (
-            name,
-            lambda measure=measure: Row(note="shift {:.1e}, log h {:.1e}".format(*measure())),
-        )
+        yield name, partial(_differing, measure)
+
+
+def _differing(measure: Callable[[], tuple[float, float]]) -> Row:
+    return Row(note="shift {:.1e}, log h {:.1e}".format(*measure()))
 
 
 def reward_rows(machine: Machine) -> Work:
@@ -317,7 +319,7 @@ def decoding_rows(machine: Machine) -> Work:
             return machine.timed(lambda: vae.decode(latents), len(latents))
 
     for name, (dtype, layout) in layouts.items():
-        yield f"decoding, {name}", lambda a=dtype, b=layout: decoded(a, b)
+        yield f"decoding, {name}", partial(decoded, dtype, layout)
 
 
 def picture_rows(name: str, paths: dict[str, str], machine: Machine, out: Path) -> Work:
@@ -377,7 +379,7 @@ def main() -> None:
     if not given.smoke and not torch.cuda.is_available():
         parser.error("there is no GPU: --smoke rehearses on the CPU")
     warnings.simplefilter("ignore")  # of unreliable estimates: banks are random, too
-    diffusers.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity_error()
     machine = Machine(torch.device("cpu" if given.smoke else "cuda"), given.smoke)
     report = Report(given.out / "gpu.md", given.minutes)
     report.begin(machine.device)

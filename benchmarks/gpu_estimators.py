@@ -1,6 +1,7 @@
 """Every estimator on a device beside the CPU, on a Gaussian law of small pictures, in float32."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ TIME = 0.6
 
 class Denoiser(rw.DenoiserModel):
     """The posterior mean of independent Gaussian pixels around a picture."""
+
+    center: Tensor
 
     def __init__(self) -> None:
         super().__init__(SCHEDULE)
@@ -100,6 +103,6 @@ def differences(device: torch.device) -> dict[str, Callable[[], tuple[float, flo
         return float(shift), float(log_h)
 
     return {
-        f"{device.type} beside CPU: {name}": lambda estimator=estimator: compared(estimator)
+        f"{device.type} beside CPU: {name}": partial(compared, estimator)
         for name, estimator in all_estimators().items()
     }

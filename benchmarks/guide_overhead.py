@@ -107,7 +107,7 @@ def _estimator(x_0: Tensor) -> ImportanceSampling:
 
 
 def main() -> None:
-    diffusers.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from strong_tilts import DTYPE, LAWS, SAMPLES, STRENGTHS, TIMES, law_of, noise, w2
 from torch import Generator, Tensor
 
+if __name__ == "__main__":  # this folder's files are not the packages
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import rwguidance as rw
+from benchmarks.strong_tilts import DTYPE, LAWS, SAMPLES, STRENGTHS, TIMES, law_of, noise, w2
 from rwguidance import toy
 from rwguidance.networks import ShiftMLP
 from rwguidance.support.files import replacing

@@ -157,8 +157,8 @@ def main() -> None:
             table.add_row(name, *(_shown([row[c] for row in rows]) for c in COLUMNS))
         Console(width=120).print(table)
     if given.out is not None:
-        rows = [{"beta": b, "steps": s, "method": n, "seeds": v} for (b, s, n), v in found.items()]
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        kept = [{"beta": b, "steps": s, "method": n, "seeds": v} for (b, s, n), v in found.items()]
+        given.out.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
 def _shown(values: list[float]) -> str:

@@ -32,6 +32,7 @@ sys.path[0] = str(ROOT / "tests")  # in place of this folder, whose rewards.py i
 
 import rewards  # noqa: E402
 import tiny_checkpoints as tiny  # noqa: E402
+from rwguidance.support.outside import require  # noqa: E402
 
 REFERENCE = os.environ.get("RWGUIDANCE_REFERENCE_PYTHON")
 HPSV2_GOAL, PICKSCORE_GOAL, IMPORT_GOAL, MEMORY_GOAL = 3.0, 1.3, 1.3, 1.1
@@ -84,7 +85,7 @@ def our_seconds(
 ) -> tuple[list[float], torch.Tensor]:
     """Seconds per pass over all pairs, and their scores; `warm` keeps the cache of prompts."""
 
-    reward = rewards.load(name, path, **options)
+    reward: Any = rewards.load(name, path, **options)
     seconds = []
     with torch.no_grad():
         for _ in range(repeat + 1):
@@ -123,8 +124,7 @@ def throughput(name: str, repeat: int, size: int) -> None:
             title_style="bold",
         )
         columns = ("images x prompts", "reference", "new prompts", "known prompts", "bfloat16, new")
-        columns += ("largest diff.", "bfloat16 / spread")
-        for column in columns:
+        for column in (*columns, "largest diff.", "bfloat16 / spread"):
             table.add_column(column, justify="right")
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -217,7 +217,7 @@ def recipe(name: str, repeat: int, size: int) -> None:
 def ours(
     path: Path, images: list[str], prompts: list[str], **options: Any
 ) -> Callable[[], torch.Tensor]:
-    reward = rewards.load("pickscore", path, **options)
+    reward: Any = rewards.load("pickscore", path, **options)
 
     def score() -> torch.Tensor:
         reward.forget_prompts()
@@ -228,8 +228,7 @@ def ours(
 
 
 def model_card(path: Path, images: list[str], prompts: list[str]) -> Callable[[], torch.Tensor]:
-    import transformers
-
+    transformers: Any = require("transformers", "the model card needs", "rewards")
     model = transformers.CLIPModel.from_pretrained(path).eval()
     tokenizer = transformers.CLIPTokenizerFast.from_pretrained(path)
     processor = transformers.CLIPImageProcessor()

@@ -86,6 +86,7 @@ def published(
         size: Side of the images in pixels; None is the published one.
     """
 
+    shapes: dict[str, tuple[int, ...]]
     if name == "flux2-klein":
         pipe = _klein(device, dtype, factor)
         shapes = {"prompt_embeds": (KLEIN_TOKENS, KLEIN["joint_attention_dim"])}
@@ -110,8 +111,8 @@ def published(
 def _klein(device: torch.device, dtype: torch.dtype, factor: int) -> Any:
     heads = KLEIN["num_attention_heads"] // factor
     with torch.device("meta"):
-        denoiser = diffusers.Flux2Transformer2DModel(**{**KLEIN, "num_attention_heads": heads})
-        vae = diffusers.AutoencoderKLFlux2(
+        denoiser: Any = diffusers.Flux2Transformer2DModel(**{**KLEIN, "num_attention_heads": heads})
+        vae: Any = diffusers.AutoencoderKLFlux2(
             block_out_channels=tuple(width // factor for width in (128, 256, 512, 512)),
             norm_num_groups=32 if factor == 1 else 16,
         )

@@ -127,7 +127,7 @@ class Given:
         return x_0 + self.guide.last(nn.functional.silu(hidden))
 
 
-def _frozen(module: nn.Module) -> Any:
+def _frozen(module: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
@@ -142,10 +142,10 @@ class Adapted(nn.Module):
         super().__init__()
         self.layer = layer
         if isinstance(layer, nn.Linear):
-            self.down = nn.Linear(layer.in_features, RANK, bias=False)
+            self.down: nn.Module = nn.Linear(layer.in_features, RANK, bias=False)
             self.up: nn.Module = nn.Linear(RANK, layer.out_features, bias=False)
         else:
-            size: Any = (layer.kernel_size, layer.stride, layer.padding)
+            size: tuple[Any, Any, Any] = (layer.kernel_size, layer.stride, layer.padding)
             self.down = nn.Conv2d(layer.in_channels, RANK, *size, bias=False)
             self.up = nn.Conv2d(RANK, layer.out_channels, 1, bias=False)
 

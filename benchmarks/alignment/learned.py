@@ -146,6 +146,7 @@ def _unseen(bed: Bed, draws: int, seed: int) -> rw.Bank:
     """Returns draws of the first prompts that a bank does not have."""
 
     more = common_bank(bed, draws + UNSEEN, seed)
+    assert more.rewards is not None
     return rw.Bank(more.x_0[draws:], more.condition[draws:], more.rewards[draws:])
 
 

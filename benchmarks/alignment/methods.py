@@ -21,7 +21,7 @@ from .counting import Spent, spent
 
 __all__ = ["METHODS", "Cell", "Entry", "weights_of", "write_json"]
 
-Trial = dict[str, Any]
+Trial = Mapping[str, Any]
 
 SHIPPED, STEPS, STATES = 400 * 48, 4000, 96
 """Draws, steps and states of a step in the training of the network that comes with the test bed."""

@@ -111,7 +111,7 @@ def _at_full_size(curves: Sequence[ratios.Curve]) -> dict[str, Any]:
         ratios.at_law([c for c in curves if c.method == k], METHODS[k].group, False) for k in kinds
     ]
     shown = [None if one is None else {"method": one.method, "budget": one.budget} for one in both]
-    moved = full_size.transferred(*shown, known, ratios.PICTURES[-1])
+    moved = full_size.transferred(shown[0], shown[1], known, ratios.PICTURES[-1])
     recipes = {name: model["recipes"] for name, model in known.items() if "recipes" in model}
     return {"budgets": shown, "recipes": recipes, "measured numbers of pictures": moved}
 

@@ -27,8 +27,8 @@ def main() -> None:
         report.written(given.out)
         return
     if given.part == "toys":
-        chosen = toys.tuned(given.out, given.families)
-        toys.confirmed(given.out, chosen, given.seeds, given.calls)
+        settings = toys.tuned(given.out, given.families)
+        toys.confirmed(given.out, settings, given.seeds, given.calls)
         return
     cache = given.cache or given.out / "draws"
     chosen = testbed.tuned(given.out, cache, given.tuning_subset, given.images)

@@ -50,9 +50,9 @@ class Problem:
             return torch.cat(found)[:n]
 
 
-def damping(name: str, strength: float) -> Problem:
+def damping(name: str, strength: float) -> Callable[[int], Problem]:
     reward = toy.Quadratic(torch.tensor([0.0, 2.5], dtype=DTYPE), 2 * torch.eye(2, dtype=DTYPE))
-    return Problem(law_of(name), reward, 1 / strength, w2)
+    return lambda seed: Problem(law_of(name), reward, 1 / strength, w2)
 
 
 def das() -> Problem:
@@ -121,9 +121,7 @@ def moons() -> Problem:
 
 FAMILIES: dict[str, dict[str, Callable[[int], Problem]]] = {
     "damping": {
-        f"{name}, {strength}": lambda seed, n=name, s=strength: damping(n, s)
-        for name in DAMPING
-        for strength in (1, 3)
+        f"{name}, {strength}": damping(name, strength) for name in DAMPING for strength in (1, 3)
     },
     "planes": {
         "eight Gaussians": lambda seed: eight_gaussians(),

@@ -18,6 +18,8 @@ from rwguidance.generation.strength import OfStrength, tilt_of
 from rwguidance.generation.work import Streams
 from rwguidance.support.randomness import generator_for
 
+Names = Sequence[tuple[str | int, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(OfStrength, Method):
@@ -47,12 +49,14 @@ class Rule(OfStrength, Method):
 
     @abstractmethod
     def states(
-        self, run: Run, prompt: str, tilt: rw.Tilt, names: Any, source: torch.Generator
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
     ) -> Tensor:
         """Returns the clean states of the pictures of these names."""
 
 
-def _path(run: Run, prompt: str, names: Any, tilt: rw.Tilt) -> tuple[Any, ...]:
+def _path(
+    run: Run, prompt: str, names: Names, tilt: rw.Tilt
+) -> tuple[tuple[rw.Model, rw.Tilt, Tensor, Tensor], Any]:
     """The model, the tilt, the first states and the times, and the conditions of pictures."""
 
     model = run.model.starting(float(run.times[0]))
@@ -69,7 +73,9 @@ class DPS(Rule):
 
     rate: float = 0.1
 
-    def states(self, run, prompt, tilt, names, source):  # noqa: ANN001, ANN201
+    def states(
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
+    ) -> Tensor:
         given, condition = _path(run, prompt, names, tilt)
         return rules.dps(*given, self.rate, condition, source)
 
@@ -84,7 +90,9 @@ class Universal(Rule):
 
     weight: float = 1.0
 
-    def states(self, run, prompt, tilt, names, source):  # noqa: ANN001, ANN201
+    def states(
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
+    ) -> Tensor:
         given, condition = _path(run, prompt, names, tilt)
         return rules.universal_guidance(*given, self.weight, 1, condition, source)
 
@@ -101,7 +109,9 @@ class Ascent(Rule):
     rate: float = 1.0
     width: float = 1.0
 
-    def states(self, run, prompt, tilt, names, source):  # noqa: ANN001, ANN201
+    def states(
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
+    ) -> Tensor:
         given, condition = _path(run, prompt, names, tilt)
         return rules.map_ascent(*given, self.rate, self.width, 1, condition, source)
 
@@ -118,7 +128,9 @@ class SVDD(Rule):
     n: int = 2
     sharpness: float = math.inf
 
-    def states(self, run, prompt, tilt, names, source):  # noqa: ANN001, ANN201
+    def states(
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
+    ) -> Tensor:
         given, condition = _path(run, prompt, names, tilt)
         return rules.svdd(*given, self.n, self.sharpness, condition, source)
 
@@ -137,7 +149,9 @@ class FK(Rule):
     potential: str = "difference"
     every: int = 1
 
-    def states(self, run, prompt, tilt, names, source):  # noqa: ANN001, ANN201
+    def states(
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
+    ) -> Tensor:
         more = [(*name, k) for name in names for k in range(self.per_picture)]
         (model, tilt, noise, times), condition = _path(run, prompt, more, tilt)
         kind = torch.maximum if self.potential == "max" else None
@@ -159,7 +173,9 @@ class ReNO(Rule):
     iterations: int = 2
     rate: float = 5.0
 
-    def states(self, run, prompt, tilt, names, source):  # noqa: ANN001, ANN201
+    def states(
+        self, run: Run, prompt: str, tilt: rw.Tilt, names: Names, source: torch.Generator
+    ) -> Tensor:
         generate = run.generator(prompt, gradient=True)
         condition, noise = [prompt] * len(names), run.noise(names)
         settings = self.iterations, self.rate, 0.01

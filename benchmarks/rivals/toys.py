@@ -119,7 +119,7 @@ def tuned(folder: Path, families: Sequence[str]) -> dict[tuple[str, str], dict[s
     keys = [(family, method) for family in families for method in METHODS]
     chosen, log = {}, []
     for family, method in track(keys, "tuning", console=Console(stderr=True)):
-        trials = []
+        trials: list[dict[str, Any]] = []
         for settings in METHODS[method][1]:
             cells = [
                 Cell(family, law, method, TUNING_CALLS, DEVELOPMENT, TUNING_OUTPUTS, settings)

@@ -15,6 +15,7 @@ from ..support.conditions import take
 from ..support.files import expanded
 from ..temperature import beta_for_kl
 from ..tilt import RewardFunction, Tilt
+from ..training import Encoder
 from .settings import Settings
 
 __all__ = ["Encode", "Encoded", "OfPrompts", "Stored", "read_bank", "rewards_of", "tilts_of"]
@@ -127,7 +128,7 @@ class Encoded:
 
     depends_on = ("prompts", "encode")
 
-    def __init__(self, prompts: Sequence[str], encode: Encode) -> None:
+    def __init__(self, prompts: Sequence[str], encode: Encoder) -> None:
         self.prompts = tuple(prompts)
         self.encode = encode
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..noise_space import flow_map
 from ..schedules import RectifiedSchedule
 from ..tilt import Tilt
 from ..training import (
+    Encoder,
     EstimatedShiftObjective,
     ExpectationObjective,
     GradientObjective,
@@ -27,7 +28,7 @@ from ..training import (
     StrengthsObjective,
     uniform_times,
 )
-from .material import Encode, Encoded
+from .material import Encoded
 from .settings import OF_GRADIENTS, Settings
 
 __all__ = ["Outputs", "Times", "estimator_of", "make_network", "make_objective"]
@@ -110,8 +111,16 @@ class Outputs:
         return x_0
 
 
+class HasSizes(Protocol):
+    """What knows the sizes of embeddings, such as a function from prompts to their condition."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of embeddings, as networks name them."""
+
+
 def make_network(
-    settings: Settings, backbone: TextToImage, channels: int, encode: Encode, strengths: int
+    settings: Settings, backbone: TextToImage, channels: int, encode: HasSizes, strengths: int
 ) -> GuidanceNetwork:
     """Makes the network, untrained.
 
@@ -151,7 +160,7 @@ def make_objective(
     backbone: TextToImage,
     bank: Bank,
     tilts: Mapping[float, Tilt],
-    encode: Encode,
+    encode: Encoder,
     times: Tensor,
     batch_size: int,
     decode_batch: int | None = None,
@@ -190,7 +199,7 @@ def _of_outputs(
     settings: Settings,
     backbone: TextToImage,
     bank: Bank,
-    encode: Encode,
+    encode: Encoder,
     times: Tensor,
     shared: Mapping[str, Any],
 ) -> Callable[[Tilt], OneStepObjective]:
