@@ -16,7 +16,7 @@ from rwguidance.support.conditions import take
 from rwguidance.support.randomness import generator_for
 from rwguidance.trainer import PRESETS, Settings
 from rwguidance.trainer.held_out import HeldOut
-from rwguidance.trainer.lengths import find_lengths
+from rwguidance.trainer.lengths import Lengths, find_lengths
 from rwguidance.trainer.material import Encoded, OfPrompts, tilts_of
 from rwguidance.trainer.problem import LONGER, make_network, make_objective, variance_of
 from rwguidance.trainer.settings import OF_GRADIENTS
@@ -129,7 +129,7 @@ def _trained(
     if settings.calibrate and kind != "noise":
         network.eval().requires_grad_(False)
         unseen = HeldOut(_unseen(bed, draws, seed), tilts, bed.times, encode, seed)
-        found: list[Any] = []
+        found: list[Lengths] = []
         work = lambda: found.append(find_lengths(network, bed.backbone, unseen))
         cost = cost + spent(work) + bed.draw * UNSEEN
         for nats, factor in (found[-1].scales or {}).items():
