@@ -447,7 +447,7 @@ MUTANTS = [
     Mutant(
         "particles: the look-ahead looks at the noisy state",
         "estimators/look_ahead.py",
-        "self.tilt(prediction.mean.to(x_t.dtype), condition)",
+        "self.tilt(prediction.mean, condition)",
         "self.tilt(x_t, condition)",
         "test_particles",
     ),

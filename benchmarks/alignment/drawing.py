@@ -31,6 +31,7 @@ ROWS = (
     ("scale", "plug-in, scale 1"),
     ("scale", "plug-in, scale 8"),
     ("eta", "log h, eta 0, scale 64"),
+    ("eta", "log h, eta 1, scale 64"),
     ("eta", "log h, eta 10, scale 64"),
 )
 """Points of the sweeps whose pictures are shown below the model's own."""
