@@ -92,7 +92,7 @@ def _trained(kind: str, budget: int, scale: float = 1.0, **trial: Any) -> Make:
     return make
 
 
-@lru_cache(1)  # points that differ in their scale alone follow each other
+@lru_cache(8)  # seeds of points that differ in their scale alone, which follow each other
 def _weights(
     bed: Bed, kind: str, budget: int, trial: tuple[tuple[str, Any], ...], seed: int
 ) -> learned.Weights:
