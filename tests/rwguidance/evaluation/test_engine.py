@@ -15,6 +15,7 @@ from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, asser
 from pixel_law import Brightness, Law
 from rwguidance.evaluation import BASE, Cell, TargetSize, load_results, records, write_table
 from rwguidance.evaluation.appearance import APPEARANCE
+from rwguidance.evaluation.meter import Counted, Meter
 from rwguidance.generation import (
     BestOfN,
     Importance,
@@ -115,6 +116,16 @@ class Hungry(Method):
     def align(self, run, prompt, numbers, base, rewards):
         torch.ones(self.mebibytes * 2**20, dtype=torch.uint8)
         return Aligned(base)
+
+
+def test_the_peak_of_several_blocks_is_the_largest(monkeypatch):
+    peaks = iter([3.0, 7.0, 5.0])
+    monkeypatch.setattr("rwguidance.evaluation.meter.peak_memory", lambda device: next(peaks))
+    meter = Meter(Law(), Counted(Brightness()), torch.device("cpu"))
+    for _ in range(3):
+        with meter.measured():
+            pass
+    assert meter.costs()[-1] == 7.0
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak")

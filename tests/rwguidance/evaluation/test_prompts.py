@@ -247,6 +247,9 @@ class TestCommand:
         table = {line.split()[0]: line.split()[1:] for line in lines}
         assert table["geneval"] == ["553", "MIT", "https://github.com/djghosh13/geneval"]
         assert table["pickapic"][:2] == ["500", "unknown"]
+        place = heading.index("license")
+        assert {line[place - 2 : place] for line in lines} == {"  "}
+        assert all(line[place] != " " for line in lines)
 
     def test_it_prints_prompts_one_per_line(self, tmp_path):
         write_published(tmp_path)
