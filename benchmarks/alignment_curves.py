@@ -36,7 +36,7 @@ BANK = 5120
 """Draws that networks of the shift and of log h learn from."""
 
 SCALAR = {"network": "small", "learning_rate": 1e-3}
-"""What lets a network of log h learn from so few; 72 MB and a tenth of the rate do not."""
+"""A network of log h that is small enough to be trained for each eta and seed."""
 
 Make = Callable[[Bed, int], Maker]
 
@@ -166,6 +166,7 @@ def summary(rows: list[dict[str, Any]], base: Mapping[int, Mapping[str, Any]]) -
         ]
         by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
         found[f"{name} gain"] = mean_and_error(by_prompt)
+        found[f"{name} gain of seeds"] = [statistics.mean(values) for values in gains]
     return found
 
 

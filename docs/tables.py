@@ -317,7 +317,7 @@ def sweep(found, name):
     shown = lambda row, key: _pair(row[key]) if key in row else ""
     rows = [
         (
-            label,
+            re.sub(r"\b1 nats$", "1 nat", label),
             str(len(row["seeds"]) or ""),
             *(shown(row, f"{key} gain") for key in columns.values()),
         )

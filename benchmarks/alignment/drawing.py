@@ -6,12 +6,15 @@ the pictures of the sweeps, from noise that all of them share.
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rwguidance import networks
+from rwguidance.generation import ChangeNetwork
 from rwguidance.support.files import replacing
 
 from .bed import Bed, Maker
@@ -34,7 +37,7 @@ ROWS = (
     ("eta", "log h, eta 1, scale 64"),
     ("eta", "log h, eta 10, scale 64"),
 )
-"""Points of the sweeps whose pictures are shown below the model's own."""
+"""Points of the sweeps whose pictures are shown below those of model and shipped network."""
 
 
 def costs(found: Mapping[str, Any], path: Path) -> None:
@@ -98,7 +101,8 @@ def artefacts(bed: Bed, path: Path, seed: int = 0) -> None:
 
     from ..alignment_curves import SWEEPS
 
-    makers = {"the model": Maker()}
+    network = ChangeNetwork(networks.load("emoji-turbo-change"))
+    makers = {"the model": Maker(), "emoji-turbo-\nchange": Maker(network)}
     makers |= {name: SWEEPS[sweep][name](bed, seed) for sweep, name in ROWS}
     chosen, run = bed.prompts("report", SHOWN), bed.run(seed)
     figure = Figure(figsize=(1.5 * SHOWN, 1.62 * len(makers)), layout="constrained")
@@ -110,7 +114,7 @@ def artefacts(bed: Bed, path: Path, seed: int = 0) -> None:
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name.replace(", ", "\n"), fontsize=8)
     for axis, prompt in zip(axes[0], chosen, strict=True):
-        axis.set_title(prompt, fontsize=7, wrap=True)
+        axis.set_title(textwrap.fill(prompt, 22), fontsize=7)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
