@@ -346,3 +346,11 @@ def test_a_sheet_has_every_picture_whole_and_in_its_place(tmp_path):
     assert (down[..., 0] < down[..., 1]).all()  # pictures of a prompt
     assert (right[:, :, 0] < right[:, :, 1]).all()  # prompts: two columns,
     assert (down[:, :, 0] < down[:, :, 2]).all()  # and another row
+
+
+def test_a_sheet_says_nothing_over_columns_that_it_does_not_need(tmp_path):
+    picture = torch.ones(1, 1, 3, 8, 8)
+    draw_pictures(["a"], [Pairs("model", picture, picture)], tmp_path / "sheet.png", columns=3)
+    sheet = numpy.array(Image.open(tmp_path / "sheet.png"))
+    used = (sheet < 255).any((0, 2)).nonzero()[0]
+    assert used.max() < sheet.shape[1] / 3

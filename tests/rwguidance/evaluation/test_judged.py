@@ -11,7 +11,7 @@ from evaluations import STEPS, Flat
 from pixel_law import Brightness, Law
 from rwguidance.evaluation.appearance import APPEARANCE
 from rwguidance.evaluation.judged import judged_draws
-from rwguidance.evaluation.judges import Judges
+from rwguidance.evaluation.judges import Judges, Looks, join
 from rwguidance.generation import Store
 from rwguidance.generation.run import Run
 
@@ -125,3 +125,18 @@ def test_embeddings_are_kept_in_float32():
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     found = Judges(run, {"reward": run.reward}, {"precise": precise}).look(images, "ab")
     assert torch.equal(found.embeddings["precise"], precise(images).float())
+
+
+def test_batches_may_be_larger_than_what_is_kept_at_once(tmp_path):
+    assert_equal(look(tmp_path, 4, batch_size=1000)[0], look(tmp_path, 4, store=False)[0])
+
+
+def test_an_embedding_that_failed_in_one_batch_is_none():
+    values = torch.arange(2.0, dtype=torch.float64)
+    seen = {"pixels": torch.ones(2, 3)}
+    whole = Looks({"reward": values}, seen)
+    found = join([whole, Looks({"reward": values + 2}, {}, {"pixels": "it broke"}), whole])
+    assert found.rewards["reward"].tolist() == [0, 1, 2, 3, 0, 1]
+    assert found.embeddings == {}
+    assert found.errors == {"pixels": "it broke"}
+    assert join([whole, whole]).embeddings["pixels"].shape == (4, 3)
