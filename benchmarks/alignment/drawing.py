@@ -24,7 +24,7 @@ __all__ = ["artefacts", "costs"]
 
 IMAGES = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
 MARKERS = {"ours": "o", "fine-tuner": "s", "existing": "^"}
-TICKS = (13, 15, 20, 30, 50, 80)
+TICKS = (13, 20, 40, 80, 250)
 SHOWN = 8
 """Reported prompts whose pictures are shown, the first ones."""
 
@@ -116,7 +116,7 @@ def artefacts(bed: Bed, path: Path, seed: int = 0) -> None:
     for axis, prompt in zip(axes[0], chosen, strict=True):
         axis.set_title(textwrap.fill(prompt, 22), fontsize=7)
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+        figure.savefig(partial, format="png", dpi=80)
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def write(record: Record, path: Path) -> None:
         _add(tensors, str(number), found.rewards, found.embeddings)
     if record.draws is not None:
         _add(tensors, "draws", record.draws.rewards, record.draws.embeddings)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
     about = {
         "prompt": record.prompt,
         "cells": [
