@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from test_latents import White, awake_latent
+from torch import nn
 
 from backbones import TextCondition
 from common import SCHEDULES, randn
 from rwguidance import LearnedShift, networks
 from rwguidance.networks import PRESETS, GuidanceNetwork
+from rwguidance.networks.convolutions import GROUPS, _CrossAttention
+from rwguidance.support.randomness import seeded
 
 POOLED, TOKENS, LENGTH = 6, 5, 4
 SCHEDULE = SCHEDULES["cosine"]
@@ -307,3 +311,26 @@ def test_what_does_not_fit_it_is_named():
         network(x, t, with_tokens(condition(), randn(0, 3, LENGTH, TOKENS + 1)), 1.0)
     with pytest.raises(ValueError, match=r"\['mask'\] must have shape \(3, 4\), got \(3, 5\)"):
         network(x, t, condition(mask=torch.ones(3, 5)), 1.0)
+
+
+def test_pixels_attend_to_tokens_with_heads_of_their_own():
+    width, tokens, (high, wide) = 2 * GROUPS, 5, (3, 4)
+    with seeded(0):
+        attention = _CrossAttention(width, tokens).double()
+        nn.init.normal_(attention.nothing)
+    x, text = randn(0, 2, width, high, wide), randn(1, 2, 6, tokens)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    # Of each head alone, by the kernel of PyTorch.
+    states = torch.cat((attention.nothing.expand(2, 1, -1), attention.text(text)), 1)
+    queries = attention.query(attention.norm(x)).flatten(2).mT
+    keys, values = attention.project(states).split(width, dim=-1)
+    there = torch.cat((torch.ones(2, 1, dtype=torch.bool), mask), 1)[:, None]
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, there)
+        for q, k, v in zip(
+            *(value.split(width // GROUPS, dim=-1) for value in (queries, keys, values)),
+            strict=True,
+        )
+    ]
+    expected = x + attention.last(torch.cat(parts, -1).mT.unflatten(2, (high, wide)))
+    torch.testing.assert_close(attention(x, text, mask), expected)
