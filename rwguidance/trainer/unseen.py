@@ -206,7 +206,7 @@ def _level(
 
 
 def _flat(values: Tensor) -> Tensor:
-    return values.detach().double().flatten(1)
+    return values.double().flatten(1)
 
 
 def _by_prompt(values: Tensor, states: Bank) -> Tensor:

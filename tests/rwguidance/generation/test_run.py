@@ -95,3 +95,14 @@ def test_a_bank_keeps_its_origin_on_disk(tmp_path):
             loaded.check_origin(**wrong)
     with pytest.raises(ValueError, match="not stated"):
         Bank(torch.ones(2, 1)).check_origin(backbone="x")
+
+
+@pytest.mark.parametrize(("calls", "made"), [(None, 4), (1, 1), (3, 3), (4, 4), (9, 4)])
+def test_a_cheaper_map_makes_the_first_calls_and_goes_to_the_end(calls, made):
+    law = Law()
+    run = Run(law, Brightness(), law.times(4), 0, 2)
+    noise = law.draw_noise(2, torch.Generator().manual_seed(0))
+    states = run.generator("ab", calls=calls)(noise, None)
+    assert law.calls == made
+    whole = Run(law, Brightness(), law.times(4), 0, 2).generator("ab")(noise, None)
+    assert torch.equal(states, whole) == (made == 4)
