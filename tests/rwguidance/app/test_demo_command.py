@@ -34,3 +34,20 @@ def test_a_quick_demo_on_digits_is_the_smaller_one(monkeypatch, tmp_path, quick)
     monkeypatch.setattr(runs, "align_digits", align)
     with pytest.raises(Stop):
         runs.run_digits(tmp_path, quick=quick)
+
+
+@pytest.mark.parametrize(("quick", "bank", "images"), [(True, 8, 2), (False, 64, None)])
+def test_a_quick_demo_draws_the_smaller_banks(monkeypatch, tmp_path, quick, bank, images):
+    seen = {}
+
+    def run(cases, task, out, settings, seed):
+        seen.update(banks=cases, settings=settings)
+
+    monkeypatch.setattr(demo, "_task", lambda quick: None)
+    monkeypatch.setattr(demo, "_flow", lambda bank: bank)
+    monkeypatch.setattr(demo, "_turbo", lambda bank: bank)
+    monkeypatch.setattr(runs, "run", run)
+    demo.demo(out=tmp_path, quick=quick)
+    assert seen["banks"] == [bank, bank]
+    assert (seen["settings"] == runs.Settings()) == (not quick)
+    assert images in (None, seen["settings"].images)
