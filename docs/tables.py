@@ -193,8 +193,10 @@ def by_part(found):
     rows.sort(key=lambda row: (row[0].strip("*"), row[1], int(row[2].replace(",", ""))))
     target = (_pair(found["tilted law"]["emoji-gold"]), *(_pair(law[part]) for part in parts))
     rows.append(("tilted law, 1 nat", "", "", "", *target, *[""] * 5))
-    headings = ("method", "settings", "budget", "seeds", "gold", "learned names", "held-out names")
-    headings += ("energy distance", "learned names", "held-out names", "10,000 pictures", "reaches")
+    headings = ("method", "settings", "budget", "seeds")
+    for what in ("gold", "energy distance"):
+        headings += (what, f"{what}, learned names", f"{what}, held-out names")
+    headings += ("10,000 pictures", "reaches")
     return _markdown(headings, rows)
 
 
