@@ -508,6 +508,7 @@ class TestCommand:
             (["--data", "b.parquet", "--size", "16"], "no file or folder b.parquet"),
             (["--data", "a.parquet", "--columns", "first=a"], "columns must name first"),
             (["--data", "a.parquet", "--columns", "first"], "columns must be KEY=NAME"),
+            (["--data", "a.parquet", "--columns", "a=b,c="], "columns must be KEY=NAME"),
         ],
     )
     def test_wrong_calls_are_one_line(self, own, arguments, message):
