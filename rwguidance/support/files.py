@@ -219,8 +219,11 @@ def _claim(path: Path) -> tuple[Path, int | None]:
         except OSError as error:
             error.filename = str(path)
             raise
-        locked, descriptor = _lock(folder)
-        # Between its creation and the lock, another writer may have taken it for an abandoned one.
+        # Between its creation and the lock, another writer may take it for an abandoned one.
+        try:
+            locked, descriptor = _lock(folder)
+        except FileNotFoundError:
+            continue
         if locked is not False and folder.exists():
             return folder, descriptor
         if descriptor is not None:

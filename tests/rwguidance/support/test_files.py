@@ -55,6 +55,33 @@ def write(path, text="new"):
         partial.write_text(text)
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+def test_a_new_folder_that_another_writer_took_for_abandoned_is_made_again(
+    tmp_path, monkeypatch, when
+):
+    lock, taken = files._lock, []
+
+    def late(folder):
+        if taken or when == "before it is locked":
+            found = lock(folder)
+        if not taken:
+            folder.rmdir()
+            taken.append(folder)
+            found = lock(folder) if when == "before it is opened" else found
+        return found
+
+    monkeypatch.setattr(files, "_lock", late)
+    with replacing(tmp_path / "a") as partial:
+        partial.write_text("whole")
+        assert taken != [partial.parent]
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_a_file_in_a_folder_that_is_gone_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "gone" / "a"):
+        pass
+
+
 def partials(folder):
     return sorted(path.name for path in folder.glob("*.partial*"))
 
