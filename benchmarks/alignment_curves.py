@@ -6,8 +6,7 @@ was stopped, and writes benchmarks/results/alignment_curves.json of all points t
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from rwguidance.statistics import mean_and_error
 
 from .alignment import learned
 from .alignment.bed import PROXY, Bed, Maker
+from .alignment.gains import gains, less
 from .alignment.methods import Cell, write_json
 from .alignment.report import COLUMNS
 
@@ -135,7 +135,13 @@ SWEEPS: dict[str, dict[str, Make]] = {
 def nats_of(sweep: str, name: str) -> float:
     """Returns the strength of the tilted law that a point is compared with."""
 
-    return float(name.split(", ")[-1].split()[0]) if sweep == "nats" else 1.0
+    return float(_word(name)) if sweep == "nats" else 1.0
+
+
+def _word(name: str) -> str:
+    """Returns what the points of a sweep differ in, the first word behind the comma."""
+
+    return name.split(", ")[-1].split()[0]
 
 
 def point(
@@ -148,26 +154,12 @@ def point(
     row = cell.read(given.out)
     if row is None:
         if sweep == "reward" and name != "base":
-            bed = replace(bed, other=Spoiled(bed.rewards[PROXY], name.split(", ")[-1].split()[0]))
+            bed = replace(bed, other=Spoiled(bed.rewards[PROXY], _word(name)))
         maker = Maker() if name == "base" else SWEEPS[sweep][name](bed, seed)
         target = bed.target("report", given.prompts, given.draws, nats)
         chosen = bed.prompts("report", given.prompts)
         row = cell.write(given.out, bed.measured(maker, target, chosen, given.images, seed))
     return row
-
-
-def summary(rows: list[dict[str, Any]], base: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns gains over the base model of a point, with errors over prompts, mean over seeds."""
-
-    found: dict[str, Any] = {"seeds": [row["seed"] for row in rows]}
-    for name in (*COLUMNS, *APPEARANCE):
-        gains = [
-            [a - b for a, b in zip(row[name], base[row["seed"]][name], strict=True)] for row in rows
-        ]
-        by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
-        found[f"{name} gain"] = mean_and_error(by_prompt)
-        found[f"{name} gain of seeds"] = [statistics.mean(values) for values in gains]
-    return found
 
 
 def law(bed: Bed, given: argparse.Namespace, nats: float) -> dict[str, Any]:
@@ -176,8 +168,7 @@ def law(bed: Bed, given: argparse.Namespace, nats: float) -> dict[str, Any]:
     target = bed.target("report", given.prompts, given.draws, nats)
     found: dict[str, Any] = {"seeds": []}
     for name, means in target.means.items():
-        gains = [a - b for a, b in zip(means, target.base[name], strict=True)]
-        found[f"{name} gain"] = mean_and_error(gains)
+        found[f"{name} gain"] = mean_and_error(less(means, target.base[name]))
     return found
 
 
@@ -213,7 +204,10 @@ def main() -> None:
             common = "all" if nats == 1 else f"{nats:g} nats"
             base = {seed: point(bed, given, common, "base", seed, nats) for seed in given.seeds}
             rows = [point(bed, given, sweep, name, seed, nats) for seed in given.seeds]
-            known.setdefault(sweep, {})[name] = summary(rows, base)
+            known.setdefault(sweep, {})[name] = {
+                "seeds": given.seeds,
+                **gains(rows, base, (*COLUMNS, *APPEARANCE)),
+            }
             if sweep == "nats":
                 known[sweep][f"tilted law, {nats:g} nats"] = law(bed, given, nats)
             known["command"] = f"python -m benchmarks.alignment_curves {command(given)}"

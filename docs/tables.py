@@ -214,15 +214,14 @@ def shipped(found):
     rows = [
         (
             f"`{name}`",
-            *(_pair(row[key]["all"]) for key in columns.values()),
-            _pair(row[gold]["held out"]),
-            _pair(row["energy gain"]["held out"]),
+            *(_pair(row[key]) for key in columns.values()),
+            *(_pair(row[f"{key} by part"]["held out"]) for key in (gold, "energy gain")),
         )
         for name, row in found.items()
         if name.startswith("emoji-turbo")
     ]
-    law = found["tilted law"][gold]
-    rows.append(("tilted law, 1 nat", _pair(law["all"]), *[""] * 4, _pair(law["held out"]), ""))
+    law, apart = found["tilted law"]["emoji-gold"], found["tilted law by part"]["held out"]
+    rows.append(("tilted law, 1 nat", _pair(law), *[""] * 4, _pair(apart), ""))
     headings = ("network", *columns, "gold, held-out names", "energy distance, held-out names")
     return _markdown(headings, rows)
 

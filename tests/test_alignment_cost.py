@@ -7,7 +7,7 @@ from benchmarks.alignment import full_size, ratios
 from benchmarks.alignment.counting import Spent, spent
 from rwguidance.support.randomness import seeded
 
-TARGET = {"gold": [1.0, 1.2, 0.8, 1.0], "base": [0.0, 0.0, 0.0, 0.0]}
+LAW = [1.0, 1.2, 0.8, 1.0]
 NOISE = [0.1, -0.1, 0.05, -0.05]
 GROUPS = {"net": "ours", "tuned": "fine-tuner", "draws": "existing"}
 
@@ -30,7 +30,7 @@ def base(seed=0):
 
 
 def curves(*rows):
-    return ratios.curves([base(), *rows], TARGET, GROUPS.__getitem__)
+    return ratios.curves([base(), *rows], LAW, GROUPS.__getitem__)
 
 
 def found(*rows):
@@ -82,7 +82,7 @@ def test_what_development_prompts_chose_must_hold_on_reported_ones():
 
 
 def test_gold_is_reached_within_two_standard_errors_of_the_paired_difference():
-    law = torch.tensor(TARGET["gold"]) - 1
+    law = torch.tensor(LAW) - 1
     error = float((torch.tensor(NOISE) - law).std() / 2)  # of four prompts
     (near,) = curves(row("net", 1.0 - 1.9 * error))
     (far,) = curves(row("net", 1.0 - 2.1 * error))
@@ -93,8 +93,8 @@ def test_gold_is_reached_within_two_standard_errors_of_the_paired_difference():
 def test_seeds_are_averaged_against_the_base_of_the_same_seed():
     rows = [base(), base(1), row("net", 0.0), row("net", 2.0, seed=1)]
     rows[1]["emoji-gold"] = [6.0] * 4
-    (one,) = ratios.curves(rows, TARGET, GROUPS.__getitem__)
-    expected = [0.5 + n - t for n, t in zip(NOISE, TARGET["gold"], strict=True)]
+    (one,) = ratios.curves(rows, LAW, GROUPS.__getitem__)
+    expected = [0.5 + n - t for n, t in zip(NOISE, LAW, strict=True)]
     assert one.gold == pytest.approx(expected)
 
 

@@ -18,12 +18,13 @@ from rwguidance.evaluation.measured import Measured
 from rwguidance.statistics import mean_and_error
 from rwguidance.support.randomness import generator_for
 
+from .gains import Row, less, of_prompts
+
 __all__ = ["PICTURES", "Curve", "at_law", "chosen", "cost_ratio", "cost_ratios", "curves"]
 
 PICTURES = (10, 1_000, 10_000)
 """Numbers of pictures whose cost is told beside that of the training; the last decides."""
 
-Row = Mapping[str, Any]
 _RESAMPLED = 1000
 
 
@@ -160,13 +161,13 @@ def _interval(curves: Sequence[Curve], law: bool) -> dict[str, Any]:
 
 
 def curves(
-    rows: Sequence[Row], target: Mapping[str, Any], group_of: Callable[[str], str]
+    rows: Sequence[Row], law: Sequence[float], group_of: Callable[[str], str]
 ) -> list[Curve]:
     """Returns a curve point for each method, trial and budget of rows of one split.
 
     Arguments:
         rows: Rows of the cells, with those of the base model at the same seeds.
-        target: Means of the tilted law, `gold`, and of the base model's draws, `base`, by prompt.
+        law: Gain of gold of the tilted law, of each prompt.
         group_of: A function from methods to groups.
     """
 
@@ -175,11 +176,8 @@ def curves(
     for row in rows:
         if row["method"] != "base" and row["seed"] in base:
             kinds.setdefault(f"{row['method']} {row['trial']} {row['budget']}", []).append(row)
-    law = [t - b for t, b in zip(target["gold"], target["base"], strict=True)]
     found = []
     for some in kinds.values():
-        gain = [_less(row["emoji-gold"], base[row["seed"]]["emoji-gold"]) for row in some]
-        away = [_less(row["energy"], base[row["seed"]]["energy"]) for row in some]
         mean = lambda part, key, some=some: statistics.mean(row[part][key] for row in some)
         found.append(
             Curve(
@@ -187,21 +185,13 @@ def curves(
                 group_of(some[0]["method"]),
                 some[0]["trial"],
                 some[0]["budget"],
-                _less(_mean(gain), law),
-                _mean(away),
+                less(of_prompts(some, base, "emoji-gold"), law),
+                of_prompts(some, base, "energy"),
                 mean("training", "operations"),
                 mean("picture", "operations"),
             )
         )
     return found
-
-
-def _less(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(values, others, strict=True)]
-
-
-def _mean(lists: Sequence[Sequence[float]]) -> list[float]:
-    return [statistics.mean(values) for values in zip(*lists, strict=True)]
 
 
 def chosen(rows: Sequence[Row]) -> list[Mapping[str, Any]]:

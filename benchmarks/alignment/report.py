@@ -8,18 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwguidance.evaluation import prompts
 from rwguidance.statistics import mean_and_error
 from rwguidance.support.files import replacing
 
 from . import full_size, ratios
 from .bed import GOLD, Bed
+from .gains import by_part, gains, less, of_prompts
 from .methods import METHODS
 
-__all__ = ["RESULTS", "by_part", "keep_targets", "less", "read_rows", "summary", "written"]
+__all__ = ["COLUMNS", "RESULTS", "keep_targets", "read_rows", "summary", "written"]
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "alignment_cost.json"
 COLUMNS = ("emoji-pick", "emoji-hps", GOLD, "emoji-match", "energy", "diversity")
+TOLD_BY_PART = (GOLD, "energy")
+"""What is told of learned names and of names held out."""
+
 SPLITS = ("development", "report")
 
 Rows = list[dict[str, Any]]
@@ -72,15 +75,15 @@ def command(given: argparse.Namespace, rows: Rows) -> str:
 def written(given: argparse.Namespace) -> None:
     """Writes the result file: ratios, a row for each method, trial and budget, and all trials."""
 
-    curves, rows, law, gold = {}, {}, {}, {}
+    curves, rows, law = {}, {}, {}
     for split in SPLITS:
         target = json.loads(_target(given, split).read_text("utf-8"))
         rows[split] = read_rows(given, split)
-        gold = {"gold": target["means"][GOLD], "base": target["base"][GOLD]}
-        curves[split] = ratios.curves(rows[split], gold, lambda name: METHODS[name].group)
         law[split] = {
-            name: _gain(values, target["base"][name]) for name, values in target["means"].items()
+            name: less(values, target["base"][name]) for name, values in target["means"].items()
         }
+        group_of = lambda name: METHODS[name].group
+        curves[split] = ratios.curves(rows[split], law[split][GOLD], group_of)
     found = {
         "command": command(given, rows["report"]),
         "prompts": given.prompts,
@@ -88,8 +91,8 @@ def written(given: argparse.Namespace) -> None:
         "pictures of a prompt and seed": given.images,
         "draws of a target": given.draws,
         **ratios.cost_ratios(curves["development"], curves["report"]),
-        "tilted law": law["report"],
-        "tilted law by part": by_part(less(gold["gold"], gold["base"]), SPLITS[-1]),
+        "tilted law": {name: mean_and_error(gain) for name, gain in law["report"].items()},
+        "tilted law by part": by_part(law["report"][GOLD], "report"),
         "full size": _at_full_size(curves["report"]),
         "rows": [summary(rows["report"], one) for one in curves["report"]],
         "trials": [summary(rows["development"], one) for one in curves["development"]],
@@ -116,25 +119,6 @@ def _at_full_size(curves: Sequence[ratios.Curve]) -> dict[str, Any]:
     return {"budgets": shown, "recipes": recipes, "measured numbers of pictures": moved}
 
 
-def by_part(values: Sequence[float], split: str) -> dict[str, tuple[float, float]]:
-    """Returns the mean over all prompts, over those of learned names, and of names held out."""
-
-    parts = prompts.load(f"emoji-{split}").subset(len(values)).groups
-    of = lambda name: [v for v, part in zip(values, parts, strict=True) if part == name]
-    found = {name: mean_and_error(of(name)) for name in sorted(set(parts))}
-    return {"all": mean_and_error(values), **found}
-
-
-def _gain(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    return mean_and_error(less(values, base))
-
-
-def less(values: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Returns values less others, of the same prompts."""
-
-    return [a - b for a, b in zip(values, base, strict=True)]
-
-
 def summary(rows: Sequence[Mapping[str, Any]], one: ratios.Curve) -> dict[str, Any]:
     """Returns figures of a curve's point over seeds: gains over the base model, and costs.
 
@@ -154,13 +138,9 @@ def summary(rows: Sequence[Mapping[str, Any]], one: ratios.Curve) -> dict[str, A
         "budget": one.budget,
         "seeds": sorted(row["seed"] for row in own),
     }
-    split = rows[0]["split"]
-    for name in COLUMNS:
-        gains = [[a - b for a, b in zip(r[name], base[r["seed"]][name], strict=True)] for r in own]
-        by_prompt = [statistics.mean(values) for values in zip(*gains, strict=True)]
-        found[f"{name} gain"] = mean_and_error(by_prompt)
-        found[f"{name} gain by part"] = by_part(by_prompt, split)
-        found[f"{name} gain of seeds"] = [statistics.mean(values) for values in gains]
+    found |= gains(own, base, COLUMNS)
+    for name in TOLD_BY_PART:
+        found[f"{name} gain by part"] = by_part(of_prompts(own, base, name), rows[0]["split"])
     found["precision"], found["recall"] = (
         mean(lambda r: r["precision"]),
         mean(lambda r: r["recall"]),

@@ -6,7 +6,6 @@ so they are no part of the comparison in which every method has two.
 """
 
 import argparse
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import torch
 from rwguidance import networks
 from rwguidance.generation import ChangeNetwork, NoiseNetwork
 from rwguidance.generation.networks import OfNetwork
+from rwguidance.statistics import mean_and_error
 
 from .bed import GOLD, Bed, Maker, Target
+from .gains import by_part, gains, less, of_prompts
 from .methods import Cell, write_json
-from .report import COLUMNS, by_part, less
+from .report import COLUMNS, TOLD_BY_PART
 
 RESULT = Path(__file__).resolve().parent.parent / "results" / "shipped_networks.json"
 
@@ -41,20 +42,6 @@ def row(bed: Bed, given: argparse.Namespace, target: Target, name: str, seed: in
     return found
 
 
-def gains(rows: list[Any], bases: list[Any], target: Target) -> dict[str, Any]:
-    """Returns gains over the base model, mean over seeds, with errors over prompts."""
-
-    found: dict[str, Any] = {}
-    for column in COLUMNS:
-        of_seeds = [less(a[column], b[column]) for a, b in zip(rows, bases, strict=True)]
-        of_prompts = [statistics.mean(values) for values in zip(*of_seeds, strict=True)]
-        found[f"{column} gain"] = by_part(of_prompts, "report")
-        if column == GOLD:
-            law = less(target.means[GOLD], target.base[GOLD])
-            found["gold less the tilted law's"] = by_part(less(of_prompts, law), "report")
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment.shipped")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -68,17 +55,25 @@ def main() -> None:
     bed = Bed(given.cache or given.out / "draws")
     target = bed.target("report", given.prompts, given.draws)
     made = lambda name: [row(bed, given, target, name, seed) for seed in given.seeds]
-    base = made("base")
-    law = by_part(less(target.means[GOLD], target.base[GOLD]), "report")
+    base = {one["seed"]: one for one in made("base")}
+    law = less(target.means[GOLD], target.base[GOLD])
     found: dict[str, Any] = {
         "prompts": given.prompts,
         "pictures of a prompt and seed": given.images,
         "draws of a target": given.draws,
         "seeds": given.seeds,
-        "tilted law": {f"{GOLD} gain": law},
+        "tilted law": {GOLD: mean_and_error(law)},
+        "tilted law by part": by_part(law, "report"),
     }
     for name in SHIPPED:
-        found[name] = gains(made(name), base, target)
+        rows = made(name)
+        found[name] = gains(rows, base, COLUMNS)
+        found[name]["gold less the tilted law's"] = mean_and_error(
+            less(of_prompts(rows, base, GOLD), law)
+        )
+        for what in TOLD_BY_PART:
+            parts = by_part(of_prompts(rows, base, what), "report")
+            found[name][f"{what} gain by part"] = parts
         write_json(RESULT, found)
         print(name, found[name], flush=True)
 
