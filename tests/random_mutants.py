@@ -1,7 +1,8 @@
 """Random mutants: which expressions change, and which tests should notice.
 
 Kinds of change take turns; within one, every file is as likely as every other. The tests of a
-mutant are the files that import the changed module, directly or not, the nearest first.
+mutant are the file that reads the signatures of all modules, and those that import the changed
+module, directly or not, the nearest first.
 """
 
 import ast
@@ -21,6 +22,7 @@ EQUIVALENT = ROOT / "tests" / "mutants_equivalent.txt"
 MUTATED = ("rwguidance", "rewards", "backbones")
 MUTATED_TOO = ("plugins.py", "gold.py")
 TESTS = ("tests", "testbed/tests")
+READS_ALL = "tests/test_public_signatures.py"
 
 
 def files() -> list[str]:
@@ -104,7 +106,7 @@ def _fails_anyway(copy: Copy, test: str) -> bool:
 
 
 def relevant_tests(mutation: Mutation) -> list[str]:
-    """The files of tests that import the mutated file, nearest first.
+    """The file that reads them all, and the files of tests that import the mutated one.
 
     Nearest is the test of that name, then that of the name of its folder, then those that name the
     class or function, then by the number of imports between, those in the mirrored folder first.
@@ -124,7 +126,7 @@ def relevant_tests(mutation: Mutation) -> list[str]:
             name = Path(test).stem
             key = (name != own, name != above, not named, steps, not same, len(text), test)
             ranked.append(key)
-    return [key[-1] for key in sorted(ranked)]
+    return [READS_ALL, *(key[-1] for key in sorted(ranked) if key[-1] != READS_ALL)]
 
 
 @cache

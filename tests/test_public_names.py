@@ -13,13 +13,17 @@ PACKAGES = ("rwguidance", "rewards", "backbones")
 def public_names():
     """Every name in the `__all__` of a module, with the module's, sorted."""
 
-    found = set()
+    return sorted({f"{module}.{name}" for module, source in modules() for name in exported(source)})
+
+
+def modules():
+    """Names and sources of all modules."""
+
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            found.update(f"{module}.{name}" for name in exported(path.read_text(encoding="utf-8")))
-    return sorted(found)
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            yield name, path.read_text(encoding="utf-8")
 
 
 def exported(source):
