@@ -237,7 +237,7 @@ def to_pil(images: Tensor) -> "list[Image]":
 
     from PIL import Image
 
-    levels = (255 * images.detach().float()).round().to(torch.uint8)
+    levels = (255 * images.float()).round().to(torch.uint8)
     return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]
 
 

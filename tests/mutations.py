@@ -46,7 +46,8 @@ _COMPARISONS = {
 _ONE_SIDED = (ast.Sub, ast.Div, ast.Pow, ast.MatMult)
 # Methods of tensors that gradients pass through, on whose tensor a stray detach() may stand.
 _DIFFERENTIABLE = {"exp", "flatten", "log", "logsumexp", "mean", "softmax", "sqrt", "square", "sum"}
-# What has no gradient: of a tensor, and of the argument of a function.
+# What has no gradient: tensors made of numbers, what is asked of a tensor, and of an argument.
+_MADE = {"arange", "eye", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
 _NUMBERS = {"all", "any", "argsort", "isfinite", "isnan", "item", "nonzero", "numpy", "tolist"}
 _TO_NUMBERS = {"bool", "float", "int"}
 _WITHOUT_GRADIENTS = (
@@ -58,6 +59,7 @@ _WITHOUT_GRADIENTS = (
     "rewards/vqascore.py",
     "rwguidance/app/",
     "rwguidance/diagnostics.py",
+    "rwguidance/estimators/kernels.py",
     "rwguidance/evaluation/",
     "rwguidance/generation/",
     "rwguidance/metrics/",
@@ -237,8 +239,8 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
 def _detached(node: ast.expr, trained: bool) -> Iterator[tuple[str, ast.expr]]:
     """A stray detach() before a method that gradients pass through.
 
-    Comparisons, and what is made of them, have no gradient, nor have the attributes of an object
-    that is not trained.
+    Comparisons, what is made of them and of numbers have no gradient, nor have the attributes of an
+    object that is not trained.
     """
 
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -246,7 +248,8 @@ def _detached(node: ast.expr, trained: bool) -> Iterator[tuple[str, ast.expr]]:
     receiver, name = node.func.value, node.func.attr
     innermost: ast.expr = receiver
     while isinstance(innermost, ast.Call) and isinstance(innermost.func, ast.Attribute):
-        if innermost.func.attr in (*_NUMBERS, "detach"):
+        made = innermost.func.attr in _MADE and _name(innermost.func.value) in _MODULES
+        if made or innermost.func.attr in (*_NUMBERS, "detach"):
             return
         innermost = innermost.func.value
     held = isinstance(innermost, ast.Attribute) and _name(innermost.value) == "self"

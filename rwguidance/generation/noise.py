@@ -168,7 +168,8 @@ class NoiseGradient(OfTilt):
 
         tilt = self.tilt(run, prompt)
         if self.size is not None:
-            return _Steps(tilt, self.size, self._tried[0])
+            (moves,) = self._tried
+            return _Steps(tilt, self.size, moves)
         gain = self._gain(run, prompt, tilt)
         noise = run.noise([("draw", "bank", prompt, i) for i in range(self.pilots)])
         settings = self._settings(run, prompt, tilt, noise)

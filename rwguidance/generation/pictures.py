@@ -127,7 +127,7 @@ def _to_pil(image: Tensor) -> "Image":
     if bool(((image < 0) | (image > 1)).any()):  # 8 bits would wrap around
         low, high = (float(value) for value in image.aminmax())
         raise ValueError(f"pictures must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
-    levels = (255 * image.detach().float()).round().to(torch.uint8).permute(1, 2, 0).cpu()
+    levels = (255 * image.float()).round().to(torch.uint8).permute(1, 2, 0).cpu()
     picture: Image = require("PIL.Image", "pictures need", "rewards").fromarray(levels.numpy())
     return picture
 

@@ -56,4 +56,4 @@ class _Known(torch.autograd.Function):
         (slopes,) = ctx.saved_tensors
         (gradient,) = gradients
         shape = (len(slopes), *(1,) * (slopes.ndim - 1))
-        return gradient.to(slopes).reshape(shape) * slopes, None, None
+        return gradient.reshape(shape) * slopes, None, None

@@ -239,6 +239,16 @@ def test_zero_weights_and_rejections():
         negative(x)
 
 
+def test_a_rejection_in_a_matrix_names_the_image():
+    class OfOnePair(Scripted):
+        def score_matrix(self, images, prompts):
+            return torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, -math.inf]])
+
+    x = images(0, 3)
+    with pytest.raises(ValueError, match=r"it is for items \[2\]"):
+        WeightedSum([Brightness(), OfOnePair(())], [1.0, -0.5]).score_matrix(x, ["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [

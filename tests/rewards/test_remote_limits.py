@@ -163,6 +163,8 @@ def test_a_budget_gives_back_what_it_lent():
     budget = Budget(10)
     with budget.take(7) as first, budget.take(4) as second:
         assert (first, second) == (True, False)
+        with budget.take(3) as rest:
+            assert rest
     with budget.take(10) as whole:
         assert whole
 

@@ -70,6 +70,19 @@ def test_it_chooses_the_least_risk_as_far_as_256_draws_can_tell(d, t):
     assert z[FACTORS.index(chosen(bank, linear(d), t)[0])] < 2
 
 
+def test_a_bank_in_half_precision_is_compared_in_single():
+    bank, kernel = bank_of(gaussian(6), 64), LeaveOneOut()
+    tilt = Tilt(lambda x, condition: x[:, 0].double(), 1.0)
+    rough = bank.x_0.bfloat16()
+    found = {}
+    risks = kernel._risks
+    kernel._risks = lambda *given: found.setdefault(given[0].x_0.dtype, risks(*given))
+    for x_0 in (rough, rough.float()):
+        estimator = ImportanceSampling(Bank(x_0), tilt, kernel)
+        estimator(gaussian(6).model(SCHEDULE), randn(9, 2, 6).float(), 0.5, None)
+    torch.testing.assert_close(found[torch.bfloat16], found[torch.float32], rtol=1e-5, atol=0)
+
+
 def test_it_keeps_the_kernel_exact_where_the_bank_is_large():
     law = gaussian(2)
     bank = bank_of(law, 8000)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -350,6 +351,19 @@ def test_work_is_forecast(tmp_path):
     assert "minutes, by the first batch" in said[1]
     run(tmp_path, say=said.append)
     assert len(said) == 2
+
+
+def test_the_first_batch_is_timed_part_by_part(tmp_path, monkeypatch):
+    found = []
+    timed = lambda self, images, *seconds: found.append((images, seconds))
+    monkeypatch.setattr("rwguidance.generation.work.Forecast.timed", timed)
+    start = time.perf_counter()
+    run(tmp_path)
+    took = time.perf_counter() - start
+    for images, (sampling, scoring, judging) in found:
+        assert images > 0
+        assert min(sampling, scoring, judging) >= 0
+        assert 0 < sampling + scoring + judging < took
 
 
 @pytest.mark.parametrize("images", [1, 3])

@@ -33,6 +33,13 @@ def test_the_effective_number_of_draws_is_that_of_each_group():
     assert Sample(randn(0, 5, 2)).ess().tolist() == pytest.approx([5.0])
 
 
+def test_a_sample_keeps_no_graph():
+    features, log_w = randn(0, 5, 2).requires_grad_(), randn(1, 5).requires_grad_()
+    sample = Sample(features, log_w)
+    assert not sample.features.requires_grad
+    assert not sample.shares.requires_grad
+
+
 def test_numbers_are_features_of_one_dimension():
     assert Sample(randn(0, 4)).features.shape == (4, 1)
     assert Sample(torch.ones(4, dtype=torch.bfloat16)).features.dtype == torch.float32

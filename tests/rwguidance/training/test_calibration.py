@@ -55,6 +55,15 @@ def test_the_error_of_the_scale_is_that_of_the_gains():
     assert math.isnan(calibrate(lambda scale: torch.tensor([scale]), 1.0).error)
 
 
+def test_runs_start_at_the_first_time():
+    model, noise = LAW.model(SCHEDULE), randn(1, 8, 2)
+    starts = []
+    starting = model.starting
+    model.starting = lambda t: starts.append(float(t)) or starting(t)
+    guided_gain(model, LearnedShift(Part(1.0)), TILT, Heun(), TIMES, noise)(0.5)
+    assert set(starts) == {1.0}
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_gain_of_the_tilted_law_is_its_mean_less_the_laws(weighted):
     x_0 = LAW.sample(40_000, rng(3)).double()
