@@ -55,6 +55,14 @@ def test_the_error_of_the_scale_is_that_of_the_gains():
     assert math.isnan(calibrate(lambda scale: torch.tensor([scale]), 1.0).error)
 
 
+def test_a_constant_of_the_reward_is_no_gain():
+    rewards = randn(4, 200)
+    found = [
+        tilted_gain(Bank(rewards[:, None], None, rewards + offset), TILT) for offset in (0.0, 1e9)
+    ]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
+
+
 def test_runs_start_at_the_first_time():
     model, noise = LAW.model(SCHEDULE), randn(1, 8, 2)
     starts = []
