@@ -217,6 +217,12 @@ class TestResampling:
             with pytest.raises(ValueError, match="log_w must be a row"):
                 resample(bad, 2)
 
+    @pytest.mark.parametrize("resample", [systematic, residual])
+    def test_indices_do_not_feel_a_constant(self, resample):
+        log_w = (normal(40, 0.0, 3) * 2**20).round() / 2**20
+        found = [resample(log_w + offset, 300, generator_of(0)) for offset in (0, 2**24)]
+        assert torch.equal(*found)
+
     def test_residual_copies_need_no_chance(self):
         log_w = normal(20, 0.0, 0)
         least = (50 * log_w.softmax(0)).floor()

@@ -26,6 +26,15 @@ def test_log_snr_decreases(schedule, t, s):
         assert low > high
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_noised_states_have_the_dtype_of_the_clean_ones(dtype):
+    x_0, noise = rand(0, 3, 4).to(dtype), rand(1, 3, 4)  # the noise is finer
+    found = SCHEDULES["rectified"].perturb(x_0, 0.25, noise)
+    assert found.dtype == dtype
+    close = torch.testing.assert_close
+    close(found.double(), 0.75 * x_0.double() + 0.25 * noise, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 @given(schedules, inner_times)
 def test_rates_are_finite_differences(schedule, t):
     step = 1e-6

@@ -114,6 +114,7 @@ def test_times_are_those_of_few_steps_or_all():
     few = Times.of(torch.tensor([1.0, 0.6, 0.0], dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
     assert set(few(64, generator).tolist()) == {1.0, 0.6}
+    assert Times.of(torch.linspace(1, 0, 9, dtype=torch.float64)).share == 1.0
     many = Times.of(torch.linspace(1, 0, 21, dtype=torch.float64))
     drawn = many(4000, generator)
     share = float((drawn == 1).double().mean())

@@ -106,6 +106,8 @@ def test_log_h_is_looked_at_where_it_knows_the_shift():
     times = torch.linspace(1, 0, 5, dtype=torch.float64)
     assert levels_of(network_of(), times) == [1.0, 0.75, 0.5, 0.25]
     assert levels_of(network_of(output="log_h"), times) == [0.75, 0.5, 0.25]
+    eight = torch.linspace(1, 0, 9, dtype=torch.float64)
+    assert levels_of(network_of(), eight) == eight[:-1].tolist()
     many = torch.linspace(1, 0, 21, dtype=torch.float64)
     assert levels_of(network_of(), many) == [1.0, 0.9, 0.7, 0.5, 0.3, 0.1]
     assert all(map(math.isnan, levels_of(network_of(output="change"), times)))
