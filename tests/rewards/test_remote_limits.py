@@ -176,4 +176,14 @@ def test_a_deadline_ends_what_it_is_told_of_late():
             time.sleep(0.01)
         deadline.watch(one)
         assert one.recv(1) == b""
+    three, four = socket.socketpair()
+    with three, four, Deadline(0.01) as deadline:
+        deadline.watch(three)
+        while not deadline.passed:
+            time.sleep(0.01)
+        later, last = socket.socketpair()
+        with later, last:
+            last.settimeout(10)
+            deadline.watch(later)
+            assert last.recv(1) == b"", "not the first one again"
     assert torch.is_grad_enabled()

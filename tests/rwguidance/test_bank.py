@@ -171,6 +171,9 @@ def test_what_is_not_a_bank_is_not_loaded(tmp_path):
         ValueError, match=r"a safetensors file but not a bank, it holds \['weight'\]"
     ):
         Bank.load(other)
+    safetensors.torch.save_file({f"part {i}": torch.zeros(2) for i in range(10)}, other)
+    with pytest.raises(ValueError, match=r"it holds \['part 0', .*'part 7'\]"):
+        Bank.load(other)
 
 
 @pytest.mark.parametrize("name", ["x_0", "rewards", "log_importance"])

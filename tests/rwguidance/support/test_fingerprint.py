@@ -147,6 +147,7 @@ class Settings:
         (0.0, 0.0, -0.0),
         ("\ud800", "\ud800", "\ud801"),
         ({1: "a"}, {1: "a"}, {"1": "a"}),
+        ({"a": 1.0, "b": 1.0}, {"b": 1.0, "a": 1.0}, {"a": 1.0, "c": 1.0}),
         ((("a",), "b"), (("a",), "b"), ("a", ("b",))),
         (VPSchedule(0.1, 20.0), VPSchedule(0.1, 20.0), VPSchedule(0.1, 30.0)),
         (torch.float16, torch.float16, torch.float32),
