@@ -114,6 +114,16 @@ def test_small_shards_are_merged_without_writing_everything_over_and_over(tmp_pa
     assert files(column) == before
 
 
+def test_many_small_shards_are_merged_before_they_make_a_large_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("rwguidance.store.columns._MOST_SMALL", 4)
+    column = Store(tmp_path, 2**20).of({}).column("x_0")
+    counts = []
+    for i in range(7):
+        column.append(i, entries(range(i, i + 1), 2))
+        counts.append(len(files(column)))
+    assert counts == [1, 2, 3, 1, 2, 3, 1]
+
+
 def test_columns_are_added_to_draws_without_touching_them(tmp_path):
     drawer = Store(tmp_path).of({"prompt": "a"})
     drawer.append("x_0", 0, entries(range(6), 3))
