@@ -135,7 +135,7 @@ def renew(
                 check_batch(new, len(part), "propose must return states")
                 new_w = tilt(new, take(condition, part)).to(old_w)
                 # Of two zero weights neither is the larger: NaN, which no number is below.
-                accept = log_uniform((len(part),), source).to(old_w) < new_w - old_w
+                accept = log_uniform((len(part),), source).to(old_w.device) < new_w - old_w
                 x_0[part] = where(accept, new.to(old), old)
                 log_w[part] = torch.where(accept, new_w, old_w)
                 acceptance[part] += accept / moves

@@ -108,6 +108,10 @@ def test_of_large_tensors_every_kth_entry_and_the_last_count(monkeypatch, contig
     assert key(torch.zeros(8, 6)) != plain
 
 
+def test_up_to_64_mebibytes_all_count():
+    assert digests.WHOLE == 2**26
+
+
 def test_of_exactly_as_many_bytes_all_count(monkeypatch):
     monkeypatch.setattr(digests, "WHOLE", 40)
     for i in range(10):
