@@ -73,7 +73,10 @@ _WITHOUT_GRADIENTS = (
 _NETWORKS = "rwguidance/networks/"
 _MODULES = {"math", "np", "numpy", "statistics", "torch"}
 # Swapping their arguments changes nothing, or says nothing about formulas.
-_SYMMETRIC = {"equal", "gcd", "isclose", "max", "maximum", "min", "minimum", "logaddexp"}
+_SYMMETRIC = {
+    *("cosine_similarity", "equal", "gcd", "isclose", "logaddexp"),
+    *("max", "maximum", "min", "minimum"),
+}
 _UNMUTATED_CALLS = {"warn", "cast", "getattr", "isinstance", "issubclass", "setattr"}
 _ATOMS = (ast.Name, ast.Call, ast.Attribute, ast.Subscript, ast.Constant)
 
@@ -139,7 +142,10 @@ def _expressions(
         yield node, scope, graph
     graph = graph and not _cuts(node)
     windows = isinstance(node, ast.If) and ast.unparse(node.test) == "sys.platform == 'win32'"
-    skipped = ("annotation", "returns", "decorator_list", "bases", *(["body"] if windows else []))
+    skipped = ["annotation", "returns", "decorator_list", "bases"]
+    skipped += ["body"] if windows else []
+    zips = isinstance(node, ast.Call) and _name(node.func) == "zip"
+    skipped += ["keywords"] if zips else []  # strict=True asserts that there are as many
     for name, value in ast.iter_fields(node):
         if name not in skipped:
             for child in value if isinstance(value, list) else [value]:
@@ -306,7 +312,7 @@ def _arguments(call: ast.Call) -> list[ast.expr]:
 def _is_device(node: ast.expr) -> bool:
     """Whether an argument names a device: on one device, no test can tell."""
 
-    return _name(node) in ("device", "place") or isinstance(node, ast.Constant)
+    return _name(node).endswith(("device", "place")) or isinstance(node, ast.Constant)
 
 
 def _name(node: ast.expr) -> str:
