@@ -196,11 +196,12 @@ class AnyPipeline(PipelineAdapter):
                 f"condition must hold one prompt per sample, {len(x_t)}, got {len(condition)}"
             )
         times = as_times(t, batch=len(x_t)).expand(len(x_t)).cpu()
-        if not bool((times == times[0]).all()):
+        time, *others = times.unique()
+        if others:
             return self._row_by_row(x_t, times, condition)
         hint = f"The network had a batch of {len(x_t)}: sample fewer at once, or load its weights "
         with memory.advice(f"{hint}with dtype=torch.bfloat16"):
-            return self._replay(x_t, times[0], condition)(x_t, times[0], condition)
+            return self._replay(x_t, time, condition)(x_t, time, condition)
 
     def _row_by_row(self, x_t: Tensor, times: Tensor, condition: CallCondition) -> Prediction:
         rows = [
@@ -232,11 +233,11 @@ class AnyPipeline(PipelineAdapter):
         """The scheduler, set to some times: how it tells them to the network."""
 
         scheduler = self._begin(1, _unseen()).scheduler
-        told = scheduler.timesteps.double().cpu()
+        told = scheduler.timesteps.cpu()
         times = self.coordinates.times(copy.copy(scheduler))[:-1]
-        meant = torch.stack([self.coordinates.timestep(scheduler, t).double() for t in times])
+        meant = torch.stack([self.coordinates.timestep(scheduler, t) for t in times])
         # Those that are visited twice, and the last one, are left out of the times.
-        if float((meant[:, None] - told).abs().amin(1).max()) > 2e-3 * float(told[0]):
+        if float((meant[:, None] - told).abs().amin(1).max()) > 2e-3 * float(told.max()):
             raise TypeError(
                 f"the network of a {type(self.pipe).__name__} is asked at timesteps that are not "
                 "those of the noise levels of its states, so that it has no prediction at any "

@@ -97,8 +97,9 @@ def _pipeline_class(base: type) -> type:
         told = self.scheduler._guidance
         if told.given is not None:
             return told.given.pop(0)
-        told.encoded.append(plain_class.encode_prompt(self, *args, **kwargs))
-        return told.encoded[-1]
+        result = plain_class.encode_prompt(self, *args, **kwargs)
+        told.encoded.append(result)
+        return result
 
     def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
         told, result = self.scheduler._guidance, plain_class.prepare_latents(self, *args, **kwargs)

@@ -79,9 +79,10 @@ def embeddings_of_call(results: Sequence[Any], n: int) -> Embeddings:
     for part in parts:
         if isinstance(part, list):
             if "text" not in found and len(part) == n and part[0].ndim == 2:
-                lengths = torch.tensor([len(tokens) for tokens in part], device=part[0].device)
+                device = part[0].device
+                lengths = torch.tensor([len(tokens) for tokens in part], device=device)
                 found["text"] = pad_sequence(part, batch_first=True)
-                found["mask"] = torch.arange(int(lengths.max())).to(lengths) < lengths[:, None]
+                found["mask"] = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
         elif len(part) == n and part.ndim == 3 and part.is_floating_point():
             found.setdefault("text", part)
     flat = [part for part in parts if isinstance(part, Tensor) and part.ndim == 2]

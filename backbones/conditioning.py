@@ -146,7 +146,8 @@ class TextCondition:
 
 
 def _cat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    first, *_ = parts
+    return {name: torch.cat([part[name] for part in parts]) for name in first}
 
 
 def encode_distinct(

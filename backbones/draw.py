@@ -109,10 +109,11 @@ def draw(
     warn_of_cut(pipe, prompts, call)
 
     with torch.inference_mode(False), torch.no_grad():
-        run = _Run(pipe, call, seed, prompts[0])
+        first, *_ = prompts
+        run = _Run(pipe, call, seed, first)
         made = _made(run, prompts, n, batch_size, store, progress)
     condition = [prompt for prompt in prompts for _ in range(n)]
-    decode = PipelineDecoder(run.pipe, call, batch_size, prompts[0])
+    decode = PipelineDecoder(run.pipe, call, batch_size, first)
     x_0 = made.to(pipe._execution_device)
     return Bank(x_0, condition, origin=run.origin, decode=decode)
 

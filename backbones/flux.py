@@ -77,7 +77,7 @@ class Flux(PipelineBackbone):
         guidance = None
         if self.guidance_scale is not None:
             guidance = torch.full((len(x_t),), self.guidance_scale, device=x_t.device)
-        output = self.pipe.transformer(
+        (output,) = self.pipe.transformer(
             hidden_states=pixel_unshuffle(x_t, 2).flatten(2).mT,
             # The pipeline rounds the timestep to the precision of the network, too.
             timestep=(1000 * t.float()).to(x_t) / 1000,
@@ -87,7 +87,7 @@ class Flux(PipelineBackbone):
             txt_ids=text.new_zeros(text.shape[1], 3),
             img_ids=places.to(x_t),
             return_dict=False,
-        )[0]
+        )
         return pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)
 
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:

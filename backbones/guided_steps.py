@@ -281,7 +281,7 @@ def _scalar(timestep: Any) -> Any:
     """The timestep of a batch, of which some pipelines tell once for each state."""
 
     several = isinstance(timestep, Tensor) and timestep.ndim > 0
-    return timestep.flatten()[0] if several else timestep
+    return timestep.ravel()[0] if several else timestep
 
 
 def _begins_from_noise(pipe: Any, arguments: Mapping[str, Any]) -> bool:
@@ -309,7 +309,8 @@ def _embeddings(pipe: Any, encoded: Any, n: int) -> tuple[Embeddings, Embeddings
         positive, negative = named_embeddings(encoded)
     elif in_family(pipe, "Flux") and len(encoded or ()) == 3:
         # The scale is an input of the network.
-        positive, negative = {"text": encoded[0], "pooled": encoded[1]}, None
+        text, pooled, _ = encoded
+        positive, negative = {"text": text, "pooled": pooled}, None
     else:
         positive, negative = embeddings_of_call([encoded], n), None
     if "text" not in positive:

@@ -56,7 +56,7 @@ class LatentCodec:
         scale, shift = self._affine()
         latents = latents.to(self.device)
         z = latents * scale.to(latents) + shift.to(latents)
-        images = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]
+        (images,) = self.vae.decode(z.to(self.vae.dtype), return_dict=False)
         wide = torch.promote_types(torch.float32, images.dtype)
         return (images.to(wide) / 2 + 0.5).clamp(0, 1)
 

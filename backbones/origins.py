@@ -69,7 +69,7 @@ def call_told(pipe: Any, call: Mapping[str, Any], steps: bool) -> dict[str, Any]
     arguments = defaults | dict(call)
     negative = arguments.get("negative_prompt")
     if isinstance(negative, list) and len(set(negative)) == 1:  # the same one for every image
-        arguments["negative_prompt"] = negative[0]
+        (arguments["negative_prompt"],) = set(negative)
     return {
         name: _told(value)
         for name, value in sorted(arguments.items())
@@ -86,7 +86,7 @@ def origin_of(pipe: Any, call: Mapping[str, Any], seed: int) -> dict[str, Any]:
         seed: Seed of the draws.
     """
 
-    config = {key: value for key, value in pipe.scheduler.config.items() if key[:1] != "_"}
+    config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     origin = {
         "pipeline": type(plain(pipe)).__name__,
         "weights": weights_of(pipe)[0],

@@ -311,10 +311,10 @@ class Published:
                 "which is never executed"
             ) from None
         except OSError as error:  # offline, not there, not allowed: one thing to the user
-            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            reason, *_ = str(error).strip().splitlines() or [""]
             raise FileNotFoundError(
-                f"{self.name} cannot be loaded from {source} ({type(error).__name__}: {reason}): "
-                f"{self._how_to_get}"
+                f"{self.name} cannot be loaded from {source} ({type(error).__name__}: "
+                f"{reason[:300]}): {self._how_to_get}"
             ) from error
 
     @property

@@ -40,13 +40,14 @@ class SD3(PipelineBackbone):
         return RectifiedSchedule()
 
     def network(self, x_t: Tensor, t: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
-        output: Tensor = self.pipe.transformer(
+        output: Tensor
+        (output,) = self.pipe.transformer(
             hidden_states=x_t,
             timestep=1000 * t.float().to(x_t.device),
             encoder_hidden_states=embeddings["text"],
             pooled_projections=embeddings["pooled"],
             return_dict=False,
-        )[0]
+        )
         return output
 
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rwguidance import DDIM, DiscreteSchedule, Prediction, Sampler, Schedule
@@ -74,15 +73,16 @@ class SDXL(PipelineBackbone):
         text, pooled = embeddings["text"], embeddings["pooled"]
         height, width = (self.vae_scale_factor * size for size in x_t.shape[-2:])
         # Original size, offset of the crop, target size: an image that was never cropped.
-        sizes = torch.tensor([height, width, 0, 0, height, width]).to(text).expand(len(x_t), -1)
+        sizes = text.new_tensor([height, width, 0, 0, height, width]).expand(len(x_t), -1)
         timestep = (t * self.num_train_timesteps - 1).clamp(min=0).float().to(x_t.device)
-        output: Tensor = self.pipe.unet(
+        output: Tensor
+        (output,) = self.pipe.unet(
             x_t,
             timestep,
             encoder_hidden_states=text,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
             return_dict=False,
-        )[0]
+        )
         return output
 
     def predict(self, output: Tensor, x_t: Tensor, scales: Scales) -> Prediction:

@@ -99,7 +99,7 @@ def check_handed_on(previous: Tensor | None, sample: Tensor) -> None:
 
     if previous is None or previous is sample or previous.shape != sample.shape:
         return
-    old, new = (value.detach().flatten().double() for value in (previous, sample))
+    old, new = (value.detach().flatten().float() for value in (previous, sample))
     factor = float(old @ new / old.square().sum())
     cosine = float(old @ new / (old.norm() * new.norm()))
     if cosine > 0.9999 and abs(factor - 1) > 0.01:

@@ -224,7 +224,7 @@ class Reward(nn.Module, ABC):
         """The device of the reward's tensors; None if it has none, and follows the images."""
 
         tensors = (*self.parameters(), *self.buffers())
-        return tensors[0].device if tensors else None
+        return next((tensor.device for tensor in tensors), None)
 
     def _groups(self, images: Images) -> SizeGroups:
         return reduced(images, self.device, self.preprocess, self.takes_levels)

@@ -47,7 +47,7 @@ class ImageTower(nn.Module):
         self.projection = projection
         self.size: int = model.config.image_size
         # The rest of the last layer's output is not used, and is left wrong.
-        last = model.encoder.layers[-1]
+        *_, last = model.encoder.layers
         for part in (last.self_attn.out_proj, last.mlp):
             part.register_forward_pre_hook(_first_token)
 
@@ -219,7 +219,8 @@ def clean(prompt: str) -> str:
 def _first_token(module: nn.Module, tokens: tuple[Tensor]) -> tuple[Tensor]:
     """The token that is pooled, of tokens (B, N, D); its result is added to all, which is cheap."""
 
-    return (tokens[0][:, :1],)
+    (hidden,) = tokens
+    return (hidden[:, :1],)
 
 
 def _file_and_folder(path: PathLike | None) -> tuple[Path | None, PathLike | None]:

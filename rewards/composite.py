@@ -96,8 +96,9 @@ class Composite(Reward):
             _checked(self._part(k), part(images, prompts), _count(images), prompts)
             for k, part in enumerate(self._rewards())
         ]
-        texts = self._prompts(prompts, len(values[0])) or None
-        return _checked(self.spec.name, self._combine(values, texts), len(values[0]), prompts)
+        n = _count(images)
+        texts = self._prompts(prompts, n) or None
+        return _checked(self.spec.name, self._combine(values, texts), n, prompts)
 
     def score_matrix(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """Rewards of every image with every prompt, with shape (n, m).
@@ -121,7 +122,8 @@ class Composite(Reward):
 
     def _combine(self, values: list[Tensor], texts: Sequence[str] | None) -> Tensor:
         # Parts without tensors leave PIL images on the CPU.
-        device = values[0].device if self.device is None else self.device
+        first, *_ = values
+        device = first.device if self.device is None else self.device
         wide = [value.to(device, working_dtype(value.dtype)) for value in values]
         return self.combine(wide, texts)
 
@@ -307,7 +309,8 @@ class Normalized(Composite):
     def combine(self, values: Sequence[Tensor], prompts: Sequence[str] | None) -> Tensor:
         """The normalized values, with the shape of the values."""
 
-        return self.normalizer(values[0], prompts)
+        (value,) = values
+        return self.normalizer(value, prompts)
 
 
 def _as_rewards(rewards: Any) -> list[Reward]:

@@ -272,16 +272,18 @@ def _score_with_bar(
     )
     with bar:
         task = bar.add_task("", total=total, rate=0.0, failed=0)
-        first: list[int] = []
+        first: int | None = None
 
         def show(done: int, failed: int) -> None:
-            if not first:  # what the journal holds took no time
-                first.append(done)
+            nonlocal first
+            if first is None:  # what the journal holds took no time
+                first = done
                 if done:
                     _say(console, f"resuming after {done} of {total} images")
                 bar.reset(task, completed=done)
-            elapsed = bar.tasks[0].elapsed or 0.0
-            rate = (done - first[0]) / elapsed if elapsed else 0.0
+            (row,) = bar.tasks
+            elapsed = row.elapsed or 0.0
+            rate = (done - first) / elapsed if elapsed else 0.0
             bar.update(task, completed=done, failed=failed, rate=rate)
 
         size, restart = request.batch_size, request.restart
@@ -297,7 +299,7 @@ def _print_best(console: "Console", scores: Scores, name: str) -> None:
     best = [b for b in scores.best if b.reward == name and b.images > 1]
     if not best:
         return
-    every = best[0].prompt is None
+    every = None in {b.prompt for b in best}
     rows = [
         ("(any)" if b.prompt is None else b.prompt, b.image, f"{b.value:.5g}", f"{b.images}")
         for b in best[:_ROWS]

@@ -60,7 +60,7 @@ def fit_moments(rewards: Tensor, where: str = "") -> Moments:
 
     _check_size(rewards, where)
     mean, std = rewards.mean().item(), rewards.std().item()
-    if bool((rewards == rewards[0]).all()) or not 0 < std < math.inf:
+    if rewards.min() == rewards.max() or not 0 < std < math.inf:
         raise _constant(rewards, where)
     return Moments(mean, std, len(rewards))
 
@@ -79,7 +79,7 @@ def fit_ranks(rewards: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     distinct, counts = rewards.unique(sorted=True, return_counts=True)
     if len(distinct) < 2:
         raise _constant(rewards)
-    middle = counts.cumsum(0).double() - counts.double() / 2
+    middle = counts.cumsum(0) - counts.double() / 2
     return tuple(distinct.tolist()), tuple((middle / len(rewards)).tolist())
 
 

@@ -152,7 +152,7 @@ class HPSv3(LazyModule, Reward):
     def build(self) -> nn.Module:
         transformers = require("transformers", self.spec.name)
         weights = _standard_names(read_weights(self._find("HPSv3.safetensors")))
-        where = self._paths["HPSv3.safetensors"] or self.spec.files[0].source
+        where = self._paths["HPSv3.safetensors"] or self.spec.file("HPSv3.safetensors").source
         try:
             rows, width = weights["backbone.language_model.embed_tokens.weight"].shape
         except (KeyError, ValueError) as error:
@@ -184,11 +184,12 @@ class HPSv3(LazyModule, Reward):
         patches = _patches(images, patch, merge, vision.temporal_patch_size)
 
         size = (rows // merge, columns // merge)
-        texts = [self._tokens(prompt, size[0] * size[1]) for prompt in prompts]
+        texts = [self._tokens(prompt, math.prod(size)) for prompt in prompts]
         longest = max(map(len, texts))
         place = images.device
         ids = torch.tensor([[*t, *[0] * (longest - len(t))] for t in texts], device=place)
-        start = texts[0].index(self._id("<|image_pad|>"))
+        first, *_ = texts
+        start = first.index(self._id("<|image_pad|>"))
         positions = _positions(longest, start, size).to(place)
         hidden = network.backbone(
             input_ids=ids,
@@ -327,10 +328,10 @@ def _target_size(height: int, width: int) -> tuple[int, int]:
         raise ValueError(
             f"images must not be more than 200 times as long as wide, got {height} x {width}"
         )
-    nearest = [max(28, round(side / 28) * 28) for side in (height, width)]
-    area = nearest[0] * nearest[1]
+    rows, columns = (max(28, round(side / 28) * 28) for side in (height, width))
+    area = rows * columns
     if area == _PIXELS:
-        return nearest[0], nearest[1]
+        return rows, columns
     if area > _PIXELS:
         shrink = math.sqrt(height * width / _PIXELS)
         return math.floor(height / shrink / 28) * 28, math.floor(width / shrink / 28) * 28

@@ -102,7 +102,8 @@ def reduced(
         return group_by_size(images, device).map(function)
     listed = _listed(images)
     groups = [_grouped(listed, part, device, levels).map(function) for part in _parts(listed)]
-    return groups[0] if len(groups) == 1 else _joined(groups)
+    first, *others = groups
+    return _joined(groups) if others else first
 
 
 def group_by_size(
@@ -317,7 +318,7 @@ def _checked(
     low, high = (float(value) for value in images.detach().aminmax())
     broken: tuple[int, ...] = ()
     if math.isnan(low):
-        batch = images.detach().reshape(-1, *images.shape[-3:])
+        batch = images.detach()[None] if single else images.detach()
         broken = tuple(batch.isnan().flatten(1).any(1).nonzero().flatten().tolist())
         low, high = (float(value) for value in batch.nan_to_num(0.0).aminmax())
     if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:

@@ -61,5 +61,5 @@ def _licenses(names: Iterable[str]) -> str:
 
     outside = r" AND (?![^(]*\))"  # not within parentheses
     parts = [part for name in names for part in re.split(outside, name) if part != "none"]
-    texts = [f"({part})" if " OR " in part and part[0] != "(" else part for part in parts]
+    texts = [f"({part})" if " OR " in part and not part.startswith("(") else part for part in parts]
     return " AND ".join(_unique(texts)) or "none"

@@ -120,7 +120,7 @@ def find_weights(spec: RewardSpec, file: RewardFile, path: PathLike | None) -> P
         if len(found) > 1:
             raise ValueError(f"path must name one of {', '.join(found)} in {place}, got the folder")
         if found:
-            return place / found[0]
+            return place.joinpath(*found)
     return find_file(spec, file, path)
 
 
@@ -358,4 +358,5 @@ def _check_digest(spec: RewardSpec, path: Path, digest: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    line, *_ = str(error).strip().splitlines() or [""]
+    return line[:200]

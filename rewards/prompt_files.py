@@ -170,7 +170,7 @@ def _job(
 
     file = checks.path("prompts", prompts)
     found = read_prompts(file, column)
-    if found[0].image is not None:
+    if None not in {prompt.image for prompt in found}:
         return _named(root, images, file, found)
     texts = tuple(prompt.text for prompt in found)
     if not pairs:
@@ -276,7 +276,7 @@ def _image_key(record: Record) -> str | None:
         raise ValueError(
             f"{record.place}: {' and '.join(map(repr, found))} could both name the image; leave one"
         )
-    return found[0] if found else None
+    return next(iter(found), None)
 
 
 def _named(root: Path, images: list[str], file: Path, found: list[Prompt]) -> Job:
@@ -344,7 +344,7 @@ def _beside(root: Path, images: list[str]) -> list[Item]:
             )
         name = text.relative_to(root).as_posix()
         problem = "" if found else f"no prompt: {name} is {'empty' if text.is_file() else 'absent'}"
-        items.append(Item(image, (found[0].text("prompt") if found else "",), problem))
+        items.append(Item(image, tuple(r.text("prompt") for r in found) or ("",), problem))
     if all(item.problem for item in items):
         raise ValueError(
             f"no prompts: none of the {len(images)} images in {root} has a text beside it, such as "

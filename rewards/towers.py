@@ -85,17 +85,18 @@ class AffineHead(WideModule):
         parts = {tuple(name.split(".")[-2:]): value.double() for name, value in weights.items()}
         try:
             layers = [(parts[f"{n}", "weight"], parts[f"{n}", "bias"]) for n in numbers]
-            matrix, bias = layers[0]
-            for w, b in layers[1:]:
+            (matrix, bias), *rest = layers
+            for w, b in rest:
                 matrix, bias = w @ matrix, w @ bias + b
             if matrix.shape[0] != 1 or matrix.ndim != 2:
                 raise ValueError(f"the last layer has shape {tuple(matrix.shape)}")
-        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            (row,), (number,) = matrix, bias
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{where} must hold linear layers that end in one number, but {error}"
             ) from error
-        self.register_buffer("weight", matrix[0].float())
-        self.register_buffer("bias", bias[0].float())
+        self.register_buffer("weight", row.float())
+        self.register_buffer("bias", number.float())
         self.weight: Tensor
         self.bias: Tensor
 

@@ -107,7 +107,8 @@ class UnifiedReward(Reward):
     ) -> None:
         super().__init__()
         if path is None and model is None:
-            path = self.spec.files[0].source
+            (file,) = self.spec.files
+            path = file.source
         self.model = choose_vlm(model, path)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -98,5 +98,5 @@ class VQAScore(Reward):
                 f"{len(images)}, got shapes {shapes}"
             )
         # Sums of float16 would lose digits.
-        wide = working_dtype(tokens[0].dtype)
+        wide = working_dtype(*(log_probs.dtype for log_probs in tokens))
         return torch.stack([log_probs.to(wide).mean() for log_probs in tokens]).exp()

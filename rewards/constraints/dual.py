@@ -30,7 +30,7 @@ class Solution(NamedTuple):
 
 def standardize(groups: list[Tensor], levels: list[float]) -> Problem:
     means = torch.stack([group.mean(0) for group in groups])
-    constant = torch.stack([(group == group[0]).all(0) for group in groups])
+    constant = torch.stack([group.amin(0) == group.amax(0) for group in groups])
     centered = [
         torch.where(fixed, 0.0, group - mean)
         for group, mean, fixed in zip(groups, means, constant, strict=True)

@@ -98,15 +98,13 @@ def _program(
     sizes = [len(group) for group in groups]
     means = torch.cat(groups).numpy() / len(sizes)
     n = len(means)
-    costs = numpy.zeros(n + 1)
-    costs[:n] = 0.0 if objective is None else -means[:, objective]
-    costs[n] = -1.0 if objective is None else 0.0
+    costs = (numpy.zeros(n), [-1.0]) if objective is None else (-means[:, objective], [0.0])
     levels = numpy.hstack([-means[:, subset].T, problem.targets[subset].numpy()[:, None]])
     condition = numpy.repeat(numpy.arange(len(sizes)), sizes)
     ones = (numpy.ones(n), (condition, numpy.arange(n)))
     sums: Any = csr_array(ones, shape=(len(sizes), n + 1))  # the stretch is in none of them
     result: Any = linprog(
-        costs,
+        numpy.concatenate(costs),
         A_ub=levels if subset else None,
         b_ub=numpy.zeros(len(subset)) if subset else None,
         A_eq=sums,

@@ -161,7 +161,7 @@ def _with_columns(bank: Bank, active: list[int]) -> Bank:
 
     assert bank.rewards is not None
     columns = bank.rewards.reshape(len(bank.rewards), -1)[:, active]
-    return replace(bank, rewards=columns[:, 0] if len(active) == 1 else columns)
+    return replace(bank, rewards=columns.squeeze(1))
 
 
 def _levels(levels: Any, n: int) -> list[float]:

@@ -246,7 +246,7 @@ class _Reply(NamedTuple):
     def line(self) -> str:
         """The first line of the body that is not empty, for a message."""
 
-        text = self.body[:2000].decode("utf-8", "replace")
+        text = self.body.decode("utf-8", "replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()] or ["nothing"]
         return "".join(c if c.isprintable() else "?" for c in lines[0])[:200]
 

@@ -47,9 +47,10 @@ class Deadline:
 
         # A second handle: the first one is lost where encryption begins.
         with self._lock:
-            self._sockets.append(connection.dup())
+            handle = connection.dup()
+            self._sockets.append(handle)
             if self.passed:
-                _shut(self._sockets[-1])
+                _shut(handle)
 
     def cancel(self) -> None:
         """Gives the connections as much time as they want."""

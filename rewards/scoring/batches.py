@@ -1,6 +1,5 @@
 """Batches of images, which the job fixes and which are decoded one ahead."""
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,7 +59,7 @@ def decoded(
     """
 
     told = False
-    with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_DECODERS) as pool:
 
         def submit(part: list[Item]) -> "list[Future[Image | str]]":
             return [pool.submit(_decode, job, item) for item in part]

@@ -168,7 +168,7 @@ def _values(name: str, reward: Reward, job: Job, good: "list[Pair]", batch_size:
         counts = torch.tensor([len(item.prompts) for item, _ in good])
         return _check(name, reward(images), len(images)).cpu().repeat_interleave(counts)
     if job.matrix:
-        prompts = good[0][0].prompts
+        prompts = next(item.prompts for item, _ in good)
         values = reward.score_matrix(images, prompts)
         return _check(name, values, len(images), len(prompts)).flatten()
     pairs = [(image, prompt) for item, image in good for prompt in item.prompts]
@@ -193,9 +193,10 @@ def _forget(reward: Reward, job: Job) -> None:
     All prompts of a matrix are embedded together in any batch, if the cache holds them.
     """
 
+    prompts = next(item.prompts for item in job.items)
     caching = [m for m in reward.modules() if isinstance(m, EmbeddingReward)]
     for part in caching:
-        if not (job.matrix and len(job.items[0].prompts) <= part.cache_size):
+        if not (job.matrix and len(prompts) <= part.cache_size):
             part.forget_prompts()
 
 

@@ -259,11 +259,11 @@ def _job_digest(job: Job) -> str:
     """Digest of names, prompts, and the sizes and times of the files; contents are not read."""
 
     digest = hashlib.sha256(f"{job.matrix} {job.prompted}\n".encode())
-    for item in job.items:
+    for i, item in enumerate(job.items):
         path = job.folder / item.image
         stat = path.stat() if os.path.isfile(path) else None
         stamp = (stat.st_size, stat.st_mtime_ns) if stat else None
-        prompts = "as before" if job.matrix and item is not job.items[0] else item.prompts
+        prompts = "as before" if job.matrix and i else item.prompts
         kind = [item.kind] if job.kinds else []
         digest.update(json.dumps([item.image, prompts, item.problem, stamp, *kind]).encode())
     return digest.hexdigest()

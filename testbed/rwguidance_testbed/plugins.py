@@ -181,7 +181,8 @@ _RESIZED = "bilinear with antialiasing to 64 x 64 where it has another size"
 
 
 def _resized(images: Tensor) -> Tensor:
-    if images.shape[-2:] == (_SIZE, _SIZE):
+    *_, height, width = images.shape
+    if height == width == _SIZE:
         return images
     return F.interpolate(images, (_SIZE, _SIZE), mode="bilinear", antialias=True).clamp(0, 1)
 

@@ -155,6 +155,7 @@ def test_gradients_reach_the_state_through_the_network_and_the_decoder():
     _, backbone = adapted("sd-turbo")
     x_t = backbone.draw_noise(3, generators())
     condition = backbone.condition(PROMPTS)
+    assert not any(part.requires_grad for part in condition.embeddings.values())
     weights = torch.linspace(-1, 1, 16)
 
     def value(x):

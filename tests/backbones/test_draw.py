@@ -1,6 +1,7 @@
 """Banks that a pipeline draws: whose draws they are, what they carry, and which calls fit them."""
 
 import copy
+import inspect
 
 import diffusers
 import pytest
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 
 import backbones
 from backbones import PipelineDecoder, draw, guide
+from backbones.states import check_handed_on
 from guided_pipelines import Probe
 from law_pipelines import tiny, with_scheduler
 from pipeline_cases import QUIET, TOKENS, distance
@@ -325,6 +327,28 @@ def test_a_pipeline_that_rescales_its_states_is_refused(guided, store):
     )
     with pytest.raises(TypeError, match="multiplies them by 2 between two steps"):
         attempt()
+
+
+class Undecorated(diffusers.StableDiffusion3Pipeline):
+    """A pipeline whose call builds a graph."""
+
+    __call__ = inspect.unwrap(diffusers.StableDiffusion3Pipeline.__call__)
+
+
+def test_draws_carry_no_graph(store):
+    pipe = tiny("sd3")
+    pipe.__class__ = Undecorated
+    assert all(p.requires_grad for p in pipe.transformer.parameters())
+    bank = draw(pipe, "a cat", 1, store=store, **call_of("sd3", steps=1))
+    assert not bank.x_0.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_multiple_of_a_state_is_told_at_any_size_and_precision(dtype, generator):
+    state = (30 * torch.randn(2, 4, 16, 16, generator=generator)).to(dtype).requires_grad_()
+    check_handed_on(state, state.clone())
+    with pytest.raises(TypeError, match=r"multiplies them by 1\.5 between two steps"):
+        check_handed_on(state, 1.5 * state)
 
 
 def test_schedulers_that_are_not_understood_are_refused(store):

@@ -80,6 +80,12 @@ def test_parts_that_are_no_classes(folder, part):
     refused(folder, "must name a class of diffusers or transformers for text_encoder")
 
 
+@pytest.mark.parametrize("part", [[None, "x"], ["transformers", None], ["os", "system"]])
+def test_parts_without_a_folder_that_are_no_classes(folder, part):
+    edit(folder / "model_index.json", image_encoder=part)
+    refused(folder, "must name a class of diffusers or transformers for image_encoder")
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "match"),
     [

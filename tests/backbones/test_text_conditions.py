@@ -41,6 +41,7 @@ def test_a_condition_is_a_sequence_of_prompts_with_their_embeddings(key, monkeyp
     assert len(condition) == 4
     for name, value in condition.stacked().items():
         value = value[-4:]
+        assert not value.requires_grad
         assert torch.equal(value[0], value[2])
         assert not torch.equal(value[0], value[1]), name
     assert equal(condition[[1, 3]], condition[1::2])
@@ -51,6 +52,14 @@ def test_a_condition_is_a_sequence_of_prompts_with_their_embeddings(key, monkeyp
         condition[1]
     with pytest.raises(TypeError, match="index must be a slice or a sequence of integers, got"):
         condition[[0, "1"]]
+
+
+def test_a_batch_comes_in_the_precision_that_is_asked():
+    embeddings = {"text": torch.ones(1, 2, 3), "mask": torch.ones(1, 2, dtype=torch.bool)}
+    condition = backbones.TextCondition(("a",), embeddings)
+    dtypes = lambda batch: [value.dtype for value in batch.values()]
+    assert dtypes(condition.stacked(torch.bfloat16)) == [torch.bfloat16, torch.bool]
+    assert dtypes(condition.stacked()) == [torch.float32, torch.bool]
 
 
 @pytest.mark.parametrize("key", ["sdxl-cfg", "sd3-cfg"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from common import randn, seeds
 from plain_rewards import Scripted, images
 from rewards.composite import Normalized
+from rewards.fitting import as_bank
 from rewards.normalizers import Affine, Moments, Normalizer, Rank, ZScore
 
 
@@ -120,6 +121,14 @@ def test_ranks_are_straight_between_values_and_flat_outside():
     (slope,) = torch.autograd.grad(ranks.sum(), x)
     assert slope[[0, 2, 4, 6, 7]].tolist() == pytest.approx([0, 3 / 8, 3 / 32, 0, 0], abs=1e-15)
     assert bool(rank(torch.tensor([math.nan])).isnan())
+
+
+def test_ranges_are_mapped_in_double_precision():
+    assert Affine(-10.0, 0.5).interval(0.1, 0.3) == pytest.approx((-2.5, -0.5), abs=1e-14)
+
+
+def test_values_to_fit_to_keep_no_graph():
+    assert not as_bank(randn(0, 5).requires_grad_()).requires_grad
 
 
 def test_ranks_tell_apart_what_float32_cannot():

@@ -227,6 +227,7 @@ def test_there_is_no_gradient(brightness):
         (answer(True, 1.0), "got true for image 0"),
         (answer(1.0, math.inf), "got Infinity for image 1"),
         (answer(10**400, 1.0), "for image 0"),
+        (answer(1.0, -1e300), r"numbers in the range of torch\.float32, got -1e\+300"),
         ((200, {}, b"[1.0, 2.0]"), "must answer with .*rewards"),
         ((200, {}, b'{"rewards": 1.0}'), "must answer with .*rewards"),
         ((200, {}, b'{"scores": [1.0, 2.0]}'), "must answer with .*rewards"),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from PIL import Image
-from test_remote import Brightness, images, running
+from test_remote import Brightness, images, running, scripted
 
 from rewards.remote import RemoteReward, serve
 from rewards.remote.limits import Budget, Deadline
@@ -68,6 +68,14 @@ def test_a_server_that_drips_is_given_up(start):
         assert time.monotonic() - began < 4
     assert threading.active_count() <= before
     assert RemoteReward(url, timeout=2.0).total_timeout == 10.0
+
+
+def test_what_is_shown_of_an_answer_is_short():
+    with (
+        scripted((400, {"Content-Type": "text/plain"}, b"\n" + b"x" * 3000)) as (url, _),
+        pytest.raises(ConnectionError, match=r"failed: status 400, x{200}$"),
+    ):
+        RemoteReward(url)(images(1), ["a"])
 
 
 def reach(server):
@@ -136,6 +144,21 @@ def test_images_and_texts_of_a_request_are_bounded():
             ask(256, "a" * 4097)
 
 
+def test_a_server_builds_no_graph():
+    graphs = []
+
+    class Watched(Brightness):
+        depends_on = ()
+
+        def forward(self, pixels, prompts):
+            graphs.append(torch.is_grad_enabled())
+            return super().forward(pixels, prompts)
+
+    with running(serve(Watched())) as server:
+        RemoteReward(f"http://127.0.0.1:{server.server_port}/")(images(1), ["a"])
+    assert graphs == [False]
+
+
 def test_rewards_are_computed_one_request_after_the_other():
     class Counting(Brightness):
         depends_on = ()
@@ -167,6 +190,13 @@ def test_a_budget_gives_back_what_it_lent():
             assert rest
     with budget.take(10) as whole:
         assert whole
+
+
+def test_a_deadline_keeps_no_process_alive():
+    before = set(threading.enumerate())
+    with Deadline(60.0):
+        (timer,) = set(threading.enumerate()) - before
+        assert timer.daemon
 
 
 def test_a_deadline_ends_what_it_is_told_of_late():

@@ -27,11 +27,40 @@ def test_the_command_writes_a_table_and_a_summary(folder, run):
     assert max(map(len, map(str.rstrip, lines))) <= 100
     heading, redness, brightness = lines[:3]
     assert heading.split() == ["reward", "rows", "images", "mean", "SE", "min", "max", "usual"]
-    assert redness.split()[:3] == ["redness", "10", "5"]
-    assert brightness.split()[:3] == ["brightness", "10", "5"]
-    assert "Best image of each prompt by redness" in out
-    assert "[red] xxx" in out
+    assert " ".join(redness.split()) == "redness 10 5 35.91 19.91 0 206 0 to 1"
+    assert brightness.split() == [
+        "brightness",
+        "10",
+        "5",
+        "0.2905",
+        "0.02772",
+        "0.2",
+        "0.3346",
+        "0",
+        "to",
+        "1",
+    ]
+    assert [line.rstrip() for line in lines[4:8]] == [
+        "Best image of each prompt by redness",
+        f"{'prompt':82}  image  value  of",
+        f"{'a cat':82}  1.png      5   5",
+        f"[red] {'x' * 75}…  1.png    206   5",
+    ]
     assert lines[-1] == "new.parquet: 10 rows"
+
+
+def test_long_names_of_images_leave_room_for_prompts(folder, run):
+    (folder / "1.png").rename(folder / f"{'1' * 56}.png")
+    write("p.txt", "x" * 200)
+    out = run(folder, "--reward", "redness", "--prompts", "p.txt")[1]
+    assert f"{'x' * 53}…  {'1' * 32}…    200   5" in out.splitlines()
+
+
+def test_a_terminal_sees_how_many_images_are_scored_in_a_second(folder, run, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("rich.progress.Task.elapsed", 2.0)
+    err = run(folder, "--reward", "brightness")[2]
+    assert "images, 2.5/s, 0 rows skipped" in err
 
 
 def test_the_list_of_best_images_is_cut(folder, run):

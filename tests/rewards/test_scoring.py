@@ -36,6 +36,20 @@ from scored_folders import (
 pytestmark = pytest.mark.usefixtures("registered")
 
 
+def test_scoring_builds_no_graph(folder):
+    graphs = []
+
+    class Watched(Brightness):
+        depends_on = ()
+
+        def forward(self, images, prompts):
+            graphs.append(torch.is_grad_enabled())
+            return super().forward(images, prompts)
+
+    score(plan(folder), {"brightness": Watched()}, "scores.csv")
+    assert graphs == [False]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_every_row_holds_the_rewards_of_its_image_and_prompt(folder, batch_size):
     prompts = ["a", "abc"]
