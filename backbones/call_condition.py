@@ -78,8 +78,9 @@ def embeddings_of_call(results: Sequence[Any], n: int) -> Embeddings:
     found: Embeddings = {}
     for part in parts:
         if isinstance(part, list):
-            if "text" not in found and len(part) == n and part[0].ndim == 2:
-                device = part[0].device
+            first, *_ = part
+            if "text" not in found and len(part) == n and first.ndim == 2:
+                device = first.device
                 lengths = torch.tensor([len(tokens) for tokens in part], device=device)
                 found["text"] = pad_sequence(part, batch_first=True)
                 found["mask"] = torch.arange(int(lengths.max()), device=device) < lengths[:, None]

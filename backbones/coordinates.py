@@ -135,7 +135,7 @@ class Coordinates:
         name = type(scheduler).__name__
         # A subclass with a step of its own is another scheduler.
         bases = type(scheduler).__mro__
-        own = next((base for base in bases if "step" in vars(base)), bases[0])
+        own = next((base for base in bases if "step" in vars(base)), object)
         kind = _KINDS.get(own.__name__)
         if kind is None or not own.__module__.startswith("diffusers."):
             raise TypeError(f"guidance understands the schedulers {', '.join(_KINDS)}; got {name}")

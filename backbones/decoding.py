@@ -128,7 +128,7 @@ class _Silent:
         return getattr(self._network, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any]:
-        states = args[0] if args else kwargs["hidden_states"]
+        states, *_ = args or (kwargs["hidden_states"],)
         if isinstance(states, list):
             return ([torch.zeros_like(state) for state in states],)
         return (torch.zeros_like(states),)

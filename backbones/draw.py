@@ -151,7 +151,8 @@ class _Run:
         arguments = {**self.call, **batch_arguments(pipe, prompt, len(numbers))}
         arguments |= {"output_type": "latent", "generator": recorder.generators}
         # For schedulers that take no generator, one draw at a time.
-        with seeded(generator_for(*names[0], "global").initial_seed(), pipe._execution_device):
+        first, *_ = names
+        with seeded(generator_for(*first, "global").initial_seed(), pipe._execution_device):
             pipe(**arguments)
         state = recorder.state
         check_state(state)

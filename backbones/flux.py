@@ -3,6 +3,7 @@
 States are latents of shape (B, 16, H, W); the network sees tokens of 2 x 2 latent pixels.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,8 +73,8 @@ class Flux(PipelineBackbone):
         text = embeddings["text"]
         check_patches(x_t, self.patch_size, not any(size % 2 for size in x_t.shape[-2:]))
         height, width = (size // 2 for size in x_t.shape[-2:])
-        rows, columns = torch.arange(height), torch.arange(width)
-        places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), rows, columns)
+        numbers = functools.partial(torch.arange, dtype=x_t.dtype, device=x_t.device)
+        places = torch.cartesian_prod(x_t.new_zeros(1), numbers(height), numbers(width))
         guidance = None
         if self.guidance_scale is not None:
             guidance = torch.full((len(x_t),), self.guidance_scale, device=x_t.device)
@@ -85,7 +86,7 @@ class Flux(PipelineBackbone):
             pooled_projections=embeddings["pooled"],
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=places.to(x_t),
+            img_ids=places,
             return_dict=False,
         )
         return pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)

@@ -328,7 +328,7 @@ def _target_size(height: int, width: int) -> tuple[int, int]:
         raise ValueError(
             f"images must not be more than 200 times as long as wide, got {height} x {width}"
         )
-    rows, columns = (max(28, round(side / 28) * 28) for side in (height, width))
+    rows, columns = (round(side / 28) * 28 for side in (height, width))
     area = rows * columns
     if area == _PIXELS:
         return rows, columns

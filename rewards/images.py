@@ -315,10 +315,11 @@ def _checked(
         raise ValueError(
             f"{name} must be on the reward's device, {device}, but is on {images.device}"
         )
-    low, high = (float(value) for value in images.detach().aminmax())
+    values = images.detach()
+    low, high = (float(value) for value in values.aminmax())
     broken: tuple[int, ...] = ()
     if math.isnan(low):
-        batch = images.detach()[None] if single else images.detach()
+        batch = values[None] if single else values
         broken = tuple(batch.isnan().flatten(1).any(1).nonzero().flatten().tolist())
         low, high = (float(value) for value in batch.nan_to_num(0.0).aminmax())
     if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:

@@ -233,7 +233,8 @@ def build_tokenizer(factory: Any, files: Iterable[Path]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             shutil.copyfile(file, Path(folder) / file.name)
-        with reading(files[0]):
+        first, *_ = files
+        with reading(first):
             tokenizer = factory.from_pretrained(folder, local_files_only=True)
     return tokenizer
 

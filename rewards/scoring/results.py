@@ -51,7 +51,7 @@ def escaped(value: Any) -> Any:
 
 
 def _write_csv(file: IO[bytes], labels: list[str], rewards: list[str], rows: Iterator[Row]) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*labels, *rewards, "error"])
     writer.writerows(rows)  # floats by repr, None as nothing

@@ -113,6 +113,7 @@ class TestPreferences:
             odds = 1 / (1 + math.exp(-1 / temperature))
             assert_within(found.mean(), odds, math.sqrt(odds * (1 - odds) / 4000))
             assert set(found.tolist()) == {0.0, 1.0}
+            assert found.dtype == utilities.dtype
 
     def test_clean_ones_follow_the_utility(self):
         utilities = torch.tensor([[1.0, 0.0], [0.0, 0.1], [2.0, 2.0]])
@@ -129,13 +130,16 @@ class TestPreferences:
         assert_within(same, agreement, math.sqrt(agreement * (1 - agreement) / 5000))
         twice = gold.temperature_for(2 * utilities, agreement)
         assert twice == pytest.approx(2 * temperature, rel=1e-6)
+        one = gold.temperature_for(torch.tensor([[0.5, 2.0]]), agreement)
+        assert one == pytest.approx(1.5 / math.log(agreement / (1 - agreement)), rel=1e-12)
 
     def test_an_agreement_that_cannot_be_is_refused(self):
         utilities = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
         with pytest.raises(ValueError, match=r"agreement must be at most 0\.667"):
             gold.temperature_for(utilities, 0.8)
-        with pytest.raises(ValueError, match=r"between 0\.5 and 1, got 1\.0"):
-            gold.temperature_for(utilities, 1.0)
+        for agreement in (0.5, 1.0):
+            with pytest.raises(ValueError, match=rf"between 0\.5 and 1, got {agreement}"):
+                gold.temperature_for(utilities, agreement)
 
     def test_pairs_are_read_as_they_were_written(self, tmp_path, generator):
         pictures = torch.randint(256, (4, 3, 64, 64), generator=generator).byte()
@@ -158,3 +162,4 @@ class TestPreferences:
         assert table["are_different"] == [True, True, False]
         assert table["image_0_uid"][2] == table["image_1_uid"][2] != table["image_0_uid"][1]
         assert table["image_1_uid"][0] == table["image_1_uid"][1]
+        assert {len(name) for name in table["image_0_uid"]} == {16}

@@ -328,3 +328,13 @@ def test_the_network_is_told_the_times_that_the_pipeline_tells_it(key):
     if key == "flux":
         exact = backbone.times(5)[:-1]
         assert bool(((torch.cat(told).double() - exact).abs() > 1e-4).any())  # rounding matters
+
+
+def test_the_network_is_told_times_between_the_steps_of_its_training():
+    pipe, backbone, _, _ = build("sdxl")
+    told = []
+    x_t, condition = backbone.draw_noise(1, torch.Generator()), backbone.condition(["a cat"])
+    note = lambda module, args: told.append(args[1].double())
+    with pipe.unet.register_forward_pre_hook(note), torch.no_grad():
+        backbone(x_t, 0.70033, condition)
+    assert_close(told, [torch.tensor([699.33], dtype=torch.float64)], rtol=1e-6, atol=0)

@@ -148,6 +148,15 @@ def test_its_decoder_is_that_of_the_adapter(name, store):
     assert not pipe.scheduler.__dict__.get("_guidance")
 
 
+def test_a_decoder_builds_no_graph_of_texts(store):
+    pipe, graphs = tiny("sdxl-turbo"), []
+    bank = draw(pipe, "a cat", 1, store=store, **call_of("sdxl-turbo"))
+    note = lambda *_: graphs.append(torch.is_grad_enabled())
+    with pipe.text_encoder.register_forward_pre_hook(note):
+        bank.decode(bank.x_0.requires_grad_())
+    assert set(graphs) == {False}
+
+
 def test_the_images_are_those_of_the_pipeline(store):
     pipe = tiny("sdxl-turbo")
     bank = drawn("sdxl-turbo", store, n=1)

@@ -89,6 +89,7 @@ def test_results_are_told_by_their_shapes():
     assert second["pooled"] is pooled
     assert torch.equal(second["mask"], mask.bool())
     assert embeddings_of_call([(randn(4, 4, 5, 8), None)], 2) == {}
+    assert embeddings_of_call([[one, None]], 2)["text"] is one
 
 
 def test_lists_of_tokens_are_padded():

@@ -63,6 +63,15 @@ def test_no_image_may_differ_by_more_than_rounding_when_asked_again(dtype, error
         run_case("sdxl", guide(pipe, PlugIn(Tilt(reward, 0.5))), 1)
 
 
+def test_a_second_evaluation_builds_no_graph():
+    def forward(x, timestep, encoder_hidden_states, **_):
+        return (torch.tanh(x) * (1 + torch.is_grad_enabled()),)
+
+    pipe = backbones.tiny("sdxl")
+    with replaced(pipe.unet, forward):
+        run_case("sdxl", guide(pipe, Elsewhere()), 1)
+
+
 def test_a_network_that_says_zero_says_the_same_again():
     pipe = tiny("sdxl")
     with replaced(pipe.unet, lambda x, *_, **__: (0 * x,)):

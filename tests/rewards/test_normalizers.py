@@ -183,6 +183,7 @@ def test_a_flipped_zero_weight_is_refused():
         (lambda: ZScore(0.0, 1.0, {3: (0.0, 1.0)}), TypeError, "prompts must be strings, got int"),
         (lambda: Rank((1.0, 1.0), (0.1, 0.2)), ValueError, "values must be ascending"),
         (lambda: Rank((1.0, 2.0), (0.3, 0.2)), ValueError, "ranks must be ascending"),
+        (lambda: Rank((1.0, 2.0, 3.0), (0.1, 0.3, 0.2)), ValueError, "ranks must be ascending"),
         (lambda: Rank((1.0,), (0.3,)), ValueError, "at least two"),
         (lambda: Rank((1.0, 2.0), (0.1, 0.2, 0.3)), ValueError, "one rank per value, 2, got 3"),
         (lambda: Rank((1.0, 2.0), (0.0, 0.5)), ValueError, r"lie in \(0, 1\), got 0.0 to 0.5"),

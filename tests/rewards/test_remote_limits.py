@@ -104,6 +104,15 @@ def test_a_client_that_drips_is_given_up(sent):
         assert answer == b"" or b" 400 " in answer
 
 
+@pytest.mark.parametrize("length", [(1 << 28) + 1, 10**13])
+def test_the_length_of_a_request_is_bounded(length):
+    with running(serve(Brightness(), request_timeout=5.0)) as server, reach(server) as client:
+        head = f"POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {length}"
+        client.sendall(f"{head}\r\n\r\n".encode())
+        client.settimeout(5)
+        assert client.recv(100).startswith(b"HTTP/1.0 413")
+
+
 def test_connections_are_counted():
     with running(serve(Brightness(), max_connections=2, request_timeout=5.0)) as server:
         with reach(server), reach(server), reach(server) as third:

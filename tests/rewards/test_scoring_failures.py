@@ -249,6 +249,14 @@ def test_what_failed_is_tried_again_and_nothing_else(folder):
     assert healed.best == whole.best
 
 
+def test_a_batch_is_tried_again_for_one_of_its_images(folder):
+    job = plan(folder, write("p.txt", "a"))
+    rewards = {"red": Raising(RuntimeError("a bad day")), "bright": Brightness()}
+    for _ in range(2):
+        scores = score(job, rewards, "scores.csv", batch_size=5)
+        assert (scores.scored, len(scores.failures)) == (5, 1)
+
+
 def test_a_second_try_that_is_killed_goes_on(folder, monkeypatch):
     job = plan(folder)
     rewards = {"red": Hungry(0), "bright": Brightness()}
