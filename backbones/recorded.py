@@ -130,7 +130,9 @@ def evaluate_again(
             "the estimator asks the network again, but the embeddings of this call are not known; "
             f"call the guided pipeline itself, or use {_ADVICE}"
         )
-    with torch.inference_mode(False):  # copies, since embeddings may come from inside of it
+    # Copies, since embeddings may come from inside of it; to leave it would turn gradients on.
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         prediction: Prediction = _adapter(family, pipe)(x_t, t, condition[:])
     return prediction
 

@@ -85,13 +85,13 @@ class AffineHead(WideModule):
         parts = {tuple(name.split(".")[-2:]): value.double() for name, value in weights.items()}
         try:
             layers = [(parts[f"{n}", "weight"], parts[f"{n}", "bias"]) for n in numbers]
-            (matrix, bias), *rest = layers
-            for w, b in rest:
+            matrix, bias = layers[0]
+            for w, b in layers[1:]:
                 matrix, bias = w @ matrix, w @ bias + b
             if matrix.shape[0] != 1 or matrix.ndim != 2:
                 raise ValueError(f"the last layer has shape {tuple(matrix.shape)}")
             (row,), (number,) = matrix, bias
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{where} must hold linear layers that end in one number, but {error}"
             ) from error
