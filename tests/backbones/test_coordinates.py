@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from backbones import guide
+from backbones.coordinates import Coordinates
 from guided_pipelines import Probe, run_case
 from law_pipelines import FLOW_SIGMAS, knows, tiny, with_scheduler
 from pipeline_cases import QUIET
@@ -77,3 +78,13 @@ def test_one_time_for_each_token_is_refused():
     with pytest.raises(TypeError, match="got per_token_timesteps"):
         guided.scheduler.step(x, guided.scheduler.timesteps[0], x, per_token_timesteps=times)
     assert shift_norm(x).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_states_and_outputs_are_read_in_single_precision(dtypes):
+    coordinates = Coordinates.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
+    output, sample = (torch.ones(1, 4, 2, 2, dtype=dtype) for dtype in dtypes)
+    x_t, prediction = coordinates.read(output, sample, torch.tensor(0.3, dtype=torch.float64))
+    assert {x_t.dtype, prediction.mean.dtype, prediction.noise.dtype} == {torch.float32}

@@ -8,10 +8,18 @@ import torch
 from torch.testing import assert_close
 
 import backbones
+from backbones.states import replaced
 from common import randn
 from pipeline_cases import QUIET, SIZE, build, run_backbone, run_pipeline
 
 pytestmark = QUIET
+
+
+def test_states_take_the_precision_of_those_that_they_replace():
+    prepared, states = torch.zeros(2, dtype=torch.bfloat16), torch.ones(2)
+    assert replaced(prepared, states).dtype == torch.bfloat16
+    latents, rest = replaced((prepared, "ids"), states)
+    assert (latents.dtype, rest) == (torch.bfloat16, "ids")
 
 
 @pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])

@@ -138,6 +138,10 @@ def test_pixels_are_at_least_float32(dtype):
     wide = dtype if dtype == torch.float64 else torch.float32
     for mode in ("reference", "fast"):
         assert center_crop(x, 16, mode, half_up=False).dtype == wide
+        leaf = x.clone().requires_grad_()
+        made = center_crop(leaf, 16, mode, half_up=False)
+        made.sum().backward()
+        assert (made.dtype, leaf.grad.dtype) == (wide, dtype)
     assert letterbox(x, 16).dtype == wide
 
 
