@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rwguidance.schedules import working_dtype
+
 from .calls import batch_arguments, begins_from_picture
 from .coordinates import Coordinates
 from .guided_classes import extended, plain
@@ -93,7 +95,7 @@ class PipelineDecoder:
         with torch.set_grad_enabled(gradient):
             output = call(pipe, **arguments)
         images: Tensor = output.frames if hasattr(output, "frames") else output.images
-        return images.to(torch.promote_types(torch.float32, images.dtype))
+        return images.to(working_dtype(images.dtype))
 
     def _at_its_end(self, states: Tensor) -> Any:
         """A copy of the pipeline that has these states and no steps left."""

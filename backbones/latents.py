@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rwguidance.schedules import working_dtype
 from rwguidance.support import memory
 
 __all__ = ["NOT_DIFFERENTIABLE", "LatentCodec", "overflows"]
@@ -57,14 +58,14 @@ class LatentCodec:
         latents = latents.to(self.device)
         z = latents * scale.to(latents) + shift.to(latents)
         (images,) = self.vae.decode(z.to(self.vae.dtype), return_dict=False)
-        wide = torch.promote_types(torch.float32, images.dtype)
+        wide = working_dtype(images.dtype)
         return (images.to(wide) / 2 + 0.5).clamp(0, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         encoded = self.vae.encode((2 * images - 1).to(device=self.device, dtype=self.vae.dtype))
         # A tiny autoencoder has no posterior, only its latents.
         z = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        z = z.to(torch.promote_types(torch.float32, z.dtype))
+        z = z.to(working_dtype(z.dtype))
         scale, shift = self._affine()
         return (z - shift.to(z)) / scale.to(z)
 

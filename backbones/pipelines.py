@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rwguidance import Prediction, Schedule
-from rwguidance.schedules import Scales, as_times
+from rwguidance.schedules import Scales, as_times, working_dtype
 from rwguidance.support import checks, memory, outside
 from rwguidance.support.randomness import Generators, normal
 
@@ -289,7 +289,7 @@ class PipelineBackbone(PipelineAdapter):
         ):
             output = self.network(x, t, embeddings)
         check_patches(x_t, self.patch_size, output.shape[1:] == x_t.shape[1:])
-        output = output.to(torch.promote_types(torch.float32, x_t.dtype))
+        output = output.to(working_dtype(x_t.dtype))
         if self.guided:
             negative, positive = output.chunk(2)
             scale = self.guidance_scale or 1.0

@@ -165,6 +165,12 @@ def test_the_images_are_those_of_the_pipeline(store):
     assert_close(bank.decode(bank.x_0), pipe("a cat", **call).images, rtol=0, atol=1e-5)
 
 
+def test_images_of_a_pipeline_in_half_precision_are_in_single():
+    pipe = backbones.tiny("sdxl-turbo").to(torch.bfloat16)
+    decode = PipelineDecoder(pipe, call_of("sdxl-turbo"))
+    assert decode(torch.zeros(1, 4, 8, 12, dtype=torch.bfloat16)).dtype == torch.float32
+
+
 def test_a_decoder_is_known_by_its_parts_and_its_call():
     pipe, call = tiny("sd3"), call_of("sd3")
     key = fingerprint(PipelineDecoder(pipe, call))

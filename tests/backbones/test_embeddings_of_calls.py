@@ -99,6 +99,18 @@ def test_lists_of_tokens_are_padded():
     assert found["mask"].tolist() == [[True, True, False], [True, True, True]]
 
 
+def test_rows_of_results_are_taken_by_their_shapes():
+    layers, text, places = randn(0, 3, 2, 5, 8), randn(1, 2, 5, 8), torch.zeros(2, 3)
+    tokens = [torch.ones(2, 4), torch.ones(3, 4)]
+    condition = CallCondition.of(["a", "b"], [(layers, text, places, tokens, None)])
+    (found,) = condition[[1]].results
+    assert torch.equal(found[0], layers[:, [1]])
+    assert torch.equal(found[1], text[[1]])
+    assert found[2] is places
+    assert found[3] == [tokens[1]]
+    assert found[4] is None
+
+
 def test_they_cannot_be_stored():
     condition = CallCondition.of(PROMPTS, [(torch.ones(3, 2, 4),)])
     assert not condition.storable
