@@ -237,15 +237,15 @@ MUTANTS = [
     Mutant(
         "renewal: every proposal is accepted",
         "renewal.py",
-        "source).to(old_w) < new_w - old_w",
-        "source).to(old_w) < 0",
+        "source).to(old_w.device) < new_w - old_w",
+        "source).to(old_w.device) < 0",
         "test_renewal",
     ),
     Mutant(
         "renewal: proposals of less reward are accepted",
         "renewal.py",
-        "source).to(old_w) < new_w - old_w",
-        "source).to(old_w) < old_w - new_w",
+        "source).to(old_w.device) < new_w - old_w",
+        "source).to(old_w.device) < old_w - new_w",
         "test_renewal",
     ),
     Mutant(
