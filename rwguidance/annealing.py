@@ -95,7 +95,7 @@ def balance(log_w: Tensor, powers: Sequence[float], counts: Sequence[int]) -> St
         )
     if 0 not in powers:
         raise ValueError(f"powers must hold 0, the law itself, got {list(powers)}")
-    log_w = log_w.detach().double().cpu()
+    log_w = log_w.detach().cpu()
     tau = torch.tensor(powers, dtype=torch.float64)
     log_n = torch.tensor(counts, dtype=torch.float64).log()
     tilted = _times(tau, log_w)  # (K, N)
@@ -261,7 +261,7 @@ def _weaker(tilt: Tilt, power: float) -> Tilt:
 def _next_power(log_importance: Tensor, log_w: Tensor, least: float, effective: float) -> float:
     """The largest power at which so many draws are effective, but more than the least by a bit."""
 
-    log_w = log_w.detach().double().cpu()
+    log_w = log_w.cpu()
     enough = lambda power: bool(ess(log_importance + _times(power, log_w)) >= effective)
     if enough(1.0):
         return 1.0

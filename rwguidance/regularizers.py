@@ -145,10 +145,10 @@ def flow_prior(
             f"t must lie in (0, 1), where the path has both ends, got {times.tolist()}"
         )
     scales = model.schedule.at(times, like=x_0)
-    x_t = model.schedule.perturb(x_0, times, noise).to(x_0.dtype)
+    x_t = model.schedule.perturb(x_0, times, noise)
     predicted = model(x_t, times, condition).noise
     slope = 2 * (scales.alpha_rate / scales.alpha - scales.sigma_rate / scales.sigma)
     signal = scales.alpha**2 / (scales.alpha**2 + scales.sigma**2)
     excess = (predicted - noise).square() - signal * noise.square()
-    entropy = 0.5 * x_0[0].numel() * math.log(2 * math.pi * math.e)
+    entropy = 0.5 * x_0.flatten(1).shape[1] * math.log(2 * math.pi * math.e)
     return 0.5 * (slope.abs() * excess).flatten(1).sum(1) + entropy

@@ -83,7 +83,7 @@ def renoising(model: Model, sampler: Sampler, times: Tensor | Sequence[float]) -
 
     def propose(x_0: Tensor, condition: Any, generator: Generators) -> Tensor:
         noise = normal(x_0.shape, generator, x_0.device, x_0.dtype)
-        x_t = model.schedule.perturb(x_0, grid[0], noise).to(x_0.dtype)
+        x_t = model.schedule.perturb(x_0, grid[0], noise)
         return sample(model, sampler, x_t, grid, condition, generator)
 
     return propose

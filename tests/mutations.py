@@ -2,8 +2,10 @@
 
 There are eight kinds: signs, reductions, dtypes, detach, index, order, constants and logic.
 Strings, annotations, assertions, what is raised, what is imported for types and the branches of
-Windows are left alone. A detach() is put only where a gradient can pass: not before what becomes a
-number, nor where autograd is off, nor in files from which numbers, texts and pictures come alone.
+Windows are left alone, and so are the strict=True of zip, an assertion, too, and the order of a
+difference whose absolute value or square is taken. A detach() is put only where a gradient can
+pass: not before what becomes a number, nor where autograd is off, nor in files from which numbers,
+texts and pictures come alone.
 """
 
 import ast
@@ -57,12 +59,17 @@ _WITHOUT_GRADIENTS = (
     "rewards/unified.py",
     "rewards/vlm.py",
     "rewards/vqascore.py",
+    "rwguidance/annealing.py",
     "rwguidance/app/",
     "rwguidance/diagnostics.py",
     "rwguidance/estimators/kernels.py",
     "rwguidance/evaluation/",
     "rwguidance/generation/",
     "rwguidance/metrics/",
+    "rwguidance/noise_space/adapted.py",
+    "rwguidance/noise_space/gradient.py",
+    "rwguidance/noise_space/kernels.py",
+    "rwguidance/particles.py",
     "rwguidance/statistics.py",
     "rwguidance/temperature.py",
     "rwguidance/testing/",
@@ -74,7 +81,7 @@ _NETWORKS = "rwguidance/networks/"
 _MODULES = {"math", "np", "numpy", "statistics", "torch"}
 # Swapping their arguments changes nothing, or says nothing about formulas.
 _SYMMETRIC = {
-    *("cosine_similarity", "equal", "gcd", "isclose", "logaddexp"),
+    *("cosine_similarity", "dot", "equal", "gcd", "isclose", "logaddexp"),
     *("max", "maximum", "min", "minimum"),
 }
 _UNMUTATED_CALLS = {"warn", "cast", "getattr", "isinstance", "issubclass", "setattr"}
@@ -136,8 +143,12 @@ def _expressions(
         return
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
         return
+    if isinstance(node, ast.keyword) and ast.unparse(node) == "strict=True":
+        return
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         scope = (*scope, node.name)
+    if isinstance(difference := _evened(node), ast.BinOp) and isinstance(difference.op, ast.Sub):
+        difference.even = True  # type: ignore[attr-defined]
     if isinstance(node, ast.expr):
         yield node, scope, graph
     graph = graph and not _cuts(node)
@@ -151,6 +162,16 @@ def _expressions(
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from _expressions(child, scope, graph)
+
+
+def _evened(node: ast.AST) -> ast.AST | None:
+    """What an absolute value or a square is taken of."""
+
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return node.left if ast.unparse(node.right) == "2" else None
+    if isinstance(node, ast.Call) and _name(node.func) in ("abs", "square"):
+        return node.func.value if isinstance(node.func, ast.Attribute) else node.args[0]
+    return None
 
 
 def _cuts(node: ast.AST) -> bool:
@@ -205,7 +226,7 @@ def _of_arithmetic(node: ast.BinOp) -> Iterator[tuple[str, ast.expr]]:
         return
     if type(node.op) in _ARITHMETIC:
         yield "sign", ast.BinOp(node.left, _ARITHMETIC[type(node.op)](), node.right)
-    if isinstance(node.op, _ONE_SIDED):
+    if isinstance(node.op, _ONE_SIDED) and not getattr(node, "even", False):
         yield "order", ast.BinOp(node.right, node.op, node.left)
 
 

@@ -90,7 +90,7 @@ def _check_noise(name: str, generator: Generator, n: int, seed: int) -> Tensor:
 
 
 def _check_gradient(name: str, generator: Generator, noise: Tensor, condition: object) -> None:
-    z = noise.detach().clone().requires_grad_()
+    z = noise.clone().requires_grad_()
     images = generator.decode(generator(z, condition))
     gradient = None
     if images.requires_grad:

@@ -106,6 +106,7 @@ def _predict(name: str, model: Model, x_t: Tensor, t: float | Tensor, condition:
             bool(value.isfinite().all()),
             f"the {part} predicted by {name} at t = {t} must be finite, got {extremes(value)}",
         )
+    prediction = prediction.detach()
     scales = model.schedule.at(t, like=x_t)
     for part in ("alpha", "sigma"):
         require(

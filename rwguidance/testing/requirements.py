@@ -54,6 +54,7 @@ def require_wide(what: str, value: Tensor) -> None:
     )
 
 
+@torch.no_grad()
 def require_same(
     expected: dict[str, Tensor], got: dict[str, Tensor], tolerance: float, message: str
 ) -> None:
@@ -91,7 +92,7 @@ def _random_state() -> list[Tensor]:
 
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.clone()
     return list(value) if isinstance(value, list) else None
 
 

@@ -151,7 +151,7 @@ def _check_gradient(name: str, reward: RewardFunction, x: Tensor, condition: Any
         central, double = difference(step), difference(2 * step)
     # Truncation is at most a third of the gap for a smooth reward; rounding grows as 1 / step.
     allowed = (central - double).abs() + 64 * eps * (values.abs().max() + 1) / step
-    wrong = ~((slope - central).abs() <= allowed.to(slope))
+    wrong = ~((slope - central).abs() <= allowed)
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0])
         raise AssertionError(

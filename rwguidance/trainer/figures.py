@@ -140,7 +140,7 @@ def weights_explained(
         module: Any = network.at(nats) if network.strength else network
         found[nats] = {}
         for t in levels_of(network, held_out.times):
-            x_t = network.schedule.perturb(bank.x_0, t, noise).to(bank.x_0)
+            x_t = network.schedule.perturb(bank.x_0, t, noise)
             log_h = []
             for first in range(0, len(x_t), batch_size):
                 some = slice(first, first + batch_size)

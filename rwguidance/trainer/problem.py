@@ -239,6 +239,7 @@ def variance_of(bank: Bank) -> float:
 
     parts = [bank.x_0[rows].double() for rows in bank.rows.values()]
     some = [part.var(0).mean() for part in parts if len(part) > 1]
-    if not some or not float(torch.stack(some).mean()) > 0:
+    variance = float(torch.stack(some).mean()) if some else 0.0
+    if not variance > 0:
         raise ValueError("variance must be given, since no prompt has draws that vary")
-    return float(torch.stack(some).mean())
+    return variance

@@ -171,7 +171,7 @@ def _level(
     # Where runs start, and for outputs, banks know nothing but the prompt.
     x_t = noise * float(schedule.sigma(torch.tensor(start, dtype=torch.float64)))
     if t != start:
-        x_t = schedule.perturb(states.x_0, t, noise).to(states.x_0)
+        x_t = schedule.perturb(states.x_0, t, noise)
     times = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
     condition = encode(list(states.condition))
     seen = states.x_0 if clean else x_t

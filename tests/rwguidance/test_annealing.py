@@ -91,6 +91,12 @@ class TestBalance:
         count = near.log_importance.exp().sum()  # which is that of p: its sum is Z of power 0
         torch.testing.assert_close(count, torch.ones((), dtype=F64), rtol=0, atol=1e-8)
 
+    def test_it_keeps_no_graph(self):
+        log_w = of_gaussians([0.0, 0.5], [5, 7], 0).requires_grad_()
+        made = balance(log_w, [0.0, 0.5], [5, 7])
+        assert not made.log_z.requires_grad
+        assert not made.log_importance.requires_grad
+
     def test_of_one_stage_all_draws_weigh_the_same(self):
         made = balance(of_gaussians([0.0], [20], 0), [0.0], [20])
         torch.testing.assert_close(made.log_importance, torch.full((20,), -math.log(20), dtype=F64))

@@ -290,7 +290,7 @@ CASES = {
         "sigma_max must be .*above 2.0, got 1",
     ),
     "a rising table": (
-        lambda: DiscreteSchedule([0.9, 0.1, 0.2]),
+        lambda: DiscreteSchedule([0.9, 0.1, 0.2, 0.3]),
         ValueError,
         "must decrease strictly .* got 0.2 after 0.1 in entry 2; of betas it is",
     ),

@@ -97,7 +97,7 @@ def test_an_unusable_shift_outside_the_window_does_no_harm():
     assert torch.equal(prediction.mean[1], base.mean[1] + shift[1])
 
 
-@pytest.mark.parametrize("scale", [-0.5, 0.25, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [-0.5, 0.1, 0.25, 1.0, 3.0])
 @pytest.mark.parametrize("t", [0.4, torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)])
 def test_the_scale_multiplies_the_shift(scale, t):
     x_t, shift = randn(0, 3, 2), randn(1, 3, 2)
@@ -113,6 +113,15 @@ def test_the_scale_may_depend_on_time():
     torch.testing.assert_close(guided(x_t, t).mean, expected, rtol=1e-15, atol=1e-15)
     expected = BASE(x_t, 0.5).mean + 0.5 * shift
     torch.testing.assert_close(guided(x_t, 0.5).mean, expected, rtol=1e-15, atol=1e-15)
+
+
+def test_a_scale_that_is_not_finite_at_one_of_the_times_is_refused():
+    t = torch.tensor([0.2, 0.5], dtype=torch.float64)
+    guided = GuidedModel(BASE, Given(randn(1, 2, 2)), scale=lambda t: 0.5 / (t > 0.3))
+    with pytest.raises(
+        ValueError, match=r"scale must be finite, got \[inf, 0.5\] at t = \[0.2, 0.5"
+    ):
+        guided(randn(0, 2, 2), t)
 
 
 @given(schedules, inner_times, seeds)

@@ -35,7 +35,7 @@ from rwguidance import (
     sample,
     toy,
 )
-from rwguidance.samplers import AncestralSampler, doubts_of
+from rwguidance.samplers import AncestralSampler, check_times, doubts_of
 
 EPS = torch.finfo(torch.float64).eps
 LAW = toy.Gaussian([1.0, -0.5], [[0.8, 0.2], [0.2, 0.5]])
@@ -513,6 +513,10 @@ def test_a_hopeless_bank_is_reported_once_per_run_with_advice():
     with pytest.warns(UnreliableEstimate) as again:
         sample(model, DDIM(), x_1, (1, 0.5, 0))
     assert len(again) == 1
+
+
+def test_times_of_a_run_carry_no_graph():
+    assert not check_times(torch.tensor([1.0, 0.0], requires_grad=True)).requires_grad
 
 
 def test_the_effective_draws_of_a_warning_are_their_median():

@@ -33,6 +33,19 @@ def test_several_rewards_with_their_own_betas_add():
     torch.testing.assert_close(tilt.weigh(scores), expected, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("tilt", "shapes", "expected"),
+    [
+        (Tilt(first, 0.5), [(4, 1), (), (4, 2)], r"\(N,\)"),
+        (Tilt([first, second], [0.5, 2.0]), [(4,), (4, 1), (4, 3), (4, 2, 1)], r"\(N, 2\)"),
+    ],
+)
+def test_rewards_of_another_shape_are_not_weighed(tilt, shapes, expected):
+    for shape in shapes:
+        with pytest.raises(ValueError, match=f"rewards must have shape {expected}, got"):
+            tilt.weigh(torch.zeros(shape))
+
+
 def test_states_are_decoded_once_for_all_rewards():
     calls = []
 

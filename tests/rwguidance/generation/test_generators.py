@@ -1,6 +1,7 @@
 """Generators: backbones without a path, whose noise has another shape than their pictures."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rwguidance import backbones
 from rwguidance.evaluation import Cell, evaluate
 from rwguidance.generation import BestOfN, Importance, Network, NoiseGradient, PlugInMean, Resample
 from rwguidance.generation.extensions import sampling_times
+from rwguidance.support.randomness import generator_for
 from rwguidance.testing import check_generator
 from square_generator import STD, Squares
 
@@ -45,6 +47,27 @@ def test_what_breaks_the_contract_is_found(change, match):
     broken = type("Broken", (Squares,), change)()
     with pytest.raises(AssertionError, match=match):
         check_generator(broken, ["a", "abcdef"])
+
+
+@pytest.mark.parametrize(("errors", "conforms"), [(4.8, True), (5.2, False), (-5.2, False)])
+def test_the_standard_deviation_is_held_to_five_standard_errors(errors, conforms):
+    noise = Squares().draw_noise(4096, generator_for(0, "std"))
+    std = float(noise.std()) / (1 + errors / math.sqrt(2 * noise.numel()))
+    stated = type("Stated", (Squares,), {"std": std})()
+    with nullcontext() if conforms else pytest.raises(AssertionError, match="standard deviation"):
+        check_generator(stated, ["a", "abcdef"])
+
+
+def test_a_graph_is_recorded_for_the_gradient_alone():
+    graphs = []
+
+    class Watched(Squares):
+        def generate(self, noise, condition):
+            graphs.append(torch.is_grad_enabled())
+            return super().generate(noise, condition)
+
+    check_generator(Watched(), ["a", "abcdef"])
+    assert graphs.count(True) == 1
 
 
 @pytest.mark.parametrize(

@@ -302,9 +302,10 @@ def test_foreign_files_are_refused(kind, tmp_path):
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         networks.load(path)
-    save_file({"x_0": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="not one that a network for latents was saved to"):
-        networks.load(path)
+    for metadata in (None, {"network": "LatentShift"}, {"network": "Own", "arguments": "{}"}):
+        save_file({"x_0": torch.zeros(1)}, path, metadata)
+        with pytest.raises(ValueError, match="not one that a network for latents was saved to"):
+            networks.load(path)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rwguidance import (
     ConditionalExpectation,
     ImportanceSampling,
     LearnedShift,
+    Model,
     PlugIn,
     RectifiedSchedule,
     TargetESS,
@@ -82,6 +83,28 @@ class Overwrites(Exact):
         return estimate
 
 
+def one(values, number):
+    """Values of which the last is another number."""
+
+    values = values.clone()
+    values.view(-1)[-1] = number
+    return values
+
+
+class Drifting(Model):
+    """A model that never gives quite the same twice."""
+
+    def __init__(self, part):
+        super().__init__(PATH)
+        self.part, self.calls = part, 0
+
+    def forward(self, x_t, t, condition=None):
+        self.calls += 1
+        prediction = LAW.model(PATH)(x_t, t)
+        drift = 1 + 1e-12 * self.calls
+        return replace(prediction, **{self.part: getattr(prediction, self.part) * drift})
+
+
 X_T = randn(1, 4, 2)
 
 
@@ -108,8 +131,12 @@ def test_estimators_conform_with_conditions_and_in_half_precision():
 
 def test_an_estimator_without_a_value_conforms():
     class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(()))  # a network that learns keeps a graph
+
         def forward(self, x_t, t, condition):
-            return x_t * t[:, None].to(x_t)
+            return self.factor * x_t * t[:, None].to(x_t)
 
     check_estimator(LearnedShift(Network()), LAW.model(PATH), X_T)
 
@@ -130,6 +157,11 @@ def test_more_calls_can_be_allowed():
         (Broken(log_h=lambda e: e.log_h[:, None]), r"log_h of Broken must have shape \(4,\), got "),
         (Broken(log_h=lambda e: e.log_h.half()), "float32 or wider, got torch.float16"),
         (Broken(log_h=lambda e: e.log_h - torch.inf), "log_h of Broken must be finite, or NaN"),
+        (
+            Broken(log_h=lambda e: one(e.log_h, -torch.inf)),
+            "log_h of Broken must be finite, or NaN",
+        ),
+        (Broken(shift=lambda e: one(e.shift, torch.nan)), "must be finite, got 1 NaN of 8 values"),
         (Broken(log_h=lambda e: e.log_h.mean() + 0 * e.log_h), "must not depend on the others"),
         (Broken(shift=lambda e: e.shift * torch.nan), "shift of Broken must be finite, got 8 NaN"),
         (Broken(shift=lambda e: e.shift.sum(1)), r"shift of Broken must have shape \(4, 2\)"),
@@ -144,6 +176,12 @@ def test_broken_estimators_are_caught(broken, message):
     with pytest.raises(AssertionError, match=message):
         check_estimator(broken, LAW.model(PATH), X_T.clone())
     torch.random.set_rng_state(state)
+
+
+@pytest.mark.parametrize("part", ["mean", "noise"])
+def test_with_scale_zero_every_bit_of_the_model_is_left(part):
+    with pytest.raises(AssertionError, match=r"with scale 0 must leave .* bit for bit"):
+        check_estimator(Exact(), Drifting(part), X_T)
 
 
 def test_one_sample_shows_nothing():

@@ -127,6 +127,18 @@ class Infinite(Good):
         return super().denoise(x_t, t) / (1 - torch.as_tensor(t).reshape(-1, 1)).round()
 
 
+class OneNaN(Good):
+    def forward(self, x_t, t, condition=None):
+        prediction = super().forward(x_t, t)
+        prediction.mean[-1, 0] = torch.nan
+        return prediction
+
+
+class LostInNoise(Good):
+    def denoise(self, x_t, t, condition=None):
+        return super().denoise(x_t, t) + 3 * (torch.as_tensor(t).reshape(-1, 1) > 0.8)
+
+
 class Centered(DenoiserModel):
     """Denoiser of N(label, I), by its condition."""
 
@@ -196,6 +208,8 @@ def test_a_condition_of_a_foreign_type_needs_a_selector():
         (JustTheMean(), "must return a Prediction, got Tensor"),
         (Half(), "mean predicted by Half must be float32 or wider, got torch.float16"),
         (Infinite(), "predicted by Infinite at t = .* must be finite"),
+        (OneNaN(), "mean predicted by OneNaN at t = 0.1 must be finite, got 1 NaN of 32 values"),
+        (LostInNoise(), "does not denoise at t = 0.9"),
         (nn.Identity(), "expected a Model, got Identity"),
     ],
     ids=lambda value: type(value).__name__,
@@ -230,6 +244,21 @@ def test_one_sample_shows_nothing():
 def test_the_wrong_kind_of_object_is_named():
     with pytest.raises(AssertionError, match="expected a Model, got ABCMeta"):
         check_model(Good, x_0())
+
+
+class Layer(DenoiserModel):
+    """A network that is not trained, which takes states in its own precision alone."""
+
+    def __init__(self):
+        super().__init__(PATH)
+        self.weight = nn.Parameter(torch.eye(2))
+
+    def denoise(self, x_t, t, condition=None):
+        return x_t @ self.weight
+
+
+def test_a_network_that_is_not_trained_is_asked_in_its_own_precision():
+    check_model(Layer(), (3, 2))
 
 
 def test_times_of_a_batch_are_whole_in_double_precision():

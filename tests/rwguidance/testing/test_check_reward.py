@@ -113,9 +113,14 @@ def test_the_spec_promises_the_gradient():
         (lambda x, c: cubic(x).round().long(), "must be floating point, got torch.int64"),
         (lambda x, c: cubic(x).tolist(), "must be a tensor, got list"),
         (lambda x, c: cubic(x) * torch.nan, "must not return NaN or .inf .* got 5 NaN of 5"),
+        (lambda x, c: cubic(x).where((x != ITEMS[2]).any(2).any(1), torch.nan), "got 1 NaN of 5"),
         (lambda x, c: cubic(x).exp() * torch.inf, "must not return NaN or .inf"),
         (lambda x, c: with_letters(x, c[::-1]), "must not depend on the others"),
         (lambda x, c: with_letters(x, [c.pop()] * 5), "must not change its argument condition"),
+        (
+            lambda x, c: with_letters(x, [c.__setitem__(0, "b"), *c][1:]),
+            "must not change its argument condition",
+        ),
         (remembers(), "two equal calls must agree"),
         (in_place, "must not change its argument x"),
         (global_noise, "must not use the global random state"),
@@ -130,6 +135,18 @@ def test_broken_rewards_are_caught(broken, message):
     with pytest.raises(AssertionError, match=message):
         check_reward(broken, ITEMS.clone(), list(PROMPTS), differentiable=True)
     torch.random.set_rng_state(state)
+
+
+def test_a_graph_is_recorded_for_the_gradient_alone():
+    graphs = []
+
+    class Watched(Brightness):
+        def __call__(self, images, prompts=None):
+            graphs.append(torch.is_grad_enabled())
+            return super().__call__(images, prompts)
+
+    check_reward(Watched(), torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0)))
+    assert graphs.count(True) == 1
 
 
 def test_one_item_shows_nothing():

@@ -70,6 +70,16 @@ class Normalized(Rectified):
         return t / t.max().clamp_min(0.7)
 
 
+class NoNoise(Rectified):
+    def sigma(self, t):
+        return t * (1 - t)
+
+
+class NoData(Rectified):
+    def alpha(self, t):
+        return t * (1 - t)
+
+
 class InPlace(Rectified):
     def alpha(self, t):
         return t.neg_().add_(1) if not t.requires_grad else 1 - t
@@ -91,6 +101,8 @@ def test_schedules_conform(schedule):
         (Negative(), "alpha must be finite and at least 0 .* got values from -0.01"),
         (Flat(), "strictly decreasing log-SNR"),
         (Normalized(), "must treat every time by itself"),
+        (NoNoise(), "must run from data .* got alpha_0 = 1 and sigma_1 = 0"),
+        (NoData(), "must run from data .* got alpha_0 = 0 and sigma_1 = 1"),
         (InPlace(), "must not change its argument t"),
         (nn.Identity(), "expected a Schedule, got Identity"),
     ],

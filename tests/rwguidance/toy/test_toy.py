@@ -579,6 +579,10 @@ def test_laws_refuse_what_is_not_a_law():
     eye = torch.eye(2)[None]
     with pytest.raises(ValueError, match="positive definite"):
         GaussianMixture([0.0], torch.zeros(1, 2), -eye)
+    with pytest.raises(ValueError, match="positive definite"):
+        GaussianMixture([0.0], torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]))
+    with pytest.raises(ValueError, match="positive definite"):
+        GaussianMixture([0.0], torch.zeros(1, 2), torch.ones(1, 2, 2) - torch.ones(1, 2, 2))
     with pytest.raises(ValueError, match="symmetric"):
         GaussianMixture([0.0], torch.zeros(1, 2), eye + torch.tensor([[0.0, 0.5], [0.0, 0.0]]))
     with pytest.raises(ValueError, match=r"\(K,\) and \(K, D\)"):

@@ -12,7 +12,7 @@ from rwguidance.preparation import Preparation, prepare_draws, prepare_pairs
 from rwguidance.trainer import Settings
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
-from rwguidance.trainer.problem import Times
+from rwguidance.trainer.problem import Times, variance_of
 
 REWARD = toy.Linear([1.0])
 
@@ -121,6 +121,16 @@ def test_times_are_those_of_few_steps_or_all():
     assert abs(share - 0.05) < 5 * math.sqrt(0.05 * 0.95 / 4000)
     rest = drawn[drawn < 1]
     assert abs(float(rest.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / len(rest))
+
+
+def test_the_variance_of_draws_is_that_within_prompts():
+    x_0 = torch.tensor([[0.0, 5.0], [2.0, 5.0], [100.0, 7.0], [1.0, 1.0], [4.0, 10.0]])
+    found = variance_of(Bank(x_0, ["a", "a", "alone", "b", "b"]))
+    assert found == pytest.approx(((2.0 + 0.0) / 2 + (4.5 + 40.5) / 2) / 2)
+    assert math.isclose(variance_of(Bank(1e4 + x_0[:2])), 1.0)
+    for same in (Bank(torch.ones(3, 2)), Bank(x_0[:2], ["a", "b"])):
+        with pytest.raises(ValueError, match="variance must be given, since no prompt has draws"):
+            variance_of(same)
 
 
 def test_the_log_goes_on_where_a_training_does(tmp_path):
