@@ -36,7 +36,7 @@ def test_several_rewards_with_their_own_betas_add():
 @pytest.mark.parametrize(
     ("tilt", "shapes", "expected"),
     [
-        (Tilt(first, 0.5), [(4, 1), (), (4, 2)], r"\(N,\)"),
+        (Tilt(first, 0.5), [(4, 1), (4, 2)], r"\(N,\)"),
         (Tilt([first, second], [0.5, 2.0]), [(4,), (4, 1), (4, 3), (4, 2, 1)], r"\(N, 2\)"),
     ],
 )
