@@ -118,6 +118,22 @@ def test_what_is_said_is_left_alone(source):
 
 
 @pytest.mark.parametrize(
+    ("source", "same"),
+    [
+        ("(x - y).abs()", "y - x"),
+        ("abs(x - y)", "y - x"),
+        ("(x - y).square()", "y - x"),
+        ("(x - y) ** 2", "y - x"),
+        ("dot(x, y)", "dot(y, x)"),
+        ("zip(x, y, strict=True)", "strict=False"),
+    ],
+)
+def test_what_changes_nothing_is_not_made(source, same):
+    assert not [new for _, _, new in changes(source) if same in new]
+    assert "dtype" not in {kind for kind, _, _ in changes("x.to(self.device or 'cpu')")}
+
+
+@pytest.mark.parametrize(
     ("source", "cut"),
     [
         ("x.exp()", True),
