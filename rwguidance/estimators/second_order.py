@@ -102,9 +102,9 @@ class SecondOrderPlugIn(ConditionalExpectation):
             def by_model(v: Tensor) -> Tensor:
                 """Products with the model's posterior covariance, by a backward pass."""
 
-                inner = (prediction.mean * v.to(prediction.mean.dtype)).flatten(1).sum(1)
+                inner = (prediction.mean * v).flatten(1).sum(1)
                 gradient = input_gradient(inner, x, "the prediction", retain_graph=True)
-                return gradient_to_shift(gradient, known, "use jacobian=False").to(v.dtype)
+                return gradient_to_shift(gradient, known, "use jacobian=False")
 
             variance = isotropic_variance(known.scales, self.prior_variance)
             covariance: Product = by_model if self.jacobian else lambda v: variance * v
@@ -113,7 +113,6 @@ class SecondOrderPlugIn(ConditionalExpectation):
                 gradient, curvature = _derivatives(log_w, mean)
                 shift, residual = solve(covariance, curvature, gradient, self.iterations)
         gain = 0.5 * (gradient * shift).flatten(1).sum(1)
-        shift = shift.to(known.mean.dtype)
         diagnostics = {"shift_norm": shift_norm(shift), "residual": residual}
         return Estimate(known, log_w.detach() + gain.to(log_w.dtype), shift, diagnostics)
 

@@ -105,9 +105,9 @@ def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
 def _tilt_step(
     threshold: float, log_height: float, components: Components
 ) -> tuple[Tensor, Tensor]:
-    mean = components.means[..., 0]
-    std = components.roots[..., 0, 0].abs().expand_as(mean)
-    side = torch.where(mean >= threshold, torch.inf, -torch.inf).to(mean)
+    (mean,), (root,) = components.means.unbind(-1), components.roots.flatten(-2).unbind(-1)
+    std = root.abs().expand_as(mean)
+    side = torch.where(mean >= threshold, torch.inf, -torch.inf)
     z = torch.where(std > 0, (mean - threshold) / std, side)
     above = torch.special.log_ndtr(z) + log_height
     log_e = torch.logaddexp(torch.special.log_ndtr(-z), above)

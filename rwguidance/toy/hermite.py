@@ -49,7 +49,8 @@ def quadrature(
 
     points, weights = (torch.as_tensor(values, dtype=torch.float64) for values in hermegauss(nodes))
     posterior = law._posterior(x_t, t, schedule)
-    x = posterior.means + posterior.roots[:, :, 0] * points  # (B, K, nodes)
+    (root,) = posterior.roots.unbind(-1)
+    x = posterior.means + root * points  # (B, K, nodes)
     log_rho = posterior.log_weights[..., None] + weights.log().log_softmax(0)
     log_w = tilt(x.reshape(-1, 1)).reshape(x.shape)
     log_tilted = (log_rho + log_w).flatten(1)

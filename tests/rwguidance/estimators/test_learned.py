@@ -48,6 +48,16 @@ class Function(nn.Module):
         return self.formula(x_t, t, condition)
 
 
+def test_of_a_network_in_half_precision_estimates_are_in_single():
+    x_t, model = randn(0, 4, 3).float(), LAW.model(SCHEDULES["rectified"])
+    log_h = lambda x_t, t, condition: x_t.bfloat16().sum(1)
+    shift = lambda x_t, t, condition: x_t.bfloat16()
+    for estimator in (LearnedExpectation(Function(log_h)), LearnedShift(Function(shift))):
+        estimate = estimator(model, x_t, 0.5)
+        assert (estimate.log_h.dtype, estimate.shift.dtype) == (torch.float32, torch.float32)
+        assert not estimate.log_h.requires_grad
+
+
 @given(schedules, inner_times, seeds)
 def test_an_exact_network_gives_the_exact_shift(schedule, t, seed):
     x_t = visited(LAW, schedule, t, seed % 1000, 6)

@@ -312,6 +312,16 @@ def test_one_dimensional_oracles_equal_adaptive_integration(kind, seed, schedule
     assert actual[1].item() == pytest.approx(shift, abs=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quadrature_is_done_in_double_precision(dtype, schedule):
+    law, tilt = law_of("mixture", 0, 1), tilt_of("sum", 1, 1)
+    x_t = visited(law, schedule, 0.5, 2, 3).to(dtype)
+    expected = quadrature(law, tilt, x_t.double(), 0.5, schedule)
+    for actual, exact in zip(quadrature(law, tilt, x_t, 0.5, schedule), expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, exact.float())
+
+
 def test_quadrature_is_for_one_dimension():
     with pytest.raises(ValueError, match="dimension 1, got 2"):
         quadrature(mixture(0, 2), tilt_of("linear", 0, 2), randn(0, 3, 2), 0.5, SCHEDULES["vp"])
