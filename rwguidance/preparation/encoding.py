@@ -167,6 +167,7 @@ class Encoder:
             return Row(problem=str(error)), []
         return Row(ranked.caption, ranked.ranks, ranked.group), images
 
+    @torch.no_grad()
     def _add(
         self,
         source: Source,
@@ -182,8 +183,7 @@ class Encoder:
         here = range(start, start + len(images))
         pictures = torch.stack(list(images)).to(self.device or "cpu")
         if shelf.latents.missing(here):
-            with torch.no_grad():
-                latents = _finite(self.encode(pictures), f"{source.path}: latents")
+            latents = _finite(self.encode(pictures), f"{source.path}: latents")
             shelf.latents.append(start, latents, durable=False)
         captions = [row.caption for row in rows for _ in row.ranks]
         for name, column in shelf.rewards.items():
@@ -192,8 +192,7 @@ class Encoder:
                 column.append(start, values, durable=False)
         for name, column in shelf.features.items():
             if column.missing(here):
-                with torch.no_grad():
-                    found = self.features[name].features(pictures, captions)
+                found = self.features[name].features(pictures, captions)
                 column.append(start, _finite(found, f"{source.path}: features"), durable=False)
 
 

@@ -118,6 +118,7 @@ class Preparation:
         with claimed(self.out / _PLAN, own, f"out = {self.out} holds data of", self.processes):
             yield
 
+    @torch.no_grad()
     def embed(self, prompts: Sequence[str], drawer: Drawer) -> list[str]:
         """Keeps the embeddings of prompts, once for each of them.
 
@@ -141,8 +142,7 @@ class Preparation:
             some = prompts[start : start + self.batch_size]
             rows = range(start, start + len(some))
             if any(column.missing(rows) for column in columns.values()):
-                with torch.no_grad():
-                    found = encode(self.backbone, some, None).embeddings
+                found = encode(self.backbone, some, None).embeddings
                 for name, column in columns.items():
                     column.append(start, found[name], durable=False)
             self.report("prompts", rows.stop, len(prompts))

@@ -83,6 +83,7 @@ def _joined(gains: Sequence[Callable[[float], Tensor]]) -> Callable[[float], Ten
     return lambda scale: torch.cat([gain(scale).cpu() for gain in gains])
 
 
+@torch.no_grad()
 def _gain(
     network: GuidanceNetwork,
     backbone: TextToImage,
@@ -101,9 +102,8 @@ def _gain(
         estimator = estimator_of(network, nats)
         return guided_gain(backbone, estimator, tilt, sampler, times, noise, condition)
     outputs = Outputs(backbone, times)
-    with torch.no_grad():
-        x_0 = outputs(noise, condition)
-        base = tilt(x_0, condition).double()
+    x_0 = outputs(noise, condition)
+    base = tilt(x_0, condition).double()
     # What the model makes of noise that does not change is the same at every scale.
     generate: Generate = outputs if changed is change_map else lambda *_: x_0
 

@@ -46,8 +46,10 @@ class Log:
         """Returns the values of a figure by step, of the steps that have it."""
 
         columns, rows = self._read()
-        place = columns.index(name) if name in columns else -1
-        found = {int(row[0]): float(row[place]) for row in rows if place > 0}
+        if name not in columns:
+            return {}
+        place = columns.index(name)
+        found = {int(row[0]): float(row[place]) for row in rows}
         return {step: value for step, value in found.items() if not math.isnan(value)}
 
     def _rows(self) -> list[list[str]]:

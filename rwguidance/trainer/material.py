@@ -88,23 +88,23 @@ class Encode:
 
     depends_on = ("key",)
 
+    @torch.no_grad()
     def __init__(self, data: Prepared, backbone: TextToImage, prompts: Sequence[str]) -> None:
         self.key = str(sorted(data.about["prompt drawer"].items()))
         self.backbone = backbone
-        with torch.no_grad():
-            self.like = backbone.condition(list(prompts[:1]))
+        self.like = backbone.condition(list(prompts[:1]))
         self.places: dict[str, int] = {}
         self.embeddings: dict[str, Tensor] = {}
         if _restores(self.like) and data.about["embeddings"]:
             self.places = {prompt: i for i, prompt in enumerate(prompts)}
             self.embeddings = data.embeddings(prompts)
 
+    @torch.no_grad()
     def __call__(self, prompts: Sequence[Any]) -> Any:
         distinct = list(dict.fromkeys(prompts))
         rows = [distinct.index(prompt) for prompt in prompts]
         if not self.places:
-            with torch.no_grad():
-                return take(self.backbone.condition(distinct), rows)
+            return take(self.backbone.condition(distinct), rows)
         places = [self.places[prompt] for prompt in prompts]
         found = {name: values[places] for name, values in self.embeddings.items()}
         return self.like.restored(list(prompts), found)

@@ -88,7 +88,7 @@ class GradientObjective(OneStepObjective):
         parts = []
         for start in range(0, self.pictures, self.batch_size):
             rows = torch.arange(start, min(start + self.batch_size, self.pictures))
-            parts.append(self._scored(rows))
+            parts.append(self._scored(start, rows))
         z, of_z, x, of_x = (torch.cat(part) for part in zip(*parts, strict=True))
         sides = {"noise": (1.0, z, self.std**2 * of_z), "output": (0.0, x, self.variance * of_x)}
         return {
@@ -96,11 +96,11 @@ class GradientObjective(OneStepObjective):
             for name, (time, states, changes) in sides.items()
         }
 
-    def _scored(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def _scored(self, start: int, rows: Tensor) -> tuple[Tensor, ...]:
         """Noise, the gradient in it, outputs and the gradient in them."""
 
         condition = self._condition(rows)
-        noise = self.draw(len(rows), generator_for(self.seed, "pictures", int(rows[0])))
+        noise = self.draw(len(rows), generator_for(self.seed, "pictures", start))
         with torch.enable_grad():
             noise = noise.detach().requires_grad_()
             x_0 = self.generate(noise, condition)

@@ -3,7 +3,7 @@
 import contextlib
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -64,7 +64,7 @@ def check_origin(path: Any, found: Any, expected: Mapping[str, str]) -> None:
     differ = [name for name in names if found.get(name) != expected.get(name)]
     if not differ:
         return
-    unsaid = [name for name in differ if _is_unsaid(found.get(name), expected.get(name))]
+    unsaid = [name for name in differ if _is_unsaid(keys.get(name) for keys in (found, expected))]
     advice = ""
     if unsaid:
         advice = (
@@ -96,7 +96,7 @@ def _unsaid(value: Any) -> str:
     return name
 
 
-def _is_unsaid(*keys: str | None) -> bool:
+def _is_unsaid(keys: Iterable[str | None]) -> bool:
     return any(key is not None and key.startswith("undescribed") for key in keys)
 
 
@@ -105,7 +105,9 @@ def _short(name: str) -> str:
 
 
 def _change(name: str, found: Mapping[str, Any], expected: Mapping[str, str]) -> str:
-    was, now = (_abridged(str(keys.get(name, "not there"))) for keys in (found, expected))
+    was, now = (
+        _abridged(str(keys[name])) if name in keys else "not there" for keys in (found, expected)
+    )
     return f"{_short(name)} was {was}, is {now}"
 
 

@@ -118,6 +118,15 @@ def test_an_output_depends_on_its_own_generator_only(batch_size):
     torch.testing.assert_close(part.diagnostics[rho], whole.diagnostics[rho][[4, 1]])
 
 
+@pytest.mark.parametrize(("batch_size", "made"), [(None, [3, 3]), (1, [1] * 6), (4, [4, 2])])
+def test_a_bank_is_drawn_in_batches(batch_size, made):
+    seen = []
+    generate = lambda noise, condition: seen.append(condition) or noise
+    bank = draw_bank(generate, drawer(1), ["a", "b"], 3, generator_for(0), batch_size)
+    assert list(map(len, seen)) == made
+    assert [item for part in seen for item in part] == list(bank.condition) == ["a"] * 3 + ["b"] * 3
+
+
 def test_a_bank_of_a_generator_chooses_beta(generator):
     prompts = ["a", "b"]
     shifted = lambda noise, condition: (

@@ -192,6 +192,14 @@ def test_forward_gets_every_digit_of_the_times():
     assert seen[0].tolist() == [0.1] * 3
 
 
+def test_states_of_older_versions_come_without_a_start():
+    model = mixture(2, 1).model(SCHEDULES["vp"]).starting(0.9)
+    copy = object.__new__(type(model))
+    copy.__setstate__((model.__dict__, {"_start": 0.9}))  # as Python makes it of slots
+    assert copy.schedule is model.schedule
+    assert copy.start is None
+
+
 def test_a_model_must_return_a_prediction():
     class Nothing(Model):
         def forward(self, x_t, t, condition=None):

@@ -123,7 +123,7 @@ def test_the_data_end_has_no_score(name):
 @pytest.mark.parametrize("name", STARTS_CLEAN)
 def test_one_state_at_the_data_end_will_do_to_have_none(name):
     times = torch.tensor([0.5, 0.0, 0.3], dtype=torch.float64)
-    prediction, x_t = a_prediction(0, (5,), SCHEDULES[name], times)
+    prediction, _ = a_prediction(0, (5,), SCHEDULES[name], times)
     with pytest.raises(ValueError, match="score is not determined where sigma_t = 0"):
         _ = prediction.score
 

@@ -529,8 +529,10 @@ def test_the_effective_draws_of_a_warning_are_their_median():
 
 
 def test_many_hopeless_steps_are_summarized():
-    with pytest.warns(UnreliableEstimate, match=r"t=0\.\d+ .* and 13 more steps\. You can guide"):
+    message = r"t=0\.\d+ .* and 13 more steps\. You can guide"
+    with pytest.warns(UnreliableEstimate, match=message) as record:
         sample(hopeless(), DDIM(), randn(1, 4, 200), [1, *torch.linspace(0.5, 0.02, 20).tolist()])
+    assert str(record[0].message).count(" effective draws)") == 6
 
 
 def test_advice_is_what_can_be_done():

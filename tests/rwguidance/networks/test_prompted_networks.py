@@ -52,6 +52,18 @@ def test_it_starts_at_zero_and_has_the_shape_of_its_output(output):
     assert out.abs().min() > 0
 
 
+@pytest.mark.parametrize("output", ["shift", "log_h"])
+def test_gradients_pass_through_every_layer(output):
+    network = build(output, widths=(8, 8))
+    for i, weight in enumerate(network.parameters()):
+        weight.data = 0.3 * randn(i, *weight.shape)
+        weight.requires_grad_(False)
+    (x, t), given = states(2, 2, 2), condition(2)
+    tokens = given.embeddings["text"].requires_grad_()
+    function = lambda x, tokens: network(x, t, with_tokens(given, tokens), 1.0)
+    assert torch.autograd.gradcheck(function, (x.requires_grad_(), tokens), fast_mode=True)
+
+
 def test_a_change_is_a_shift_without_its_factor():
     x, t = states()
     sigma = torch.sin(torch.pi / 2 * t)[:, None, None, None]  # alpha^2 + sigma^2 = 1

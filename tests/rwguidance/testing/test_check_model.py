@@ -17,6 +17,7 @@ from rwguidance import (
 )
 from rwguidance.testing import check_model
 from rwguidance.testing.batches import mixed_times
+from rwguidance.testing.requirements import require_same
 
 LAW = toy.GaussianMixture([0.0, 0.5], [[1.0, 0.0], [-1.0, 2.0]], [[[0.5, 0.1], [0.1, 0.4]]])
 PATH = RectifiedSchedule()
@@ -259,6 +260,14 @@ class Layer(DenoiserModel):
 
 def test_a_network_that_is_not_trained_is_asked_in_its_own_precision():
     check_model(Layer(), (3, 2))
+
+
+def test_the_largest_difference_is_stated_beside_what_may_be():
+    a, b = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([1.0, -2.5, 0.25])
+    message = r"apart; x differs by 0\.5, expected at most 0\.2$"
+    with pytest.raises(AssertionError, match=message):
+        require_same({"x": a}, {"x": b}, 0.1, "apart")
+    require_same({"x": a}, {"x": b}, 0.25, "apart")
 
 
 def test_times_of_a_batch_are_whole_in_double_precision():

@@ -142,6 +142,8 @@ def test_the_log_goes_on_where_a_training_does(tmp_path):
     again = Log(path)
     again.add(2, {"loss": 9.0, "rate": 0.5})
     again.add(3, {"loss": 8.0, "rate": 0.25})
+    assert again.figures("rate") == {0: 1.0, 1: 1.0, 2: 0.5, 3: 0.25}
+    assert again.figures("cosine") == {}
     assert path.read_text().splitlines() == [
         "step,loss,rate",
         "0,0,1",

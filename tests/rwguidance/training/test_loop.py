@@ -1,6 +1,7 @@
 """The training loop: Adam by hand, and runs that resume bit for bit."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -153,6 +154,20 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path, names, ne
         train(net(**network), make(**objective), 4, checkpoint=path)
     assert path.read_bytes() == content
     assert torch.equal(train(net(), make(), 4, checkpoint=path), losses)
+
+
+def test_keys_that_came_or_went_are_named_by_their_beginning():
+    was, now = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+    found = {"steps": "4", "objective.bank": was, "seed": was[:20]}
+    expected = {"steps": "4", "objective.tilt": now, "seed": "0 of more"}
+    message = (
+        "made with another tilt, seed, bank: tilt was not there, is fedcba987654; "
+        "seed was 0123456789abcdef0123, is 0; bank was 0123456789ab, is not there. Use the same"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        origin.check_origin("run.pt", found, expected)
+    with pytest.raises(ValueError, match="; loss cannot be told apart, as the class does not say"):
+        origin.check_origin("run.pt", {"loss": "undescribed function 1 2"}, {"loss": now})
 
 
 def test_another_class_of_objective_is_refused(tmp_path):
