@@ -58,7 +58,7 @@ def test_gradients_pass_through_every_layer(output):
     for i, weight in enumerate(network.parameters()):
         weight.data = 0.3 * randn(i, *weight.shape)
         weight.requires_grad_(False)
-    (x, t), given = states(2, 2, 2), condition(2)
+    (x, t), given = states(2, 4, 4), condition(2)
     tokens = given.embeddings["text"].requires_grad_()
     function = lambda x, tokens: network(x, t, with_tokens(given, tokens), 1.0)
     assert torch.autograd.gradcheck(function, (x.requires_grad_(), tokens), fast_mode=True)
