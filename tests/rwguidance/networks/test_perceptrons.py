@@ -120,6 +120,8 @@ def test_unknown_labels_are_named(kind):
     network = build(kind, labels=LABELS)
     with pytest.raises(ValueError, match=r"\['cat', 'dog', 'owl'\], got \['cow', 'fox'\]"):
         network(x, t, ["cow", "fox", "cow"])
+    with pytest.raises(ValueError, match=r"got \['cow'\]"):
+        network(x, t, ["cat", "cow", "dog"])
     with pytest.raises(ValueError, match="got None"):
         network(x, t)
     with pytest.raises(ValueError, match="one item per sample, 3, got 2"):

@@ -10,6 +10,7 @@ from rwguidance.networks import GuidanceNetwork
 from rwguidance.trainer import agreement
 from rwguidance.trainer.figures import levels_of, weights_explained
 from rwguidance.trainer.held_out import HeldOut
+from rwguidance.trainer.unseen import _part, _quarters
 
 SCHEDULE = RectifiedSchedule()
 LAW = toy.Gaussian([0.0, 0.0, 0.0], torch.eye(3))
@@ -91,6 +92,22 @@ def test_outputs_are_held_against_the_shift_of_the_mean():
     draws = bank().x_0
     assert bool((t == 0).all())
     assert all(bool((draws == row).all(1).any()) for row in x)  # clean states, as they are
+
+
+@pytest.mark.parametrize(("draws", "states"), [(10, 2), (15, 3), (60, 8)])
+def test_states_halves_and_quarters_share_no_draw(draws, states):
+    x_0 = torch.arange(2.0 * draws)[:, None]
+    known = Bank(x_0, ["a"] * draws + ["b"] * draws, x_0[:, 0])
+    numbers = lambda bank: bank.x_0.flatten().tolist()
+    parts = [_part(known, part) for part in range(3)]
+    every = [number for part in parts for number in numbers(part)]
+    assert len(set(every)) == len(every)
+    assert [len(parts[0]), len(parts[1]) + len(parts[2])] == [
+        2 * states, 2 * (draws - max(2, draws // 4))
+    ]  # fmt: skip
+    one, two = _quarters(parts[1])
+    assert sorted(numbers(one) + numbers(two)) == numbers(parts[1])
+    assert abs(len(one) - len(two)) <= 2
 
 
 def test_too_few_draws_are_refused():
