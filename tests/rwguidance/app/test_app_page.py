@@ -17,7 +17,7 @@ from rwguidance.app.commands.sources import Sources
 from rwguidance.app.page import Limits, Request, Studio
 from rwguidance.app.page.blocks import Bounded, is_loopback, shown
 from rwguidance.app.page.lines import command_lines, python_lines
-from rwguidance.app.page.requests import OFFERED, method_for
+from rwguidance.app.page.requests import LEAST_NATS, OFFERED, method_for
 from rwguidance.app.page.studio import weights_of_sum
 from rwguidance.app.page.words import best_of, in_words
 from rwguidance.generation import Importance, NoiseGradient, Resample, generate
@@ -119,6 +119,7 @@ def test_weights_count_typical_ranges(made):
         ({"images": 9}, "pictures"),
         ({"images": 0}, "pictures"),
         ({"steps": 51}, "steps"),
+        ({"steps": 0}, "steps"),
         ({"seed": -1}, "seed"),
         ({"prompt": "unknown"}, "knows no"),
         ({"method": "pcn", "steps": 50, "images": 8}, "calls of the network, more than"),
@@ -130,6 +131,14 @@ def test_what_is_not_to_be_made_is_refused_in_words(values, message):
         found.make(changed(**values))
     assert not found.backbones["pixel-law"].calls  # before any work
     found.close()
+
+
+def test_what_is_at_the_ends_of_its_range_may_be_made():
+    weights = {"brightness": -1.0, "redness": 1.0}
+    least = {"prompt": "a", "nats": LEAST_NATS, "images": 1, "steps": 1, "seed": 0}
+    most = {"prompt": "a" * 300, "nats": 3.0, "images": 8, "steps": 50, "seed": 2**32 - 1}
+    for ends in (least, most, {"steps": None}):
+        changed(weights=weights, **ends).check(Limits())
 
 
 def test_studios_and_limits_are_checked():
@@ -270,7 +279,8 @@ def test_what_is_shown_is_the_pictures_or_the_reason_as_text(made):
     [
         ("GET", [], True),
         ("POST", [(b"content-length", b"2000")], True),
-        ("POST", [(b"content-length", b"70000")], False),
+        ("POST", [(b"content-length", b"65536")], True),
+        ("POST", [(b"content-length", b"65537")], False),
         ("POST", [(b"transfer-encoding", b"chunked")], False),
         ("POST", [(b"content-length", b"9"), (b"transfer-encoding", b"chunked")], False),
         ("PUT", [(b"content-length", b"-1")], False),
