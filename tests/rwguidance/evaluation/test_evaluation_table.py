@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,39 @@ def test_what_cannot_be_told_is_not_said_to_be_reached(results):
     assert (
         reached([sure]) == "The exactly tilted law is not reached by vague at 1 nats (0.4 ± 0.1)."
     )
+    # A fifth is the largest error of a share that is said to be 1.
+    fair = row | {"share": 1.1, "share error": 0.2}
+    assert reached([fair]) == "The exactly tilted law is reached by vague at 1 nats (1.1 ± 0.2)."
+    assert "too large to tell" in reached([row | {"share": 1.1, "share error": 0.21}])
+    assert reached([row | {"share error": math.nan}]) == ""
+
+
+def test_two_standard_errors_are_no_difference_yet():
+    row = {"method": "vague", "nats": 1.0, "few": False, "share": 1.25, "share error": 0.125}
+    assert "law is reached by vague" in reached([row])
+    assert "overshot by vague" in reached([row | {"share": 1.26}])
+    assert "law is reached by vague" in reached([row | {"share": 0.75}])
+    assert "not reached by vague" in reached([row | {"share": 0.74}])
+    same = row | {"share": 1.0, "share error": 0.0}
+    assert "law is reached by vague" in reached([same])
+
+
+def test_a_sentence_names_four_cells_and_says_how_many_more():
+    row = {"nats": 1.0, "few": False, "share": 0.5, "share error": 0.1}
+    rows = [row | {"method": f"m{i}"} for i in range(6)]
+    named = lambda n: ", ".join(f"m{i} at 1 nats (0.5 ± 0.1)" for i in range(n))
+    assert reached(rows[:4]) == f"The exactly tilted law is not reached by {named(4)}."
+    assert reached(rows) == f"The exactly tilted law is not reached by {named(4)} and 2 more."
+
+
+def test_the_cheapest_is_named_where_there_is_a_choice():
+    row = {"nats": 1.0, "few": False, "share": 1.0, "share error": 0.1}
+    dear = row | {"method": "dear", "calls with draws": 20.0}
+    cheap = row | {"method": "cheap", "calls with draws": 4.0}
+    assert cheapest([dear]) == ""
+    said = "Cheapest to reach the target: cheap at 1 nats (4 calls a picture with its draws)."
+    assert cheapest([dear, cheap]) == said
+    assert cheapest([dear, cheap, cheap | {"method": "weak", "share": 0.5}]) == said
 
 
 def test_nothing_is_said_of_nothing(results):
@@ -145,3 +179,6 @@ def test_doubts_are_named(results):
     assert len(doubts(results)) == 2
     (failed,) = doubts(replace(results, draws=[None] * 8))  # no target was asked for
     assert failed.startswith("1 things failed")
+    # Draws of some prompts are a target that was asked for.
+    some = replace(results, draws=[*results.draws[:2], *[None] * 6])
+    assert any(text.startswith("The target at 2 nats rests on") for text in doubts(some))

@@ -185,3 +185,17 @@ def test_who_loses_reward_has_spent_nothing_that_is_known():
         prompts=4, draws=50, strengths=(0.25,), shifts={"back": lambda x, nats: x - 1}
     )
     assert by_cell(worse)["back", 0.25]["nats spent"] == 0.0
+
+
+def test_the_curve_of_the_target_ends_where_its_draws_do():
+    """Thirty draws cannot stand for four nats, up to which the curve would be."""
+
+    shifts = {
+        "exact": lambda x, nats: x + shift_of(nats) * torch.eye(4, dtype=x.dtype)[0],
+        "far": lambda x, nats: x + 10,
+    }
+    rows = by_cell(synthetic(prompts=6, draws=30, strengths=(1.0,), shifts=shifts))
+    assert 0.2 < rows["exact", 1.0]["nats spent"] < 3
+    assert rows["exact", 1.0]["nats spent error"] > 0
+    assert rows["far", 1.0]["nats spent"] in (1.0, 1.5, 2.0, 3.0)  # the last that all reach
+    assert math.isnan(rows["far", 1.0]["nats spent error"])
