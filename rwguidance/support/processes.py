@@ -77,7 +77,8 @@ class Processes:
         """Returns the sum of tensors of all processes, the same bits in each of them.
 
         Arguments:
-            values: The tensor of this process, of one shape and dtype in all of them.
+            values: The tensor of this process, of one shape and dtype in all of them, which
+                carries no gradient.
 
         Raises:
             ConnectionError: If another process has ended.
@@ -85,7 +86,7 @@ class Processes:
 
         if self.size == 1:
             return values
-        total = values.detach().clone()
+        total = values.clone()
         with _together():
             distributed.all_reduce(total, group=self.group)
         return total

@@ -3,9 +3,12 @@
 import os
 import socket
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
 
 from processes_of_a_run import launch
 from rwguidance.support import processes
@@ -63,6 +66,58 @@ def test_who_waits_for_one_that_never_begins_gives_up(monkeypatch):
             joined(),
         ):
             pass
+
+
+class Meeting:
+    """Threads in the place of processes: the group of each is its rank."""
+
+    def __init__(self, monkeypatch, size):
+        self.size, self.given, self.barrier = size, {}, threading.Barrier(size, timeout=60)
+        monkeypatch.setattr(processes.distributed, "all_gather", self.all_gather)
+        monkeypatch.setattr(processes.distributed, "all_reduce", self.all_reduce)
+
+    def exchanged(self, tensor, rank):
+        self.barrier.wait()
+        self.given[rank] = tensor.clone()
+        self.barrier.wait()
+        return [self.given[i] for i in range(self.size)]
+
+    def all_gather(self, parts, tensor, group):
+        for part, found in zip(parts, self.exchanged(tensor, group), strict=True):
+            part.copy_(found)
+
+    def all_reduce(self, total, group):
+        total.copy_(sum(self.exchanged(total, group)))
+
+    def each(self, act):
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(lambda i: act(Processes(i, self.size, i)), range(self.size)))
+
+
+def test_each_hears_all_that_the_others_say_however_long(monkeypatch):
+    said = [{"a": "é" * 5}, [], {"b": [1.5, None], "c": "x" * 300}]
+    meeting = Meeting(monkeypatch, 3)
+    assert meeting.each(lambda one: one.gather(said[one.rank])) == [said] * 3
+    assert meeting.each(lambda one: one.gather((one.rank,))) == [[[0], [1], [2]]] * 3
+
+
+def test_sums_are_those_of_all_and_leave_what_each_has(monkeypatch):
+    own = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])]
+    found = Meeting(monkeypatch, 2).each(lambda one: one.sum(own[one.rank]).tolist())
+    assert found == [[11.0, 22.0]] * 2
+    assert [values.tolist() for values in own] == [[1.0, 2.0], [10.0, 20.0]]
+    assert ALONE.sum(own[0]) is own[0]
+
+
+def test_who_does_not_come_has_ended(monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(processes.distributed, "all_gather", fail)
+    monkeypatch.setattr(processes.distributed, "all_reduce", fail)
+    for act in (lambda one: one.gather(1), lambda one: one.sum(torch.ones(1)), Processes.wait):
+        with pytest.raises(ConnectionError, match="another process of this run has ended"):
+            act(Processes(0, 2))
 
 
 @pytest.mark.slow
