@@ -174,8 +174,7 @@ def precision_recall_curve(
     k = math.isqrt(searched) if k is None else checks.integer("k", k, 1, searched)
     features, n = torch.cat((x.features, y.features)), len(x)
     fold = torch.cat(folds)
-    masses = torch.zeros(len(features), 2, dtype=torch.float64)
-    masses[:n, 0], masses[n:, 1] = x.shares, y.shares
+    masses = torch.block_diag(x.shares[:, None], y.shares[:, None])
     near = torch.empty_like(masses)
     for i in (0, 1):
         near[fold == i] = _mass_nearby(

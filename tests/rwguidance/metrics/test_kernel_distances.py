@@ -106,6 +106,10 @@ def test_a_tilted_set_is_the_shifted_law_and_not_the_law_it_came_from(metric, po
     # ESS of a normal tilt is n exp(-slope^2).
     assert same.ess == pytest.approx(80 * math.exp(-0.36), rel=0.1)
     assert same.units == 60
+    # Of two weighted sets it is that of the poorer one.
+    poorer = Sample(target.features, 2 * target.log_weights, target.groups)
+    assert metric(target, poorer, pooled=pooled).ess == metric(poorer, target, pooled=pooled).ess
+    assert metric(target, poorer, pooled=pooled).ess == pytest.approx(float(poorer.ess().median()))
 
 
 def test_a_tilted_set_without_groups():

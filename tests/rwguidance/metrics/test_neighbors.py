@@ -32,6 +32,12 @@ def column(*values):
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
+def near_ties(seed, n):
+    """Points of a grid whose distances differ by 1e-8, which single precision cannot tell."""
+
+    return randn(seed, n, 2).round() + 1e-8 * randn(seed + 1, n, 2)
+
+
 class TestPrecisionRecall:
     def test_by_hand(self):
         real = column(0.0, 1.0, 10.0, 11.0)  # balls of radius 1: [-1, 2] and [9, 12]
@@ -60,6 +66,12 @@ class TestPrecisionRecall:
         expected = slow_share(x.tolist(), y.tolist(), k), slow_share(y.tolist(), x.tolist(), k)
         assert shares(x, y, k) == pytest.approx(expected)
         assert expected[0] != expected[1]
+
+    def test_neighbors_are_told_apart_in_double_precision(self):
+        x, y = near_ties(0, 25), near_ties(2, 18)
+        expected = slow_share(x.tolist(), y.tolist(), 1), slow_share(y.tolist(), x.tolist(), 1)
+        assert shares(x, y, 1) == pytest.approx(expected)
+        assert 0 < expected[0] < 1
 
     def test_its_error_is_the_jackknife_over_prompts(self):
         groups = [i % 6 for i in range(30)]
@@ -189,6 +201,15 @@ class TestCurve:
         assert float(by_prompt.error[2]) < 0.2
         assert by_prompt.trade_offs.tolist() == RATIOS.tolist()
 
+    def test_blocks_change_nothing_however_near_a_tie(self, monkeypatch):
+        x, y = near_ties(0, 60), near_ties(2, 50)
+        whole = precision_recall_curve(x, y, k=1)
+        monkeypatch.setattr(blocks, "BLOCK", 7)
+        parts = precision_recall_curve(x, y, k=1)
+        assert parts.precision.tolist() == pytest.approx(whole.precision.tolist())
+        for name in ("trade_offs", "precision", "recall", "divergence", "error"):
+            assert getattr(whole, name).dtype == torch.float64, name
+
     def test_a_closer_method_is_better_at_every_trade_off(self):
         y = randn(0, 1500, 2)
         near, far = (precision_recall_curve(randn(1, 1500, 2) + s, y) for s in (0.5, 2.0))
@@ -264,6 +285,7 @@ class TestShareOfTarget:
         without = torch.tensor([1 / 1, 1 / 2], dtype=torch.float64)  # b alone, a alone
         assert found.error == pytest.approx(float(without.std()) / math.sqrt(2))
         assert found.units == 2
+        assert found.ess == pytest.approx(1.0)  # the lower one of 1.6 and 1
 
     def test_base_and_target_are_the_ends(self):
         groups = [i % 10 for i in range(200)]
