@@ -105,7 +105,8 @@ def _torchvision(model: str, path: PathLike | None = None) -> Extractor:
     if not layers:
         raise ValueError(f"torchvision:{model} has no linear layer at its end, so no features")
     _fill(network, file)
-    parent, _, last = layers[-1].rpartition(".")
+    *_, layer = layers
+    parent, _, last = layer.rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
     name = f"torchvision:{model}"
     return Extractor(name, weights.transforms(), network, about=name)

@@ -52,10 +52,11 @@ def judged_draws(run: Run, judges: Judges, prompt: str, n: int, *stream: str | i
         looks = []
         for batch in batches(rows.stop, run.batch_size, rows.start):
             looks.append(judges.look(run.decode(states(batch)), prompt))
-        parts.append(join(looks))
+        found = join(looks)
         for (kind, name), column in columns.items():
-            if name not in parts[-1].errors:
-                column.append(rows.start, getattr(parts[-1], kind)[name])
+            if name not in found.errors:
+                column.append(rows.start, getattr(found, kind)[name])
+        parts.append(found)
     return join(parts)
 
 

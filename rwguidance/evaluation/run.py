@@ -102,7 +102,7 @@ class Evaluation:
             run.condition(prompt, len(numbers))  # once for all batches, and so not timed with them
             start = time.perf_counter()
             x_0 = run.sample(run.backbone, prompt, [("image", prompt, i) for i in numbers])
-            x_0.flatten()[:1].cpu()  # a device may return before it has finished
+            x_0.cpu()  # a device may return before it has finished
             drawn = time.perf_counter()
             images = run.decode(x_0)
             scores = run.score(images, prompt)

@@ -311,7 +311,7 @@ def _carries_gradients(run: Run, prompt: str) -> bool:
     x_0 = noise
     if isinstance(run.backbone, Generator):
         x_0 = run.generator(prompt)(noise, None)
-    images = run.decode(x_0).detach()
+    images = run.decode(x_0)  # without a graph
     try:
         with torch.enable_grad():
             return bool(run.reward(images.requires_grad_(), [prompt]).requires_grad)

@@ -220,9 +220,10 @@ def _kind(name: str, hint: Any) -> Any:
 
     union = get_origin(hint) in (Union, UnionType)
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] if union else [hint]
-    if len(kinds) != 1:
+    kind, *others = kinds
+    if others:
         raise TypeError(f"setting {name} must have one type, or that and None, got {hint}")
-    return kinds[0]
+    return kind
 
 
 def _meaning(method: type[Method], name: str) -> str:

@@ -87,7 +87,7 @@ def _of_tensor(tensor: Tensor, stride: int) -> Iterator[Any]:
     n = tensor.numel()
     if tensor.is_meta or n == 0:
         return
-    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.resolve_conj().resolve_neg()
     if tensor.is_contiguous():
         flat = tensor.view(-1)
         picks = (

@@ -29,7 +29,7 @@ def generator_for(seed: int, *names: str | int) -> torch.Generator:
     """
 
     digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def normal(

@@ -243,7 +243,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        digest.update(value.cpu().flatten().view(torch.uint8).numpy().data)  # bytes have no graph
     return digest.hexdigest()
 
 
@@ -330,4 +330,4 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200]
+    return f"{next(iter(str(error).strip().splitlines()), ''):.200}"

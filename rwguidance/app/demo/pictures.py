@@ -223,9 +223,9 @@ def _lines(case: Case, table: Table, images: int) -> list[dict[str, Any]]:
         streams = [] if method is None else method.streams(images)
         shares = any(one.number == 1 and one.n for one in streams)
         for name in ("calls", "seconds"):
-            own, all_ = row.get(name, 0.0), row.get(f"{name} with draws", 0.0)
-            line[name] = own if shares else all_
-            line[f"shared {name}"] = images * (all_ - own) if shares else 0.0
+            all_ = row.get(f"{name} with draws", 0.0)
+            line[name] = row[name] if shares else all_
+            line[f"shared {name}"] = images * (all_ - line[name])
         lines.append(line)
     for row in (row for row in table.rows if "judge base energy" in row):
         lines[0]["judge energy"] = row["judge base energy"]  # from the target of the methods
@@ -241,10 +241,12 @@ def _grid(lines: Sequence[Mapping[str, Any]]) -> "Grid":
     for name in ("", "proxy", "share", "gold", "energy", "calls"):
         justify: Any = "right" if name else "left"
         grid.add_column(name, justify=justify, no_wrap=True)
-    for i, line in enumerate(lines):
-        if i == 0 or lines[i - 1]["model"] != line["model"]:
+    model = None
+    for line in lines:
+        if line["model"] != model:
+            model = line["model"]
             grid.add_section()
-            grid.add_row(f"[bold]{line['model']}[/bold]")
+            grid.add_row(f"[bold]{model}[/bold]")
         star = "*" if line["few"] else ""
         shared = f" + {line['shared calls']:.0f}" if line["shared calls"] else ""
         grid.add_row(
