@@ -127,6 +127,17 @@ def test_embeddings_are_kept_in_float32():
     assert torch.equal(found.embeddings["precise"], precise(images).float())
 
 
+def test_embeddings_are_asked_for_no_graph():
+    law, seen = Counted(), []
+    run = Run(law, Brightness(), law.times(STEPS), 0, 3)
+    watched = lambda images: seen.append(torch.is_grad_enabled()) or images.flatten(1)
+    with torch.enable_grad():
+        Judges(run, {"reward": run.reward}, {"watched": watched}).look(
+            torch.full((2, 3, 4, 4), 0.5), "ab"
+        )
+    assert seen == [False]
+
+
 def test_batches_may_be_larger_than_what_is_kept_at_once(tmp_path):
     assert_equal(look(tmp_path, 4, batch_size=1000)[0], look(tmp_path, 4, store=False)[0])
 

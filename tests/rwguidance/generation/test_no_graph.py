@@ -11,9 +11,12 @@ from pixel_law import QUIET, Brightness, Law, run
 from rwguidance.generation import (
     SMC,
     BestOfN,
+    ChangeNetwork,
     Importance,
     NoiseChain,
     NoiseGradient,
+    NoiseNetwork,
+    OutputNetwork,
     PlugInMean,
     Pool,
     Posterior,
@@ -90,3 +93,24 @@ def test_methods_with_gradients_keep_those_of_their_estimates_alone(tmp_path, me
     found = graphs(tmp_path, method)
     assert 0 < found["reward"] <= found["network"] + found["decoder"]
     assert found["condition"] == 0
+
+
+class WatchedNetwork(torch.nn.Module):
+    """A network that changes nothing."""
+
+    depends_on = ()
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, t, condition):
+        self.seen.append(torch.is_grad_enabled())
+        return 0 * x
+
+
+@pytest.mark.parametrize("kind", [OutputNetwork, NoiseNetwork, ChangeNetwork])
+def test_trained_networks_keep_no_graph(tmp_path, kind):
+    network = WatchedNetwork()
+    assert not any(graphs(tmp_path, kind(network)).values())
+    assert set(network.seen) == {False}
