@@ -25,7 +25,11 @@ def flat(*color):
 @pytest.mark.parametrize("name", APPEARANCE)
 def test_they_give_one_number_per_picture(name, generator):
     measure = lambda images, _: APPEARANCE[name](images)
-    check_reward(measure, torch.rand(3, 3, 17, 16, generator=generator))
+    images = torch.rand(3, 3, 17, 16, generator=generator)
+    check_reward(measure, images)
+    found = APPEARANCE[name](images)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, APPEARANCE[name](images.double()))  # single precision is widened
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,8 @@ def test_constant_pictures_have_no_frequencies():
 def test_values_at_the_ends_are_those_of_eight_bits():
     values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 1.0])
     assert float(clipped(values.reshape(1, 1, 2, 3).expand(-1, 3, -1, -1))) == pytest.approx(4 / 6)
+    nearly = torch.full((1, 3, 1, 1), (0.5 + 1e-9) / 255, dtype=torch.float64)
+    assert float(clipped(nearly)) == 0  # in single precision it would round to the end
 
 
 @pytest.mark.parametrize(

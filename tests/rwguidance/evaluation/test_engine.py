@@ -336,6 +336,9 @@ def test_a_folder_of_another_plan_is_refused_by_name(tmp_path):
     fewer = run(tmp_path, **options)
     assert fewer.base.rewards["reward"].shape == (2, 4)
     assert json.loads((tmp_path / "plan.json").read_text())["images"] == 2
+    for file in tmp_path.glob("prompts/*.safetensors"):
+        file.unlink()
+    assert run(tmp_path).base.rewards["reward"].shape == first.base.rewards["reward"].shape
 
 
 def test_a_folder_without_an_evaluation_is_refused(tmp_path):

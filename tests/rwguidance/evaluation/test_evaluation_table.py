@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import types
 from dataclasses import replace
 
 import pytest
 
 from rwguidance.evaluation.conclusions import cheapest, doubts, fallen, nearer, reached
+from rwguidance.evaluation.console import print_table, run_evaluate
 from rwguidance.evaluation.figures import rows_of
 from rwguidance.evaluation.results import Failure
 from rwguidance.evaluation.table import write_table
@@ -61,6 +63,29 @@ def test_markdown_and_latex_show_figures_with_errors(table):
     for sentence in made.sentences:
         assert sentence in text
         assert f"% {sentence}" in tex
+
+
+def test_methods_are_on_the_left_of_a_printed_table_and_numbers_on_the_right(table, capsys):
+    made, _ = table
+    print_table(made)
+    heading, _, *lines = capsys.readouterr().out.splitlines()[2:]
+    exact = next(line for line in lines if "exact" in line)
+    assert exact.index("exact") == heading.index("method")
+    place = heading.index("nats") + len("nats")
+    assert exact[:place].split() == ["exact", "0.25"]
+    assert exact[:place].endswith("0.25")
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_an_interruption_says_how_to_go_on(capsys, restart):
+    def work(terminal, processes):
+        raise KeyboardInterrupt
+
+    plan = types.SimpleNamespace(omitted={}, reused=[], restart=restart)
+    assert run_evaluate(work, plan) == 130
+    without = " without --restart" if restart else ""
+    said = f"interrupted: the same command{without} goes on where this one stopped\n"
+    assert capsys.readouterr().err == said
 
 
 def test_latex_takes_any_name(results, tmp_path):

@@ -199,3 +199,24 @@ def test_the_curve_of_the_target_ends_where_its_draws_do():
     assert rows["exact", 1.0]["nats spent error"] > 0
     assert rows["far", 1.0]["nats spent"] in (1.0, 1.5, 2.0, 3.0)  # the last that all reach
     assert math.isnan(rows["far", 1.0]["nats spent error"])
+
+
+def test_the_error_of_the_nats_spent_is_that_of_prompts_left_out_in_turn():
+    results = synthetic(prompts=5, images=2, draws=60, strengths=(0.5,))
+    row = by_cell(results)["exact", 0.5]
+    values = [by_cell(without(results, i))["exact", 0.5]["nats spent"] for i in range(5)]
+    spread = sum((value - sum(values) / 5) ** 2 for value in values)
+    assert row["nats spent error"] == pytest.approx(math.sqrt(4 / 5 * spread))
+
+
+def without(results, i):
+    """The results without a prompt."""
+
+    kept = [k for k in range(len(results.prompts)) if k != i]
+    some = lambda values: {name: value[kept] for name, value in values.items()}
+    cells = {
+        cell: Pictures(some(one.rewards), some(one.embeddings), some(one.costs), [{}] * len(kept))
+        for cell, one in results.cells.items()
+    }
+    prompts, draws = ([part[k] for k in kept] for part in (results.prompts, results.draws))
+    return replace(results, prompts=prompts, draws=draws, cells=cells)

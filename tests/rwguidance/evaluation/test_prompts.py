@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 from common import needs_testbed
 from rwguidance.app.cli import app
 from rwguidance.evaluation import PromptSet, prompts
+from rwguidance.evaluation.published import PUBLISHED, PublishedPrompts
 
+ROOT = Path(__file__).parents[3]
 FACTS = {"title": "Some", "license": "MIT", "source": "here"}
 WORDS = ["red", "blue", "green", "small", "large", "old"]
 THINGS = ["cat", "dog", "key", "boat", "apple", "house", "tree"]
@@ -83,6 +86,14 @@ class TestPublished:
         assert (found.prompts, found.groups) == (("photo of a cat",), ("photo",))
         (tmp_path / "pick.csv").write_text("user_id,caption\n1,cat\n2,dog\n")
         assert prompts.load("pickapic", tmp_path / "pick.csv").prompts == ("cat", "dog")
+
+    def test_prompts_of_two_files_are_grouped_by_file(self, tmp_path):
+        for name in "ab":
+            (tmp_path / f"{name}.txt").write_text(f"a prompt of {name}\n")
+        facts = {**FACTS, "name": "two", "column": "prompt"}
+        found = PublishedPrompts(files=("a.txt", "b.txt"), **facts).read(tmp_path)
+        assert found.groups == ("a", "b")
+        assert PublishedPrompts(files=("a.txt",), **facts).read(tmp_path).groups == ()
 
     def test_the_users_own_folder(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -247,6 +258,12 @@ class TestCommand:
         table = {line.split()[0]: line.split()[1:] for line in lines}
         assert table["geneval"] == ["553", "MIT", "https://github.com/djghosh13/geneval"]
         assert table["pickapic"][:2] == ["500", "unknown"]
+        documented = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+        for known in PUBLISHED:
+            (line,) = re.findall(rf"^\| `{known.name}` .*", documented, re.MULTILINE)
+            number, license = line.split("|")[2:4]
+            assert int(number.split()[0].strip(",").replace(",", "")) == known.number
+            assert license.strip() == known.license
         place = heading.index("license")
         assert {line[place - 2 : place] for line in lines} == {"  "}
         assert all(line[place] != " " for line in lines)
@@ -259,6 +276,8 @@ class TestCommand:
         (tmp_path / "p.csv").write_text("words\n" + "\n".join(MANY))
         found = self.run(tmp_path / "p.csv", "--prompt-column", "words", "--subset", 5, "--seed", 2)
         assert tuple(found.stdout.splitlines()) == set_of(MANY).subset(5, 2).prompts
+        found = self.run(tmp_path / "p.csv", "--prompt-column", "words", "--subset", 5)
+        assert tuple(found.stdout.splitlines()) == set_of(MANY).subset(5, 0).prompts
 
     def test_a_subset_of_nothing(self):
         assert "subset needs a set of prompts" in str(self.run("--subset", 3).exception)
