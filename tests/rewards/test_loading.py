@@ -257,6 +257,8 @@ def test_a_digest_is_compared(tmp_path):
 def test_a_missing_module_names_the_extra():
     with pytest.raises(ImportError, match=r"'x' needs no_such: pip install 'rwguidance\[rew"):
         require("no_such", "x")
+    with pytest.raises(ImportError, match=r"'x' needs json: pip install"):
+        require("json.no_such", "x")  # a part that an older version lacks
 
 
 def test_a_torchvision_of_another_build_is_explained(tmp_path, monkeypatch):

@@ -215,6 +215,16 @@ def test_configurations_that_ask_for_absurd_sizes_are_refused(tmp_path, config, 
         read_config(tmp_path / "config.json")
 
 
+def test_configurations_may_ask_for_what_some_model_has(tmp_path):
+    sizes = {"vocab_size": 2**24, "num_hidden_layers": 1000, "vision": {"image_size": 8192}}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"widths": [1] * 1000}))
+    assert read_config(tmp_path / "config.json")["vocab_size"] == 2**24
+    for name, value in (("vocab_size", -(2**24) - 1), ("vocab_size", 2**24 + 1)):
+        (tmp_path / "config.json").write_text(json.dumps({name: value}))
+        with pytest.raises(ValueError, match="absurd size: vocab_size"):
+            read_config(tmp_path / "config.json")
+
+
 class Recording:
     """A pickle that would leave a file if it were executed."""
 

@@ -15,7 +15,7 @@ import rewards
 from rewards.images import group_by_size
 from rewards.scoring import plan
 from rewards.scoring.batches import NotRotated
-from rwguidance.support.image_files import FORMATS, TooLarge, opened
+from rwguidance.support.image_files import FORMATS, MAX_PIXELS, TooLarge, opened
 from scored_folders import Brightness, read, score_, write
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -95,6 +95,16 @@ def test_a_larger_picture_than_allowed_is_not_decoded(tmp_path):
         "(--max-pixels), or make it smaller"
     )
     assert read()[1]["error"] == ""
+
+
+def test_a_picture_may_have_as_many_pixels_as_are_allowed(tmp_path):
+    bomb(tmp_path / "images" / "a.png", 10)
+    with opened(tmp_path / "images" / "a.png", max_pixels=100) as picture:
+        assert picture.size == (10, 10)
+    few = opened(tmp_path / "images" / "a.png", max_pixels=99)
+    with pytest.raises(TooLarge, match="99 pixels"), few:
+        pass
+    assert 12 * MAX_PIXELS <= 2**30 < 12 * (MAX_PIXELS + 1)
 
 
 def test_a_header_that_claims_a_terapixel_is_refused(tmp_path):

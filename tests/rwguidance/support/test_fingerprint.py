@@ -218,6 +218,9 @@ def test_an_unknown_attribute_is_a_mistake_of_the_class():
     assert not isinstance(error.value, Undescribed)
     with pytest.raises(TypeError, match=r"tuple of names .*'size'"):
         fingerprint(One())
+    One.depends_on = ("size", 3)
+    with pytest.raises(TypeError, match=r"tuple of names .*\('size', 3\)"):
+        fingerprint(One())
 
 
 def test_bound_methods_and_partial_functions_count_with_what_they_are_bound_to():

@@ -46,6 +46,7 @@ def test_an_error_without_a_text_is_told_by_its_class():
 
 def test_a_long_error_is_cut():
     assert error_text(ValueError("x" * 501)) == "x" * 500 + "..."
+    assert error_text(ValueError("x" * 500)) == "x" * 500
     assert error_text(ValueError("x\n" * 200)) == ("x " * 200).strip()
 
 
