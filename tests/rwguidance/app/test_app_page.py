@@ -249,6 +249,9 @@ def test_the_lines_say_where_weights_are(made):
     assert words[words.index("--dtype") + 1] == "bfloat16"
     code = python_lines(*about)
     assert "path='my models/law', device='cpu', dtype=torch.bfloat16, std=0.2" in code
+    first, *_, last = command_lines(ASKED, method, {"brightness": 1.0}, Sources(), 8).split(" \\\n")
+    assert first == "rwguidance generate --backbone pixel-law --reward brightness"
+    assert last == "    --images 2 --seed 0 --steps 4 --batch-size 8"
     both = (ASKED, method, {"brightness": 1.0, "redness": 0.2}, sources, 8)
     assert "rewards.load('redness', path='red', device='cpu')" in command_lines(*both)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rwguidance.app.commands.app import _examples
 from rwguidance.app.commands.sources import Sources
 from rwguidance.app.page.blocks import Bounded, _large, opened_page, page
 from rwguidance.app.page.requests import LEAST_NATS, OFFERED, Limits
+from rwguidance.evaluation import prompts
 from rwguidance.generation.choice import AUTO
 
 
@@ -124,6 +126,12 @@ def test_one_model_is_no_choice_and_a_single_example_no_list(parts):
     assert of(parts, "Slider", label="Strength, in nats").given == (LEAST_NATS, 0.5, 0.5)
     assert of(parts, "Slider", label="Pictures").given == (1, 8, 4)
     assert "Examples" not in {part.kind for part in parts}
+
+
+def test_examples_are_the_first_four_prompts_of_the_demo(monkeypatch):
+    texts = types.SimpleNamespace(prompts=tuple("abcdef"))
+    monkeypatch.setattr(prompts, "load", {"emoji-demo": texts}.__getitem__)
+    assert _examples() == ["a", "b", "c", "d"]
 
 
 def test_a_page_without_examples_has_an_empty_prompt(parts):

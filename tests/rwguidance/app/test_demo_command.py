@@ -5,10 +5,11 @@ import types
 import pytest
 from torch import nn
 
-from rwguidance import rewards
+from rwguidance import backbones, networks, rewards
 from rwguidance.app import demo as runs
 from rwguidance.app.commands import demo
 from rwguidance.evaluation import embeddings, prompts
+from rwguidance.generation import BestOfN, Importance, NoiseGradient
 
 TEXTS = ("dark", "light", "lighter", "lightest")
 
@@ -51,3 +52,16 @@ def test_a_quick_demo_draws_the_smaller_banks(monkeypatch, tmp_path, quick, bank
     assert seen["banks"] == [bank, bank]
     assert (seen["settings"] == runs.Settings()) == (not quick)
     assert images in (None, seen["settings"].images)
+
+
+@pytest.mark.parametrize("bank", [8, 64])
+def test_models_take_their_steps_and_methods_the_settings_of_the_demo(monkeypatch, bank):
+    monkeypatch.setattr(backbones, "load", lambda name: nn.Identity())
+    monkeypatch.setattr(networks, "load", lambda name: nn.Identity())
+    flow, turbo = demo._flow(bank), demo._turbo(bank)
+    assert (flow.name, flow.steps, turbo.name, turbo.steps) == ("emoji-flow", 4, "emoji-turbo", 1)
+    guided = Importance(kl=1.0, bank=bank, leave_one_out=True)
+    assert flow.methods == {"importance": guided, "best of 4": BestOfN(4)}
+    assert list(turbo.methods) == ["noise gradient", "network", "best of 4"]
+    assert turbo.methods["noise gradient"] == NoiseGradient(kl=1.0, bank=bank, size=0.65)
+    assert turbo.methods["best of 4"] == BestOfN(4)

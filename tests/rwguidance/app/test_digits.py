@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rwguidance.app import demo
+from rwguidance.app.demo import digits
 from rwguidance.app.demo.digits import PROMPTS, Pictures, Row, align_digits
 from rwguidance.app.demo.figures import draw_digits
 from rwguidance.app.demo.mixture import Panel
@@ -16,11 +17,14 @@ from rwguidance.app.demo.mixture import Panel
 
 @pytest.fixture(scope="module")
 def found():
-    """Runs the demo with as little as it can, but for the draws of the targets."""
+    """Runs the demo on three digits, with as little as shows what it does."""
 
     said: list[str] = []
     started = time.perf_counter()
-    rows, pictures = align_digits(5, bank_size=64, training_steps=2, say=said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "PROMPTS", ("zero", "one", "seven"))
+        patch.setattr(digits._Run.target, "__defaults__", (4000,))
+        rows, pictures = align_digits(8, bank_size=64, training_steps=2, say=said.append)
     elapsed = time.perf_counter() - started
     assert [text.partition(",")[0] for text in said] == ["thickness", "lightness"]
     return rows, pictures, elapsed
@@ -51,16 +55,16 @@ def test_importance_sampling_goes_to_the_target(found):
     rows, _, _ = found
     four, guided_in_four, base, guided, target = rows[:5]
     for plain, aligned in ((four, guided_in_four), (base, guided)):
-        assert plain.mean + 5 * plain.standard_error < aligned.mean < target.mean
+        assert plain.mean + 3 * plain.standard_error < aligned.mean < target.mean
         assert plain.distance > aligned.distance > target.distance
         assert plain.ess is None
         first, last = aligned.ess
         # Where all is noise every draw of the prompt counts, by its weight; at the data one does.
         assert 1 <= last < first < 64
-        # Fifty pictures, whose ink varies by a few pixels within a prompt.
+        # 24 pictures, whose ink varies by a few pixels within a prompt.
         assert 0.1 < plain.standard_error < 1.5
-    assert target.standard_error < 0.1 * base.standard_error
-    assert target.mean == pytest.approx(25.0, abs=0.2)
+    assert target.standard_error < 0.5 * base.standard_error
+    assert target.mean == pytest.approx(25.0, abs=0.6)
     lightest = rows[-1]
     assert lightest.mean > rows[5].mean + 2 * rows[5].standard_error
     assert lightest.distance < rows[5].distance
@@ -77,7 +81,7 @@ def test_pictures_of_a_prompt_stand_beside_those_of_the_base(found):
         "lighter: trained network (log h), VP path, 25 steps",
     ]
     for block in pictures:
-        assert block.base.shape == block.aligned.shape == (3, len(PROMPTS), 8, 8)
+        assert block.base.shape == block.aligned.shape == (3, 3, 8, 8)
         assert not torch.equal(block.base, block.aligned)
         assert not block.aligned.requires_grad
     assert torch.equal(pictures[2].base, pictures[3].base)

@@ -1,6 +1,7 @@
 """From files of pairs to a reward that every command reads, by commands alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import tiny_checkpoints as tiny
 from preference_files import CAPTIONS, encoded, pick_a_pic
 from rwguidance import rewards
 from rwguidance.app.cli import app
+from rwguidance.app.commands.train_reward import _as_path
 from rwguidance.preparation import Prepared
-from rwguidance.trainer.preferences import fit_weights, read_comparisons
+from rwguidance.trainer.preferences import fit_reward, fit_weights, read_comparisons
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rwguidance.UnreliableEstimate"),
@@ -113,6 +115,16 @@ class TestTheFolder:
         card = (root / "made/reward/README.md").read_text()
         for text in ("agreement of learned", "agreement of mine.py:light", "slope", "held out"):
             assert text in card
+
+    def test_two_spreads_around_zero_are_usual(self):
+        found = fit_reward(Prepared("data"), "pickscore", 0.1)
+        usual = rewards.load("made/reward").spec.typical_range
+        assert usual == pytest.approx((-2 * found.spread, 2 * found.spread))
+        assert found.spread > 0
+
+    def test_a_folder_is_told_from_a_name_by_its_separator(self):
+        assert _as_path(Path("made")) == "./made"
+        assert _as_path(Path("made/reward")) == "made/reward"
 
     def test_another_tower_is_refused(self, root):
         tiny.write_clip(root / "other", config=tiny.clip.CLIP_CONFIG)
