@@ -11,7 +11,19 @@ from torch import nn
 from common import assert_within
 from pixel_law import QUIET, Brightness, Law, mean_of, run, spread
 from rwguidance import RectifiedSchedule
-from rwguidance.generation import BestOfN, Importance, Network, PlugInMean
+from rwguidance.generation import (
+    SMC,
+    BestOfN,
+    Importance,
+    Network,
+    NoiseChain,
+    NoiseGradient,
+    PlugInMean,
+    Pool,
+    Posterior,
+    Resample,
+    SecondOrder,
+)
 from rwguidance.networks import LatentExpectation, LatentShift
 from rwguidance.support.fingerprint import fingerprint
 
@@ -224,3 +236,46 @@ def test_settings_are_json(tmp_path):
     assert set(settings["method"]) == {
         "name", "network", "strength", "log_h", "scale", "window",
     }  # fmt: skip
+
+
+def test_settings_may_be_at_the_ends_of_their_ranges():
+    pictures = {"pictures": 1, "renew": 0}
+    for method in (
+        Importance(bank=2, kl=0.5, scale=-1, window=(0.0, 0.0)),
+        Importance(bank=2, beta=0.5, window=(1.0, 1.0)),
+        Resample(bank=2, kl=0.5, **pictures),
+        Pool(bank=2, kl=0.5, **pictures),
+        SMC(particles=2, beta=0.5, eta=1.0, threshold=0.0, **pictures),
+        SMC(particles=2, bank=2, kl=0.5, eta=1e-9, threshold=1.0),
+        BestOfN(2, kl=0.5, draws=2),
+        Posterior(draws=2, inner_steps=2, beta=0.5),
+        PlugInMean(0.5, prior_variance=1e-9),
+        SecondOrder(0.5, iterations=1),
+        NoiseGradient(0.5, moves=1, size=1e-9, pilots=1, through=1),
+        NoiseChain(bank=2, kl=0.5, burn_in=2, moves=1, acceptance=1e-9),
+    ):
+        assert method.settings()
+
+
+DIGITS = {
+    "effective draws": 2, "effective candidates": 2, "effective particles": 2,
+    "acceptance": 3, "rho": 3, "reach": 3, "misfit": 3,
+}  # fmt: skip
+
+
+def test_facts_have_two_digits_of_numbers_and_three_of_shares(tmp_path):
+    methods = [
+        Importance(bank=16, kl=0.5),
+        Pool(bank=16, kl=0.5, pictures=4, renew=3),
+        SMC(particles=5, beta=20.0, pictures=4),
+        NoiseChain(bank=8, kl=0.5, burn_in=2, moves=3),
+    ]
+    seen = {name: [] for name in DIGITS}
+    for i, method in enumerate(methods):
+        for row in run(tmp_path / str(i), method, ["ab"], images=4, steps=3).rows:
+            for name in DIGITS.keys() & row.facts.keys():
+                value = row.facts[name]
+                seen[name] += value if isinstance(value, list) else [value]
+    for name, values in seen.items():
+        assert values == [round(value, DIGITS[name]) for value in values], name
+        assert values != [round(value, DIGITS[name] - 1) for value in values], name

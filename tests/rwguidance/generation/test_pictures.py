@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from pixel_law import QUIET, Law, run
 from rwguidance.generation.pictures import Cell, _fit, _to_pil, save_sheet
@@ -22,6 +22,29 @@ def test_sheets_leave_no_empty_space_beside_or_below_pictures(tmp_path, size):
     assert sheet.height <= 3 * height + 4 * 72
     red = (numpy.asarray(sheet) == (255, 0, 0)).all(-1).sum()
     assert red == 12 * width * height
+
+
+def test_pictures_of_a_group_stand_closer_than_groups_and_above_their_captions(tmp_path):
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    cells = []
+    for i, color in enumerate(colors):
+        Image.new("RGB", (128, 128), color).save(tmp_path / f"{i}.png")
+        cells.append(Cell(tmp_path / f"{i}.png", "base\nbase"))
+    save_sheet([("a cat", [cells[:2], cells[2:]])], tmp_path / "sheet.png", "title")
+    sheet = numpy.asarray(Image.open(tmp_path / "sheet.png"))
+    corners = []
+    for color in colors:
+        down, right = (sheet == color).all(-1).nonzero()
+        corners.append((int(down.min()), int(right.min())))
+        assert len(down) == 128 * 128
+    # Margins of 16 pixels, as between groups, and 3 within one; title and heading take 20 each.
+    assert corners == [(56, 16), (56, 16 + 131), (56, 16 + 131 + 128 + 16)]
+    ink = (sheet[:, 16:144] < 255).any((1, 2)).nonzero()[0]
+    bottom = 56 + 128
+    height = ImageFont.load_default(13).getbbox("base")[1]
+    for line in range(2):
+        first = ink[ink >= bottom + 20 * line].min()
+        assert first == bottom + 20 * line + 2 + height
 
 
 def test_a_long_prompt_is_cut_in_a_sheet_without_measuring_it_whole():

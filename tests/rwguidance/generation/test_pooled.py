@@ -114,9 +114,11 @@ def test_a_picture_depends_on_seed_prompt_number_and_those_made_with_it(tmp_path
     assert [row.facts["chosen"] for row in again.rows] != [r.facts["chosen"] for r in whole.rows]
 
 
-def test_a_guided_picture_that_cannot_be_scored_is_not_chosen(tmp_path):
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_guided_picture_that_cannot_be_scored_is_not_chosen(tmp_path, value):
     options = {"prompts": ["ab"], "images": 4, "batch_size": 4}
     method = Pool(bank=8, kl=0.5, pictures=4)
+    last = 8 if math.isnan(value) else 4  # one by one is asked for what has no number
     made = run(tmp_path / "a", method, **options)
     assert any(row.facts["guided"] for row in made.rows)
 
@@ -128,7 +130,7 @@ def test_a_guided_picture_that_cannot_be_scored_is_not_chosen(tmp_path):
             self.calls = getattr(self, "calls", 0) + 1
             # First those of the model are scored, then twice four of the bank, then the guided
             # ones, and what fails one by one.
-            return torch.full_like(values, math.nan) if 4 <= self.calls <= 8 else values
+            return torch.full_like(values, value) if 4 <= self.calls <= last else values
 
     made = run(tmp_path / "b", method, reward=Fails(), **options)
     assert not any(row.facts["guided"] for row in made.rows)

@@ -86,8 +86,9 @@ def test_draws_are_made_once_where_they_are_kept():
     assert work_on_draws(asked, 3, 5) == Work(4 * 3, 14, 14, 14)
     assert work_on_draws(asked, 3, 5, scored=False) == Work(4 * 3, 14, 19, 19)
     assert work_on_draws(asked, 3, 5, drawn=False, scored=False) == Work(5 * 3, 19, 19, 19)
-    assert work_on_draws(asked[1:] + [Streams("bank", 1, 9)], 3, 5) == Work(3 * 3, 12, 12, 12)
-    assert work_on_draws(asked[:1], 1, 1, scored=False) == Work(7, 7, 7, 7)
+    assert work_on_draws([*asked[1:], Streams("bank", 1, 9)], 3, 5) == Work(3 * 3, 12, 12, 12)
+    for kept in ({"scored": False}, {"drawn": False}, {}):
+        assert work_on_draws(asked[:1], 1, 1, **kept) == Work(7, 7, 7, 7)
     candidates = [Streams("candidates", 4, 2), Streams("candidates", 4, 3), Streams("bank", 1, 0)]
     assert work_on_draws(candidates, 1, 3) == Work(3 + 4, 8 + 12, 8 + 12, 8 + 12)
 
