@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import types
 from dataclasses import replace
 
@@ -63,6 +64,25 @@ def test_markdown_and_latex_show_figures_with_errors(table):
     for sentence in made.sentences:
         assert sentence in text
         assert f"% {sentence}" in tex
+
+
+DIGITS = {
+    "aligned gain": 3, "wins": 2, "share": 2, "nats spent": 2, "follows": 3, "falls": 3,
+    "energy distance": 4, "that of the base": 4, "diversity": 3, "calls": 0, "draws": 0,
+    "calls with draws": 0, "seconds": 3, "seconds with draws": 3, "MiB": 0,
+}  # fmt: skip
+
+
+def test_figures_of_a_column_have_the_same_number_of_digits(table):
+    made, _ = table
+    for section in made.sections:
+        (_, _, *heads), *lines = made.cells(section.columns)
+        for head, *cells in zip(heads, *(line[2:] for line in lines), strict=True):
+            numbers = [n for cell in cells for n in re.findall(r"\d+(?:\.\d+)?", cell)]
+            assert numbers
+            assert {len(n.partition(".")[2]) for n in numbers} == {DIGITS[head]}, head
+    lines = made.cells(made.sections[-1].columns)
+    assert lines[2][-1] == "1"  # bytes of a MiB
 
 
 def test_methods_are_on_the_left_of_a_printed_table_and_numbers_on_the_right(table, capsys):

@@ -266,8 +266,8 @@ DIGITS = {
 def test_facts_have_two_digits_of_numbers_and_three_of_shares(tmp_path):
     methods = [
         Importance(bank=16, kl=0.5),
-        Pool(bank=16, kl=0.5, pictures=4, renew=3),
-        SMC(particles=5, beta=20.0, pictures=4),
+        Pool(bank=16, kl=0.5, pictures=4, renew=3, scale=0.4),
+        SMC(particles=5, beta=5.0, pictures=4, threshold=0.0),
         NoiseChain(bank=8, kl=0.5, burn_in=2, moves=3),
     ]
     seen = {name: [] for name in DIGITS}

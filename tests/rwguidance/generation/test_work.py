@@ -18,6 +18,8 @@ from rwguidance.generation import (
     PlugInMean,
     Pool,
     Resample,
+    SecondOrder,
+    StraightFlow,
 )
 from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.work import Forecast, Streams, Work, work_on_draws
@@ -78,6 +80,13 @@ def test_the_search_for_a_size_takes_about_what_was_said(tmp_path, images):
     run(tmp_path, method, backbone=law, reward=reward, say=said.append, **options)
     for expected, found in zip(said_in(said[0]), counts(law, reward), strict=True):
         assert abs(expected / found - 1) < 0.2, "one try more or less of seven"
+
+
+def test_a_look_goes_back_once_and_twice_more_for_each_iteration_of_the_curvature():
+    plain, straight = (kind(5.0).work(4, 3, 2) for kind in (PlugInMean, StraightFlow))
+    assert straight == plain == Work(2 * 3, 4, 4 + 3 * 12, 4 + 3 * 12)
+    curved = SecondOrder(5.0, iterations=2).work(4, 3, 2)
+    assert curved == plain + Work(decoded=12 * 2 * 4, scored=12 * 2 * 4)
 
 
 def test_draws_are_made_once_where_they_are_kept():
