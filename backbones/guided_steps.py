@@ -281,7 +281,7 @@ def _scalar(timestep: Any) -> Any:
     """The timestep of a batch, of which some pipelines tell once for each state."""
 
     several = isinstance(timestep, Tensor) and timestep.ndim > 0
-    return timestep.ravel()[0] if several else timestep
+    return timestep.flatten()[0] if several else timestep
 
 
 def _begins_from_noise(pipe: Any, arguments: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ __all__ = [
 _PARTIAL = re.compile(r".+\.(?:(?P<host>[0-9a-f]{8})-)?[0-9a-f]{8}\.partial", re.DOTALL)
 """Names of what is being written; older versions did not name the machine, and wrote files."""
 
-_HOST = f"{hashlib.sha256(socket.gethostname().encode()).hexdigest():.8}"
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 _DAY = 86400.0
 """Seconds after which a file is given up whose writer cannot be asked for a sign of life."""

@@ -330,4 +330,4 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    return f"{next(iter(str(error).strip().splitlines()), ''):.200}"
+    return next(iter(str(error).strip().splitlines()), "")[:200]

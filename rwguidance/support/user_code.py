@@ -86,8 +86,8 @@ def _import(file: Path, content: bytes) -> Any:
     """The module of a file, imported now unless it was with this content."""
 
     digest = hashlib.sha256(content).hexdigest()
-    key = hashlib.sha256(os.fsencode(file) + b"\0" + content).hexdigest()
-    name = f"{_PREFIX}{key:.16}"
+    key = hashlib.sha256(os.fsencode(file) + b"\0" + content).hexdigest()[:16]
+    name = f"{_PREFIX}{key}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
