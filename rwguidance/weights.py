@@ -157,7 +157,6 @@ def _shares(log_w: Tensor) -> Tensor:
     return log_w.double().cpu().softmax(0)
 
 
-@torch.no_grad()
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Shape :math:`\hat k` of a generalized Pareto law fitted to the largest weights.
 
@@ -170,10 +169,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
         log_w: Log-weights, in nats, with shape (\*B, N). May hold -inf.
 
     Returns:
-        The shape, dimensionless and without a graph, with shape (\*B,): 0 if the largest weights
-        are all equal (there is no tail), inf if one weight outgrows the others beyond the range of
-        floating point, and NaN if fewer than five weights form the tail (N <= 20), which is too few
-        to tell.
+        The shape, dimensionless, with shape (\*B,): 0 if the largest weights are all equal (there
+        is no tail), inf if one weight outgrows the others beyond the range of floating point, and
+        NaN if fewer than five weights form the tail (N <= 20), which is too few to tell.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024), arXiv:1507.02646
@@ -208,7 +206,6 @@ def pareto_k(log_w: Tensor) -> Tensor:
     return torch.where(flat, torch.zeros_like(k), k)
 
 
-@torch.no_grad()
 def _zhang_stephens(x: Tensor, quartile: Tensor) -> Tensor:
     """Posterior mean of theta = -k / scale under Zhang and Stephens' prior; `x` is ascending."""
 

@@ -269,7 +269,7 @@ def _weighted(log_kernel: Tensor, draws: Draws, tail: bool) -> dict[str, Tensor]
     weight = log_kernel.softmax(1)
     tilted = weight * (log_w - top).exp().to(weight.dtype)
     mass = tilted.sum(1, keepdim=True)
-    shape = pareto_k(log_kernel + log_w.to(weight.dtype)) if tail else None
+    shape = pareto_k((log_kernel + log_w.to(weight.dtype)).detach()) if tail else None
     limits = torch.finfo(weight.dtype)
     if bool((mass.detach() > log_kernel.shape[1] * limits.tiny / limits.eps).all()):
         log_h = mass.squeeze(1).log() + top
