@@ -29,7 +29,7 @@ class _HPS(EmbeddingReward):
         verify: bool = True,
     ) -> None:
         open_clip = require("open_clip", self.spec.name)
-        (published,) = self.spec.files
+        published = self.spec.files[0]
         file = find_file(self.spec, published, path, verify and architecture == "ViT-H-14")
         with empty_weights():
             model = _build(open_clip, architecture)
