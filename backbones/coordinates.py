@@ -142,7 +142,7 @@ class Coordinates:
         config = scheduler.config
         flow = kind.state == "flow" or config.get("use_flow_sigmas", False)
         known = _FLOW if flow else kind.prediction_types
-        prediction_type = config.get("prediction_type", next(iter(known)))
+        prediction_type = config.get("prediction_type", known[0])
         if prediction_type not in known:
             raise TypeError(
                 f"{name} with{'' if flow else 'out'} flow sigmas must have one of the prediction "

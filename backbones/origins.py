@@ -69,7 +69,7 @@ def call_told(pipe: Any, call: Mapping[str, Any], steps: bool) -> dict[str, Any]
     arguments = defaults | dict(call)
     negative = arguments.get("negative_prompt")
     if isinstance(negative, list) and len(set(negative)) == 1:  # the same one for every image
-        (arguments["negative_prompt"],) = set(negative)
+        arguments["negative_prompt"] = negative[0]
     return {
         name: _told(value)
         for name, value in sorted(arguments.items())
