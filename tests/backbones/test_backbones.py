@@ -28,6 +28,7 @@ from rwguidance import (
     GuidedModel,
     ImportanceSampling,
     PlugIn,
+    RectifiedSchedule,
     Tilt,
     sample,
 )
@@ -144,6 +145,26 @@ def test_contract_of_a_model(case):
     check_schedule(
         backbone.schedule, n=1000 if isinstance(backbone.schedule, DiscreteSchedule) else 64
     )
+
+
+def test_the_gradient_of_a_prediction_is_its_slope(case):
+    _, backbone, keywords, _ = case
+    negative = keywords.get("negative_prompt")
+    condition = backbone.condition(PROMPTS, *(() if negative is None else (negative,)))
+    x_t, weights = (randn(i, 3, backbone.channels, 8, 12, dtype=torch.float32) for i in range(2))
+    is_flow = isinstance(backbone.schedule, RectifiedSchedule)
+
+    def value(x):
+        prediction = backbone(x, 0.6, condition)
+        output = prediction.noise - prediction.mean if is_flow else prediction.noise
+        return (output * weights).sum().double()
+
+    x = x_t.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(x), x)
+    step = 0.02 * gradient / gradient.norm()
+    with torch.no_grad():
+        slope = (value(x_t + step) - value(x_t - step)) / 2
+    assert_close(slope, (gradient.double() * step).sum(), rtol=2e-2, atol=0)
 
 
 def test_every_sample_has_its_own_prompt_time_and_embeddings(case):

@@ -127,7 +127,7 @@ def test_the_variance_of_draws_is_that_within_prompts():
     x_0 = torch.tensor([[0.0, 5.0], [2.0, 5.0], [100.0, 7.0], [1.0, 1.0], [4.0, 10.0]])
     found = variance_of(Bank(x_0, ["a", "a", "alone", "b", "b"]))
     assert found == pytest.approx(((2.0 + 0.0) / 2 + (4.5 + 40.5) / 2) / 2)
-    assert math.isclose(variance_of(Bank(1e4 + x_0[:2])), 1.0)
+    assert math.isclose(variance_of(Bank(1e9 + x_0[:2].double())), 1.0)
     for same in (Bank(torch.ones(3, 2)), Bank(x_0[:2], ["a", "b"])):
         with pytest.raises(ValueError, match="variance must be given, since no prompt has draws"):
             variance_of(same)

@@ -179,6 +179,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, changed):
         train(make_network(), make_objective(), 2, checkpoint=path, recipe=Recipe(**changed))
 
 
+def test_a_checkpoint_tells_two_recipes_apart_that_are_not_plain(tmp_path):
+    options = {"checkpoint": tmp_path / "run.pt"}
+    train(make_network(), make_objective(), 2, recipe=Recipe(average=0.9), **options)
+    with pytest.raises(ValueError, match=r"average was 0\.9, is 0\.5"):
+        train(make_network(), make_objective(), 2, recipe=Recipe(average=0.5), **options)
+    assert Recipe().settings == {}  # of a plain training no setting is told
+    assert EVERYTHING.settings == {"parts": 3, "weight_decay": 0.1, "warm_up": 4, "average": 0.9}
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(tmp_path):
     network = Ramp()
     with torch.no_grad():
