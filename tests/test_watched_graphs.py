@@ -16,7 +16,14 @@ from plain_rewards import Redness
 from rewards.remote import serve
 from rewards.scoring import plan, score
 from rwguidance import Bank, Tilt
-from rwguidance.noise_space import draw_bank, soft_best_of_n
+from rwguidance.noise_space import (
+    adapted_pcn,
+    draw_bank,
+    noise_gradient,
+    pcn,
+    size_for_gain,
+    soft_best_of_n,
+)
 from rwguidance.renewal import renew
 from scored_folders import Moody, paint
 
@@ -79,6 +86,19 @@ def scored(watched, folder):
     score(plan(folder / "images"), {"red": WatchedRedness(watched)}, folder / "scores.csv")
 
 
+def task_of(watched):
+    return watched.generate, Tilt(watched.reward, 1.0)
+
+
+def chained(chains, **options):
+    def call(watched, folder):
+        task = *task_of(watched), noise
+        start = soft_best_of_n(*task, 2, 2, generator=torch.Generator().manual_seed(0))
+        chains(*task, start, generator=torch.Generator().manual_seed(1), **options)
+
+    return call
+
+
 def noise(n, generator):
     return torch.ones(n if isinstance(n, int) else len(n), 2)
 
@@ -89,13 +109,10 @@ CALLS = {
     ),
     "a bank that is drawn": lambda watched, _: draw_bank(watched.generate, noise, ["a"], 3),
     "candidates": lambda watched, _: soft_best_of_n(
-        watched.generate,
-        Tilt(watched.reward, 1.0),
-        noise,
-        2,
-        3,
-        generator=torch.Generator().manual_seed(0),
+        *task_of(watched), noise, 2, 3, generator=torch.Generator().manual_seed(0)
     ),
+    "chains": chained(pcn, steps=2, rho=0.5),
+    "chains that choose rho": chained(adapted_pcn, burn_in=2, steps=2),
     "renewed states": lambda watched, _: renew(
         randn(0, 4, 2),
         Tilt(watched.reward, 1.0),
@@ -115,3 +132,14 @@ def test_no_graph_is_recorded(name, tmp_path):
         CALLS[name](watched, tmp_path)
     assert watched.calls > 0
     assert watched.graphs == 0
+
+
+def test_a_climb_records_a_graph_for_its_gradients_alone():
+    watched = Watched()
+    noise_gradient(*task_of(watched), noise, 3, size=0.1, steps=2)
+    assert watched.calls == 2 * 3  # generator and reward: two gradients and the end
+    assert watched.graphs == 2 * 2
+    watched = Watched()
+    size_for_gain(*task_of(watched), randn(0, 4, 2), gain=0.5, keep_norm=False)
+    assert watched.calls > 2 * 2
+    assert watched.graphs == 2  # of the first gradient, which all sizes share

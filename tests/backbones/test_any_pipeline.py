@@ -172,6 +172,20 @@ def test_gradients_reach_the_state_through_the_network_and_the_decoder():
     assert float(shift(backbone, x_t, 0.6, condition).shift.norm()) > 0
 
 
+def test_a_condition_is_encoded_without_a_graph(monkeypatch):
+    pipe, backbone = adapted("sd-turbo")
+    encode, seen = pipe.encode_prompt, []
+
+    def watched(*args, **kwargs):
+        seen.append(torch.is_grad_enabled())
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "encode_prompt", watched)
+    backbone.condition(PROMPTS)
+    assert seen
+    assert not any(seen)
+
+
 def test_every_prediction_of_a_run_is_that_of_the_pipeline():
     for name in ("sd1.5", "qwen-image"):
         assert prediction_error(backbones.tiny(name), {**CALL, "num_inference_steps": 2}) < 1e-4
