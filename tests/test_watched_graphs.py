@@ -25,6 +25,7 @@ from rwguidance.noise_space import (
     soft_best_of_n,
 )
 from rwguidance.renewal import renew
+from rwguidance.testing import check_reward
 from scored_folders import Moody, paint
 
 TORN = torch.nn.Parameter(torch.ones(()))
@@ -120,6 +121,9 @@ CALLS = {
         generator=torch.Generator().manual_seed(0),
     ),
     "prompts": lambda watched, _: WatchedTexts(watched).encode_prompts(["a"]),
+    "a check": lambda watched, _: check_reward(
+        watched.reward, randn(0, 3, 2), differentiable=False
+    ),
     "a server": served,
     "a table": scored,
 }
@@ -143,3 +147,9 @@ def test_a_climb_records_a_graph_for_its_gradients_alone():
     size_for_gain(*task_of(watched), randn(0, 4, 2), gain=0.5, keep_norm=False)
     assert watched.calls > 2 * 2
     assert watched.graphs == 2  # of the first gradient, which all sizes share
+
+
+def test_of_a_check_of_gradients_one_call_records_a_graph():
+    watched = Watched()
+    check_reward(watched.reward, randn(0, 3, 2), differentiable=True)
+    assert watched.graphs == 1

@@ -216,9 +216,8 @@ class State:
             self.optimizer.load_state_dict(state["optimizer"])
             for generator, numbers in zip(self.generators, state["generators"], strict=True):
                 generator.set_state(numbers)
-            with torch.no_grad():
-                for mean, saved in zip(self.averages, state["averages"], strict=True):
-                    mean.copy_(saved)
+            for mean, saved in zip(self.averages, state["averages"], strict=True):
+                mean.copy_(saved)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{path} does not hold a whole checkpoint: {error}") from None
         self.done, self.losses = done, losses.clone()

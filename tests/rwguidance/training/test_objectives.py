@@ -261,6 +261,20 @@ def test_the_input_gradient_trains_the_parameters(name):
         assert difference.abs() > 1e-4
 
 
+def test_the_model_keeps_no_graph_though_it_learns():
+    class Scaled(DenoiserModel):
+        def __init__(self):
+            super().__init__(SCHEDULE)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def denoise(self, x_t, t, condition):
+            return self.scale * x_t
+
+    objective = ShiftObjective(Scaled(), make_bank(), TILT, batch_size=8)
+    prediction = objective.base(objective.noised(rng()))
+    assert not prediction.mean.requires_grad
+
+
 def test_the_shift_objective_is_its_formula():
     class Shift(nn.Module):
         def __init__(self):
