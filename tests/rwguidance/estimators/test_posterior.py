@@ -314,6 +314,16 @@ def test_it_conforms(draws, first_order, controlled):
     check_estimator(estimator, law.model(RectifiedSchedule()), x_t, calls=30)
 
 
+def test_the_control_is_no_part_of_the_gradient():
+    law, seen = mixture(0, 3), []
+    bank = Bank(law.sample(50, torch.Generator().manual_seed(0)))
+    estimator = PosteriorSampling(tilt_of("sum", 5, 3), InnerFlow(2), 3, True, bank)
+    estimator.control.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    estimator(law.model(RectifiedSchedule()), visited(law, RectifiedSchedule(), 0.5, 3, 3), 0.5)
+    assert seen
+    assert not any(seen)
+
+
 @pytest.mark.parametrize(
     ("source", "calls"),
     [(InnerFlow(1), 1), (InnerFlow(4), 4), (Renoising([1.0, 0.6, 0.3, 0.0]), 3)],

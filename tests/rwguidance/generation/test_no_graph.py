@@ -22,6 +22,7 @@ from rwguidance.generation import (
     Posterior,
     Resample,
 )
+from square_generator import Squares
 
 pytestmark = QUIET
 
@@ -93,6 +94,28 @@ def test_methods_with_gradients_keep_those_of_their_estimates_alone(tmp_path, me
     found = graphs(tmp_path, method)
     assert 0 < found["reward"] <= found["network"] + found["decoder"]
     assert found["condition"] == 0
+
+
+class WatchedSquares(Squares):
+    """Squares, which count calls that keep a graph."""
+
+    depends_on = ()
+
+    def __init__(self):
+        super().__init__()
+        self.graphs = 0
+
+    def generate(self, noise, condition):
+        self.graphs += torch.is_grad_enabled()
+        return super().generate(noise, condition)
+
+
+def test_generators_keep_no_graph(tmp_path):
+    backbone = WatchedSquares()
+    with torch.enable_grad():
+        run(tmp_path, BestOfN(2), ["ab"], backbone=backbone, images=2)
+    assert backbone.calls > 0
+    assert backbone.graphs == 0
 
 
 class WatchedNetwork(torch.nn.Module):
