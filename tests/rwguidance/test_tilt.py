@@ -33,6 +33,13 @@ def test_several_rewards_with_their_own_betas_add():
     torch.testing.assert_close(tilt.weigh(scores), expected, rtol=1e-14, atol=1e-15)
 
 
+def test_several_rewards_add_their_gradients():
+    x = randn(0, 3, 2).requires_grad_()
+    tilt = Tilt([lambda x, c: x.square().sum(1), lambda x, c: x[:, 0]], [0.5, 0.25])
+    (gradient,) = torch.autograd.grad(tilt(x).sum(), x)
+    torch.testing.assert_close(gradient, 4 * x + torch.tensor([4.0, 0.0], dtype=x.dtype))
+
+
 @pytest.mark.parametrize(
     ("tilt", "shapes", "expected"),
     [
