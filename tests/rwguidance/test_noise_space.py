@@ -278,6 +278,15 @@ def test_a_start_is_weighed_by_the_tilt_at_hand(generator):
     assert_moments(end.x_0, exact.mean, exact.covariance)
 
 
+def test_a_free_step_is_exact_in_double_precision():
+    free = Tilt(lambda x, condition: 0 * x[:, 0], 1.0)
+    start = soft_best_of_n(identity, free, drawer(3), 4, 1, generator=generator_for(0))
+    fresh = randn(1, 4, 3)
+    end = pcn(identity, free, lambda n, generator: fresh, start, 1, 0.3, generator=generator_for(1))
+    expected = math.sqrt(1 - 0.3**2) * start.noise + 0.3 * fresh
+    torch.testing.assert_close(end.noise, expected, rtol=1e-14, atol=1e-14)
+
+
 def test_half_precision_does_not_swallow_small_steps():
     """Far below the spacing of bfloat16, moves must add up: E|z_k - z_0|^2 = 2 (1 - a^k)."""
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pixel_law import QUIET, Brightness, assert_same_pictures, run
 from rwguidance.generation import (
@@ -18,6 +19,7 @@ from rwguidance.generation import (
     SecondOrder,
     StraightFlow,
 )
+from rwguidance.generation.scores import score
 
 pytestmark = QUIET
 
@@ -73,3 +75,10 @@ def test_a_constant_of_the_reward_changes_no_picture(tmp_path, method):
         if "log z" in one.facts:  # which grows by what the constant is over beta
             moved = one.facts["log z"] + OFFSET / other.facts["beta"]
             assert other.facts["log z"] == pytest.approx(moved, rel=1e-9)
+
+
+def test_rewards_keep_the_precision_in_which_they_come():
+    images = torch.linspace(0.1, 0.9, 6, dtype=torch.float64).reshape(2, 3, 1, 1)
+    found = score(lambda images, prompts: images.flatten(1).sum(1) / 3, images, "a")
+    assert found.values.dtype == torch.float64
+    assert found.values.tolist() == (images.flatten(1).sum(1) / 3).tolist()

@@ -1,6 +1,7 @@
 """What a training reads: banks of draws and of pairs, conditions, strengths and times."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rwguidance.trainer import Settings
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
 from rwguidance.trainer.problem import Times, variance_of
+from rwguidance.trainer.work import Work
 
 REWARD = toy.Linear([1.0])
 
@@ -168,3 +170,10 @@ def test_the_log_goes_on_where_a_training_does(tmp_path):
 def test_settings_that_make_no_sense_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         Settings(**options)
+
+
+def test_times_of_prepared_draws_are_those_that_made_them():
+    times = [1.0, 0.7, 0.1, 0.0]
+    data = SimpleNamespace(about={"drawers": {"trajectories": {"times": times}}})
+    work = Work(SimpleNamespace(sampler_steps=None), None, {}, data)
+    assert work.times.tolist() == times
