@@ -22,6 +22,7 @@ from .any_pipeline import AnyPipeline
 from .autoencoders import check_channels, in_dtype, load_autoencoder
 from .flux import Flux
 from .index import INDEX, check_whole, network_class, read_index
+from .lora import fuse_lora, require_peft
 from .pipelines import PipelineBackbone, require
 from .sd3 import SD3
 from .sdxl import SDXL
@@ -103,6 +104,8 @@ class Published:
         card: Where the model card is, a web address or ``package://name/folder/README.md``.
         license: The license of the weights, by name.
         pipeline: Name of the pipeline's class. Empty is that of the family.
+        lora: Where a LoRA is that makes the model of the one in `source`, likewise; its weights are
+            added to those that are loaded (:func:`.lora.fuse_lora`).
 
     Raises:
         TypeError: If one of the texts is none.
@@ -117,11 +120,13 @@ class Published:
     card: str = ""
     license: str = ""
     pipeline: str = ""
+    lora: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "source", "card", "license", "pipeline"):
             checks.instance(name, getattr(self, name), str, "a string")
-        checks.optional(checks.instance, "vae", self.vae, str, "a string")
+        for name in ("vae", "lora"):
+            checks.optional(checks.instance, name, getattr(self, name), str, "a string")
 
     @property
     def pipeline_class(self) -> str:
@@ -172,6 +177,8 @@ class Published:
                 it.
         """
 
+        if self.lora is not None:
+            require_peft()
         options = {**self.defaults, **options}
         scale = options.get("guidance_scale")
         if self.distilled and scale is not None and scale > 1:
@@ -186,6 +193,8 @@ class Published:
             if not in_package(self.source):
                 check_channels(options["vae"], self.family.latent_channels)
         pipe = self._pipeline(path, dtype, variant, config)
+        if self.lora is not None:
+            fuse_lora(pipe, self.lora)
         check_tokenizers(pipe, config or path or self.source)
         backbone = self.family(pipe=pipe, **options)
         if self.distilled and backbone.guidance_scale is not None and scale is None:

@@ -114,7 +114,7 @@ class SecondOrderPlugIn(ConditionalExpectation):
                 shift, residual = solve(covariance, curvature, gradient, self.iterations)
         gain = 0.5 * (gradient * shift).flatten(1).sum(1)
         diagnostics = {"shift_norm": shift_norm(shift), "residual": residual}
-        return Estimate(known, log_w.detach() + gain.to(log_w.dtype), shift, diagnostics)
+        return Estimate(known, log_w.detach() + gain, shift, diagnostics)
 
 
 def _derivatives(log_w: Tensor, mean: Tensor) -> tuple[Tensor, Product]:

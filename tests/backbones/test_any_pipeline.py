@@ -191,6 +191,13 @@ def test_prompts_are_encoded_without_a_graph(monkeypatch):
     assert not any(graphs)
 
 
+def test_images_are_in_single_precision_whatever_the_pipeline():
+    skip_if_too_old("sd-turbo")
+    pipe = backbones.tiny("sd-turbo").to(torch.bfloat16)
+    backbone = backbones.from_pipeline(pipe, **SIZE)
+    assert backbone.decode(backbone.draw_noise(1, generators()[0])).dtype == torch.float32
+
+
 def test_every_prediction_of_a_run_is_that_of_the_pipeline():
     for name in ("sd1.5", "qwen-image"):
         assert prediction_error(backbones.tiny(name), {**CALL, "num_inference_steps": 2}) < 1e-4
