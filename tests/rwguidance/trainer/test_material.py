@@ -101,6 +101,8 @@ def test_strengths_are_divergences():
     ((nats, tilt),) = tilts_of(bank, REWARD, Settings(beta=0.7)).items()
     assert tilt.betas == (0.7,)
     assert nats == pytest.approx(sum(divergence(v, 0.7) for v in rewards) / 2, abs=1e-3)
+    moved = bank_of((rewards.flatten() + 2.0**26).tolist(), ["a"] * 20 + ["b"] * 20)
+    assert list(tilts_of(moved, REWARD, Settings(beta=0.7))) == [nats]  # a constant says nothing
 
 
 def test_of_few_draws_all_prompts_count_together_less_their_means():
