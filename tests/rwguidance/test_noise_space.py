@@ -32,6 +32,7 @@ from rwguidance import (
     soft_best_of_n,
     toy,
 )
+from rwguidance.noise_space.networks import change_of
 from rwguidance.support.randomness import generator_for, normal
 from rwguidance.weights import ess, log_mean_exp, pareto_k
 
@@ -276,6 +277,17 @@ def test_a_start_is_weighed_by_the_tilt_at_hand(generator):
     end = pcn(linear_map, TILTS["linear"], drawer(2, SCALE), stale, 1, 0.5, generator=generator)
     assert float(end.diagnostics["acceptance"].mean()) > 0.3
     assert_moments(end.x_0, exact.mean, exact.covariance)
+
+
+def test_networks_beside_a_generator_see_times_in_double_precision():
+    seen = []
+
+    def network(states, times, condition):
+        seen.append((times.dtype, times.tolist()))
+        return states
+
+    change_of(network, torch.ones(2, 3), 1.0, None)
+    assert seen == [(torch.float64, [1.0, 1.0])]
 
 
 def test_a_free_step_is_exact_in_double_precision():

@@ -12,6 +12,7 @@ from processes_of_a_run import launch
 from rwguidance.support.processes import joined
 from rwguidance.support.randomness import seeded
 from rwguidance.training import Recipe, train
+from rwguidance.training.recipe import InBfloat16
 from training_problems import Ramp, make_network, make_objective, parameters
 
 EVERYTHING = Recipe(parts=3, weight_decay=0.1, warm_up=4, average=0.9)
@@ -226,6 +227,8 @@ def test_bfloat16_is_for_the_network_alone():
     half = train(Linear(), objective, 2, recipe=Recipe(bfloat16=True))
     assert set(seen) == {torch.bfloat16, torch.float32}
     assert network.layer.weight.dtype == torch.float32
+    wrapped = InBfloat16(network)
+    assert wrapped(torch.ones(2, 3), torch.ones(2)).dtype == torch.float32
     assert not torch.equal(full, half)
 
 
