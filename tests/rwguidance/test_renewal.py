@@ -166,11 +166,12 @@ def test_a_state_of_zero_weight_takes_what_has_one():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_states_keep_their_dtype_whatever_that_of_proposals(dtype):
-    tilt = Tilt(lambda x, condition: x.flatten().float(), 1e-3)
+    tilt = Tilt(lambda x, condition: x.flatten(), 1e-3)
     x, new = torch.tensor([[0.5], [1.5]], dtype=dtype), torch.tensor([[1.0], [1.0]]).double()
     made = renew(x, tilt, lambda *given: new, generator=of_seed(0))
     assert made.x_0.dtype == dtype
     assert made.x_0.flatten().tolist() == [1.0, 1.5]
+    assert made.log_w.dtype == torch.float32
 
 
 def test_with_a_source_per_state_a_state_depends_on_itself_alone():
