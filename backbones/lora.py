@@ -1,5 +1,7 @@
 """LoRAs that belong to a published model, such as those that make one of few steps of another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rwguidance.support import outside
@@ -42,10 +44,24 @@ def fuse_lora(pipe: Any, source: str) -> None:
         where = str(package_folder(where))
     options = {"weight_name": _FILE, "use_safetensors": True, "revision": revision}
     try:
-        pipe.load_lora_weights(str(where), local_files_only=not on_hub(source), **options)
+        with _quiet():
+            pipe.load_lora_weights(str(where), local_files_only=not on_hub(source), **options)
     except OSError as error:
         raise FileNotFoundError(f"no {_FILE} of a LoRA in {source}: {error}") from error
     if not any(pipe.get_list_adapters().values()):
         raise ValueError(f"the LoRA of {source} holds no weights of a {type(pipe).__name__}")
     pipe.fuse_lora()
     pipe.unload_lora_weights()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, diffusers does not tell which networks have no part in a LoRA: most have none."""
+
+    logging = outside.require("diffusers", "a LoRA needs", "backbones").utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

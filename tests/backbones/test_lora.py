@@ -42,9 +42,15 @@ def published(lora, **changes):
     return Published("mine", SDXL, "hf://me/mine", {"steps": 1}, True, lora=str(lora), **changes)
 
 
-def test_the_weights_are_those_of_the_sums(folders):
+def test_the_weights_are_those_of_the_sums(folders, caplog):
     base, lora, sums = folders
+    loggers = diffusers.utils.logging
+    before = loggers.get_verbosity()
+    loggers.enable_propagation()
     backbone = published(lora)(base, **SIZE)
+    loggers.disable_propagation()
+    assert "No LoRA keys" not in caplog.text  # of networks that a LoRA leaves as they are
+    assert loggers.get_verbosity() == before
     plain = backbones.load("sdxl-turbo", base, **SIZE)
     state, before = backbone.pipe.unet.state_dict(), plain.pipe.unet.state_dict()
     assert set(state) == set(before)  # nothing is left of adapters

@@ -85,6 +85,8 @@ def test_methods_are_better_than_the_base_by_their_strength(whole):
 def test_costs_are_counted_at_the_model(whole):
     results, _ = whole
     costs = lambda cell: {name: values.tolist() for name, values in cell.costs.items()}
+    widths = {v.dtype for cell in results.cells.values() for v in cell.costs.values()}
+    assert widths == {torch.float64}  # seconds and calls of long runs keep their digits
     pictures = 6
     expected = {
         BASE: (STEPS * pictures, pictures, pictures, 0),
