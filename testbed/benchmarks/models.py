@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     there = shipped.names()
     known = lambda *names: [name for name in names if name in there]
     generators, slower = {}, {}
-    for text in arguments.backbone or known("emoji-flow", "emoji-turbo"):
+    for text in arguments.backbone or known("emoji-flow", "emoji-turbo", "emoji-turbo-wide"):
         name, path = split_name(text)
         generators[name] = load_generator(name, path)
         if name == "emoji-turbo":

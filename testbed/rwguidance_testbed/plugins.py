@@ -5,6 +5,7 @@ Nothing here is known to the library: a package of anybody's adds its models in 
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "NOISE",
     "TEACHER",
     "TURBO",
+    "WIDE",
     "EmojiGold",
     "EmojiHPS",
     "EmojiMatch",
@@ -64,6 +66,14 @@ TEACHER = _published(
 
 TURBO = _published("emoji-turbo", SDXL, {"steps": 1}, True)
 """A model of one step, in the class of SDXL-Turbo."""
+
+WIDE = replace(
+    TURBO,
+    name="emoji-turbo-wide",
+    card=f"{SOURCE}/emoji-turbo-wide/README.md",
+    lora=f"{SOURCE}/emoji-turbo-wide",
+)
+"""The model of one step with a LoRA, whose pictures of a prompt vary as those of a flow do."""
 
 
 def _for_one_step(name: str) -> PublishedNetwork:

@@ -35,6 +35,7 @@ MODELS: Mapping[str, str] = {
     "emoji-turbo-change": "prompt_sets",
     "emoji-turbo-guide": "network",
     "emoji-turbo-noise": "black_box",
+    "emoji-turbo-wide": "adversarial",
     "emoji-vae": "vae",
 }
 """The models that can come with a version, each with the module that trains it, or begins to."""

@@ -1,5 +1,6 @@
 """The shipped models: whole, within their size, documented, and loaded as their formats say."""
 
+import copy
 import importlib.util
 import json
 import re
@@ -24,6 +25,7 @@ from rwguidance.support import packaged
 from rwguidance.support.randomness import seeded
 from rwguidance.testing import check_reward
 from rwguidance_testbed import encoders, flow, shipped, tokenizer, turbo, vae
+from rwguidance_testbed.adversarial import lora
 from rwguidance_testbed.prompt_sets import prompts_of
 from zoo import can_be_double
 
@@ -43,6 +45,7 @@ PIPELINES = {
 REWARDS = {"emoji-pick": ("pick", 16), "emoji-hps": ("hps", 24)}
 UTILITIES = {"emoji-gold", "emoji-match"}
 NETWORKS = ["emoji-turbo-change", "emoji-turbo-guide", "emoji-turbo-noise"]
+LORAS = ["emoji-turbo-wide"]
 OTHERS = {"emoji-judge", *NETWORKS, "emoji-vae"}
 PROMPTS = ["red apple", "a key on a blue background", "", " ".join(["red apple"] * 40)]
 
@@ -50,11 +53,11 @@ PROMPTS = ["red apple", "a key on a blue background", "", " ".join(["red apple"]
 def test_what_can_be_shipped_is_registered_and_can_be_trained():
     named = {name for name in backbones.available() if name.startswith("emoji-")}
     named |= {spec.name for spec in rewards.available() if spec.name.startswith("emoji-")}
-    assert named == {*PIPELINES, *REWARDS, *UTILITIES}
+    assert named == {*PIPELINES, *LORAS, *REWARDS, *UTILITIES}
     assert embeddings.available() == ["emoji-judge"]
     assert "emoji-demo" in [known.name for known in prompts.available()]
     assert networks.available() == NETWORKS
-    assert {*PIPELINES, *REWARDS, *OTHERS} == set(shipped.MODELS)
+    assert {*PIPELINES, *LORAS, *REWARDS, *OTHERS} == set(shipped.MODELS)
     for module in shipped.MODELS.values():
         assert importlib.util.find_spec(f"rwguidance_testbed.{module}"), module
 
@@ -74,7 +77,7 @@ def test_the_hashes_are_those_of_the_files():
 
 def test_everything_is_small():
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
-    assert size <= 41_000_000
+    assert size <= 40 * 2**20
 
 
 @pytest.mark.parametrize("name", THERE)
@@ -163,6 +166,10 @@ def weights(tmp_path_factory):
         **turbo.SCHEDULE, timestep_spacing="trailing"
     )
     flow.export(pipe, folder, root / "emoji-turbo")
+    changed = copy.deepcopy(pipe.unet)
+    with torch.no_grad():
+        changed.conv_out.weight.add_(0.1)
+    lora.write(root / "emoji-turbo-wide", changed, pipe.unet, 1)
     for kind in encoders.KINDS:
         encoders.new(kind, folder, smoke=True).write(root / f"emoji-{kind}")
     return root
@@ -330,6 +337,16 @@ class TestLoading:
         backbone = backbones.load("emoji-turbo")
         assert len(backbone.times()) == 2
         assert len(backbones.load("emoji-flow").times()) == 5
+
+    def test_the_wide_model_is_diffusers_own_sum(self, generator):
+        wide, plain = (backbones.load(f"emoji-turbo{end}") for end in ("-wide", ""))
+        x_t, condition = plain.draw_noise(2, generator), plain.condition(["sun", "red apple"])
+        with torch.no_grad():
+            found, before = (b(x_t, 1.0, condition).noise for b in (wide, plain))
+            plain.pipe.load_lora_weights(str(WEIGHTS / "emoji-turbo-wide"))  # beside the weights
+            beside = plain(x_t, 1.0, condition).noise
+        assert_close(found, beside, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(found, before, atol=1e-2)
 
     @pytest.mark.parametrize("name", ["emoji-flow", "emoji-turbo"])
     def test_all_parts_have_the_precision_asked_for(self, full, name, generator):

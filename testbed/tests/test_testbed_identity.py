@@ -22,6 +22,10 @@ WITHIN = {"encoders.hps.HPS", "encoders.judge.Judge", "encoders.pick.Pick"}
 
 NO_RESULT = {
     # They make weights, and no saved result is looked up by them.
+    "adversarial.critic.Critic",
+    "adversarial.critic.Features",
+    "adversarial.objective.Widening",
+    "adversarial.reader.Reader",
     "black_box.LatentScore",
     "decoder.PatchDiscriminator",
     "decoder.Sharpening",

@@ -131,19 +131,20 @@ def adam(
     )
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, largest: float = 1.0) -> None:
     """Takes a step of an optimizer down a loss, gradients of the parameters of others left alone.
 
     Arguments:
         optimizer: The optimizer.
         loss: Loss of any sign, a number.
+        largest: Norm to which larger gradients are scaled down.
     """
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, largest)
     optimizer.step()
 
 

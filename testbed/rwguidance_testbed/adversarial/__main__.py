@@ -1,0 +1,4 @@
+from ..commands import run
+from .command import widen
+
+run(widen)
