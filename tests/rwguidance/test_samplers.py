@@ -632,3 +632,8 @@ def test_an_overflowing_tilt_is_named(rewards):
 
     with pytest.raises(ValueError, match=r"log-weights .* use a larger beta"):
         run()
+
+
+def test_times_carry_no_gradient_into_a_run():
+    times = torch.linspace(1, 0, 4, dtype=torch.float64, requires_grad=True)
+    assert not check_times(times).requires_grad
