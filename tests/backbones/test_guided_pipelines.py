@@ -1,7 +1,6 @@
 """A guided pipeline stays what it is: its kind, its class, its scheduler, its precision."""
 
 import copy
-import functools
 import inspect
 
 import diffusers
@@ -193,21 +192,6 @@ def test_half_precision(name):
         rounding = distance(run_case(key, pipe, 2).float(), wide)
         assert latents.dtype == torch.bfloat16
         assert distance(latents.float(), truth) <= 3 * rounding + 0.05
-
-
-def test_the_step_sees_the_precision_of_the_network(monkeypatch):
-    with torch.random.fork_rng(devices=[]):
-        pipe = copy.deepcopy(tiny("sdxl")).to(torch.bfloat16)
-    plain, seen = type(pipe.scheduler).step, []
-
-    @functools.wraps(plain)
-    def step(self, model_output, *args, **kwargs):
-        seen.append(model_output.dtype)
-        return plain(self, model_output, *args, **kwargs)
-
-    monkeypatch.setattr(type(pipe.scheduler), "step", step)
-    run_case("sdxl-cfg", guide(pipe, PlugIn(Tilt(reward, 0.5))), 2)
-    assert seen == [torch.bfloat16] * 2
 
 
 def test_unreliable_guidance_warns_once_per_run():
