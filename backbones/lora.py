@@ -8,6 +8,8 @@ from rwguidance.support import outside
 from rwguidance.support.outside import on_hub, split_hub
 from rwguidance.support.packaged import in_package, package_folder
 
+from .pipelines import require
+
 __all__ = ["fuse_lora", "require_peft"]
 
 _FILE = "pytorch_lora_weights.safetensors"  # as diffusers' `save_lora_weights` names it
@@ -58,7 +60,7 @@ def fuse_lora(pipe: Any, source: str) -> None:
 def _quiet() -> Iterator[None]:
     """Within, diffusers does not tell which networks have no part in a LoRA: most have none."""
 
-    logging = outside.require("diffusers", "a LoRA needs", "backbones").utils.logging
+    logging = require("diffusers").utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gaussian_teachers import NAMES, SCALING, SHIFT
+from interruption import Clock, read_equal_states
 from torch import nn
 
 from rwguidance.support.randomness import seeded
@@ -170,17 +171,6 @@ def test_rates_are_constant_and_then_fall_to_zero():
         assert rates(share) == pytest.approx({k: factor * peak for k, peak in peaks.items()})
 
 
-class Clock:
-    """A clock that moves by some seconds whenever it is read."""
-
-    def __init__(self, tick):
-        self.now, self.tick = 0.0, tick
-
-    def monotonic(self):
-        self.now += self.tick
-        return self.now
-
-
 class TestTraining:
     OPTIONS = replace(
         adversarial.OPTIONS, minutes=10.0, painted=70, pairs=64, recombined=3, groups=2, blocks=1,
@@ -217,13 +207,7 @@ class TestTraining:
                 widen("parts")
         widen("parts")
         assert "going on at step 2" in capsys.readouterr().out
-        whole, parts = (
-            torch.load(tmp_path / f"{name}.state", weights_only=True) for name in ("whole", "parts")
-        )
-        for module, values in whole["modules"].items():
-            for name, value in values.items():
-                assert torch.equal(value, parts["modules"][module][name]), (module, name)
-        assert torch.equal(whole["generator"], parts["generator"])
+        read_equal_states(tmp_path / "whole.state", tmp_path / "parts.state")
 
     def test_what_is_written_changes_the_model_by_that_rank(self, widen, teacher_unet, tmp_path):
         from safetensors.torch import load_file

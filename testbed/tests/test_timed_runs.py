@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interruption import Clock
 from torch import nn
 
 from rwguidance.support.randomness import seeded
@@ -12,17 +13,6 @@ from rwguidance_testbed.training.options import compute_on
 from rwguidance_testbed.training.timed import TimedRun, adam, descend, rate_after, set_rate
 
 CPU = torch.device("cpu")
-
-
-class Clock:
-    """A clock that moves by some seconds whenever it is read."""
-
-    def __init__(self, tick):
-        self.now, self.tick = 0.0, tick
-
-    def monotonic(self):
-        self.now += self.tick
-        return self.now
 
 
 def run_of(path, interval=120.0):

@@ -8,8 +8,7 @@ r"""The one-step model of the test bed, trained further against a critic, so tha
 paints pictures, draws some of their captions and recombined names with the flow of four steps,
 trains a reader of names, and goes on with the training of a model of
 :mod:`rwguidance_testbed.distill` by :mod:`rwguidance_testbed.adversarial.objective`, at its one
-step. What it writes is the
-change, a LoRA:
+step. What it writes is the change, a LoRA:
 
 .. code-block:: python
 

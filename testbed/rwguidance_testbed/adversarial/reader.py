@@ -75,7 +75,7 @@ class Reader(nn.Module):
 def train_reader(
     reader: Reader, features: Features, examples: Examples, steps: int, seed: int
 ) -> None:
-    """Trains a reader on all pictures of examples ; it is to be frozen then.
+    """Trains a reader on all pictures of examples; it is to be frozen then.
 
     Arguments:
         reader: The reader.
