@@ -24,6 +24,7 @@ NO_RESULT = {
     # They make weights, and no saved result is looked up by them.
     "adversarial.critic.Critic",
     "adversarial.critic.Features",
+    "adversarial.critic.Trunk",
     "adversarial.objective.Widening",
     "adversarial.reader.Reader",
     "black_box.LatentScore",

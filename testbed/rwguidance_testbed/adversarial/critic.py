@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..training.attention import CountedAttention
 
-__all__ = ["GROUP", "Critic", "Features", "Words", "deviations"]
+__all__ = ["GROUP", "Critic", "Features", "Trunk", "Words", "deviations"]
 
 GROUP = 4
 """Pictures of a group."""
@@ -75,6 +75,35 @@ class Features(nn.Module):
         return self.forward(x_t, t, text, pooled)
 
 
+class Trunk(nn.Module):
+    """Two convolutions over patches, of which the first is moved by times and captions.
+
+    Arguments:
+        width: Width of the features of patches.
+        about: Width of what is known of times and captions.
+        hidden: Width of what comes out.
+    """
+
+    def __init__(self, width: int, about: int, hidden: int) -> None:
+        super().__init__()
+        self.first, self.about = nn.Conv2d(width, hidden, 1), nn.Linear(about, hidden)
+        self.second = nn.Conv2d(hidden, hidden, 3, padding=1)
+
+    def forward(self, features: Tensor, about: Tensor) -> Tensor:
+        """Returns features with shape (B, hidden, side, side).
+
+        Arguments:
+            features: Features of the patches of a square, with shape (B, width, patches).
+            about: What is known of times and captions, with shape (B, about).
+        """
+
+        side = round(features.shape[2] ** 0.5)
+        h = self.first(features.unflatten(2, (side, side)))
+        h = F.leaky_relu(h + self.about(about)[:, :, None, None], 0.2)
+        moved: Tensor = F.leaky_relu(self.second(h), 0.2) + h
+        return moved
+
+
 class _Fit(nn.Module):
     """A logit linear in features, by weights that are linear in captions; zero at first.
 
@@ -118,16 +147,12 @@ class _Head(nn.Module):
 
     def __init__(self, width: int, pooled: int, hidden: int) -> None:
         super().__init__()
-        self.first, self.about = nn.Conv2d(width, hidden, 1), nn.Linear(width, hidden)
-        self.second = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.trunk = Trunk(width, width, hidden)
         self.single = _Fit(hidden, width + pooled)
         self.spread = _Fit(2 * hidden, pooled)
 
     def forward(self, patches: Tensor, about: Tensor, pooled: Tensor) -> Tensor:
-        side = round(patches.shape[1] ** 0.5)
-        h = self.first(patches.transpose(1, 2).unflatten(2, (side, side)))
-        h = F.leaky_relu(h + self.about(about)[:, :, None, None], 0.2)
-        h = F.leaky_relu(self.second(h), 0.2) + h
+        h = self.trunk(patches.mT, about)
         captions = pooled.unflatten(0, (-1, GROUP)).mean(dim=1)
         single: Tensor = self.single(h.mean(dim=(2, 3)), torch.cat((about, pooled), dim=1))
         shared: Tensor = self.spread(deviations(h), captions)

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from rwguidance.support.randomness import seeded
 
-from .critic import Features
+from .critic import Features, Trunk
 from .examples import Examples, noisy
 
 __all__ = ["NOISIEST_READ", "Reader", "train_reader"]
@@ -42,8 +42,7 @@ class Reader(nn.Module):
         self, blocks: int, width: int, patches: int, pooled: int, hidden: int = 128
     ) -> None:
         super().__init__()
-        self.first, self.about = nn.Conv2d(blocks * width, hidden, 1), nn.Linear(width, hidden)
-        self.second = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.trunk = Trunk(blocks * width, width, hidden)
         self.last = nn.Linear(patches * hidden, hidden)
         self.names = nn.Sequential(
             nn.Linear(pooled, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
@@ -65,10 +64,7 @@ class Reader(nn.Module):
     def seen(self, features: Tensor, about: Tensor) -> Tensor:
         """Returns what pictures show, vectors of length 1, with shape (B, hidden)."""
 
-        side = round(features.shape[2] ** 0.5)
-        h = features.transpose(2, 3).flatten(1, 2).unflatten(2, (side, side))
-        h = F.leaky_relu(self.first(h) + self.about(about)[:, :, None, None], 0.2)
-        h = F.leaky_relu(self.second(h), 0.2) + h
+        h = self.trunk(features.mT.flatten(1, 2), about)
         return F.normalize(self.last(F.dropout(h.flatten(1), _DROPOUT, self.training)), dim=1)
 
 
