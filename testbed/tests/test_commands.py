@@ -127,7 +127,7 @@ def test_the_readme_names_what_is_registered_and_commands_that_exist():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     registered = re.findall(r'^([\w-]+) = "rwguidance_testbed\.plugins:', project, re.MULTILINE)
-    assert len(registered) == 12
+    assert len(registered) == 13
     for name in registered:
         assert f"| `{name}` |" in page, name
     lines = page.replace("\\\n", " ").splitlines()
