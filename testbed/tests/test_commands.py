@@ -14,6 +14,7 @@ from rwguidance_testbed import commands
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
+    "adversarial",
     "black_box",
     "data",
     "distill",
