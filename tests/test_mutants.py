@@ -247,6 +247,7 @@ def small(copy, monkeypatch):
     (copy.root / "number.py").unlink()
 
 
+@pytest.mark.slow
 def test_tests_that_fail_anyway_do_not_kill(small, monkeypatch):
     sign, constant = mutations("number.py", "number = -1\n")
     assert (sign.new, constant.new) == ("number = 1", "number = -2")
@@ -258,6 +259,7 @@ def test_tests_that_fail_anyway_do_not_kill(small, monkeypatch):
     assert (small.root / "number.py").read_text() == "number = -1\n"
 
 
+@pytest.mark.slow
 def test_a_conftest_that_cannot_be_imported_kills(small, monkeypatch):
     begin = "import pathlib\nassert '-1' in pathlib.Path('number.py').read_text()\n"
     (small.root / "small" / "conftest.py").write_text(begin)

@@ -171,6 +171,7 @@ def test_rates_are_constant_and_then_fall_to_zero():
         assert rates(share) == pytest.approx({k: factor * peak for k, peak in peaks.items()})
 
 
+@pytest.mark.slow
 class TestTraining:
     OPTIONS = replace(
         adversarial.OPTIONS, minutes=10.0, painted=70, pairs=64, recombined=3, groups=2, blocks=1,

@@ -26,6 +26,7 @@ def run(kind, folder, out, steps, teacher="flow", start=None):
     distill.train(kind, *folders, start=start, options=options)
 
 
+@pytest.mark.slow
 class TestTraining:
     @pytest.mark.parametrize("kind", ["flow", "turbo"])
     def test_a_run_that_was_interrupted_goes_on_exactly(

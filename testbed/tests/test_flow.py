@@ -151,6 +151,7 @@ def train(data, out, name, steps, **changes):
     flow.train(data, out / "vae", out / name, every=2, options=options, **changes)
 
 
+@pytest.mark.slow
 class TestTraining:
     def test_the_pipeline_is_read_by_its_class_and_draws(self, trained):
         import diffusers

@@ -267,6 +267,7 @@ def same(first, second):
     return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
+@pytest.mark.slow
 class TestMake:
     def test_it_learns_the_shift_of_each_prompt(self, made):
         net, figures = made

@@ -103,6 +103,7 @@ class TestGenerators:
         assert calls == [3] * 5
 
 
+@pytest.mark.slow
 class TestCommand:
     def test_it_goes_on_where_it_was_and_writes_what_the_utility_says(self, built, monkeypatch):
         drawn = []

@@ -42,6 +42,7 @@ def trained(folders, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 class TestTraining:
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_smoke_run_writes_figures_and_a_card(self, trained, kind):
@@ -92,7 +93,6 @@ class TestTraining:
             for name, value in whole["modules"][part].items():
                 assert torch.equal(value, parts["modules"][part][name]), name
 
-    @pytest.mark.slow
     def test_the_judge_learns(self, folders, tmp_path, capsys):
         out = tmp_path / "judge"
         train("judge", out, folders, 600, peak=3e-3, kept=64)

@@ -171,6 +171,7 @@ def train(out, steps, name="turbo"):
     turbo.train(out, out / "vae", out / "flow", out / name, every=2, options=options)
 
 
+@pytest.mark.slow
 class TestTraining:
     def test_the_folder_is_read_by_its_class_and_the_run_goes_on(self, trained, capsys):
         import diffusers
