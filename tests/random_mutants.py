@@ -161,10 +161,10 @@ def _imports(file: str) -> set[str]:
     """The files that one imports anywhere, those behind names of a package instead of it."""
 
     path = Path(file)
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    nodes = list(ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))))
     aliases = {}
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 aliases[alias.asname or alias.name.split(".")[0]] = alias.name
@@ -175,7 +175,7 @@ def _imports(file: str) -> set[str]:
             for alias in node.names:
                 found.add(_defines(base, alias.name))
                 aliases[alias.asname or alias.name] = f"{base}.{alias.name}"
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = aliases.get(node.value.id)
             if module is not None:
@@ -183,6 +183,7 @@ def _imports(file: str) -> set[str]:
     return found - {"", file}
 
 
+@cache
 def _module(name: str) -> str:
     """The file of a module or package of this repository, or nothing."""
 
@@ -200,6 +201,7 @@ _MIRRORED = ("rwguidance.rewards", "rwguidance.backbones")
 """Packages that have this name, too."""
 
 
+@cache
 def _defines(module: str, name: str) -> str:
     """The file in which a name of a module stands, looked up in what a package imports."""
 
