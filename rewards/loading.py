@@ -125,7 +125,7 @@ def find_weights(spec: RewardSpec, file: RewardFile, path: PathLike | None) -> P
 
 
 _WEIGHTS = tuple(
-    (plain, re.escape(plain).replace(where, rf"\.[\w]+{where}", 1))
+    (plain, re.escape(plain).replace(where, rf"\.[\w]+{where}"))
     for plain, where in (
         ("model.safetensors", r"\.safetensors"),
         ("model.safetensors.index.json", r"\.json"),

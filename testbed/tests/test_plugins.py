@@ -6,10 +6,17 @@ from torch.testing import assert_close
 
 import rewards
 from common import randn
+from rewards import registry
 from rwguidance.evaluation import embeddings
 
 PROMPTS = ["red apple", "a key on a blue background"]
 PICTURES = (0.5 + 0.2 * randn(0, 2, 3, 64, 64, dtype=torch.float32)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", ["emoji-pick", "emoji-hps", "emoji-match", "emoji-gold"])
+def test_rewards_are_of_prompts_and_free_for_all(name):
+    spec = registry.spec(name)
+    assert (spec.name, spec.needs_prompt, spec.commercial_use) == (name, True, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

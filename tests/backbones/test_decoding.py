@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import backbones
-from backbones.states import replaced
+from backbones.states import grid_of_latents, packed, replaced, unpacked
 from common import randn
 from pipeline_cases import QUIET, SIZE, build, run_backbone, run_pipeline
 
@@ -20,6 +20,15 @@ def test_states_take_the_precision_of_those_that_they_replace():
     assert replaced(prepared, states).dtype == torch.bfloat16
     latents, rest = replaced((prepared, "ids"), states)
     assert (latents.dtype, rest) == (torch.bfloat16, "ids")
+
+
+def test_tokens_of_flux_are_its_latents_in_2_by_2_patches():
+    latents, (pipe, *_) = randn(0, 3, 16, 4, 10), build("flux")
+    grid = grid_of_latents(pipe, latents)
+    assert grid == (2, 5)
+    tokens = packed(latents, grid)
+    assert torch.equal(tokens, pipe._pack_latents(latents, 3, 16, 4, 10))
+    assert torch.equal(unpacked(tokens, grid), latents)
 
 
 @pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])

@@ -5,10 +5,12 @@ import sys
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import backbones
 from backbones import SDXL, Published
+from backbones.lora import fuse_lora
 from common import randn
 from pipeline_cases import QUIET, SIZE
 
@@ -71,6 +73,32 @@ def test_what_is_no_lora_is_refused(folders, tmp_path):
         published(tmp_path)(base, **SIZE)
     with pytest.raises(TypeError, match="lora must be a string, got int"):
         Published("mine", SDXL, "hf://me/mine", lora=3)
+    of_another = {f"transformer.to_q.lora_{name}.weight": torch.ones(2, 2) for name in "AB"}
+    save_file(of_another, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="holds no weights of a StableDiffusionXLPipeline"):
+        published(tmp_path)(base, **SIZE)
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "revision", "local"),
+    [
+        ("hf://me/mine@v2", "me/mine", "v2", False),
+        ("hf://me/mine", "me/mine", None, False),
+        ("here", "here", None, True),
+    ],
+)
+def test_the_hub_is_asked_for_what_is_on_it_alone(source, place, revision, local, monkeypatch):
+    asked = []
+    pipe = backbones.tiny("sdxl-turbo")
+
+    def load_lora_weights(where, **options):
+        asked.append((where, options["revision"], options["local_files_only"]))
+        raise OSError("is not there")
+
+    monkeypatch.setattr(pipe, "load_lora_weights", load_lora_weights, raising=False)
+    with pytest.raises(FileNotFoundError, match=f"of a LoRA in {source}: is not there"):
+        fuse_lora(pipe, source)
+    assert asked == [(place, revision, local)]
 
 
 def test_without_peft_it_says_what_to_install(folders, monkeypatch):

@@ -210,6 +210,23 @@ def test_a_second_run_at_the_same_time_is_refused(folder):
     assert score_(job, "brightness", progress=again).rows == 5
 
 
+def test_progress_counts_images_and_what_failed_of_earlier_runs_too(folder, monkeypatch):
+    job = plan(folder, write("p.txt", "ok\nfine"))
+    seen = []
+    progress = lambda done, failed: seen.append((done, failed))
+    score_(job, "picky", "brightness", out="whole.csv", batch_size=2, progress=progress)
+    assert seen == [(0, 0), (2, 0), (4, 2), (5, 2)]  # of images, and of rows: two of 10.png
+    last = len(SEEN) - 1
+    SEEN.clear()
+    revive = killed_after(monkeypatch, last)
+    with pytest.raises(Killed):
+        score_(job, "picky", "brightness", batch_size=2)
+    revive()
+    seen.clear()
+    score_(job, "picky", "brightness", batch_size=2, progress=progress)
+    assert seen == [(4, 2), (5, 2)]
+
+
 def test_a_real_run_survives_sigkill(tmp_path):
     root = tmp_path / "noise"
     root.mkdir()

@@ -290,7 +290,7 @@ def test_answers_are_tokenized_by_themselves(vlm):
     (tokens,) = vlm.token_log_probs(images(1), ["cat?"], ["Yes"])
     assert tokens.shape == (1,)
     with pytest.raises(ValueError, match="answers must hold"):
-        vlm.token_log_probs(images(1), ["cat?"], [""])
+        vlm.token_log_probs(images(2), ["cat?"] * 2, ["Yes", ""])
 
 
 def test_probabilities_of_all_one_token_answers_sum_to_at_most_one(vlm):
