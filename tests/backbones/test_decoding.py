@@ -1,6 +1,7 @@
 """Decoding and encoding: units, chunks, gradients, and what the gradients keep in memory."""
 
 import copy
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 import backbones
-from backbones.states import grid_of_latents, packed, replaced, unpacked
+from backbones.states import grid_of_latents, packed, replaced, state_after, unpacked
 from common import randn
 from pipeline_cases import QUIET, SIZE, build, run_backbone, run_pipeline
 
@@ -20,6 +21,12 @@ def test_states_take_the_precision_of_those_that_they_replace():
     assert replaced(prepared, states).dtype == torch.bfloat16
     latents, rest = replaced((prepared, "ids"), states)
     assert (latents.dtype, rest) == (torch.bfloat16, "ids")
+
+
+def test_a_step_returns_its_state_first():
+    state, clean = torch.zeros(2), torch.ones(2)  # Euler's step returns both
+    assert state_after((state, clean)) is state
+    assert state_after(SimpleNamespace(prev_sample=state, pred_original_sample=clean)) is state
 
 
 def test_tokens_of_flux_are_its_latents_in_2_by_2_patches():

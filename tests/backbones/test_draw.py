@@ -4,6 +4,7 @@ import copy
 import inspect
 
 import diffusers
+import PIL.Image
 import pytest
 import torch
 from torch.testing import assert_close
@@ -64,6 +65,10 @@ class Counted:
 
     def count(self, *_):
         self.calls += 1
+
+
+def gray_picture(level):
+    return PIL.Image.new("L", (2, 2), level)
 
 
 BY_NAME = [
@@ -177,6 +182,10 @@ def test_a_decoder_is_known_by_its_parts_and_its_call():
     assert fingerprint(PipelineDecoder(pipe, {**call, "num_inference_steps": 9}, 3)) == key
     assert fingerprint(PipelineDecoder(pipe, {**call, "height": 32})) != key
     assert fingerprint(PipelineDecoder(backbones.tiny("sd3", seed=1), call)) != key
+    # Tensors and pictures are told by what they hold.
+    things = [torch.zeros(2), torch.ones(2), [torch.ones(2)], *map(gray_picture, (0, 9))]
+    keys = {fingerprint(PipelineDecoder(pipe, {**call, "image": thing})) for thing in things}
+    assert len(keys) == len(things)
 
 
 def test_four_lines_guide_the_pipeline(monkeypatch, tmp_path):

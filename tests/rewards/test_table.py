@@ -81,6 +81,8 @@ def test_the_text_is_aligned_within_100_columns_and_tears_no_word():
     start = lines[0].index("gradient")
     table = [line.ljust(100) for line in text.split("parity:")[0].splitlines()]
     assert all(line[start - 2 : start] == "  " for line in table)
+    indents = [len(line) - len(line.lstrip()) for line in lines[-3:]]  # of what is said of parity
+    assert indents == [lines[0].index("title") + more for more in (0, 2, 2)]
     words = set(re.split(r"\s+", text))
     assert set(LONG.title.split()) | set(LONG.parity.split()) <= words
     row = lines[2].split("  ")
