@@ -80,6 +80,15 @@ def test_one_time_for_each_token_is_refused():
     assert shift_norm(x).shape == (1,)
 
 
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "DDIMScheduler"])
+def test_times_fall_to_0_in_double_precision(name):
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(4)
+    times = Coordinates.from_scheduler(scheduler).times(scheduler)
+    assert (times.dtype, times.shape, float(times[-1])) == (torch.float64, (5,), 0.0)
+    assert bool((times.diff() < 0).all())
+
+
 @pytest.mark.parametrize(
     "dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
 )
