@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import backbones
+from backbones.console import facts
 from common import randn
 from law_pipelines import with_scheduler
 from pipeline_cases import EULER, QUIET, SIZE
@@ -274,11 +275,30 @@ def test_pipelines_that_are_not_supported():
         backbones.from_pipeline(backbones.tiny("sdxl"), max_sequence_length=77)
 
 
-def test_a_function_may_be_registered_but_must_return_a_backbone(monkeypatch):
+@pytest.fixture
+def empty_registry(monkeypatch):
     from rwguidance.support.registry import Registry
 
     registry = Registry("backbone", "rwguidance.backbones", backbones.registry._check)
     monkeypatch.setattr(backbones.registry, "_registry", registry)
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_a_backbone_of_ones_own_is_described_by_its_first_line():
+    def make(width=8):
+        """Makes it.
+
+        Arguments:
+            width: Its width.
+        """
+
+    backbones.register("mine")(make)
+    about = {"name": "mine", "class": "make", "about": "Makes it.", "takes": "(width=8)"}
+    assert facts("mine") == about
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_a_function_may_be_registered_but_must_return_a_backbone():
     backbones.register("good")(lambda: backbones.from_pipeline(backbones.tiny("sd3")))
     backbones.register("bad")(lambda: torch.nn.Identity())
     assert backbones.load("good").default_steps == 28

@@ -1,9 +1,12 @@
 """Images and prompts: what goes with what, and what is refused, by line."""
 
+import os
+import sys
+
 import pytest
 
 from rewards.prompt_files import find_images, plan, read_prompts
-from scored_folders import IMAGES, write
+from scored_folders import IMAGES, paint, write
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -201,3 +204,11 @@ def test_names_that_no_file_can_have_are_of_files_that_are_not_there(folder, nam
         False,
         True,
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("byte", [b"\x80", b"\xff"])
+def test_names_in_other_encodings_are_refused(folder, byte):
+    paint(folder / os.fsdecode(b"caf" + byte + b".png"))
+    with pytest.raises(ValueError, match=r"'caf\\udc(80|ff)\.png' in .* is not UTF-8: rename it"):
+        plan(folder)

@@ -145,10 +145,11 @@ class TestTheFolder:
         with pytest.raises((TypeError, ValueError, FileNotFoundError)):
             rewards.load(f"{tmp_path}/")
 
-    def test_weights_that_are_no_vector_are_refused(self):
+    @pytest.mark.parametrize("weights", [torch.ones(2, 2), torch.tensor([1.0, torch.inf])])
+    def test_weights_that_are_no_finite_vector_are_refused(self, weights):
         tower = rewards.load("made/reward").tower
         with pytest.raises(ValueError, match="weights must be finite"):
-            LearnedReward("mine", tower, torch.ones(2, 2))
+            LearnedReward("mine", tower, weights)
 
 
 class TestCommands:
