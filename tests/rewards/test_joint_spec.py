@@ -52,6 +52,16 @@ def test_the_facts_follow_from_the_parts():
     assert (total.spec.commercial_use, total.straight_through) == (False, False)
 
 
+def test_weights_of_0_are_stated_without_a_sign():
+    total = WeightedSum([Brightness(), Redness(), Other()], [0, 1, 0])
+    assert total.spec.name == "0*brightness + redness + 0*other"
+
+
+def test_a_typical_range_has_a_length():
+    with pytest.raises(ValueError, match=r"must be \(low, high\) with low < high, got \(1, 1\)"):
+        replace(Brightness.spec, typical_range=(1, 1))
+
+
 def test_permissions_and_names_of_compositions_follow_from_the_parts():
     unknown = WeightedSum([Brightness(), Letters()], [1, 1])
     assert (unknown.spec.commercial_use, unknown.spec.needs_prompt) == (None, True)

@@ -63,12 +63,30 @@ def test_a_terminal_sees_how_many_images_are_scored_in_a_second(folder, run, mon
     assert "images, 2.5/s, 0 rows skipped" in err
 
 
-def test_the_list_of_best_images_is_cut(folder, run):
-    write("p.txt", "\n".join(f"prompt {i}" for i in range(23)))
+@pytest.mark.parametrize("prompts", [20, 23])
+def test_the_list_of_best_images_is_cut(folder, run, prompts):
+    write("p.txt", "\n".join(f"prompt {i}" for i in range(prompts)))
     out = run(folder, "--reward", "redness", "--prompts", "p.txt")[1]
     assert "prompt 19" in out
     assert "prompt 20" not in out
-    assert "and 3 more prompts" in out
+    assert ("and 3 more prompts" in out) == ("more prompts" in out) == (prompts == 23)
+
+
+def test_prompts_of_one_image_each_have_no_best_one(folder, run):
+    write("p.csv", "image,prompt\n1.png,a cat\nz.webp,a boat\n")
+    out = run(folder, "--reward", "redness", "--prompts", "p.csv")[1]
+    assert "scores.csv: 2 rows" in out
+    assert "Best image" not in out
+
+
+@pytest.mark.parametrize("broken", [20, 22])
+def test_the_list_of_failures_is_cut(folder, run, broken):
+    for i in range(broken):
+        (folder / f"broken-{i}.png").write_text("no image")
+    err = run(folder, "--reward", "brightness")[2]
+    assert err.count("skipped: broken-") == 20
+    more = "and 2 more, see the column error of scores.csv"
+    assert (more in err) == ("more, see" in err) == (broken == 22)
 
 
 def test_texts_beside_images_are_the_default_if_prompts_are_needed(folder, run):

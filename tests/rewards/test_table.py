@@ -158,6 +158,11 @@ def test_the_command_prints_a_table_as_wide_as_the_terminal(run, columns):
         assert set(re.split(r"\s+", spec.title)) <= set(re.split(r"\s+", table))
 
 
+@pytest.mark.parametrize(("columns", "heading"), [(99, "grad "), (100, "gradient ")])
+def test_headings_are_short_below_100_columns(run, columns, heading):
+    assert heading in run("rewards", columns=columns).output.splitlines()[0]
+
+
 def test_the_command_filters_and_says_what_there_is_if_nothing_fits(run, three):
     assert "free" in run("rewards", "--commercial").output
     assert "sharpness" not in run("rewards", "--commercial").output

@@ -335,7 +335,11 @@ def test_unified_reward_through_transformers(qwen):
 
 def test_models_follow_their_reward(qwen):
     reward = VQAScore(path=qwen)
-    reward(images(1), PROMPTS[:1])
+    seen = []
+    note = lambda _, args, inputs: seen.append(inputs["pixel_values"].dtype)
+    with reward.model.network.register_forward_pre_hook(note, with_kwargs=True):
+        reward(images(1), PROMPTS[:1])
+    assert seen == [torch.bfloat16]
     assert {p.dtype for p in reward.parameters()} == {torch.bfloat16}
     late = rewards.load("vqascore", path=qwen).to(torch.float64)
     late(images(1), PROMPTS[:1])
