@@ -170,10 +170,10 @@ def precision_recall_curve(
         raise ValueError(
             f"x and y must have two rows at least in each half of the units, got {smallest}"
         )
-    searched = min(int((folds[0] == i).sum() + (folds[1] == i).sum()) for i in (0, 1))
+    fold = torch.cat(folds)
+    searched = int(torch.bincount(fold).min())
     k = math.isqrt(searched) if k is None else checks.integer("k", k, 1, searched)
     features, n = torch.cat((x.features, y.features)), len(x)
-    fold = torch.cat(folds)
     masses = torch.block_diag(x.shares[:, None], y.shares[:, None])
     near = torch.empty_like(masses)
     for i in (0, 1):

@@ -18,7 +18,7 @@ from rwguidance.app.demo import run
 from rwguidance.app.demo.digits import PROMPTS, Digits, lightness, thickness
 from rwguidance.app.demo.figures import draw_pictures
 from rwguidance.app.demo.mixture import problem
-from rwguidance.app.demo.pictures import Case, Pairs, Settings, Task
+from rwguidance.app.demo.pictures import Case, Pairs, Settings, Task, write_csv
 from rwguidance.evaluation import embeddings, prompts
 from rwguidance.generation import BestOfN, Importance, Network
 from rwguidance.prediction import Prediction
@@ -322,6 +322,11 @@ class TestCommand:
         code, out, err = command("--out", str(tmp_path))
         assert (code, out) == (1, "")
         assert err == f"error: the demo needs {module}: pip install 'rwguidance[demo]'\n"
+
+
+def test_columns_of_a_table_are_in_the_order_of_its_first_row(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"x": 1, "y": "ä"}, {"y": "b", "x": 2}])
+    assert (tmp_path / "a.csv").read_bytes() == "x,y\r\n1,ä\r\n2,b\r\n".encode()
 
 
 def test_a_sheet_has_every_picture_whole_and_in_its_place(tmp_path):

@@ -2,6 +2,7 @@
 
 import torch
 
+from evaluations import Moved, run
 from rwguidance.evaluation import records
 from rwguidance.evaluation.results import BASE, COSTS, Cell, Failure
 from rwguidance.evaluation.targets import Draws
@@ -68,3 +69,10 @@ def test_records_are_put_together_with_nan_where_a_cell_failed(tmp_path):
         assert bool(pool.costs[name][1].isnan())
         assert results.cells[BASE].costs[name].tolist() == [COST[place], COST[place] + 2]
     assert pool.files == {0: tmp_path / "a.png"}
+
+
+def test_a_picture_is_named_by_forty_letters_of_its_cell(tmp_path):
+    methods = {"A method whose name is long: (it has 55 letters or so)": Moved()}
+    run(tmp_path, methods=methods, images=1, seeds=(0,), target_draws=0, strengths=(0.25,))
+    found = sorted(path.name for path in tmp_path.glob("pictures/0000/*"))
+    assert found == ["00-base.png", "01-a-method-whose-name-is-long-it-has-55-le.png"]

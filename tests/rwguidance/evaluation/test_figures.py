@@ -201,6 +201,16 @@ def test_the_curve_of_the_target_ends_where_its_draws_do():
     assert math.isnan(rows["far", 1.0]["nats spent error"])
 
 
+def test_the_curve_of_the_target_ends_where_the_draws_of_one_prompt_do():
+    results = synthetic(3, 1, 200, (1.0,), shifts={"far": lambda x, nats: x + 10})
+    assert by_cell(results)["far", 1.0]["nats spent"] == 4.0
+    one = results.draws[0]
+    rewards = {name: values[:10] for name, values in one.rewards.items()}
+    short = replace(one, rewards=rewards, embeddings={"itself": one.embeddings["itself"][:10]})
+    found = by_cell(replace(results, draws=[short, *results.draws[1:]]))["far", 1.0]
+    assert found["nats spent"] == 2.0
+
+
 def test_the_error_of_the_nats_spent_is_that_of_prompts_left_out_in_turn():
     results = synthetic(prompts=5, images=2, draws=60, strengths=(0.5,))
     row = by_cell(results)["exact", 0.5]

@@ -222,8 +222,9 @@ class TestCurve:
         x = randn(0, 8, 2)
         with pytest.raises(ValueError, match="two rows at least in each half of the units"):
             precision_recall_curve(x[:1], x)
-        with pytest.raises(ValueError, match=r"k must lie in \[1, \d+\], got 50"):
-            precision_recall_curve(x, x, k=50)
+        # of 8 and 7 rows, one half has 8, and the other one 7
+        with pytest.raises(ValueError, match=r"k must lie in \[1, 7\], got 8"):
+            precision_recall_curve(x, x[:7], k=8)
         for wrong in ([0.0], [math.inf], [], [[1.0]]):
             with pytest.raises(ValueError, match="trade_offs must be positive and finite"):
                 precision_recall_curve(x, x, wrong)

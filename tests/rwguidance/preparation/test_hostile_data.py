@@ -1,6 +1,7 @@
 """Files of data that hang, have no end, or cannot be read are refused, and end nothing else."""
 
 import csv
+import math
 import os
 import struct
 
@@ -8,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import ipc
 
-from preference_files import CAPTIONS, job, pick_a_pic
+from preference_files import CAPTIONS, Model, job, pick_a_pic
 from rwguidance.preparation import find_sources, prepare_pairs
 from rwguidance.preparation.sources import Source
 
@@ -102,3 +103,19 @@ def test_what_fails_where_it_is_written_is_no_fault_of_the_data(tmp_path):
     (tmp_path / "out" / "rows").write_text("in the place of a folder, as root may write to any")
     with pytest.raises(OSError, match="rows"):
         prepare_pairs(job(tmp_path / "out"), [tmp_path / "a.parquet"], SIZE)
+
+
+class OneHole(Model):
+    depends_on = ("shape",)
+
+    def encode(self, images):
+        latents = super().encode(images)
+        latents[0, 0, 0, 0] = math.nan
+        return latents
+
+
+def test_a_file_with_one_latent_that_is_not_finite_is_left_out(tmp_path):
+    file = tmp_path / "a.parquet"
+    pick_a_pic(file)
+    with pytest.raises(ValueError, match=r"a\.parquet: latents are not finite in torch.float32"):
+        prepare_pairs(job(tmp_path / "out", backbone=OneHole()), [file], SIZE)
