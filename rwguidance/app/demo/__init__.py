@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .digits import Row, align_digits
 from .mixture import Panel, align_mixture, problem
@@ -66,9 +66,10 @@ def _digits_table(rows: Sequence[Row]) -> "Table":
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("reward", "method", "calls", "mean reward", "distance", "ESS", "s"):
-        justify: Any = "left" if name in ("reward", "method") else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
+    for name in ("reward", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("calls", "mean reward", "distance", "ESS", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     previous = rows[0]
     for row in rows:
         if row.reward != previous.reward or row.steps != previous.steps:
@@ -90,8 +91,9 @@ def _mixture_table(panels: Sequence[Panel]) -> "Table":
     from rich.table import Table
 
     table = Table(title="The mixture, 25 Heun steps (50 network calls), VP path")
-    for name in ("samples of", "mean reward", "distance", "seconds"):
-        table.add_column(name, justify="left" if name == "samples of" else "right")
+    table.add_column("samples of")
+    for name in ("mean reward", "distance", "seconds"):
+        table.add_column(name, justify="right")
     for panel in panels:
         seconds = f"{panel.seconds:.1f}" if panel.seconds else ""
         table.add_row(panel.title, f"{panel.reward:.3f}", f"{panel.distance:.3f}", seconds)

@@ -238,9 +238,9 @@ def _grid(lines: Sequence[Mapping[str, Any]]) -> "Grid":
     from rich.table import Table as Grid
 
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("", "proxy", "share", "gold", "energy", "calls"):
-        justify: Any = "right" if name else "left"
-        grid.add_column(name, justify=justify, no_wrap=True)
+    grid.add_column(no_wrap=True)
+    for name in ("proxy", "share", "gold", "energy", "calls"):
+        grid.add_column(name, justify="right", no_wrap=True)
     model = None
     for line in lines:
         if line["model"] != model:

@@ -188,8 +188,8 @@ def test_the_words_say_what_the_numbers_say(made):
     answer = made.make(changed(images=8))
     text = " ".join(in_words(answer))
     mean = sum(row.gain for row in answer.rows) / 8
-    assert f"by {mean:.3g} ±" in text
-    assert "rose from" in text
+    before = sum(row.rewards[0] for row in answer.rows) / 8
+    assert f" rose from {before:.3g} to {before + mean:.3g}, by {mean:.3g} ±" in text
     assert "1 nat goes about as far as the best of 6 draws would" in text
     assert "begin with the noise" not in text
     resampled = made.make(changed(method="resample", weights={"redness": 1.0}))

@@ -1,5 +1,6 @@
 """The folder of pictures: what is recognized, made again, or refused."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,3 +102,11 @@ def test_unwritable_prompts_and_long_ones_have_folders(tmp_path):
     folders = {row.files[0].parent for row in made.rows}
     assert len(folders) == 6
     assert all(folder.parent == tmp_path for folder in folders)
+
+
+def test_a_folder_is_named_by_forty_letters_of_its_prompt_and_sixteen_digits(tmp_path):
+    prompts = ["A cat! " * 10, "日本語"]
+    made = run(tmp_path, prompts=prompts)
+    names = [row.files[0].parent.name for row in made.rows]
+    digests = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts]
+    assert names == [f"{'a-cat-' * 6}a-ca-{digests[0]}", digests[1]]

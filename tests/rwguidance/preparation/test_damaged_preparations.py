@@ -51,6 +51,15 @@ def test_lines_that_were_changed_lost_or_doubled_are_noticed(tmp_path, change):
             log.whole()
 
 
+def test_lines_are_written_as_they_always_were(tmp_path):
+    log = RowLog(tmp_path / "rows.jsonl", 2)
+    log.extend([Row("ä", (0.0, 1.0))], last=True)
+    assert log.path.read_text().splitlines() == [
+        '{"caption": "\\u00e4", "ranks": [0.0, 1.0], "sha256": "f0a5588359bd25ea"}',
+        '{"rows": 1, "sha256": "92eca19a4e4339ef"}',
+    ]
+
+
 def test_lines_without_a_digest_are_read_as_before(tmp_path):
     path = tmp_path / "rows.jsonl"
     entries = [{"caption": "a", "ranks": [0.0]}, {"problem": "b"}, {"rows": 2}]

@@ -152,9 +152,22 @@ class TestSources:
         a, b = Source(tmp_path / "a.csv"), Source(tmp_path / "b.csv")
         a.path.write_text("x\n1\n")
         b.path.write_text("x\n1\n")
-        assert a.key == b.key
+        assert a.key == b.key == "30a78d532276fbc3e0d7277c"  # as it always was
         b.path.write_text("x\n2\n")
         assert a.key != b.key
+
+    def test_the_key_is_of_the_first_and_the_last_mebibyte(self, tmp_path):
+        content = bytearray(3 * 2**20)
+        source = Source(tmp_path / "a.csv")
+
+        def key(place=0, byte=0):
+            changed = content.copy()
+            changed[place] = byte
+            source.path.write_bytes(changed)
+            return source.key
+
+        ends = [0, 2**20 - 1, 2**20, 2**21 - 1, 2**21, 3 * 2**20 - 1]
+        assert [key(place, 1) != key() for place in ends] == [True, True, False, False, True, True]
 
     def test_other_pictures_than_these_are_not_decoded(self, tmp_path):
         import io

@@ -320,3 +320,11 @@ def test_a_disk_that_fails_is_spared_or_an_error(tmp_path, monkeypatch):
     assert column.read().tolist() == [0, 1, 2, 3]
     assert isinstance(column, Column)
     assert Store(tmp_path / "store").of({}).read("x_0").tolist() == [0, 1]
+
+
+def test_files_have_the_names_that_they_always_had(tmp_path):
+    drawer = Store(tmp_path).of({"seed": 0, "prompt": "ä"})
+    column = drawer.column("rewards/" + 60 * "é1", {"reward": "red"})
+    assert drawer.folder.name == "0bc435d5b736afa1a54ee35d"
+    assert column.key == "b52e0121b16c6d238490b91a0d03e6b4"
+    assert column.folder.name == f"rewards{26 * '-1'}--{column.key[:8]}"

@@ -108,6 +108,16 @@ def test_of_large_tensors_every_kth_entry_and_the_last_count(monkeypatch, contig
     assert key(torch.zeros(8, 6)) != plain
 
 
+@pytest.mark.parametrize("whole", [1000, 80])
+def test_how_many_entries_are_read_at_once_does_not_count(whole, monkeypatch):
+    monkeypatch.setattr(digests, "WHOLE", whole)
+    x = torch.arange(48.0).reshape(6, 8)
+    keys = lambda: [fingerprint(value) for value in (x, x.T, x.numpy())]
+    together = keys()
+    monkeypatch.setattr(digests, "_BLOCK", 5)
+    assert keys() == together
+
+
 def test_up_to_64_mebibytes_all_count():
     assert digests.WHOLE == 2**26
 

@@ -8,12 +8,12 @@ import torch
 
 from path_model import PathModel
 from preference_files import CAPTIONS, Light, pick_a_pic
-from rwguidance import Bank, toy
+from rwguidance import Bank, Tilt, toy
 from rwguidance.preparation import Preparation, prepare_draws, prepare_pairs
 from rwguidance.trainer import Settings
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
-from rwguidance.trainer.problem import Times, variance_of
+from rwguidance.trainer.problem import Times, make_objective, variance_of
 from rwguidance.trainer.work import Work
 
 REWARD = toy.Linear([1.0])
@@ -135,6 +135,24 @@ def test_the_variance_of_draws_is_that_within_prompts():
     for same in (Bank(torch.ones(3, 2)), Bank(x_0[:2], ["a", "b"])):
         with pytest.raises(ValueError, match="variance must be given, since no prompt has draws"):
             variance_of(same)
+
+
+@pytest.mark.parametrize(("objective", "longer"), [("output", 1.0), ("gradients", 5.0)])
+def test_changes_have_the_variance_of_the_draws_unless_another_is_given(objective, longer):
+    model = PathModel()
+    reward = lambda x, condition: x.flatten(1).sum(1)
+    bank = Bank(0.3 * model.draw_noise(8, torch.Generator().manual_seed(0)), ["a"] * 8)
+    bank = bank.scored(Tilt(reward, beta=1.0))
+    tilts = tilts_of(bank, reward, Settings(nats=(1.0,)))
+
+    def variance(given):
+        settings = Settings(objective=objective, nats=(1.0,), variance=given)
+        return make_objective(
+            settings, model, bank, tilts, model.condition, model.times(2), batch_size=4
+        ).variance
+
+    assert variance(0.7) == 0.7
+    assert variance(None) == pytest.approx(longer * variance_of(bank))
 
 
 def test_the_log_goes_on_where_a_training_does(tmp_path):

@@ -79,6 +79,15 @@ def test_what_knows_nothing_of_the_reward_agrees_by_chance():
     assert math.isnan(nothing.chance)
 
 
+def test_chance_is_small_too_where_shifts_of_states_differ_and_their_mean_is_none():
+    x_0 = bank().x_0
+    rewards = -x_0.square().sum(1)
+    known, tilt = Bank(x_0, bank().condition, rewards), Tilt(lambda x, condition: rewards, 1.0)
+    output = lambda model, x_t, t, condition: -x_t
+    (level,) = agreement(output, SCHEDULE, known, tilt, (0.6,), 1.0, lambda prompts: prompts)
+    assert level.chance == 0.01
+
+
 def test_outputs_are_held_against_the_shift_of_the_mean():
     seen = []
 
