@@ -99,7 +99,7 @@ class Moments:
             raise ValueError(f"other must have {self.blocks} blocks, got {other.blocks}")
         if other._grouped is None:
             return
-        self._check(next(iter(other._pieces.values())).mean.shape[0], other._grouped)
+        self._check(len(next(iter(other._pieces.values())).mean), other._grouped)
         self._weighted |= other._weighted
         for key, piece in other._pieces.items():
             self._add(key, piece)
@@ -125,7 +125,7 @@ class Moments:
         if grouped != self._grouped:
             raise ValueError("groups must be given with all rows or with none")
         for piece in self._pieces.values():
-            known = piece.mean.shape[0]
+            known = len(piece.mean)
             if known != dimension:
                 raise ValueError(f"features must have {known} dimensions, got {dimension}")
             break

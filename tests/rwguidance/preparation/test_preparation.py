@@ -298,6 +298,20 @@ class TestGoingOn:
         assert before < model.calls < 2 * before
         assert len(all_pairs(grown)) == len(all_pairs(data)) + 3
 
+    def test_it_is_told_how_far_it_is(self, tmp_path):
+        told = []
+        options = {"report": lambda *one: told.append(one), "batch_size": 7}
+        pick_a_pic(tmp_path / "a.parquet", n=17, dirty=False)
+        prepare_pairs(job(tmp_path / "out", **options), [tmp_path / "a.parquet"], SIZE)
+        assert [one for one in told if one[0] != "prompts"] == [
+            ("a.parquet", done, 17) for done in (0, 7, 14, 17)
+        ]
+        told.clear()
+        prepare_draws(job(tmp_path / "draws", **options), list(CAPTIONS), draws=2)
+        assert [one for one in told if one[0] == "prompts"] == [
+            ("prompts", done, 4) for done in (1, 2, 3, 4, 4)
+        ]
+
     def test_another_setting_is_refused_by_name(self, tmp_path):
         pick_a_pic(tmp_path / "a.parquet")
         out, files = tmp_path / "out", [tmp_path / "a.parquet"]
