@@ -24,6 +24,29 @@ def test_sheets_leave_no_empty_space_beside_or_below_pictures(tmp_path, size):
     assert red == 12 * width * height
 
 
+def test_a_sheet_has_room_for_its_largest_picture_row_and_caption(tmp_path):
+    def cell(name, size, color, caption):
+        Image.new("RGB", size, color).save(tmp_path / f"{name}.png")
+        return Cell(tmp_path / f"{name}.png", caption)
+
+    high = cell("high", (40, 640), (200, 0, 0), "one line")  # is shown with 16 x 256 pixels
+    wide = cell("wide", (256, 128), (0, 200, 0), "three\nof\nthem")
+    tiny = cell("tiny", (3, 5), (0, 0, 200), "one line")  # with 75 x 125
+    for rows in ([[[high], [wide]], [[tiny]]], [[[tiny]], [[wide], [high]]]):
+        save_sheet([("a cat", row) for row in rows], tmp_path / "sheet.png", "title")
+        with Image.open(tmp_path / "sheet.png") as image:
+            sheet = numpy.asarray(image)
+        assert sheet.shape == (20 + 2 * 16 + 2 * (256 + 4 * 20 + 16), 16 + 2 * (256 + 16), 3)
+        sizes = [
+            int((sheet == color).all(-1).sum())
+            for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))
+        ]
+        assert sizes == [16 * 256, 256 * 128, 75 * 125]
+    save_sheet([("a cat", [[tiny]])], tmp_path / "sheet.png", "title")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 360
+
+
 def test_pictures_of_a_group_stand_closer_than_groups_and_above_their_captions(tmp_path):
     colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     cells = []

@@ -67,6 +67,23 @@ def test_length_and_cosine_are_told_apart():
     assert back.chance == 1.0
 
 
+def test_states_count_alike_whichever_their_prompt():
+    x_0 = LAW.sample(70, torch.Generator().manual_seed(0))
+    known = Bank(x_0, ["few"] * 10 + ["many"] * 60, TILT.score(x_0))  # of 2 states and of 8
+
+    def length(few, many):
+        factors = {"few": few, "many": many}
+
+        def output(model, x_t, t, condition):
+            scale = torch.tensor([factors[prompt] for prompt in condition], dtype=torch.float64)
+            return scale[:, None] * exact(model, x_t, t, condition)
+
+        levels = agreement(output, SCHEDULE, known, TILT, (1.0,), 1.0, list)
+        return levels[0].length.value
+
+    assert length(0.0, 2.0) == pytest.approx(length(1.0, 1.0) * math.sqrt(8 * 4 / 10))
+
+
 def test_what_knows_nothing_of_the_reward_agrees_by_chance():
     aside = torch.tensor([0.4, 0.6, 0.0], dtype=torch.float64)  # at a right angle to the slope
     for level in found(lambda model, x_t, t, condition: aside.expand(len(x_t), 3)):
