@@ -149,7 +149,7 @@ def _shares(log_w: Tensor) -> Tensor:
     """Softmax of a row of log-weights, float64, on the CPU; raises if there is none."""
 
     checks.tensor("log_w", log_w)
-    if log_w.ndim != 1 or bool(log_w.isnan().any()) or not bool(log_w.max().isfinite()):
+    if log_w.ndim != 1 or not bool(log_w.max().isfinite()):  # the largest of NaN is NaN
         raise ValueError(
             "log_w must be a row (N,) of log-weights that are not NaN or +inf, and not all -inf, "
             f"got {checks.described(log_w)} with largest value {float(log_w.max())}"

@@ -713,8 +713,8 @@ MUTANTS = [
     Mutant(
         "importance: alpha missing from the squared norm",
         "estimators/draws.py",
-        "log_kernel.addcmul_(alpha, self.half_norm.to(x_t.dtype), value=-1)",
-        "log_kernel.sub_(self.half_norm.to(x_t.dtype))",
+        "log_kernel.addcmul_(alpha, self.half_norm, value=-1)",
+        "log_kernel.sub_(self.half_norm)",
         "test_importance",
     ),
     Mutant(

@@ -76,7 +76,7 @@ class Draws:
 
         # Up to what is constant in the draw; centering keeps the products small.
         log_kernel = self._dot(x_t, alpha)
-        log_kernel = log_kernel.addcmul_(alpha, self.half_norm.to(x_t.dtype), value=-1)
+        log_kernel = log_kernel.addcmul_(alpha, self.half_norm, value=-1)
         if without is not None:
             log_kernel = log_kernel.scatter_(1, without[:, None], -torch.inf)
         log_kernel = log_kernel.sub_(log_kernel.detach().amax(1, keepdim=True))
@@ -97,13 +97,12 @@ class Draws:
     def _dot(self, x_t: Tensor, alpha: Tensor) -> Tensor:
         """The products of states, less alpha times the center, and draws, with shape (B, N)."""
 
-        center, along = self.center.to(x_t.dtype), self.along.to(x_t.dtype)
         if not self._narrow(x_t):
-            return _dot(torch.addcmul(x_t, alpha, center, value=-1), self.x_0)
-        square = center.square().sum().clamp_min(torch.finfo(x_t.dtype).tiny)
-        share = (x_t @ center / square)[:, None]
-        rest = torch.addcmul(x_t, share, center, value=-1).to(self.x_0.dtype)
-        return (rest @ self.x_0.T).to(x_t.dtype).addcmul_(share - alpha, along)
+            return _dot(torch.addcmul(x_t, alpha, self.center, value=-1), self.x_0)
+        square = self.center.square().sum().clamp_min(torch.finfo(x_t.dtype).tiny)
+        share = (x_t @ self.center / square)[:, None]
+        rest = torch.addcmul(x_t, share, self.center, value=-1).to(self.x_0.dtype)
+        return (rest @ self.x_0.T).to(x_t.dtype).addcmul_(share - alpha, self.along)
 
     def _narrow(self, factor: Tensor) -> bool:
         """Whether to multiply in bfloat16, which carries no gradient here."""

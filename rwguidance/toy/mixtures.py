@@ -85,10 +85,11 @@ class GaussianMixture(TiltableLaw):
         """Returns the tilted law: a mixture, or a :class:`StepTilted` one for a step reward."""
 
         checks.instance("tilt", tilt, Tilt, "a Tilt")
-        step = step_of(tilt, self.event[0])
+        (d,) = self.event
+        step = step_of(tilt, d)
         if step is not None:
             return StepTilted(self, tilt)
-        exponents = exponents_of(tilt, self.event[0])
+        exponents = exponents_of(tilt, d)
         log_e, means, covariances = tilt_quadratic(exponents, self._prior)
         k, j = log_e.shape[1:]
         if len(covariances[0]) == 1 and j == 1:
@@ -181,7 +182,8 @@ class StepTilted(Law):
     def __init__(self, base: GaussianMixture, tilt: Tilt) -> None:
         checks.instance("base", base, GaussianMixture, "a GaussianMixture")
         checks.instance("tilt", tilt, Tilt, "a Tilt")
-        if step_of(tilt, base.event[0]) is None:
+        (d,) = base.event
+        if step_of(tilt, d) is None:
             raise NoClosedForm("StepTilted needs a tilt with one Step reward, in one dimension")
         self.base = base
         self.tilt = tilt
@@ -195,7 +197,8 @@ class StepTilted(Law):
         step = step_of(self.tilt, 1)
         assert step is not None
         threshold, log_height = step
-        mean, std = self.base.means[:, 0], self.base._expand(self.base._variances)[:, 0].sqrt()
+        (mean,) = self.base.means.unbind(1)
+        (std,) = self.base._expand(self.base._variances).sqrt().unbind(1)
         z = (mean - threshold) / std
         # side 0 lies below the threshold, side 1 above; each a truncated Gaussian
         log_mass = torch.stack((torch.special.log_ndtr(-z), torch.special.log_ndtr(z)), dim=1)

@@ -75,7 +75,9 @@ def test_chains_do_not_stop_before_they_have_mixed(height, generator):
     right = (end.noise[:, 0] > 0).double()
     assert_within(right.mean(), exact, right.std() / chains**0.5)
     assert 40 + 32 <= end.evaluations < 40 + 4096
-    assert float(end.diagnostics["effective"][0]) >= 8
+    effective = end.diagnostics["effective"]
+    assert (effective.shape, effective.dtype) == ((chains,), torch.float64)
+    assert float(effective[0]) >= 8
 
 
 def test_chains_in_modes_of_their_own_never_stop(generator):

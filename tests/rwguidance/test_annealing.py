@@ -244,6 +244,23 @@ class TestAnneal:
         bank.anneal(Told(schedule), MILD, draw, [1.0, 0.5, 0.0], fraction=0.9, generator=generator)
         assert set(seen) == {(1.0, 1.0), (0.5, 1.0)}
 
+    def test_its_draws_have_the_condition_of_the_bank(self):
+        seen = []
+
+        def reward(x, condition):
+            seen.append((len(x), condition))
+            return TILT.rewards[0](x, condition)
+
+        generator = torch.Generator().manual_seed(0)
+        bank = Bank(LAW.sample(60, generator), ["a"] * 60)
+        model, tilt = LAW.model(RectifiedSchedule()), Tilt(reward, MILD.betas[0])
+        made = bank.anneal(
+            model, tilt, draw, [1.0, 0.5, 0.0], fraction=0.9, batch_size=7, generator=generator
+        )
+        assert list(made.condition) == ["a"] * len(made)
+        assert 7 in {n for n, _ in seen}
+        assert all(list(condition) == ["a"] * n for n, condition in seen)
+
     def test_too_few_stages_are_told(self):
         generator = torch.Generator().manual_seed(0)
         bank, model = Bank(LAW.sample(100, generator)), LAW.model(RectifiedSchedule())

@@ -168,6 +168,20 @@ def test_a_twist_makes_z_less_noisy():
     assert spread["twisted"] < 0.5 * spread["at the end"]
 
 
+def test_a_potential_sees_both_twists_in_float64():
+    seen = []
+
+    def potential(before, now):
+        seen.append((before.dtype, now.dtype))
+        return now
+
+    smc = TwistedSMC(TILT, LookAhead(TILT), potential=potential)
+    model = model_of(RectifiedSchedule())
+    x_1, generator = noise(model, 4, 0).float(), generator_of(0)
+    smc.sample(model, STEPS, x_1, TIMES, particles=4, generator=generator)
+    assert set(seen) == {(F64, F64)}
+
+
 def test_a_constant_in_the_reward_moves_z_alone():
     for potential in (None, torch.maximum, torch.add):
         one, other = (

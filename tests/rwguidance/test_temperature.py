@@ -138,6 +138,12 @@ def test_the_reach_is_that_of_the_mean_over_conditions():
         Tilt.for_ess(first, bank, 9.0)
 
 
+def test_the_reach_ends_at_all_of_the_best_draws():
+    bank = Bank(torch.tensor([[1.0], [4.0], [4.0]]))
+    with pytest.raises(ValueError, match=r"\(0, 0.405465\)"):  # log(3 / 2)
+        Tilt.for_kl(first, bank, 1.0)
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [

@@ -11,6 +11,7 @@ from torch import nn
 from processes_of_a_run import launch
 from rwguidance.support.processes import joined
 from rwguidance.support.randomness import seeded
+from rwguidance.support.tensors import read_pickle
 from rwguidance.training import Recipe, train
 from rwguidance.training.recipe import InBfloat16
 from training_problems import Ramp, make_network, make_objective, parameters
@@ -168,6 +169,9 @@ def test_a_run_with_everything_goes_on_where_it_stopped(tmp_path):
     again = make_network(seed=5)  # of a finished run the averages are read as well
     train(again, Stops(), 9, **options)
     assert torch.equal(parameters(again), parameters(reference))
+    averages = read_pickle(tmp_path / "run.pt")["averages"]
+    assert averages
+    assert not any(mean.requires_grad for mean in averages)
 
 
 @pytest.mark.parametrize(
