@@ -185,7 +185,7 @@ class Heun(Sampler):
         prediction = model(x_t, t, condition)
         now, scales = prediction.scales, model.schedule.at(s, like=x_t)
         x_s = scales.alpha * prediction.mean + scales.sigma * prediction.noise
-        if bool((scales.sigma == 0).all()):
+        if bool(scales.sigma == 0):
             return x_s.to(x_t.dtype), prediction
 
         ahead = model(x_s.to(x_t.dtype), s, condition)

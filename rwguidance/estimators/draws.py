@@ -81,7 +81,7 @@ class Draws:
             log_kernel = log_kernel.scatter_(1, without[:, None], -torch.inf)
         log_kernel = log_kernel.sub_(log_kernel.detach().amax(1, keepdim=True))
         # In two steps: sigma_t = 0 then leaves the nearest draw at 0 and sends others to -inf.
-        sigma = sigma.clamp_min(torch.finfo(x_t.dtype).tiny)
+        sigma = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
         return log_kernel.mul_(alpha / sigma).div_(sigma)
 
     def difference(self, weights: Tensor) -> Tensor:

@@ -174,9 +174,8 @@ class PosteriorSampling(ConditionalExpectation):
         log_w = self.tilt(x_0, conditions)
         log_q = log_q.to(working_dtype(log_w.dtype, log_q.dtype))
         shape = (b, self.n)
-        mean = prediction.mean.to(working_dtype(prediction.mean.dtype))
         # Less the mean, of which they differ little where sigma_t is small.
-        centered = x_0.reshape(*shape, *x_t.shape[1:]) - mean[:, None]
+        centered = x_0.reshape(*shape, *x_t.shape[1:]) - prediction.mean[:, None]
         return centered, log_w.reshape(shape), log_q.reshape(shape)
 
     def _draw(

@@ -59,9 +59,10 @@ class GaussianMixture(TiltableLaw):
         index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, *self.event, generator=generator, dtype=torch.float64)
         roots = self._roots
-        shared = len(roots) == 1
-        noise = z @ roots[0].T if shared else torch.einsum("nij,nj->ni", roots[index], z)
-        return self.means[index] + noise
+        if len(roots) == 1:
+            (root,) = roots
+            return self.means[index] + z @ root.T
+        return self.means[index] + torch.einsum("nij,nj->ni", roots[index], z)
 
     def log_prob(self, x: Tensor) -> Tensor:
         x = self._check(x)

@@ -148,8 +148,7 @@ class EstimatedShiftObjective(Objective):
         x_t, t = batch.x_t.flatten(1)[rows], batch.t[rows]
         dtype = working_dtype(x_t.dtype, draws.x_0.dtype)
         scales = self.model.schedule.at(t, like=x_t)
-        alpha, sigma = scales.alpha.to(dtype), scales.sigma.to(dtype)
-        kernel = draws.log_kernel(x_t.to(dtype), alpha, sigma)
+        kernel = draws.log_kernel(x_t.to(dtype), scales.alpha, scales.sigma)
         if self.model.start is not None:  # the noise that a run begins from knows nothing of x_0
             kernel = kernel.masked_fill((t == self.model.start)[:, None], 0)
         log_b = draws.log_importance

@@ -126,7 +126,10 @@ def test_gradients_of_steps_and_of_quadrature():
     assert differentiable(log_prob, A[:, :1])
     assert differentiable(lambda x: line.tilted_moments(step, x, T, PATH), A[:, :1])
     smooth = Tilt(lambda x, condition: x[:, 0].sin(), 0.5)
-    assert differentiable(lambda x: toy.quadrature(line, smooth, x, T, PATH, 8), A[:, :1])
+    mixture = toy.GaussianMixture([0.1, -0.4], [[0.0], [1.0]], [[[0.8]], [[0.3]]])
+    for law in (line, mixture):
+        moments = partial(toy.quadrature, law, smooth, t=T, schedule=PATH, nodes=8)
+        assert differentiable(lambda x, moments=moments: moments(x_t=x), A[:, :1])
 
 
 @pytest.mark.parametrize("kernel", [None, Tempered(0.5)], ids=repr)

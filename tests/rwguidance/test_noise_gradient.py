@@ -20,7 +20,8 @@ from rwguidance.noise_space import (
     size_for_gain,
     soft_best_of_n,
 )
-from rwguidance.noise_space.kernels import Langevin, State
+from rwguidance.noise_space.kernels import CrankNicolson, Langevin, State, step
+from rwguidance.noise_space.tasks import Task
 from rwguidance.support.randomness import generator_for, normal
 
 SCALE = 3.0  # of the noise: nothing may assume unit variance
@@ -194,6 +195,16 @@ def test_the_metropolis_ratio_is_that_of_the_densities(rho):
     old, new = at(SCALE * randn(1, 50, 1)), at(SCALE * randn(2, 50, 1))
     exact = log_target(new.z) + log_proposal(new, old) - log_target(old.z) - log_proposal(old, new)
     torch.testing.assert_close(Langevin(SCALE).log_ratio(old, new, keep), exact)
+
+
+@pytest.mark.parametrize("kernel", [CrankNicolson(), Langevin(SCALE)])
+def test_chains_stay_in_single_precision_whatever_the_sizes(kernel, generator):
+    task = Task(bent, BENT, drawer(1, torch.float32), 9, None, generator, None)
+    rows, rho = list(range(9)), torch.full((9,), 0.4, dtype=torch.float64)
+    state = kernel.at(task, task.noise(rows), rows, torch.float32)
+    state, _, log_ratio = step(kernel, task, rows, state, rho, torch.float32)
+    parts = (state.z, state.x_0, state.log_w, state.gradient, log_ratio)
+    assert {part.dtype for part in parts} == {torch.float32}
 
 
 @pytest.mark.parametrize("rho", [0.3, 1.0])

@@ -151,6 +151,12 @@ class TestPool:
         assert abs(mean - 1.5) < 0.5
         assert abs(variance - 1) < 0.75
 
+    def test_gradients_are_left_behind(self):
+        given = [normal(20, 0.0, seed).requires_grad_() for seed in range(3)]
+        pooled = pool(given[0], given[1], 1.0, log_importance=given[2])
+        assert not pooled.log_w.requires_grad
+        assert not pooled.log_importance.requires_grad
+
     def test_zero_weights_are_legal(self):
         bank = torch.tensor([0.0, -math.inf, 1.0], dtype=F64)
         for guided in (None, torch.tensor([-math.inf, 2.0]), torch.tensor([-math.inf])):

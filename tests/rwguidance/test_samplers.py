@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,6 +187,20 @@ def test_heun_is_the_textbook_method_on_rectified_paths(t, s, seed):
     expected = x_t + (s - t) * (slope + ahead) / 2
     torch.testing.assert_close(x_s, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(prediction.mean, model(x_t, t).mean)
+
+
+def test_noise_may_enter_in_places():
+    class Partly(DDIM):
+        def transition(self, prediction, scales):
+            law = super().transition(prediction, scales)
+            return replace(law, std=law.std * torch.tensor([1.0, 0.0]))
+
+    x_t, generator = randn(0, 3, 2), torch.Generator().manual_seed(0)
+    model = LAW.model(RectifiedSchedule())
+    step = lambda sampler: sampler.step(model, x_t, tensor(0.5), tensor(0.3), None, generator)[0]
+    expected = Partly(1.0).transition(model(x_t, 0.5), model.schedule.at(0.3, x_t)).mean
+    moved = step(Partly(1.0)) != expected
+    assert moved.tolist() == [[True, False]] * 3
 
 
 def test_heun_ends_with_a_first_order_step():

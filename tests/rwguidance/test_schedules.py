@@ -148,6 +148,11 @@ def test_scales_are_float32_or_wider_and_broadcast(schedule, dtype):
     assert_rounds_to(scalar.alpha.expand_as(batch.alpha), batch.alpha, terms=16)
 
 
+def test_no_states_have_no_scales(schedule):
+    scales = schedule.at(torch.tensor(0.5).expand(0), torch.zeros(0, 2))
+    assert scales.alpha.shape == scales.sigma.shape == (0, 1)
+
+
 def test_a_schedule_is_three_formulas():
     class Sine(Schedule):
         def alpha(self, t):

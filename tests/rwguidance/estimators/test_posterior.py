@@ -114,6 +114,22 @@ def inner_quadrature(model, x_t, t, draws):
     return x_0, torch.full((n,), -math.log(n)).double()
 
 
+@pytest.mark.parametrize("name", ["vp", "rectified"])
+def test_a_state_within_the_posterior_is_denoised_as_what_both_say(name):
+    """Of N(1/4, 1/2), with the precisions of both observations, in double precision."""
+
+    from rwguidance.estimators.posterior_draws import _GivenState
+
+    schedule, x_t, y = SCHEDULES[name], randn(0, 5, 1), randn(1, 5, 1)
+    t, s = torch.tensor([0.4, 0.7], dtype=torch.float64)
+    given = _GivenState(Gaussian([0.25], [[0.5]]).model(schedule), x_t, t)
+    outer = schedule.at(t, like=x_t)
+    precision = 2 + (outer.alpha / outer.sigma) ** 2 + ((1 - s) / s) ** 2
+    mean = (0.5 + outer.alpha / outer.sigma**2 * x_t + (1 - s) / s**2 * y) / precision
+    found = given(y, s).mean
+    torch.testing.assert_close(found, mean, rtol=1e-10, atol=1e-12)
+
+
 # --- exact in the limit -------------------------------------------------------------------------
 
 LINE = torch.linspace(1, 0, 17)

@@ -1,5 +1,6 @@
 """The check of models: it passes what conforms, and says what is wrong with what does not."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -220,6 +221,18 @@ def test_broken_models_are_caught(broken, message):
     with pytest.raises(AssertionError, match=message):
         check_model(broken, x_0())
     torch.random.set_rng_state(state)
+
+
+def test_the_error_of_a_model_is_told_next_to_that_of_a_linear_guess():
+    class Nothing(Good):
+        def denoise(self, x_t, t, condition=None):
+            return torch.zeros_like(x_t)
+
+    power = float(x_0().square().mean())
+    linear = power * 0.01 / (0.01 + 0.81 * power)
+    message = f"of its mean is {power:.4g}, while a linear guess reaches {linear:.4g}. Is the sign"
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        check_model(Nothing(), x_0())
 
 
 @pytest.mark.parametrize(
