@@ -45,9 +45,8 @@ def sliced_wasserstein(
     x, y = x.flatten(1).double(), y.flatten(1).double()
     theta = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
     theta = (theta / theta.norm(dim=0)).to(x.device)
-    u = (torch.arange(min(len(x), len(y)), dtype=torch.float64, device=x.device) + 0.5) / min(
-        len(x), len(y)
-    )
+    n = min(len(x), len(y))
+    u = (torch.arange(n, dtype=torch.float64, device=x.device) + 0.5) / n
     quantiles = [
         (z @ theta).sort(dim=0).values[(u * len(z)).long().clamp(max=len(z) - 1)] for z in (x, y)
     ]

@@ -146,6 +146,12 @@ CASES = {
     "a beta too many": (lambda: Tilt(sum, [1.0, 2.0]), ValueError, "one temperature .*1, got 2"),
     "no reward": (lambda: Tilt([], []), ValueError, "beta must hold one temperature per reward, 0"),
     "a reward that is a number": (lambda: Tilt(3.0, 1.0), TypeError, "must be callable, got float"),
+    "a class of rewards": (lambda: Tilt(toy.Linear, 1.0), TypeError, "got the class Linear"),
+    "a class to find beta for": (
+        lambda: Tilt.for_kl(toy.Linear, BANK, 1.0),
+        TypeError,
+        "reward must be one callable, got the class Linear",
+    ),
     "decode in words": (lambda: Tilt(sum, 1.0, "vae"), TypeError, "decode must be .* got str"),
     "a mean reward": (lambda: returning(X.mean())(X), ValueError, r"one value per item.*got \(\)"),
     "a column of rewards": (

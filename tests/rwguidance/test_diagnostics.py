@@ -36,6 +36,8 @@ def test_it_is_symmetric_and_zero_for_equal_sets():
 def test_sets_of_different_sizes_meet_at_the_same_quantiles():
     x = randn(0, 1000, 1)
     assert distance(x, x.repeat(3, 1)) < 1e-12
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [0.0], [3.0]])
+    assert distance(x, y) == pytest.approx(math.sqrt(4 / 2))  # of two quantiles
 
 
 @pytest.mark.parametrize(("x", "y"), [(randn(0, 3, 2), randn(0, 3, 3)), (randn(0, 0, 2),) * 2])

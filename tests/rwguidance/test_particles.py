@@ -334,11 +334,12 @@ def test_ancestors_are_those_of_the_states():
     torch.testing.assert_close(made.x_0, first[made.ancestors[0]], rtol=0, atol=1.0)
 
 
-def test_states_keep_their_dtype_and_single_precision_will_do():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_keep_their_dtype_and_single_precision_will_do(dtype):
     model = model_of(RectifiedSchedule())
-    smc, x_1 = TwistedSMC(TILT, toy.Oracle(LAW, TILT)), noise(model, 12, 0).float()
+    smc, x_1 = TwistedSMC(TILT, toy.Oracle(LAW, TILT)), noise(model, 12, 0).to(dtype)
     made = smc.sample(model, STEPS, x_1, TIMES, generator=generator_of(0))
-    assert made.x_0.dtype == torch.float32
+    assert made.x_0.dtype == dtype
     assert made.log_w.dtype == F64
 
 

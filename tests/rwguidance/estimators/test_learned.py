@@ -219,6 +219,12 @@ def test_log_h_must_be_differentiable():
 
 
 @pytest.mark.parametrize("build", [LearnedExpectation, LearnedShift])
+def test_a_class_is_no_network(build):
+    with pytest.raises(TypeError, match=r"callable \(x_t, t, condition\), got the class Function"):
+        build(Function)
+
+
+@pytest.mark.parametrize("build", [LearnedExpectation, LearnedShift])
 def test_it_owns_its_network(build):
     layer = _linear()
     assert {id(p) for p in build(layer).parameters()} == {id(p) for p in layer.parameters()}
