@@ -153,12 +153,12 @@ def fit_weights(pairs: Comparisons, ridge: float, start: Tensor | None = None) -
 
     ridge = checks.number("ridge", ridge, above=0)
     size = _sizes(pairs)
-    v = torch.zeros_like(size) if start is None else start.to(size) * size
+    v = torch.zeros_like(size) if start is None else start * size
     value, gradient, hessian = _expanded(pairs, v, size, ridge)
     for _ in range(_ITERATIONS):
         step = torch.linalg.solve(hessian, gradient)
         decrease, rate = float(gradient @ step), 1.0
-        if decrease < 1e-16 * max(1.0, abs(value)):
+        if decrease < 1e-16:  # of a loss that is log 2 at most, from zero on
             break
         while True:
             found = _expanded(pairs, v - rate * step, size, ridge)
@@ -188,8 +188,8 @@ def _expanded(
     gradient, hessian = ridge * v, ridge * torch.eye(len(v), dtype=v.dtype, device=v.device)
     for start in range(0, n, _ROWS):
         some = slice(start, start + _ROWS)
-        x = pairs.differences[some].double() / size
-        p = pairs.preferences[some].to(v)
+        x = pairs.differences[some] / size  # which is float64
+        p = pairs.preferences[some]
         s = x @ v
         value = value + (F.softplus(s) - p * s).sum() / n
         share = s.sigmoid()
@@ -332,7 +332,7 @@ def _slope(scores: Tensor, pairs: Comparisons) -> Measured:
     """Returns the factor of scores that suits pairs best, with its error over prompts."""
 
     alone = Comparisons(scores[:, None], pairs.preferences, pairs.prompts, {})
-    factor = fit_weights(alone, 1e-9)[0]
+    (factor,) = fit_weights(alone, 1e-9)
     share = (factor * scores).sigmoid()
     groups = pairs.prompts.unique(return_inverse=True)[1]
     pulls = torch.zeros(int(groups.max()) + 1, dtype=torch.float64, device=scores.device)

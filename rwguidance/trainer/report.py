@@ -208,7 +208,7 @@ def _curve(findings: Findings) -> str:
     levels = findings.levels
     point = lambda x, level: Point(Measured(x, 0.0), level.cosine, level.effective < 5)
     if all(len(some) == 1 for some in levels.values()):
-        points = [point(nats, some[0]) for nats, some in levels.items()]
+        points = [point(nats, one) for nats, (one,) in levels.items()]
         lines = {0: Line("network", points)}
         x = "strength, nats"
     else:

@@ -172,7 +172,7 @@ def _hook(job: Training, say: Callable[[str], None], report: Report, track: Trac
         log.add(step, figures)
         track(step, figures)
         report("training", step + 1, steps)
-        if FIGURES[0] in figures:
+        if figures.keys() & FIGURES:
             say(said(step + 1, figures))
         if seen == _TIMED and step + 1 < steps:
             minutes = (time.perf_counter() - began) / seen * (steps - step - 1) / 60

@@ -120,7 +120,10 @@ class TestTheFolder:
         found = fit_reward(Prepared("data"), "pickscore", 0.1)
         usual = rewards.load("made/reward").spec.typical_range
         assert usual == pytest.approx((-2 * found.spread, 2 * found.spread))
-        assert found.spread > 0
+        train = read_comparisons(Prepared("data"), "pickscore", "train")
+        differences = train.differences.double() @ found.weights  # twice the variance of one
+        assert found.spread == pytest.approx(float(differences.square().mean() / 2) ** 0.5)
+        assert train.preferences.dtype == torch.float64  # thirds of three votes are not rounded
 
     def test_a_folder_is_told_from_a_name_by_its_separator(self):
         assert _as_path(Path("made")) == "./made"

@@ -38,13 +38,20 @@ def test_a_sheet_has_room_for_its_largest_picture_row_and_caption(tmp_path):
             sheet = numpy.asarray(image)
         assert sheet.shape == (20 + 2 * 16 + 2 * (256 + 4 * 20 + 16), 16 + 2 * (256 + 16), 3)
         sizes = [
-            int((sheet == color).all(-1).sum())
-            for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))
+            int((sheet == color).all(-1).sum()) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))
         ]
         assert sizes == [16 * 256, 256 * 128, 75 * 125]
     save_sheet([("a cat", [[tiny]])], tmp_path / "sheet.png", "title")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 360
+
+
+@pytest.mark.parametrize(("size", "factor"), [(32, 4), (50, 2), (100, 1), (200, 1)])
+def test_small_pictures_are_shown_larger_in_whole_pixels(tmp_path, size, factor):
+    Image.new("RGB", (size, size // 2), "red").save(tmp_path / "one.png")
+    save_sheet([("a cat", [[Cell(tmp_path / "one.png", "base")]])], tmp_path / "sheet.png", "title")
+    red = (numpy.asarray(Image.open(tmp_path / "sheet.png")) == (255, 0, 0)).all(-1)
+    assert red.sum() == size * factor * (size // 2 * factor)
 
 
 def test_pictures_of_a_group_stand_closer_than_groups_and_above_their_captions(tmp_path):

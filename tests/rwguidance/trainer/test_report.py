@@ -74,6 +74,25 @@ def test_every_figure_is_in_its_column(tmp_path):
     assert "Left out" not in words
 
 
+def test_the_curve_is_over_times_or_where_there_is_one_level_over_strengths(tmp_path, monkeypatch):
+    panels: list[Panel] = []
+    monkeypatch.setattr(
+        "rwguidance.trainer.report.inline", lambda panel: panels.append(panel) or ""
+    )
+    one = {nats: [level(effective=4.0 + nats)] for nats in (0.5, 1.0)}
+    some = {1.0 + nats: [level(), level(t=0.25)] for nats in range(7)}
+    for levels in (one, some, {0.5: [level()], **some}):
+        written(tmp_path, levels=levels)
+    strengths, times, both = panels
+    assert strengths.x == "strength, nats"
+    (line,) = strengths.lines.values()
+    found = [(point.x.value, point.y.value, point.few) for point in line.points]
+    assert found == [(0.5, 0.9, True), (1.0, 0.9, False)]
+    assert [line.label for line in times.lines.values()] == [f"{n} nats" for n in range(1, 7)]
+    assert [point.x.value for point in times.lines[0].points] == [0.5, 0.25]
+    assert both.x == times.x == "time, 1 is noise"
+
+
 def test_what_is_not_a_number_is_null_and_clean_outputs_have_no_time(tmp_path):
     report, words = written(tmp_path, levels={1.0: [level(t=math.nan)]}, left_out=["no pictures"])
     assert report["agreement"]["1"][0]["t"] is None

@@ -9,6 +9,7 @@ from rwguidance.trainer.preferences import (
     Comparisons,
     _agreement,
     _chosen_ridge,
+    _expanded,
     _mean_over_prompts,
     _slope,
     fit_weights,
@@ -63,6 +64,24 @@ class TestWeights:
         loss = entropy + ridge / 2 * (weights * sizes).square().sum()
         (gradient,) = torch.autograd.grad(loss, weights)
         assert (gradient / sizes).abs().max() < 1e-9
+
+    def test_gradient_and_hessian_are_slopes_of_the_value(self):
+        pairs, v = drawn(200), torch.tensor([0.3, -2.0, 1.0, 0.5], dtype=torch.float64)
+        at = lambda v: _expanded(pairs, v, SIZES, 0.7)
+        _, gradient, hessian = at(v)
+        for i, step in enumerate(1e-5 * torch.eye(4, dtype=torch.float64)):
+            up, down = at(v + step), at(v - step)
+            assert (up[0] - down[0]) / 2e-5 == pytest.approx(float(gradient[i]), abs=1e-8)
+            assert torch.allclose((up[1] - down[1]) / 2e-5, hessian[i], atol=1e-8)
+
+    def test_single_precision_is_summed_in_double(self):
+        pairs = drawn(300)
+        single = Comparisons(pairs.differences.float(), pairs.preferences, pairs.prompts, {})
+        double = Comparisons(single.differences.double(), pairs.preferences, pairs.prompts, {})
+        found = fit_weights(single, 0.1)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, fit_weights(double, 0.1))
+        assert torch.allclose(fit_weights(single, 0.1, found), found, rtol=1e-12)
 
     def test_swapped_pictures_say_the_same(self):
         pairs = drawn(300)
@@ -128,4 +147,11 @@ class TestFigures:
         values = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
         found = _mean_over_prompts(values, torch.tensor([0, 0, 1, 1]))
         assert found == pytest.approx((0.5, 0.5))
+        # Without one of three prompts the means are 1/3, 3/4 and 3/5.
+        found = _mean_over_prompts(
+            torch.tensor([1, 1, 0.5, 0.5, 0, 0]), torch.tensor([0, 0, 0, 1, 1, 2])
+        )
+        left = torch.tensor([0.5 / 3, 2.5 / 4, 3 / 5], dtype=torch.float64)
+        error = (2 / 3 * (left - left.mean()).square().sum()).sqrt()
+        assert found == pytest.approx((0.5, float(error)))
         assert _mean_over_prompts(values, torch.tensor([0, 1, 2, 3])).error < 0.3
