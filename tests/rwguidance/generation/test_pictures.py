@@ -11,13 +11,13 @@ from rwguidance.generation.pictures import Cell, _fit, _to_pil, save_sheet
 pytestmark = QUIET
 
 
-@pytest.mark.parametrize("size", [(512, 256), (256, 512), (40, 640)])
+@pytest.mark.parametrize("size", [(512, 256), (256, 512), (40, 640), (1, 1000)])
 def test_sheets_leave_no_empty_space_beside_or_below_pictures(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "one.png")
     groups = [[Cell(tmp_path / "one.png", "base 12.34")] * 2] * 2
     save_sheet([("a cat", groups)] * 3, tmp_path / "sheet.png", "title")
     sheet = Image.open(tmp_path / "sheet.png")
-    width, height = (round(256 * length / max(size)) for length in size)
+    width, height = (max(1, round(256 * length / max(size))) for length in size)
     assert sheet.width <= 4 * max(width, 112) + 64
     assert sheet.height <= 3 * height + 4 * 72
     red = (numpy.asarray(sheet) == (255, 0, 0)).all(-1).sum()
@@ -46,12 +46,39 @@ def test_a_sheet_has_room_for_its_largest_picture_row_and_caption(tmp_path):
         assert sheet.width == 360
 
 
-@pytest.mark.parametrize(("size", "factor"), [(32, 4), (50, 2), (100, 1), (200, 1)])
+@pytest.mark.parametrize(("size", "factor"), [(32, 4), (43, 2), (100, 1), (200, 1)])
 def test_small_pictures_are_shown_larger_in_whole_pixels(tmp_path, size, factor):
     Image.new("RGB", (size, size // 2), "red").save(tmp_path / "one.png")
     save_sheet([("a cat", [[Cell(tmp_path / "one.png", "base")]])], tmp_path / "sheet.png", "title")
     red = (numpy.asarray(Image.open(tmp_path / "sheet.png")) == (255, 0, 0)).all(-1)
     assert red.sum() == size * factor * (size // 2 * factor)
+
+
+def test_pictures_that_are_shown_larger_stay_sharp_and_smaller_ones_are_averaged(tmp_path):
+    stripes = numpy.zeros((1024, 1024, 3), dtype=numpy.uint8)
+    stripes[:, ::2] = (255, 0, 0)
+    for size, shown in [(32, 128), (1024, 256)]:
+        Image.fromarray(stripes[:size, :size]).save(tmp_path / "one.png")
+        cell = Cell(tmp_path / "one.png", "")
+        save_sheet([("", [[cell]])], tmp_path / "sheet.png", "")
+        sheet = numpy.asarray(Image.open(tmp_path / "sheet.png"))
+        thumb = sheet[56 : 56 + shown, 16 : 16 + shown]
+        if shown > size:
+            assert numpy.array_equal(thumb, stripes[:size, :size].repeat(4, 0).repeat(4, 1))
+        else:  # but for the border
+            assert numpy.abs(thumb[..., 0].astype(float) - 127.5)[:, 2:-2].max() < 2
+
+
+def test_rows_have_room_for_the_tallest_picture(tmp_path):
+    rows = []
+    for i, (size, color) in enumerate([((128, 128), "red"), ((64, 256), "blue")]):
+        Image.new("RGB", size, color).save(tmp_path / f"{i}.png")
+        rows.append(("a cat", [[Cell(tmp_path / f"{i}.png", "base")]]))
+    save_sheet([*rows, *rows], tmp_path / "sheet.png", "title")
+    sheet = numpy.asarray(Image.open(tmp_path / "sheet.png"))
+    count = lambda color: (sheet == color).all(-1).sum()
+    assert count((255, 0, 0)) == 2 * 128 * 128  # nothing is over anything else, or cut
+    assert count((0, 0, 255)) == 2 * 64 * 256
 
 
 def test_pictures_of_a_group_stand_closer_than_groups_and_above_their_captions(tmp_path):

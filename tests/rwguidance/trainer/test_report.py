@@ -75,10 +75,13 @@ def test_every_figure_is_in_its_column(tmp_path):
 
 
 def test_the_curve_is_over_times_or_where_there_is_one_level_over_strengths(tmp_path, monkeypatch):
-    panels: list[Panel] = []
-    monkeypatch.setattr(
-        "rwguidance.trainer.report.inline", lambda panel: panels.append(panel) or ""
-    )
+    panels = []
+
+    def inline(panel):
+        panels.append(panel)
+        return ""
+
+    monkeypatch.setattr("rwguidance.trainer.report.inline", inline)
     one = {nats: [level(effective=4.0 + nats)] for nats in (0.5, 1.0)}
     some = {1.0 + nats: [level(), level(t=0.25)] for nats in range(7)}
     for levels in (one, some, {0.5: [level()], **some}):
