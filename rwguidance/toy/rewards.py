@@ -198,10 +198,10 @@ class Step:
 
     def __call__(self, x: Tensor, condition: Any = None) -> Tensor:
         checks.states("x", x)
-        x = x.flatten(1)
-        if x.shape[1] != 1:
-            raise ValueError(f"Step is for one dimension, got states of size {x.shape[1]}")
-        return self.height * (x[:, 0] >= self.threshold).to(x.dtype)
+        flat = x.flatten(1)
+        if flat.shape[1] != 1:
+            raise ValueError(f"Step is for one dimension, got states of size {flat.shape[1]}")
+        return self.height * (flat[:, 0] >= self.threshold).to(x.dtype)
 
 
 def exponents_of(tilt: Tilt, d: int) -> Exponents:
