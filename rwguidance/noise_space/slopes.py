@@ -22,7 +22,7 @@ def slope(
 
     condition = take(task.condition, rows)
     with torch.inference_mode(False), torch.enable_grad():
-        noise = z.detach().clone().requires_grad_()
+        noise = z.clone().requires_grad_()
         x_0 = generate(noise.to(dtype), condition)
         check_batch(x_0, len(rows), "generate must return states")
         if not x_0.requires_grad:

@@ -33,7 +33,7 @@ def log_w_in_chunks(tilt: Tilt, x_0: Tensor, condition: Any, size: int) -> Tenso
     for start in range(0, len(x_0), size):
         rows = range(start, min(start + size, len(x_0)))
         with torch.enable_grad():
-            some = x_0[rows.start : rows.stop].detach().requires_grad_()
+            some = x_0[rows.start : rows.stop].requires_grad_()
             log_w = tilt(some, None if condition is None else take(condition, list(rows)))
             if not log_w.requires_grad:
                 return None
