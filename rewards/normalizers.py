@@ -324,7 +324,7 @@ class Rank(Normalizer):
             raise ValueError(
                 f"there must be one rank per value, {len(self.values)}, got {len(self.ranks)}"
             )
-        if not 0 < self.ranks[0] < self.ranks[-1] < 1:
+        if not (self.ranks[0] > 0 and self.ranks[-1] < 1):
             raise ValueError(f"ranks must lie in (0, 1), got {self.ranks[0]} to {self.ranks[-1]}")
 
     @classmethod

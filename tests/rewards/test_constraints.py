@@ -262,9 +262,10 @@ def test_a_reward_that_is_constant_for_every_condition_is_met_or_not():
     bank = Bank(x, labels)
     result = constrained_tilt([thirds, columns(1)[0]], [0.2, 0.4], bank)  # the mean is 0.2
     assert result.active == (1,)
-    always = lambda x, condition=None: torch.full((len(x),), 0.1, dtype=torch.float64)
-    tenth = float(always(x)[0])  # whose mean over the bank rounds to something else
-    assert constrained_tilt([always, columns(1)[0]], [tenth, 0.4], Bank(x[:19])).active == (1,)
+    always = lambda value: lambda x, condition=None: x.new_full((len(x),), value)
+    for value in (0.0, 0.1):  # whose mean over the bank rounds to something else
+        both = [always(value), columns(1)[0]]
+        assert constrained_tilt(both, [value, 0.4], Bank(x[:19])).active == (1,)
     with pytest.raises(ValueError, match=r"reward 0: level 0.2001, .* reaches is 0.2$"):
         constrained_tilt([thirds, columns(1)[0]], [0.2001, 0.4], bank)
 

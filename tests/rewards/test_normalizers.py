@@ -75,6 +75,7 @@ def test_unseen_prompts_raise_unless_pooling_is_asked_for():
         ([], None, "two values, got 0"),
         ([0.1, 0.1, 0.1], None, "vary, got 3 from 0.1 to 0.1"),
         ([0.0, 5e-324], None, "vary"),  # whose spread is below floating point
+        ([-1e200, 1e200], None, "vary"),  # whose variance is above it
         ([1.0, -math.inf], ["a", "b"], r"finite to fit .* got -inf as item 1 of prompt 'b'; leave"),
         ([math.nan, 1.0], None, "got nan as item 0; leave"),
         ([1.0, 2.0], ["a"], "one item per sample, 2, got 1"),
@@ -183,6 +184,8 @@ def test_a_flipped_zero_weight_is_refused():
         (lambda: ZScore(0.0, 1.0, {3: (0.0, 1.0)}), TypeError, "prompts must be strings, got int"),
         (lambda: Rank((1.0, 1.0), (0.1, 0.2)), ValueError, "values must be ascending"),
         (lambda: Rank((1.0, 2.0), (0.3, 0.2)), ValueError, "ranks must be ascending"),
+        (lambda: Rank((1.0, 2.0), (0.2, 0.2)), ValueError, "ranks must be ascending"),
+        (lambda: Rank((1.0, 2.0), (0.5, 1.0)), ValueError, r"lie in \(0, 1\), got 0.5 to 1.0"),
         (lambda: Rank((1.0, 2.0, 3.0), (0.1, 0.3, 0.2)), ValueError, "ranks must be ascending"),
         (lambda: Rank((1.0,), (0.3,)), ValueError, "at least two"),
         (lambda: Rank((1.0, 2.0), (0.1, 0.2, 0.3)), ValueError, "one rank per value, 2, got 3"),
