@@ -185,7 +185,11 @@ def test_a_flipped_zero_weight_is_refused():
         (lambda: Rank((1.0, 1.0), (0.1, 0.2)), ValueError, "values must be ascending"),
         (lambda: Rank((1.0, 2.0), (0.3, 0.2)), ValueError, "ranks must be ascending"),
         (lambda: Rank((1.0, 2.0), (0.2, 0.2)), ValueError, "ranks must be ascending"),
-        (lambda: Rank((1.0, 2.0), (0.5, 1.0)), ValueError, r"lie in \(0, 1\), got 0.5 to 1.0"),
+        (
+            lambda: Rank((1.0, 2.0, 3.0), (0.2, 0.5, 1.0)),
+            ValueError,
+            r"lie in \(0, 1\), got 0.2 to 1.0",
+        ),
         (lambda: Rank((1.0, 2.0, 3.0), (0.1, 0.3, 0.2)), ValueError, "ranks must be ascending"),
         (lambda: Rank((1.0,), (0.3,)), ValueError, "at least two"),
         (lambda: Rank((1.0, 2.0), (0.1, 0.2, 0.3)), ValueError, "one rank per value, 2, got 3"),

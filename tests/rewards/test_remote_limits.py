@@ -226,3 +226,12 @@ def test_a_deadline_ends_what_it_is_told_of_late():
             deadline.watch(later)
             assert last.recv(1) == b"", "not the first one again"
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("length", [str(1 << 28), "000000000002"])
+def test_the_longest_request_is_read(length):
+    head = f"POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {length}"
+    with running(serve(Brightness(), request_timeout=0.3)) as server, reach(server) as client:
+        client.sendall(head.encode() + b"\r\n\r\n{}")
+        client.settimeout(5)
+        assert b" 413 " not in client.recv(100)

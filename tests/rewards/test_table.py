@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import rewards
 import rewards.registry
-from rewards.table import RewardTable, facts
+from rewards.table import RewardTable, column_widths, facts
 from rwguidance.app.cli import app, main
 
 SPEC = rewards.RewardSpec(
@@ -90,6 +90,15 @@ def test_the_text_is_aligned_within_100_columns_and_tears_no_word():
         *("sharpness", "Sharpness", "yes", "no", "MIT / none", "unknown", "0 to 0.5")
     ]
     assert str(RewardTable()) == "no rewards"
+
+
+def test_columns_are_as_wide_as_their_cells_where_there_is_room_and_no_narrower_than_words():
+    cells = [["name", "t" * 30, "gradient", "prompt", "MIT / none", "yes", "0 to 1"]]
+    full = [*map(len, cells[0])]
+    total = sum(full) + 2 * 6
+    assert column_widths(cells, total) == full
+    assert column_widths(cells, total - 1) == [4, 29, *full[2:]]
+    assert column_widths(cells, 1) == [4, 15, *full[2:]]
 
 
 def test_the_published_rewards_fit_and_have_a_word_for_everything():
