@@ -87,6 +87,8 @@ def test_times_fall_to_0_in_double_precision(name):
     times = Coordinates.from_scheduler(scheduler).times(scheduler)
     assert (times.dtype, times.shape, float(times[-1])) == (torch.float64, (5,), 0.0)
     assert bool((times.diff() < 0).all())
+    if name == "DDIMScheduler":
+        assert times[:-1].tolist() == [(int(k) + 1) / 1000 for k in scheduler.timesteps]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,19 @@ def test_saved_and_loaded_it_is_the_plain_pipeline(tmp_path):
     assert distance(run_case("sd3", loaded, 2), truth) <= 1e-5
 
 
+def test_an_estimator_is_told_of_prompts_and_not_of_negative_ones():
+    pipe, texts = tiny("flux"), []
+    if "true_cfg_scale" not in inspect.signature(type(pipe).__call__).parameters:
+        pytest.skip("this version of diffusers has no such option")
+    for keywords in ({}, {"negative_prompt": ["fog"] * 3, "true_cfg_scale": 3.0}):
+        probe = Probe()
+        run_case("flux", guide(pipe, probe), 1, **keywords)
+        condition = probe.told[0][2]
+        assert list(condition) == PROMPTS
+        texts.append(condition.stacked()["text"])
+    assert_close(*texts)
+
+
 def test_schedulers_can_be_copied_and_rebuilt():
     pipe, probe = tiny("sdxl"), Probe(shift=1.0)
     probe.register_buffer("bank", torch.zeros(3))

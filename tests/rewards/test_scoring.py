@@ -25,6 +25,7 @@ from scored_folders import (
     JOBS,
     SEEN,
     Brightness,
+    Moody,
     Redness,
     expected,
     paint,
@@ -155,12 +156,28 @@ def test_one_image_has_no_standard_error(tmp_path):
 
 
 def test_the_best_image_of_each_prompt(folder):
+    paint(folder / "zz.png", color=(255, 0, 0))  # as red as the first, which stays the best
     scores = score_(plan(folder, write("p.txt", "a\nab")), "redness", "brightness")
     red, redder = (b for b in scores.best if b.reward == "redness")
-    assert red == Best("redness", "a", "1.png", 1.0, 5)
-    assert redder == Best("redness", "ab", "1.png", 2.0, 5)
+    assert red == Best("redness", "a", "1.png", 1.0, 6)
+    assert redder == Best("redness", "ab", "1.png", 2.0, 6)
     (bright,) = (b for b in scores.best if b.reward == "brightness")
-    assert (bright.prompt, bright.images) == (None, 5), "no prompt, no difference"
+    assert (bright.prompt, bright.images) == (None, 6), "no prompt, no difference"
+
+
+def test_prompts_of_a_matrix_are_embedded_once_if_the_cache_holds_them(folder):
+    embedded = []
+
+    class Counted(Moody):
+        depends_on = ()
+
+        def embed_prompts(self, prompts):
+            embedded.append(list(prompts))
+            return super().embed_prompts(prompts)
+
+    job = plan(folder, write("p.txt", "a\nab"))
+    score(job, {"moody": Counted(cache_size=2)}, "scores.csv", batch_size=2)
+    assert embedded == [["a", "ab"]]
 
 
 # --- what breaks ---
