@@ -133,6 +133,14 @@ def test_what_is_not_to_be_made_is_refused_in_words(values, message):
     found.close()
 
 
+@pytest.mark.parametrize(("images", "aligned"), [(1, 4), (3, 12)])
+def test_calls_are_those_of_the_bank_of_guided_pictures_and_of_unguided_ones(images, aligned):
+    found = studio()
+    _, calls = found.plan(changed(method="importance", images=images))
+    assert calls == 64 * 4 + aligned + aligned
+    found.close()
+
+
 def test_what_is_at_the_ends_of_its_range_may_be_made():
     weights = {"brightness": -1.0, "redness": 1.0}
     least = {"prompt": "a", "nats": LEAST_NATS, "images": 1, "steps": 1, "seed": 0}

@@ -5,6 +5,7 @@ gains a quarter of what the proxy does, and half of it is lost where only b is r
 """
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,8 @@ STEP = math.sqrt(2 * NATS)
 
 def rewards_of(x):
     a, b = x[..., 0], x[..., 1]
-    return {"proxy": 5 + a + b, "gold": 20 + a - b / 2, "chroma": 10 * b, "contrary": -a - b}
+    known = {"proxy": 5 + a + b, "gold": 20 + a - b / 2, "chroma": 10 * b}
+    return {**known, "contrary": -a - b, "opposed": -a, "averse": -b}
 
 
 def noisy(direction, seed=7):
@@ -135,6 +137,10 @@ def test_a_reward_that_falls_under_the_tilted_law_is_not_the_fault_of_a_method()
     assert verdict.word == "disagrees"
     assert "while contrary falls (-1." in verdict.sentence
     assert verdict.sentence.endswith("the rewards disagree, under the tilted law as well.")
+    found = results_of({"exact": METHODS["exact"]}, ("contrary", "opposed", "averse"), prompts=20)
+    (verdict,) = verdicts(found, rows_of(found))
+    falls = r"while contrary falls \(.*\), opposed falls \(.*\) and averse falls \(.*\): the rewards"
+    assert re.search(falls, verdict.sentence)
 
 
 def test_without_a_target_nobody_is_at_fault(results):

@@ -101,3 +101,14 @@ def test_what_is_not_a_number_is_null_and_clean_outputs_have_no_time(tmp_path):
     assert report["agreement"]["1"][0]["t"] is None
     assert "|1|clean outputs|" in words
     assert "|Left out|no pictures|" in words
+
+
+def test_the_cosine_is_drawn_over_time_where_there_are_several_levels(tmp_path):
+    pytest.importorskip("matplotlib")
+    _, words = written(tmp_path, levels={1.0: [level()], 2.0: [level()]})
+    assert "|strength, nats|" in words
+    assert "|time, 1 is noise|" not in words
+    levels = {0.1 * nats: [level(), level(t=0.25)] for nats in range(1, 8)}
+    _, words = written(tmp_path, levels={**levels, 1.0: [level()]})
+    assert "|strength, nats|" not in words
+    assert "|time, 1 is noise|" in words
