@@ -153,14 +153,15 @@ def test_one_picture_of_each_prompt_is_compared_over_all_prompts():
     assert "itself diversity" not in exact
 
 
-def test_what_is_missing_is_left_out_and_counted(few):
+@pytest.mark.parametrize("hole", [0, (0, 1), (0, 1, 2)])
+def test_what_is_missing_is_left_out_and_counted(few, hole):
     cell = Cell("exact", 0.5)
     some = few.cells[cell]
     holed = {name: values.clone() for name, values in some.rewards.items()}
     holed["aligned"][0] = math.nan
     holed["follows"][:] = math.nan
     embeddings = {"itself": some.embeddings["itself"].clone()}
-    embeddings["itself"][0] = math.nan
+    embeddings["itself"][hole] = math.nan
     pictures = Pictures(holed, embeddings, some.costs, some.facts)
     row = by_cell(replace(few, cells={BASE: few.base, cell: pictures}))["exact", 0.5]
     assert row["failed"] == 2

@@ -139,8 +139,8 @@ def test_a_reward_that_falls_under_the_tilted_law_is_not_the_fault_of_a_method()
     assert verdict.sentence.endswith("the rewards disagree, under the tilted law as well.")
     found = results_of({"exact": METHODS["exact"]}, ("contrary", "opposed", "averse"), prompts=20)
     (verdict,) = verdicts(found, rows_of(found))
-    falls = r"while contrary falls \(.*\), opposed falls \(.*\) and averse falls \(.*\): the rewards"
-    assert re.search(falls, verdict.sentence)
+    names = re.findall(r"(while|,|and) (\w+) falls \(", verdict.sentence)
+    assert names == [("while", "contrary"), (",", "opposed"), ("and", "averse")]
 
 
 def test_without_a_target_nobody_is_at_fault(results):

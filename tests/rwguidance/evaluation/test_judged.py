@@ -151,3 +151,20 @@ def test_an_embedding_that_failed_in_one_batch_is_none():
     assert found.embeddings == {}
     assert found.errors == {"pixels": "it broke"}
     assert join([whole, whole]).embeddings["pixels"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (torch.tensor([[1.0, math.nan], [2.0, 3.0]]), "must be finite, got NaN or inf"),
+        (torch.zeros(1, 3), r"shape (2, D), got (1, 3)"),
+        (torch.zeros(2), r"shape (2, D), got (2,)"),
+        ([1.0, 2.0], r"shape (2, D), got list"),
+    ],
+)
+def test_what_is_no_embedding_is_left_out_and_named(found, message):
+    run = Run(Law(), Brightness(), Law().times(STEPS), 0, 2)
+    judges = Judges(run, {"reward": Brightness()}, {"wrong": lambda images: found, "pixels": Flat()})
+    seen = judges.look(torch.rand(2, 3, 1, 1, generator=torch.Generator().manual_seed(0)), "ab")
+    assert list(seen.embeddings) == ["pixels"]
+    assert message in seen.errors["wrong"]

@@ -203,6 +203,17 @@ def test_parts_of_processes_give_what_one_pass_gives(metric):
             assert one == pytest.approx(two)
 
 
+def test_one_part_is_the_whole():
+    features, log_w, groups, _ = parts(0)
+    seen = []
+    accumulator = Accumulator(seen.append)
+    accumulator.update(features, log_w, groups)
+    accumulator.compute()
+    assert torch.equal(seen[0].features, features)
+    assert torch.equal(seen[0].log_weights, log_w)
+    assert list(seen[0].groups) == list(groups)
+
+
 def test_parts_must_fit_each_other():
     x = randn(0, 4, 2)
     for accumulator in (Accumulator(spread), Moments()):
