@@ -164,7 +164,8 @@ def test_an_embedding_that_failed_in_one_batch_is_none():
 )
 def test_what_is_no_embedding_is_left_out_and_named(found, message):
     run = Run(Law(), Brightness(), Law().times(STEPS), 0, 2)
-    judges = Judges(run, {"reward": Brightness()}, {"wrong": lambda images: found, "pixels": Flat()})
+    embeddings = {"wrong": lambda images: found, "pixels": Flat()}
+    judges = Judges(run, {"reward": Brightness()}, embeddings)
     seen = judges.look(torch.rand(2, 3, 1, 1, generator=torch.Generator().manual_seed(0)), "ab")
     assert list(seen.embeddings) == ["pixels"]
     assert message in seen.errors["wrong"]
