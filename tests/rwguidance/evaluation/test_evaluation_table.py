@@ -159,6 +159,14 @@ def test_sentences_say_who_is_nearer():
     assert reached(rows).startswith("The exactly tilted law is not reached by away at 0.75 nats (-")
 
 
+def test_it_is_said_that_no_distance_differs_if_any_is_known():
+    unknown = {"method": "vague", "nats": 1.0, "few": False}
+    same = unknown | {"method": "same", "itself nearer": 0.1, "itself nearer error": 0.2}
+    said = "No cell's distance in itself differs from the base's."
+    assert nearer([unknown, same], "itself") == nearer([same], "itself") == said
+    assert nearer([unknown], "itself") == ""
+
+
 def test_what_cannot_be_told_is_not_said_to_be_reached(results):
     row = {"method": "vague", "nats": 1.0, "few": False, "share": 0.4, "share error": 0.5}
     assert reached([row]) == "Errors are too large to tell of vague at 1 nats (0.4 ± 0.5)."

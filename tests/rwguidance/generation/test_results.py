@@ -134,3 +134,25 @@ def test_a_command_says_once_what_is_not_kept(capsys):
 
     run_generate(work)
     assert capsys.readouterr().err.splitlines()[:2] == ["note: one", "note: another"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "unwritten", "reason", "said"),
+    [
+        ({}, {}, "", ""),
+        ({"cd": "out of luck"}, {}, "", "failed: cd: out of luck\n"),
+        ({}, {Path("a.png"): "no room"}, "", "not written: a.png: no room\n"),
+        ({}, {}, "it was NaN", "without reward: ab, image 1: it was NaN\n"),
+    ],
+)
+def test_what_failed_is_said_and_is_in_the_exit_code(failed, unwritten, reason, said, capsys):
+    files = (Path("a"), Path("b"))
+    rows = (
+        Row("ab", 0, files, (1.0, 2.0), {"tilted mean": 3.0}),
+        Row("ab", 1, files, (1.0, None if reason else 4.0), {}, reason),
+    )
+    made = Generated(rows, failed, Path("results.csv"), (), 2, unwritten)
+    assert run_generate(lambda terminal: made) == (2 if said else 0)
+    out, err = capsys.readouterr()
+    assert err == said
+    assert "target" in out  # of some of the pairs
