@@ -99,6 +99,20 @@ def test_a_model_of_transformers_gives_its_pooled_output(tmp_path):
     assert_same_pictures(found, expected)
 
 
+def test_nothing_is_fetched_and_no_code_of_a_folder_is_run(tmp_path, monkeypatch):
+    name, asked = save(tmp_path, seeded(lambda: transformers.ViTModel(vit()))), []
+
+    def noting(load):
+        return lambda *a, **keywords: asked.append(keywords) or load(*a, **keywords)
+
+    for library in (transformers.AutoModel, transformers.AutoImageProcessor):
+        monkeypatch.setattr(library, "from_pretrained", noting(library.from_pretrained))
+    embeddings.load(name)
+    safe = [(one["local_files_only"], one["trust_remote_code"]) for one in asked]
+    assert safe == [(True, False)] * 2
+    assert asked[0]["use_safetensors"] is True  # a pickle could run code, too
+
+
 @torch.no_grad()
 def test_a_classifier_has_no_pooler_of_its_own(tmp_path):
     network = seeded(lambda: transformers.ViTForImageClassification(vit(num_labels=3)))

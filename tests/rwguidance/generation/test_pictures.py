@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFont
 
 from pixel_law import QUIET, Law, run
-from rwguidance.generation.pictures import Cell, _fit, _to_pil, save_sheet
+from rwguidance.generation.pictures import Cell, _fit, _to_pil, save_picture, save_sheet
 
 pytestmark = QUIET
 
@@ -136,3 +136,8 @@ def test_a_pixel_has_the_nearest_of_256_levels():
     for dtype in (torch.float64, torch.float32):
         picture = _to_pil(values.to(dtype).expand(3, 1, 256))
         assert numpy.asarray(picture)[0, :, 1].tolist() == list(range(256))
+
+
+def test_facts_are_in_the_file_as_they_are_written(tmp_path):
+    save_picture(torch.zeros(3, 2, 2), tmp_path / "a.png", {"prompt": "日本語"})
+    assert "日本語".encode() in (tmp_path / "a.png").read_bytes()

@@ -126,6 +126,16 @@ def test_a_tilted_set_is_the_shifted_law():
     assert same.ess == pytest.approx(4000 * math.exp(-0.36), rel=0.05)
 
 
+def test_effective_draws_are_the_median_over_groups_of_the_poorer_set():
+    rich, poor = "aabbbbbbbbcccc", "aaabbc"  # 2, 8 and 4 rows of a group, and 3, 2 and 1
+    sets = [Sample(randn(i, len(g), 2), torch.zeros(len(g)), g) for i, g in enumerate((rich, poor))]
+    assert frechet_distance(sets[0], sets[0]).ess == pytest.approx(4.0)
+    assert frechet_distance(*sets).ess == pytest.approx(2.0)
+    assert frechet_distance(*reversed(sets)).ess == pytest.approx(2.0)
+    uneven = Sample(randn(2, 10, 2), torch.zeros(10), "abbbcccccc")
+    assert frechet_distance(uneven, uneven).ess == pytest.approx(3.0)  # and not the mean of 10/3
+
+
 def test_the_error_over_prompts_tells_the_spread(generator):
     """The jackknife, of prompts that differ far more than the pictures of one."""
 
