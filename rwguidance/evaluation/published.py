@@ -88,7 +88,8 @@ class PublishedPrompts:
             raise ValueError(
                 f"{root} holds several {name}: name one of {', '.join(map(str, found))}"
             )
-        return found[0]
+        (file,) = found
+        return file
 
 
 def collect(

@@ -324,7 +324,7 @@ def test_a_disk_that_fails_is_spared_or_an_error(tmp_path, monkeypatch):
 
 def test_files_have_the_names_that_they_always_had(tmp_path):
     drawer = Store(tmp_path).of({"seed": 0, "prompt": "ä"})
-    column = drawer.column("rewards/" + 60 * "é1", {"reward": "red"})
+    column = drawer.column("rewards/" + 60 * "é1", {"reward": "red", "kind": "b"})
     assert drawer.folder.name == "0bc435d5b736afa1a54ee35d"
-    assert column.key == "b52e0121b16c6d238490b91a0d03e6b4"
+    assert column.key == "b22b4bc146b1f2fccbf4c0e755137165"
     assert column.folder.name == f"rewards{26 * '-1'}--{column.key[:8]}"
