@@ -67,7 +67,7 @@ def share_of_gains(gain: Tensor, way: Tensor) -> tuple[float, float]:
 def _means(x: Sample, like: Sample) -> Tensor:
     """Returns the mean of each group, in the order of the groups of `like`."""
 
-    values = x.features.squeeze(1).double() * x.shares * len(x.names)
+    values = x.features.squeeze(1) * x.shares * len(x.names)
     means = values.new_zeros(len(x.names)).index_add_(0, x.index, values)
     place = {name: i for i, name in enumerate(x.names)}
     return means[[place[name] for name in like.names]]

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from types import SimpleNamespace
 
@@ -147,6 +148,16 @@ class TestSources:
             assert source.count() == len(rows) > 4
             for start in range(len(rows) + 2):
                 assert list(source.rows(start)) == rows[start:]
+
+    def test_of_many_rows_none_is_lost_and_none_comes_twice(self, tmp_path):
+        table = pyarrow.table({"number": list(range(150))})  # which are read 64 at a time
+        parquet.write_table(table, tmp_path / "a.parquet", row_group_size=140)
+        with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as file:
+            file.write_table(table, max_chunksize=140)
+        for source in find_sources([tmp_path]):
+            for start in (0, 1, 63, 64, 65, 139, 140, 141, 150):
+                found = [row["number"] for row in source.rows(start)]
+                assert found == list(range(start, 150))
 
     def test_the_key_is_of_the_content(self, tmp_path):
         a, b = Source(tmp_path / "a.csv"), Source(tmp_path / "b.csv")
@@ -458,6 +469,13 @@ class TestWrongUse:
             draws.pairs()
         with pytest.raises(ValueError, match="name must be train or validation, got 'test'"):
             pairs.pairs("test")
+
+    def test_keys_are_found_and_neither_given_nor_shown(self, tmp_path):
+        made = job(tmp_path)
+        assert not re.search(r"\b(key|reward_keys|feature_keys)=", repr(made))
+        for name in ("key", "reward_keys", "feature_keys"):
+            with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+                job(tmp_path, **{name: getattr(made, name)})
 
     def test_what_says_not_what_it_is_cannot_be_kept(self, tmp_path):
         with pytest.raises(TypeError, match=r"depends_on|fingerprint"):
