@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from pixel_law import Brightness, Law
+from pixel_law import QUIET, Brightness, Law, run
 from rwguidance.bank import Bank
-from rwguidance.generation import Store
+from rwguidance.generation import SMC, Importance, Pool, Resample, Store
+from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.run import Run
+
+pytestmark = QUIET
 
 
 def test_the_draws_of_a_long_bank_begin_with_those_of_a_short_one(tmp_path):
@@ -106,3 +109,24 @@ def test_a_cheaper_map_makes_the_first_calls_and_goes_to_the_end(calls, made):
     assert law.calls == made
     whole = Run(law, Brightness(), law.times(4), 0, 2).generator("ab")(noise, None)
     assert torch.equal(states, whole) == (made == 4)
+
+
+def test_facts_have_two_or_three_digits(tmp_path):
+    digits = dict.fromkeys(("acceptance", "misfit", "reach", "rho"), 3)
+    digits |= {f"effective {name}": 2 for name in ("draws", "particles", "candidates")}
+    seen = set()
+    methods = [
+        Importance(bank=7, kl=0.5),
+        SMC(particles=7, kl=0.5, bank=7, pictures=1),
+        Pool(bank=7, kl=0.5, pictures=2),
+        Resample(bank=7, kl=0.5, pictures=2, renew=1),
+        NoiseChain(kl=0.5, bank=7, burn_in=2, moves=7),
+    ]
+    for i, method in enumerate(methods):
+        made = run(tmp_path / str(i), method, prompts=["ab"], images=3, steps=3)
+        for name, value in ((name, row.facts[name]) for row in made.rows for name in row.facts):
+            if name in digits:
+                values = value if isinstance(value, list) else [value]
+                assert values == [round(one, digits[name]) for one in values], name
+                seen.add(name)
+    assert seen == set(digits)
