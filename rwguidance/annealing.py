@@ -253,9 +253,7 @@ def _joined(bank: Bank, made: Stages) -> Bank:
 def _weaker(tilt: Tilt, power: float) -> Tilt:
     """Returns the tilt whose weight is a power of another's."""
 
-    one = len(tilt.rewards) == 1
-    betas = [beta / power for beta in tilt.betas]
-    return Tilt(tilt.rewards[0] if one else tilt.rewards, betas[0] if one else betas, tilt.decode)
+    return Tilt(tilt.rewards, [beta / power for beta in tilt.betas], tilt.decode)
 
 
 def _next_power(log_importance: Tensor, log_w: Tensor, least: float, effective: float) -> float:

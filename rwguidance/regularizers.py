@@ -150,5 +150,5 @@ def flow_prior(
     slope = 2 * (scales.alpha_rate / scales.alpha - scales.sigma_rate / scales.sigma)
     signal = scales.alpha**2 / (scales.alpha**2 + scales.sigma**2)
     excess = (predicted - noise).square() - signal * noise.square()
-    entropy = 0.5 * x_0.flatten(1).shape[1] * math.log(2 * math.pi * math.e)
+    entropy = 0.5 * math.prod(x_0.shape[1:]) * math.log(2 * math.pi * math.e)
     return 0.5 * (slope.abs() * excess).flatten(1).sum(1) + entropy

@@ -70,14 +70,11 @@ class Tilt(nn.Module):
                 self.add_module(f"reward_{i}", function)
 
     def __repr__(self) -> str:
-        one = len(self.rewards) == 1
         decode = {} if self.decode is None else {"decode": self.decode}
-        return summary(
-            self,
-            reward=self.rewards[0] if one else self.rewards,
-            beta=self.betas[0] if one else self.betas,
-            **decode,
-        )
+        if len(self.rewards) != 1:
+            return summary(self, reward=self.rewards, beta=self.betas, **decode)
+        (reward,), (beta,) = self.rewards, self.betas
+        return summary(self, reward=reward, beta=beta, **decode)
 
     def score(self, x_0: Tensor, condition: Any = None) -> Tensor:
         r"""Returns raw rewards in reward units, with shape (N,), or (N, R) for R > 1 rewards.
@@ -96,7 +93,10 @@ class Tilt(nn.Module):
         columns = [
             check_rewards(reward(x, condition), len(x_0), condition) for reward in self.rewards
         ]
-        return columns[0] if len(columns) == 1 else torch.stack(columns, dim=-1)
+        if len(columns) == 1:
+            (rewards,) = columns
+            return rewards
+        return torch.stack(columns, dim=-1)
 
     def weigh(self, rewards: Tensor) -> Tensor:
         r"""Returns log-weights in nats, with shape (N,), of rewards as :meth:`score` returns them.
@@ -114,7 +114,8 @@ class Tilt(nn.Module):
             raise ValueError(f"rewards must have shape {shape}, got {tuple(rewards.shape)}")
         rewards = rewards.to(working_dtype(rewards.dtype))
         if expected == 1:
-            log_w = rewards / self.betas[0]
+            (beta,) = self.betas
+            log_w = rewards / beta
         else:
             log_w = (rewards / rewards.new_tensor(self.betas)).sum(-1)
         self._check_overflow(rewards, log_w)

@@ -685,8 +685,8 @@ MUTANTS = [
     Mutant(
         "tilt: beta multiplies the reward",
         "tilt.py",
-        "log_w = rewards / self.betas[0]",
-        "log_w = rewards * self.betas[0]",
+        "log_w = rewards / beta",
+        "log_w = rewards * beta",
         "test_tilt",
     ),
     Mutant(

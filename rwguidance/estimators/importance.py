@@ -271,7 +271,7 @@ def _weighted(log_kernel: Tensor, draws: Draws, tail: bool) -> dict[str, Tensor]
     mass = tilted.sum(1, keepdim=True)
     shape = pareto_k((log_kernel + log_w.to(weight.dtype)).detach()) if tail else None
     limits = torch.finfo(weight.dtype)
-    if bool((mass.detach() > log_kernel.shape[1] * limits.tiny / limits.eps).all()):
+    if bool((mass > log_kernel.shape[1] * limits.tiny / limits.eps).all()):
         log_h = mass.squeeze(1).log() + top
         tilted = tilted.div_(mass)
     else:  # what was rounded to zero might count
@@ -298,11 +298,9 @@ def _merge(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
     """Puts the rows of every part where they belong."""
 
     if len(parts) == 1:
-        return parts[0]
-    merged = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
-    for part, index in zip(parts, indices, strict=True):
-        merged[index] = part
-    return merged
+        (part,) = parts
+        return part
+    return torch.cat(parts)[torch.cat(indices).argsort()]
 
 
 def _if_packed(draws: tuple[int, ...], states: tuple[int, ...]) -> str:

@@ -53,10 +53,10 @@ def moments(
 def step_of(tilt: Tilt, d: int) -> tuple[float, float] | None:
     """Threshold and log-height if the tilt is one step in one dimension."""
 
-    reward = tilt.rewards[0]
-    if not isinstance(reward, Step) or len(tilt.rewards) != 1 or tilt.decode is not None or d != 1:
+    if len(tilt.rewards) != 1 or tilt.decode is not None or d != 1:
         return None
-    return reward.threshold, reward.height / tilt.betas[0]
+    (reward,), (beta,) = tilt.rewards, tilt.betas
+    return (reward.threshold, reward.height / beta) if isinstance(reward, Step) else None
 
 
 def tilt_components(tilt: Tilt, components: Components) -> tuple[Tensor, Tensor]:

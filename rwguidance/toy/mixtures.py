@@ -91,23 +91,24 @@ class GaussianMixture(TiltableLaw):
         if step is not None:
             return StepTilted(self, tilt)
         exponents = exponents_of(tilt, d)
-        log_e, means, covariances = tilt_quadratic(exponents, self._prior)
-        k, j = log_e.shape[1:]
-        if len(covariances[0]) == 1 and j == 1:
-            covariances = covariances[0, 0]
+        (log_e,), (means,), (covariances,) = tilt_quadratic(exponents, self._prior)
+        k, j = log_e.shape
+        if len(covariances) == 1 and j == 1:
+            (covariances,) = covariances
         else:
-            covariances = covariances[0].expand(k, j, -1, -1).flatten(0, 1)
-        log_weights = (self.log_weights[:, None] + log_e[0]).flatten()
-        means = means[0].flatten(0, 1)
+            covariances = covariances.expand(k, j, -1, -1).flatten(0, 1)
+        log_weights = (self.log_weights[:, None] + log_e).flatten()
+        means = means.flatten(0, 1)
         if len(log_weights) == 1:
-            return Gaussian(means[0], covariances[0])
+            (mean,), (covariance,) = means, covariances
+            return Gaussian(mean, covariance)
         return GaussianMixture(log_weights, means, covariances)
 
     def log_normalizer(self, tilt: Tilt) -> Tensor:
         r"""Logarithm of :math:`Z = E[w(x_0)]`, in nats, a scalar."""
 
-        log_e, _ = tilt_components(tilt, self._prior)
-        return (self.log_weights[:, None] + log_e[0]).flatten().logsumexp(0)
+        (log_e,), _ = tilt_components(tilt, self._prior)
+        return (self.log_weights[:, None] + log_e).flatten().logsumexp(0)
 
     @property
     def _roots(self) -> Tensor:

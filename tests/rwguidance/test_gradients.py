@@ -65,6 +65,10 @@ FORMULAS = {
     ),
     "cycle": (lambda log_h, w: regularizers.cycle(log_h, U, w), (W, V)),
     "gradient_penalty": (lambda x: regularizers.gradient_penalty(x, SCALES.sigma), (A,)),
+    "flow_prior": (
+        lambda x, noise: regularizers.flow_prior(MIXTURE.model(PATH), x, T, noise),
+        (A, B),
+    ),
     "log_mean_exp": (weights.log_mean_exp, (LONG,)),
     "ess": (weights.ess, (LONG,)),
     "pareto_k": (weights.pareto_k, (LONG,)),
@@ -147,6 +151,21 @@ def test_gradients_of_importance_sampling(kernel):
         return found.log_h, found.shift, found.prediction.mean
 
     assert differentiable(estimate, A)
+
+
+def test_gradients_of_importance_sampling_where_weights_underflow():
+    """At the first state no draw has both a kernel and a weight that floating point holds."""
+
+    far = lambda x, condition: ((x - A[0]).norm(dim=1) > 1).double()
+    t, tilt = torch.tensor([0.02, 0.5, 0.8], dtype=torch.float64), Tilt(far, 1 / 2000)
+    estimator, model = ImportanceSampling(BANK, tilt), MIXTURE.model(PATH)
+    scales, points = PATH.at(t, A), BANK.x_0.double()
+    gap = (A[:, None] - scales.alpha[:, None] * points) / scales.sigma[:, None]
+    log_kernel = -0.5 * gap.square().sum(2)
+    exact = (log_kernel + tilt(points)).logsumexp(1) - log_kernel.logsumexp(1)
+    torch.testing.assert_close(estimator(model, A, t).log_h, exact)
+    assert differentiable(lambda x: estimator(model, x, t).log_h, A)
+    assert differentiable(lambda x: estimator(model, x, t).shift, A)
 
 
 class Network(torch.nn.Module):

@@ -37,6 +37,11 @@ def stops_half(x, condition=None):
     return cubic(x[:, :1]) + cubic(x[:, 1:].detach())
 
 
+def stops_later(x, condition=None):
+    kept = torch.arange(len(x)).reshape(-1, 1, 1) < 2
+    return cubic(torch.where(kept, x, x.detach()))
+
+
 def in_place(x, condition=None):
     return cubic(x.detach().mul_(1.5))
 
@@ -126,6 +131,7 @@ def test_the_spec_promises_the_gradient():
         (global_noise, "must not use the global random state"),
         (wrong_gradient, "the gradient of wrong_gradient is wrong: along a random direction"),
         (stops_half, "the gradient of stops_half is wrong"),
+        (stops_later, "along a random direction item 2 changes at the rate .*, but 0 by its"),
         (lambda x, c: cubic(x).detach(), "carries no gradient; is there a detach"),
         (3.0, "a reward must be callable, got float"),
     ],
@@ -185,6 +191,24 @@ class Narrow(Brightness):
         return images
 
 
+class SingleOnly(Brightness):
+    def __call__(self, images, prompts=None):
+        if not isinstance(images, list) and images.dtype == torch.float64:
+            raise TypeError("images are too wide")
+        return super().__call__(images, prompts)
+
+
+class Threshold(Brightness):
+    """Passes the gradient of bright pixels on."""
+
+    straight_through = True
+
+    def forward(self, images, prompts):
+        return images.where(images > 0.5, images.detach()).round().mean((1, 2, 3)) + (
+            images.clamp(min=0.5) - images.clamp(min=0.5).detach()
+        ).mean((1, 2, 3))
+
+
 class MixesUpLists(Brightness):
     def __call__(self, images, prompts=None):
         return super().__call__(images[::-1] if isinstance(images, list) else images, prompts)
@@ -193,9 +217,11 @@ class MixesUpLists(Brightness):
 def test_rewards_of_images_must_take_any_image():
     images = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))
     check_reward(Brightness(), images)
+    check_reward(Threshold(), images)
     for broken, message in (
         (EvenOnly(), r"EvenOnly \(odd size\) .* fails with RuntimeError"),
         (Narrow(), r"the result of Narrow \(torch.float16\) must be float32 or wider"),
+        (SingleOnly(), r"SingleOnly \(torch.float64\) .* fails with TypeError"),
         (MixesUpLists(), "images of several sizes in one list must score as they do alone"),
     ):
         with pytest.raises(AssertionError, match=message):

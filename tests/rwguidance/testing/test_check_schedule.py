@@ -42,6 +42,16 @@ class Detached(Rectified):
         return t.detach() + 0 * t
 
 
+class DetachedLate(Rectified):
+    def sigma(self, t):
+        return torch.where(t > 0.9, t.detach(), t)
+
+
+class ForgetsTheEnd(Rectified):
+    def time(self, log_snr):
+        return super().time(log_snr).clamp(max=0.9)
+
+
 class Single(Rectified):
     def sigma(self, t):
         return t.float()
@@ -96,6 +106,8 @@ def test_schedules_conform(schedule):
         (Backwards(), "must run from data"),
         (HalfLogSNR(), "time must invert log_snr"),
         (Detached(), "rate of Detached.sigma .* is 0 by automatic differentiation, but 1 by"),
+        (DetachedLate(), r"of DetachedLate.sigma at t = 0\.9[01]\d* is 0 by .*, but 1 by"),
+        (ForgetsTheEnd(), r"differs from t by up to 0\.08\d*, expected at most 1e-8"),
         (Single(), "Single.sigma must have dtype torch.float64, got torch.float32"),
         (Numbers(), "Numbers.alpha of float64 times of shape .* fails with"),
         (Negative(), "alpha must be finite and at least 0 .* got values from -0.01"),

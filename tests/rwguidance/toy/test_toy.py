@@ -363,6 +363,30 @@ def test_samples_have_the_exact_mean_and_covariance(kind, d):
     assert_within(products.mean(0), covariance, products.std(0) / math.sqrt(n))
 
 
+@pytest.mark.parametrize(
+    "law",
+    [
+        Gaussian([0.0], [[1.0]]),
+        GaussianMixture([0.0, 0.0], torch.zeros(2, 1), torch.ones(2, 1, 1)),
+        Empirical(torch.zeros(2, 1), 1.0),
+    ],
+)
+def test_noise_is_drawn_in_double_precision(law):
+    x = law.sample(50, torch.Generator().manual_seed(0))
+    assert bool((x != x.float().double()).any())
+    tilted = StepTilted(Gaussian([0.0], [[1.0]]), Tilt(Step(0.0, 1.0), 1.0))
+    x = tilted.sample(50, torch.Generator().manual_seed(0))
+    uniform = 2 * torch.special.ndtr(-x.abs()) * 2**24  # of single precision they are integers
+    assert float((uniform - uniform.round()).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["linear", "quadratic", "bumps", "step"])
+def test_rewards_are_in_the_dtype_of_states(name, dtype):
+    (reward,) = tilt_of(name, 5, 1).rewards
+    assert reward(torch.zeros(3, 1, dtype=dtype), None).dtype == dtype
+
+
 def one_dimensional_cdf(law, x):
     std = law._expand(law.covariances)[:, 0, 0].sqrt().numpy()
     phi = stats.norm.cdf(np.asarray(x)[..., None], law.means[:, 0].numpy(), std)
