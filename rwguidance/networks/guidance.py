@@ -255,10 +255,11 @@ class GuidanceNetwork(StoredNetwork):
 
     def _calibrated(self, out: Tensor, strengths: Tensor | None) -> Tensor:
         assert self.scales is not None
+        if strengths is None or len(self.scales) == 1:
+            (only,) = self.scales.values()
+            return only * out
         keys = torch.tensor([*self.scales], dtype=out.dtype, device=out.device).log()
         factors = torch.tensor([*self.scales.values()], dtype=out.dtype, device=out.device)
-        if strengths is None or len(keys) == 1:
-            return factors[0] * out
         at = strengths.log().to(out.dtype).clamp(keys[0], keys[-1])
         right = torch.searchsorted(keys, at).clamp(1, len(keys) - 1)
         share = (at - keys[right - 1]) / (keys[right] - keys[right - 1])

@@ -218,6 +218,11 @@ class TestResampling:
             assert resample(log_w, 7, generator_of(seed)).max() < 10**5
 
     @pytest.mark.parametrize("resample", [systematic, residual])
+    def test_of_many_equal_weights_each_is_taken_once(self, resample):
+        picks = resample(torch.zeros(10**6), 10**6, generator_of(147))  # whose offset is 0.9925
+        assert bool((picks.bincount(minlength=10**6) == 1).all())
+
+    @pytest.mark.parametrize("resample", [systematic, residual])
     def test_a_row_without_weight_is_refused(self, resample):
         for bad in (torch.full((2,), -math.inf), torch.tensor([math.nan, 0]), torch.zeros(2, 2)):
             with pytest.raises(ValueError, match="log_w must be a row"):

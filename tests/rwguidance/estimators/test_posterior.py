@@ -352,6 +352,16 @@ def test_the_first_call_of_a_draw_is_that_of_the_estimator(source, calls):
     assert seen == [2] + [10] * (calls - 1)
 
 
+@pytest.mark.parametrize("source", [Renoising, FlowMap])
+def test_draws_go_through_the_times_of_a_run(source):
+    seen, law = [], Gaussian([0.25], [[0.5]])
+    model = law.model(RectifiedSchedule())
+    model.register_forward_pre_hook(lambda _, given: seen.extend(given[1].unique().tolist()))
+    t = torch.tensor(0.85, dtype=torch.float64)
+    source([1.0, 0.9, 0.7, 0.3, 0.1]).draw(model, randn(0, 3, 1), t, None, generator_for(0))
+    assert list(dict.fromkeys(seen)) == [0.85, 0.7, 0.3]
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_without_a_tilt_there_is_no_shift(source):
     law, tilt = mixture(0, 3), Tilt(lambda x, condition: torch.full((len(x),), 0.7), 1.0)
