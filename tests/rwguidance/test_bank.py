@@ -61,6 +61,13 @@ def test_scoring_in_batches_equals_scoring_at_once(tilt):
     assert at_once.condition == bank.condition
 
 
+def test_the_decoder_of_a_bank_serves_tilts_without_one():
+    reward = lambda x, condition: x[:, 0]
+    bank = Bank(randn(0, 3, 2), decode=lambda x: 2 * x)
+    assert torch.equal(bank.scored(Tilt(reward, 1.0)).rewards, 2 * bank.x_0[:, 0])
+    assert torch.equal(bank.scored(Tilt(reward, 1.0, lambda x: -x)).rewards, -bank.x_0[:, 0])
+
+
 def test_scoring_records_no_gradients_and_decodes_batch_by_batch():
     sizes = []
 

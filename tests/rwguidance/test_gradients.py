@@ -25,6 +25,7 @@ from rwguidance import (
     toy,
     weights,
 )
+from rwguidance.estimators import FMPS, FlowMap, PosteriorSampling, SecondOrderPlugIn
 from rwguidance.estimators.base import gradients_of, shift_norm
 
 PATH = RectifiedSchedule()
@@ -178,10 +179,20 @@ class Network(torch.nn.Module):
         return self.gain * (x_t if self.shift else x_t.square().sum(1))
 
 
-@pytest.mark.parametrize("name", ["plug-in", "learned"])
+BY_INPUT_GRADIENT = {
+    "plug-in": PlugIn(TILTS["quadratic"]),
+    "fmps": FMPS(TILTS["quadratic"]),
+    "second order": SecondOrderPlugIn(TILTS["quadratic"]),
+    "posterior draws": PosteriorSampling(
+        TILTS["quadratic"], FlowMap([1.0, 0.1, 0.0], renoise=1.0), 2, first_order=True
+    ),
+    "learned": LearnedExpectation(Network()),
+}
+
+
+@pytest.mark.parametrize("name", BY_INPUT_GRADIENT)
 def test_estimates_by_an_input_gradient_hold_no_graph(name):
-    estimator = PlugIn(TILTS["quadratic"]) if name == "plug-in" else LearnedExpectation(Network())
-    found = estimator(MIXTURE.model(PATH), A, T)
+    found = BY_INPUT_GRADIENT[name](MIXTURE.model(PATH), A, T)
     values = [found.log_h, found.shift, *found.diagnostics.values()]
     values += [found.prediction.mean, found.prediction.noise]
     assert not any(value.requires_grad for value in values)

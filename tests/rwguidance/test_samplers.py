@@ -36,7 +36,7 @@ from rwguidance import (
     sample,
     toy,
 )
-from rwguidance.samplers import AncestralSampler, check_times, doubts_of
+from rwguidance.samplers import AncestralSampler, check_times, doubts_of, draws_noise
 
 EPS = torch.finfo(torch.float64).eps
 LAW = toy.Gaussian([1.0, -0.5], [[0.8, 0.2], [0.2, 0.5]])
@@ -201,6 +201,20 @@ def test_noise_may_enter_in_places():
     expected = Partly(1.0).transition(model(x_t, 0.5), model.schedule.at(0.3, x_t)).mean
     moved = step(Partly(1.0)) != expected
     assert moved.tolist() == [[True, False]] * 3
+
+
+def test_a_step_that_single_precision_does_not_see_draws_noise():
+    t, s = tensor(0.5), tensor(0.5 - 1e-9)
+    assert draws_noise(DDIM(1.0), RectifiedSchedule(), t, s)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun()], ids=repr)
+def test_models_see_states_in_their_own_dtype(sampler, generator):
+    model, seen = LAW.model(RectifiedSchedule()), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    x_1 = randn(0, 3, 2).bfloat16()
+    x_0 = sample(model, sampler, x_1, (1, 0.6, 0.2), generator=generator)
+    assert {x_0.dtype, *seen} == {torch.bfloat16}
 
 
 def test_heun_ends_with_a_first_order_step():

@@ -136,6 +136,19 @@ def test_a_choice_is_made_once_per_condition_and_time():
     assert alone(model, x_t[:1], 0.5).diagnostics["temper"][0] == mixed.diagnostics["temper"][0]
 
 
+@pytest.mark.parametrize(("n", "noised"), [(5, 255), (100, 200), (300, 256)])
+def test_small_banks_are_noised_many_times(n, noised, monkeypatch):
+    counts, risks = [], LeaveOneOut._risks
+
+    def spy(self, draws, held, *given):
+        counts.append(len(held))
+        return risks(self, draws, held, *given)
+
+    monkeypatch.setattr(LeaveOneOut, "_risks", spy)
+    chosen(bank_of(gaussian(2), n), linear(2), 0.5)
+    assert sum(counts) == noised
+
+
 def test_the_estimate_is_that_of_the_factor():
     law, tilt = gaussian(24), linear(24)
     bank, x_t = bank_of(law, 50), states(law, 0.6, 5)[0]
