@@ -209,8 +209,8 @@ MUTANTS = [
     Mutant(
         "annealing: a stage is drawn at the whole tilt",
         "annealing.py",
-        "betas = [beta / power for beta in tilt.betas]",
-        "betas = list(tilt.betas)",
+        "[beta / power for beta in tilt.betas]",
+        "list(tilt.betas)",
         "test_annealing",
     ),
     Mutant(
@@ -720,8 +720,8 @@ MUTANTS = [
     Mutant(
         "importance: the mean draw put back with the wrong sign in bfloat16",
         "estimators/draws.py",
-        "addcmul_(share - alpha, along)",
-        "addcmul_(share + alpha, along)",
+        "addcmul_(share - alpha, self.along)",
+        "addcmul_(share + alpha, self.along)",
         "test_importance",
     ),
     Mutant(
