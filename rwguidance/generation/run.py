@@ -315,7 +315,8 @@ class Run:
     def bank(self, prompt: str, n: int, *stream: str | int) -> Bank:
         """Returns samples of a stream with their rewards, as :meth:`banks` does."""
 
-        return self.banks(prompt, n, [stream])[0]
+        (bank,) = self.banks(prompt, n, [stream])
+        return bank
 
     def banks(self, prompt: str, n: int, streams: Sequence[Stream]) -> list[Bank]:
         """Returns samples of streams with their rewards, from the store as far as it has them.

@@ -64,7 +64,7 @@ class Log:
         if not self.path.exists():
             return [], []
         text = read_regular(self.path).decode("utf-8", "replace")
-        whole = text[: text.rfind("\n") + 1].splitlines()
+        whole = text.rpartition("\n")[0].splitlines()
         columns, *rows = [line.split(",") for line in whole] or [[]]
         return columns, [row for row in rows if _is_whole(row, columns)]
 

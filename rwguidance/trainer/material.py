@@ -196,7 +196,7 @@ def _of_pairs(data: Prepared, reward: str, prompts: set[str]) -> Bank:
         value = torch.tensor([sum(found) / len(found)], dtype=torch.float64)
         if reward != PREFERENCE:
             value = shelves[source].rewards[reward].read(row)
-        if not bool(value.isnan().any()):
+        if not bool(value.isnan()):
             states.append(shelves[source].latents.read(row))
             values.append(value)
             owned.append(prompt)

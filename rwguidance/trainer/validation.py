@@ -46,7 +46,7 @@ class Validation:
         (nats,) = self.held_out.tilts
         seen = network.at(nats) if network.strength else network
         terms = self.objective(seen, generator_for(self.held_out.seed, "validation"))
-        loss = sum(float(term.detach()) for term in terms.values())
+        loss = sum(term.item() for term in terms.values())
         levels = agreements(network, self.held_out, shuffles=0).get(nats, [])
         cosine = _mean([level.cosine.value for level in levels])
         length = _mean([level.length.value for level in levels])

@@ -130,6 +130,14 @@ def test_a_picture_outside_its_range_fails_instead_of_wrapping_around(tmp_path):
     assert "pictures must lie in [0, 1], got values from 1." in made.failed["ab"]
 
 
+@pytest.mark.parametrize(("value", "low", "high"), [(1.25, "0.5", "1.25"), (-0.5, "-0.5", "0.5")])
+def test_one_value_outside_the_range_is_enough(value, low, high):
+    image = torch.full((3, 2, 2), 0.5)
+    image[2, 1, 0] = value
+    with pytest.raises(ValueError, match=f"got values from {low} to {high}$"):
+        _to_pil(image)
+
+
 def test_a_pixel_has_the_nearest_of_256_levels():
     # 0.49 of a level from each, where half precision takes the next one.
     values = (torch.arange(256, dtype=torch.float64) + 0.49).clamp(max=255) / 255

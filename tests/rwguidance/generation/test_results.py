@@ -50,8 +50,11 @@ def test_sheets_are_those_of_the_last_run(tmp_path):
     many = [f"prompt {i}" for i in range(13)]
     options = {"method": BestOfN(2), "steps": 1}
     names = lambda: sorted(path.name for path in tmp_path.glob("*.png"))
-    run(tmp_path, prompts=many, **options)
+    made = run(tmp_path, prompts=many, **options)
     assert names() == ["sheet-1.png", "sheet-2.png"]
+    with Image.open(tmp_path / "sheet-1.png") as many_rows, Image.open(made.sheets[1]) as one_row:
+        title = 20 + 2 * 16
+        assert many_rows.height - title == 12 * (one_row.height - title)
     (tmp_path / "sheet-of-mine.png").touch()
     run(tmp_path, prompts=many[:2], **options)
     assert names() == ["sheet-of-mine.png", "sheet.png"]

@@ -19,7 +19,7 @@ from rwguidance.generation import (
     SecondOrder,
     StraightFlow,
 )
-from rwguidance.generation.scores import score
+from rwguidance.generation.scores import score, score_pairs
 
 pytestmark = QUIET
 
@@ -82,3 +82,22 @@ def test_rewards_keep_the_precision_in_which_they_come():
     found = score(lambda images, prompts: images.flatten(1).sum(1) / 3, images, "a")
     assert found.values.dtype == torch.float64
     assert found.values.tolist() == (images.flatten(1).sum(1) / 3).tolist()
+
+
+def test_pictures_are_scored_for_their_own_prompts_and_alone_where_one_fails():
+    seen = []
+
+    def reward(images, prompts):
+        seen.append(list(prompts))
+        if "bad" in prompts:
+            raise ValueError("no")
+        return images.flatten(1).sum(1) + torch.tensor([float(len(p)) for p in prompts])
+
+    images = torch.arange(4.0)[:, None, None, None].requires_grad_()
+    prompts = ("a", "bb", "bad", "dddd")
+    found = score_pairs(reward, images, prompts)
+    assert found.values[[0, 1, 3]].tolist() == [1.0, 3.0, 7.0]
+    assert bool(found.values[2].isnan())
+    assert not found.values.requires_grad
+    assert found.errors == {2: "no"}
+    assert seen == [list(prompts), *([prompt] for prompt in prompts)]

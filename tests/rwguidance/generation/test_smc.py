@@ -44,6 +44,14 @@ def test_pictures_have_the_tilted_law_of_the_steps(tmp_path, eta):
     assert facts["distinct"] > 100
 
 
+def test_effective_particles_are_those_of_the_pictures(tmp_path):
+    # Without resampling, weights are those of the rewards: N / e where these spread by one beta.
+    beta = 100 * spread_of_noisy_steps(1.0, steps=3) / math.sqrt(3)
+    method = SMC(particles=400, beta=beta, threshold=0.0, pictures=1)
+    made = run(tmp_path, method, ["abcd"], images=1, batch_size=400, steps=3)
+    assert made.rows[0].facts["effective particles"] == pytest.approx(400 / math.e, rel=0.25)
+
+
 def test_a_picture_depends_on_seed_prompt_number_and_those_made_with_it(tmp_path):
     method, options = SMC(8, kl=1.0, pictures=4), {"images": 7, "batch_size": 3}
     whole = run(tmp_path / "a", method, ["ab", "cd"], **options)

@@ -89,6 +89,13 @@ def test_a_look_goes_back_once_and_twice_more_for_each_iteration_of_the_curvatur
     assert curved == plain + Work(decoded=12 * 2 * 4, scored=12 * 2 * 4)
 
 
+def test_gradients_go_through_no_more_calls_than_there_are_and_moves_begin_with_one():
+    work = lambda **options: NoiseGradient(5.0, **options).work(4, 3, 2)
+    assert work(size=0.5, through=9) == work(size=0.5, through=3) == work(size=0.5)
+    assert work(size=0.5, through=2).calls < work(size=0.5).calls
+    assert work() == work(moves=1) != work(moves=2)
+
+
 def test_draws_are_made_once_where_they_are_kept():
     asked = [Streams("bank", 1, 7), Streams("bank", 1, 12), Streams("bank", 1, 7)]
     # Batches of five: two for seven draws, and two more for twelve, as the second was not full.

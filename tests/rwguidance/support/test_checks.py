@@ -110,6 +110,16 @@ FAIL = {
     "boolean times": (lambda: checks.times("a", torch.tensor(True)), TypeError, "torch.bool"),
     "a late time": (lambda: checks.times("a", 2), ValueError, r"a must lie in \[0, 1\] .*got 2"),
     "a seed": (lambda: checks.generator("a", 0), TypeError, "a must be a torch.Generator.*got int"),
+    "a generator and a seed": (
+        lambda: checks.generator("a", [torch.Generator(), 0]),
+        TypeError,
+        "a must be a torch.Generator.*got list",
+    ),
+    "seven bad items": (
+        lambda: checks.states("a", torch.cat([NAN, NAN, NAN, NAN[2:]]), finite=True),
+        ValueError,
+        "in items 1, 2, 4, 5, 7 and 2 more$",
+    ),
     "seeds": (lambda: checks.generator("a", [0]), TypeError, "a must be a torch.Generator.*got li"),
     "no such device": (
         lambda: checks.device("a", "cudaX"),

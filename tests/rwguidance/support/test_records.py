@@ -90,6 +90,12 @@ def test_what_is_malformed_is_refused(tmp_path, name, text, message):
         [record.text("prompt") for record in read_records(tmp_path / name, "prompt")]
 
 
+def test_of_several_columns_the_first_is_the_example(tmp_path):
+    (tmp_path / "p.jsonl").write_text("[]")
+    with pytest.raises(ValueError, match=r'an object like \{"prompt": "a cat"\}, got \[\]'):
+        list(read_records(tmp_path / "p.jsonl", "prompt", "kind"))
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_that_is_absent_is_named(tmp_path, suffix):
     with pytest.raises(FileNotFoundError, match=rf"no file of prompts at .*absent\{suffix}"):

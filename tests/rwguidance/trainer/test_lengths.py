@@ -21,9 +21,11 @@ def total(x, condition):
     return (x + 0.2 * x.square()).flatten(1).sum(1)
 
 
-@pytest.mark.parametrize(("output", "made"), [("change", output_map), ("changes", change_map)])
-def test_pictures_gain_what_the_length_was_chosen_for(output, made):
-    backbone, tilt = PathModel(), Tilt(total, beta=20.0)
+CHANGES = [("change", output_map), ("changes", change_map)]
+
+
+def found_for(output, tilt, images=8):
+    backbone = PathModel()
     network = GuidanceNetwork.preset(
         "tiny", channels=SHAPE[0], schedule=backbone.schedule, output=output, seed=1
     )
@@ -32,8 +34,14 @@ def test_pictures_gain_what_the_length_was_chosen_for(output, made):
     states = normal((64, *SHAPE), generator_for(0, "bank"))
     bank = Bank(states, [prompt for prompt in PROMPTS for _ in range(32)]).scored(tilt)
     held_out = HeldOut(bank, {1.0: tilt}, backbone.times(2), backbone.condition, seed=3)
-    found = find_lengths(network, backbone, held_out, images=8, batch_size=5).found[1.0]
+    lengths = find_lengths(network, backbone, held_out, images, batch_size=5)
+    return network, lengths.found[1.0]
 
+
+@pytest.mark.parametrize(("output", "made"), CHANGES)
+def test_pictures_gain_what_the_length_was_chosen_for(output, made):
+    backbone, tilt = PathModel(), Tilt(total, beta=20.0)
+    network, found = found_for(output, tilt)
     noise = torch.cat([backbone.draw_noise(1, generator_for(3, "length", i)) for i in range(16)])
     condition = backbone.condition([prompt for prompt in PROMPTS for _ in range(8)])
     outputs = Outputs(backbone, backbone.times(2))
@@ -43,3 +51,11 @@ def test_pictures_gain_what_the_length_was_chosen_for(output, made):
         gain = (tilt(x, condition) - tilt(base, condition)).double().mean()
     assert float(gain) == pytest.approx(found.gain, rel=1e-4)
     assert found.gain == pytest.approx(found.target, rel=0.1)
+
+
+@pytest.mark.parametrize("output", [output for output, _ in CHANGES])
+def test_a_constant_of_the_reward_changes_no_length(output):
+    moved = lambda offset: lambda x, condition: total(x.double(), condition) + offset
+    near, far = (found_for(output, Tilt(moved(c), beta=20.0), 1)[1] for c in (0.0, 2.0**26))
+    assert far.scale == pytest.approx(near.scale, rel=1e-5)
+    assert far.gain == pytest.approx(near.gain, rel=1e-5)

@@ -37,6 +37,7 @@ def test_pictures_of_pairs_have_their_share_of_wins(pairs):
     rows, data = pairs
     bank = read_bank(data, "preference", list(CAPTIONS))
     assert len(bank) == 24
+    assert bank.rewards.dtype == torch.float64  # a third of wins is not rounded
     levels = ((bank.x_0.mean((1, 2, 3)) / 10 + 0.5) * 255).round().tolist()
     wins = dict(zip(levels, bank.rewards.tolist(), strict=True))
     for i, row in enumerate(rows):

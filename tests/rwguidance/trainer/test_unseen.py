@@ -139,6 +139,9 @@ def test_states_halves_and_quarters_share_no_draw(draws, states):
 def test_too_few_draws_are_refused():
     with pytest.raises(ValueError, match="at least 10 draws of each prompt, got 9"):
         found(exact, draws=9)
+    known = Bank(torch.zeros(21, 3), ["many"] * 12 + ["few"] * 9, torch.zeros(21))
+    with pytest.raises(ValueError, match="at least 10 draws of each prompt, got 9"):
+        agreement(exact, SCHEDULE, known, TILT, [1.0], 1.0, list)
 
 
 def network_of(**options):
