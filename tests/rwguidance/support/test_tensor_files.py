@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import zipfile
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from rwguidance import Bank, RectifiedSchedule, networks
 from rwguidance.networks import LatentShift
 from rwguidance.support.checks import path
 from rwguidance.support.files import open_regular, read_regular
-from rwguidance.support.tensors import read_tensor_file, write_pickle, write_tensor_file
+from rwguidance.support.tensors import (
+    check_config,
+    read_pickle,
+    read_tensor_file,
+    write_pickle,
+    write_tensor_file,
+)
 from rwguidance.training import train
 
 READERS = {"bank": Bank.load, "network": networks.load}
@@ -139,7 +146,7 @@ def test_only_regular_files_are_read(tmp_path):
         with pytest.raises(OSError, match="must be a regular file, got a pipe"):
             open_regular(tmp_path / "pipe")
     (tmp_path / "long").write_bytes(b"12345")
-    assert read_regular(tmp_path / "long") == b"12345"
+    assert read_regular(tmp_path / "long") == read_regular(tmp_path / "long", 5) == b"12345"
     with pytest.raises(OSError, match="must have at most 4 bytes, got 5"):
         read_regular(tmp_path / "long", 4)
 
@@ -169,6 +176,36 @@ def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path, name):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"/file "):
         read(file)
+
+
+@pytest.mark.parametrize(
+    ("entry", "most"),
+    [("num_layers", 1000), ("depth", 1000), ("image_size", 8192), ("vocab_size", 2**24)],
+)
+def test_sizes_up_to_a_bound_are_not_absurd(entry, most):
+    for size in (most, -most):
+        check_config({"part": [{entry: size}]}, "config.json")
+        with pytest.raises(
+            ValueError, match=rf"config\.json asks .*: {entry} is {size + size // most:,}"
+        ):
+            check_config({"part": [{entry: size + size // most}]}, "config.json")
+
+
+def test_a_thousand_numbers_are_the_longest_list():
+    check_config({"layers": [1] * 1000, "names": ["a"] * 1001}, "config.json")
+    with pytest.raises(ValueError, match="layers has 1,001 entries"):
+        check_config({"layers": [1] * 1001}, "config.json")
+
+
+def test_a_file_of_which_one_part_is_compressed_is_refused(tmp_path):
+    torch.save({"x": torch.ones(3)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain:
+        with zipfile.ZipFile(tmp_path / "some.pt", "w") as some:
+            for i, entry in enumerate(plain.infolist()):
+                kind = zipfile.ZIP_DEFLATED if i == 1 else zipfile.ZIP_STORED
+                some.writestr(entry, plain.read(entry), kind)
+    with pytest.raises(ValueError, match=r"some\.pt cannot be read as a file of tensors"):
+        read_pickle(tmp_path / "some.pt")
 
 
 def test_the_same_content_makes_the_same_bytes(tmp_path):

@@ -10,7 +10,8 @@ from path_model import PathModel
 from preference_files import CAPTIONS, Light, pick_a_pic
 from rwguidance import Bank, Tilt, toy
 from rwguidance.preparation import Preparation, prepare_draws, prepare_pairs
-from rwguidance.trainer import Settings
+from rwguidance.trainer import Settings, Training
+from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
 from rwguidance.trainer.problem import Times, make_objective, variance_of
@@ -104,6 +105,31 @@ def test_strengths_are_divergences():
     assert nats == pytest.approx(sum(divergence(v, 0.7) for v in rewards) / 2, abs=1e-3)
     moved = bank_of((rewards.flatten() + 2.0**26).tolist(), ["a"] * 20 + ["b"] * 20)
     assert list(tilts_of(moved, REWARD, Settings(beta=0.7))) == [nats]  # a constant says nothing
+
+
+def test_eight_draws_of_a_prompt_are_enough_for_its_own_divergence():
+    rewards = torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7], [0.0, 0, 0, 0, 0, 0, 0, 1]]).double()
+    bank = bank_of(rewards.flatten().tolist(), ["a"] * 8 + ["b"] * 8)
+    ((_, tilt),) = tilts_of(bank, REWARD, Settings(nats=(0.5,))).items()
+    found = [divergence(values, tilt.betas[0]) for values in rewards]
+    assert sum(found) / 2 == pytest.approx(0.5)
+
+
+def test_prompts_with_so_many_draws_are_kept():
+    bank = bank_of(range(6), ["a", "b", "b", "b", "c", "c"])
+    held_out = HeldOut(bank, {}, torch.zeros(2), list)
+    assert held_out.with_draws(2) == ["b", "c"]
+    some = held_out.of(["c", "b"]).bank
+    assert some.condition == ("c", "c", "b", "b", "b")
+    assert some.rewards.tolist() == some.x_0.flatten().tolist() == [4, 5, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("steps", "between"), [(199, 0), (200, 10), (2019, 100)])
+def test_trainings_are_validated_twenty_times_unless_they_are_short(steps, between):
+    job = lambda **options: Training(data="a", out="b", settings=Settings(steps=steps), **options)
+    assert job().steps_between_validations == between
+    assert job(validate_every=7).steps_between_validations == 7
+    assert job(validate_every=0).steps_between_validations == 0
 
 
 def test_of_few_draws_all_prompts_count_together_less_their_means():

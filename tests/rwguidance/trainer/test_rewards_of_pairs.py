@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rwguidance.trainer.preferences import (
+    RIDGES,
     Comparisons,
     _agreement,
     _chosen_ridge,
@@ -114,6 +115,7 @@ class TestWeights:
         pairs = drawn(9)
         with pytest.raises(ValueError, match="ridge must be given, since 9 prompts"):
             _chosen_ridge(pairs)
+        assert _chosen_ridge(drawn(10)) in RIDGES
 
 
 class TestFigures:
