@@ -199,11 +199,13 @@ def test_a_thousand_numbers_are_the_longest_list():
 
 def test_a_file_of_which_one_part_is_compressed_is_refused(tmp_path):
     torch.save({"x": torch.ones(3)}, tmp_path / "plain.pt")
-    with zipfile.ZipFile(tmp_path / "plain.pt") as plain:
-        with zipfile.ZipFile(tmp_path / "some.pt", "w") as some:
-            for i, entry in enumerate(plain.infolist()):
-                kind = zipfile.ZIP_DEFLATED if i == 1 else zipfile.ZIP_STORED
-                some.writestr(entry, plain.read(entry), kind)
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "some.pt", "w") as some,
+    ):
+        for i, entry in enumerate(plain.infolist()):
+            kind = zipfile.ZIP_DEFLATED if i == 1 else zipfile.ZIP_STORED
+            some.writestr(entry, plain.read(entry), kind)
     with pytest.raises(ValueError, match=r"some\.pt cannot be read as a file of tensors"):
         read_pickle(tmp_path / "some.pt")
 
