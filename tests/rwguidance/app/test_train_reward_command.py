@@ -125,6 +125,24 @@ class TestTheFolder:
         assert found.spread == pytest.approx(float(differences.square().mean() / 2) ** 0.5)
         assert train.preferences.dtype == torch.float64  # thirds of three votes are not rounded
 
+    def test_figures_are_those_of_the_held_out_pairs(self):
+        data = Prepared("data")
+        found = fit_reward(data, "pickscore", 0.1)
+        train, unseen = (read_comparisons(data, "pickscore", s) for s in ("train", "validation"))
+        assert found.pairs == (len(train.prompts), len(unseen.prompts))
+        assert found.prompts == (len(data.split("train")), len(data.split("validation")))
+        assert found.pairs[0] != found.pairs[1]
+        scores, preferences = unseen.differences.double() @ found.weights, unseen.preferences
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(scores, preferences)
+        assert found.loss.value == pytest.approx(float(entropy))
+        assert list(found.agreement) == ["learned", "mine.py:light"]
+        kept = preferences != 0.5
+        for values, figure in zip(
+            (scores, unseen.rewards["mine.py:light"]), found.agreement.values(), strict=True
+        ):
+            right = ((values > 0) == (preferences > 0.5))[kept].double().mean()
+            assert figure.value == pytest.approx(float(right))
+
     def test_a_folder_is_told_from_a_name_by_its_separator(self):
         assert _as_path(Path("made")) == "./made"
         assert _as_path(Path("made/reward")) == "made/reward"
