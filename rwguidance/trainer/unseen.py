@@ -214,9 +214,10 @@ def _by_prompt(values: Tensor, states: Bank) -> Tensor:
 
 
 def _ratio(product: Tensor, a: Tensor, b: Tensor) -> float:
-    """Returns a product over two lengths, NaN where noise hides one of them."""
+    """Returns a product over two lengths, NaN where noise hides the second one."""
 
-    return float(product / (a * b).sqrt()) if float(a) > 0 and float(b) > 0 else math.nan
+    square = a * b
+    return float(product / square.sqrt()) if float(square) > 0 else math.nan
 
 
 def _cosine(p: _Products, some: Tensor) -> float:

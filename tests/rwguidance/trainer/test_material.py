@@ -141,6 +141,15 @@ def test_of_few_draws_all_prompts_count_together_less_their_means():
     assert divergence(residuals, tilt.betas[0]) == pytest.approx(0.5)
 
 
+def test_few_draws_are_as_wide_about_their_mean_as_about_that_of_the_law():
+    rewards = [0.0, 3.0, 6.0, 1.0, 1.0, 2.0, 8.0, 5.0]  # of three prompts, the last of one draw
+    bank = bank_of(rewards, ["a"] * 3 + ["b"] * 4 + ["c"])
+    ((_, tilt),) = tilts_of(bank, REWARD, Settings(nats=(0.3,))).items()
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in (rewards[:3], rewards[3:7]))
+    parts = ((a - 3) * (3 / 2) ** 0.5, (b - 3) * (4 / 3) ** 0.5, torch.zeros(1).double())
+    assert divergence(torch.cat(parts), tilt.betas[0]) == pytest.approx(0.3)
+
+
 def test_times_are_those_of_few_steps_or_all():
     few = Times.of(torch.tensor([1.0, 0.6, 0.0], dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
