@@ -10,7 +10,7 @@ from path_model import PathModel
 from preference_files import CAPTIONS, Light, pick_a_pic
 from rwguidance import Bank, Tilt, toy
 from rwguidance.preparation import Preparation, prepare_draws, prepare_pairs
-from rwguidance.trainer import Settings, Training
+from rwguidance.trainer import PRESETS, Settings, Training
 from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
@@ -124,14 +124,6 @@ def test_prompts_with_so_many_draws_are_kept():
     assert some.rewards.tolist() == some.x_0.flatten().tolist() == [4, 5, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("steps", "between"), [(199, 0), (200, 10), (2019, 100)])
-def test_trainings_are_validated_twenty_times_unless_they_are_short(steps, between):
-    job = lambda **options: Training(data="a", out="b", settings=Settings(steps=steps), **options)
-    assert job().steps_between_validations == between
-    assert job(validate_every=7).steps_between_validations == 7
-    assert job(validate_every=0).steps_between_validations == 0
-
-
 def test_of_few_draws_all_prompts_count_together_less_their_means():
     prompts = [f"{i}" for i in range(10) for _ in range(2)]
     rewards = [100.0 * (i // 2) + (0.1 * i if i % 2 else 0.0) for i in range(20)]
@@ -226,6 +218,62 @@ def test_the_log_goes_on_where_a_training_does(tmp_path):
 def test_settings_that_make_no_sense_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "below"),
+    [
+        ("eta", 0.0, -1e-9),
+        ("penalty", 0.0, -1e-9),
+        ("tilted", 0.0, -1e-9),
+        ("tilted", 1.0, 1 + 1e-9),
+        ("effective", 1.0, 1 - 1e-9),
+        ("nats", (1e-9,), (0.0,)),
+        ("beta", 1e-9, 0.0),
+        ("variance", 1e-9, 0.0),
+        ("learning_rate", 1e-9, 0.0),
+        ("max_norm", 1e-9, 0.0),
+        ("steps", 1, 0),
+        ("batch_size", 1, 0),
+        ("pictures", 1, 0),
+        ("seed", 0, -1),
+    ],
+)
+def test_settings_reach_their_bounds(name, least, below):
+    assert getattr(Settings(**{name: least}), name) == least
+    with pytest.raises(ValueError, match=f"^{name} must "):
+        Settings(**{name: below})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("parts", "prompts", "sampler_steps", "decode_batch"),
+        *("save_every", "held_out", "images", "picture_batch"),
+    ],
+)
+def test_numbers_of_a_training_begin_with_one(name):
+    make = lambda n: Training(data="a", out="b", settings=Settings(), **{name: n})
+    assert getattr(make(1), name) == 1
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        make(0)
+
+
+def test_parts_divide_a_batch():
+    assert Settings(batch_size=6).recipe(3).parts == 3
+    with pytest.raises(ValueError, match="parts must divide the batch of 6 states, got 4"):
+        Settings(batch_size=6).recipe(4)
+
+
+def test_presets_are_what_they_were():
+    own = {"calibrate": False, "nats": (1.0,)}
+    paper = {"objective": "log-h", "loss": "exp_mse", "eta": 1.0, "network": "paper"}
+    gradient = {"objective": "gradients", "network": "tiny", "steps": 400, "warm_up": 20}
+    assert {
+        "recommended": Settings(),
+        "paper": Settings(**own, **paper, learning_rate=1e-4),
+        "gradient": Settings(**own, **gradient, learning_rate=1e-3, average=0.97),
+    } == PRESETS
 
 
 def test_times_of_prepared_draws_are_those_that_made_them():
