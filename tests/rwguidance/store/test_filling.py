@@ -171,6 +171,17 @@ def test_all_processes_hear_of_the_failure_of_one(tmp_path):
     assert len(Store(tmp_path).of({"prompt": "a"}).column("x_0")) == 2, "what was made is there"
 
 
+def test_nothing_is_made_where_nothing_is_asked_for(tmp_path):
+    told = []
+    column = Store(tmp_path).of({}).column("x_0")
+    tell = lambda done, total: told.append((done, total))
+    column.fill(0, lambda rows: pytest.fail("nothing is missing"), 1, tell)
+    assert told == [(0, 0)]
+    assert len(column) == 0
+    with pytest.raises(ValueError, match="n must be at least 0"):
+        column.fill(-1, draw, 1)
+
+
 def test_what_is_made_must_have_an_entry_per_draw(tmp_path):
     column = Store(tmp_path).of({}).column("x_0")
     for wrong in (torch.zeros(3, 2), torch.zeros(()), [1.0, 2.0]):

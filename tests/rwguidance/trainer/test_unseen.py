@@ -8,7 +8,7 @@ import torch
 from rwguidance import Bank, RectifiedSchedule, Tilt, toy
 from rwguidance.networks import GuidanceNetwork
 from rwguidance.trainer import agreement
-from rwguidance.trainer.figures import levels_of, weights_explained
+from rwguidance.trainer.figures import Thumbnail, levels_of, weights_explained
 from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.unseen import _part, _quarters
 
@@ -157,6 +157,17 @@ def test_log_h_is_looked_at_where_it_knows_the_shift():
     many = torch.linspace(1, 0, 21, dtype=torch.float64)
     assert levels_of(network_of(), many) == [1.0, 0.9, 0.7, 0.5, 0.3, 0.1]
     assert all(map(math.isnan, levels_of(network_of(output="change"), times)))
+    for first in (0.95, 0.9):  # which is looked at once, as are all below it
+        late = torch.linspace(first, 0, 12, dtype=torch.float64)
+        known = [0.9] * (first > 0.9) + [0.7, 0.5, 0.3, 0.1]
+        assert levels_of(network_of(), late) == [first, *known]
+
+
+def test_thumbnails_are_means_of_blocks():
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    found = Thumbnail()(images)
+    means = images.reshape(2, 3, 8, 2, 8, 3).mean((3, 5))
+    torch.testing.assert_close(found, means.reshape(2, 192))
 
 
 def test_a_constant_explains_nothing_of_the_weights_and_log_h_what_can_be():
