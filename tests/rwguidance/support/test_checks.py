@@ -115,6 +115,16 @@ FAIL = {
         TypeError,
         "a must be a torch.Generator.*got list",
     ),
+    "five bad items": (
+        lambda: checks.states("a", torch.full((5, 1), NAN[0, 1] / 0), finite=True),
+        ValueError,
+        "in items 0, 1, 2, 3, 4$",
+    ),
+    "one bad item": (
+        lambda: checks.states("a", NAN[:2], finite=True),
+        ValueError,
+        "got NaN or inf in item 1$",
+    ),
     "seven bad items": (
         lambda: checks.states("a", torch.cat([NAN, NAN, NAN, NAN[2:]]), finite=True),
         ValueError,
@@ -151,6 +161,36 @@ def test_wrong_values_are_refused_by_name(case):
         call()
     assert re.search(message, str(caught.value)), caught.value
     assert str(caught.value).startswith("a ")
+
+
+RANGES = [
+    ((None, None, None, None), math.inf, "be finite"),
+    ((2, None, None, None), 1.5, "be at least 2"),
+    ((None, 2, None, None), 2.5, "be at most 2"),
+    ((None, None, 0, None), 0.0, "be positive and finite"),
+    ((None, None, 1, None), 1.0, "be finite and above 1"),
+    ((None, None, None, 2), 2.0, "be below 2"),
+    ((0, 1, None, None), 1.5, "lie in [0, 1]"),
+    ((None, 1, 0, None), 0.0, "lie in (0, 1]"),
+    ((0, None, None, 1), 1.0, "lie in [0, 1)"),
+    ((None, None, 0, 1), 1.0, "lie in (0, 1)"),
+]
+
+
+@pytest.mark.parametrize(("bounds", "value", "text"), RANGES, ids=[text for *_, text in RANGES])
+def test_the_range_that_is_allowed_is_told(bounds, value, text):
+    low, high, above, below = bounds
+    with pytest.raises(ValueError, match=re.escape(f"a must {text}, got {value}")):
+        checks.number("a", value, low, high, above=above, below=below)
+    for bound in {low, high} - {None}:
+        assert checks.number("a", bound, low, high, above=above, below=below) == bound
+
+
+def test_half_precision_holds_numbers_and_eight_bits_do_not():
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        checks.states("a", torch.ones(2, 1, dtype=dtype))
+    with pytest.raises(TypeError, match="a must be a floating-point tensor"):
+        checks.states("a", torch.ones(2, 1).to(torch.float8_e4m3fn))
 
 
 def test_times_keep_every_digit_of_a_float():

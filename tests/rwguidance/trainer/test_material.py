@@ -15,6 +15,7 @@ from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
 from rwguidance.trainer.problem import Times, make_objective, variance_of
+from rwguidance.trainer.run import _TIMED, _hook
 from rwguidance.trainer.work import Work
 
 REWARD = toy.Linear([1.0])
@@ -103,6 +104,8 @@ def test_strengths_are_divergences():
     ((nats, tilt),) = tilts_of(bank, REWARD, Settings(beta=0.7)).items()
     assert tilt.betas == (0.7,)
     assert nats == pytest.approx(sum(divergence(v, 0.7) for v in rewards) / 2, abs=1e-3)
+    assert nats == round(nats, 3)
+    assert list(tilts_of(bank, REWARD, Settings(beta=1e6))) == [0.001]  # and not 0, which is none
     moved = bank_of((rewards.flatten() + 2.0**26).tolist(), ["a"] * 20 + ["b"] * 20)
     assert list(tilts_of(moved, REWARD, Settings(beta=0.7))) == [nats]  # a constant says nothing
 
@@ -147,6 +150,7 @@ def test_times_are_those_of_few_steps_or_all():
     generator = torch.Generator().manual_seed(0)
     assert set(few(64, generator).tolist()) == {1.0, 0.6}
     assert Times.of(torch.linspace(1, 0, 9, dtype=torch.float64)).share == 1.0
+    assert Times.of(torch.linspace(1, 0, 10, dtype=torch.float64)).share == 1 / 9
     many = Times.of(torch.linspace(1, 0, 21, dtype=torch.float64))
     drawn = many(4000, generator)
     share = float((drawn == 1).double().mean())
@@ -218,6 +222,25 @@ def test_the_log_goes_on_where_a_training_does(tmp_path):
 def test_settings_that_make_no_sense_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         Settings(**options)
+
+
+def test_the_time_that_is_left_is_that_of_steps_like_the_first_ones(tmp_path, monkeypatch):
+    said, tracked, told, now = [], [], [], iter([7.0, 7.0 + 3 * _TIMED])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    job = Training(data="a", out=tmp_path, settings=Settings(steps=1000))
+    track = lambda step, figures: tracked.append(step)
+    hook = _hook(job, said.append, lambda *progress: told.append(progress), track)
+    for step in range(400, 400 + _TIMED + 1):  # it goes on where it stopped
+        hook(step, {"loss": 1.0})
+    left = 3.0 * (600 - _TIMED) / 60
+    assert said == [f"about {left:.2g} minutes, by the first steps"]
+    assert tracked == list(range(400, 401 + _TIMED))
+    assert told[0] == ("training", 401, 1000)
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    last = _hook(job, said.append, lambda *progress: None, track)
+    for step in range(1000 - _TIMED, 1000):  # none is left
+        last(step, {"loss": 1.0})
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
