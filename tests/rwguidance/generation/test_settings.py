@@ -1,6 +1,7 @@
 """Settings of methods as options: stated once, in the dataclass and its docstring."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -203,3 +204,54 @@ def test_settings_that_json_holds_are_those_of_the_dataclass():
 
     with pytest.raises(TypeError, match="dataclass"):
         Bare().settings()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "least"),
+    [
+        *((kind, "bank", 2) for kind in (Importance, PlugInMean, Pool, Posterior, Resample, SMC)),
+        *((kind, "bank", 2) for kind in (NoiseChain, NoiseGradient, SecondOrder, StraightFlow)),
+        *((kind, "pictures", 1) for kind in (Pool, Resample, SMC)),
+        *((kind, "renew", 0) for kind in (Pool, Resample, SMC)),
+        *((NoiseGradient, name, 1) for name in ("moves", "pilots", "through")),
+        *((BestOfN, name, 2) for name in ("n", "draws")),
+        *((Posterior, name, 2) for name in ("draws", "inner_steps")),
+        (NoiseChain, "burn_in", 2),
+        (NoiseChain, "moves", 1),
+        (SecondOrder, "iterations", 1),
+        (SMC, "particles", 2),
+    ],
+)
+def test_numbers_begin_where_they_are_said_to(kind, name, least):
+    assert getattr(kind(beta=1.0, **{name: least}), name) == least
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
+        kind(beta=1.0, **{name: least - 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "taken", "refused"),
+    [
+        (NoiseGradient, "size", (1e-9,), (0.0,)),
+        (PlugInMean, "prior_variance", (1e-9,), (0.0,)),
+        (NoiseChain, "acceptance", (1e-9, 1 - 1e-9), (0.0, 1.0)),
+        (SMC, "eta", (1e-9, 1.0), (0.0, 1 + 1e-9)),
+        (SMC, "threshold", (0.0, 1.0), (-1e-9, 1 + 1e-9)),
+    ],
+)
+def test_ranges_end_where_they_are_said_to(kind, name, taken, refused):
+    for value in taken:
+        assert getattr(kind(beta=1.0, **{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=f"{name} must "):
+            kind(beta=1.0, **{name: value})
+
+
+@pytest.mark.parametrize("kind", [Importance, NoiseChain, Pool, Resample, SMC, StraightFlow])
+def test_a_strength_is_less_than_the_logarithm_of_the_bank(kind):
+    kind(kl=math.log(8) - 1e-9, bank=8)
+    for kl in (math.log(8), 3.0):
+        with pytest.raises(ValueError, match=r"kl must be less than log\(bank\) = 2.08 nats"):
+            kind(kl=kl, bank=8)
+    for wrong, message in (({}, "None and None"), ({"beta": 2.0, "kl": 1.0}, "2.0 and 1.0")):
+        with pytest.raises(ValueError, match=f"^give beta or kl, one of them, got {message}$"):
+            kind(**wrong)
