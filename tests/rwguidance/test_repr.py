@@ -24,6 +24,7 @@ from rwguidance import (
     VPSchedule,
     toy,
 )
+from rwguidance.support.describe import named
 
 
 class PickScore(nn.Module):
@@ -87,3 +88,8 @@ LINES = {
 @pytest.mark.parametrize("line", list(LINES))
 def test_an_object_says_what_it_is_in_one_line(line):
     assert repr(LINES[line]) == line
+
+
+def test_functions_among_other_values_are_named():
+    assert named((randn, 1.0, nn.Identity())) == "[randn, 1.0, Identity]"
+    assert named([1.0, "a"]) == "[1.0, 'a']"

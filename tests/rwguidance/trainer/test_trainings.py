@@ -143,6 +143,14 @@ class TestWhole:
         assert "Unseen banks" in page
         assert "<svg" in page
 
+    def test_pictures_are_of_as_many_held_out_prompts_as_were_asked_for(self, whole, data):
+        _, found, _ = whole
+        pictures = found.pictures
+        assert list(pictures.prompts) == data_at(data).split("validation")[:2]
+        assert list(pictures.rewards) == ["brightness", "ends"]
+        assert list(pictures.strengths) == [0.5, 1.0]
+        assert [len(draws.rewards["ends"]) for draws in pictures.draws] == [64, 64]
+
     def test_a_finished_training_is_left_alone(self, whole, data):
         out, _, _ = whole
         before = (out / "report.json").read_bytes()
