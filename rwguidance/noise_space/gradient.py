@@ -155,7 +155,9 @@ def size_for_gain(
     climb = _Climb(task, 1.0, steps, std, keep_norm, proxy)
     with torch.no_grad():
         pilots = _Pilots(climb, noise)
-        low = gain / max(pilots.squared_slope, torch.finfo(torch.float64).tiny)
+        if pilots.squared_slope == 0:  # no size moves anything
+            raise _out_of_reach({0.0: 0.0}, gain, steps)
+        low = gain / pilots.squared_slope
         reached = high = low
         gains: dict[float, float] = {}
         for _ in range(_DOUBLINGS):

@@ -169,6 +169,13 @@ def test_a_gain_out_of_reach_is_refused():
     most = float((noise.norm(dim=1) * SLOPE.norm() / 2 / SCALE - before).mean())
     assert 0.9 * most < found.value.gain < most
     assert found.value.size == pytest.approx(100 / (float(SLOPE.square().sum()) / 4))
+    with pytest.raises(GainOutOfReach) as found:  # at first the gain still grows with the size
+        size_for_gain(unit, LINEAR, noise, 1.2 * most, std=SCALE)
+    reached = float(str(found.value).split("at most ")[1].split(" nats")[0])
+    assert reached == pytest.approx(most, rel=0.01)
+    flat = Tilt(lambda x, condition: 0 * x.sum(1), 1.0)
+    with pytest.raises(GainOutOfReach, match="at most 0 nats on these pilots, got 2;"):
+        size_for_gain(unit, flat, noise, 2.0)
     with pytest.raises(ValueError, match="gain must be"):
         size_for_gain(unit, LINEAR, noise, 0.0)
 
