@@ -29,9 +29,9 @@ class Part(nn.Module):
         return self.share * LAW.shift(TILT, x_t, t, SCHEDULE)
 
 
-def gains(share, n=64):
+def gains(share, n=64, tilt=TILT):
     model, noise = LAW.model(SCHEDULE), randn(1, n, 2)
-    return guided_gain(model, LearnedShift(Part(share)), TILT, Heun(), TIMES, noise)
+    return guided_gain(model, LearnedShift(Part(share)), tilt, Heun(), TIMES, noise)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 1.0, 1.6])
@@ -61,6 +61,17 @@ def test_a_constant_of_the_reward_is_no_gain():
         tilted_gain(Bank(rewards[:, None], None, rewards + offset), TILT) for offset in (0.0, 1e9)
     ]
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
+
+
+def test_gains_are_told_in_double_precision():
+    far = Tilt(toy.Linear([1.0, -0.5], c=1e6), 0.5)
+    torch.testing.assert_close(gains(0.5, 4, far)(1.0), gains(0.5, 4)(1.0), rtol=0, atol=1e-8)
+    single = Bank(randn(4, 9, 1).float(), log_importance=randn(5, 9).float())
+    assert tilted_gain(single, Tilt(toy.Linear([1.0]), 0.5)).dtype == torch.float64
+    target = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)
+    found = calibrate(lambda scale: torch.tensor([0.1, 0.1], dtype=torch.float64) * scale, target)
+    assert found.target == pytest.approx(0.3, rel=1e-12)
+    assert found.gain == pytest.approx(0.1 * found.scale, rel=1e-12)
 
 
 def test_runs_start_at_the_first_time():

@@ -1,5 +1,7 @@
 """The objective for shifts that takes the bank's own estimate: its targets, and its optimum."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,6 +58,23 @@ def test_elsewhere_it_is_weighted_regression_averaged_over_the_draw(make):
     residual = (guess + objective.base(batch).mean)[:, None] - bank.x_0
     expected = torch.einsum("bn,n,bnd->bd", chances, log_w.exp(), residual)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("effective", [ALWAYS, NEVER])
+def test_targets_have_the_precision_of_the_states(effective):
+    plain = make_bank()  # whose rewards are float64
+    bank = Bank(plain.x_0.float(), rewards=plain.rewards, log_importance=0.8 * randn(2, 24))
+    options = {"batch_size": 6, "effective": effective}
+    batch, target, index = targets(EstimatedShiftObjective(MODEL, bank, TILT, **options), rng())
+    assert target.shift.dtype == target.log_weight.dtype == batch.x_t.dtype == torch.float32
+
+    wide = Bank(bank.x_0.double(), rewards=bank.rewards, log_importance=bank.log_importance)
+    objective = EstimatedShiftObjective(MODEL, wide, TILT, **options)
+    exact = objective.target(replace(batch, x_t=batch.x_t.double()), index)
+    rounding = 100 * torch.finfo(torch.float32).eps
+    for name in ("shift", "log_weight", "ess"):
+        found, expected = getattr(target, name).double(), getattr(exact, name)
+        torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
 
 
 def test_states_of_the_tilted_law_need_no_weights():

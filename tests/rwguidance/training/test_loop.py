@@ -270,6 +270,12 @@ def test_the_reported_loss_is_the_sum_of_the_terms():
     torch.testing.assert_close(losses[0], total, rtol=1e-14, atol=0)
 
 
+def test_losses_are_kept_in_double_precision():
+    exact = 1 + 2.0**-40
+    objective = lambda network, generator: {"loss": network.v.sum() * 0 + exact}
+    assert train(Ramp(), objective, 2).tolist() == [exact, exact]
+
+
 def test_every_step_is_adam_with_a_cosine_rate():
     # Adam moves every parameter by the rate, in the direction of the sign, as long as the gradient
     # is constant: m / sqrt(v) = sign, up to Adam's epsilon of 1e-8

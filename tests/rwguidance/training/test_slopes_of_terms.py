@@ -31,7 +31,7 @@ class Given(nn.Module):
         self.weights, self.scalar = weights, scalar
 
     def forward(self, x, t, condition=None):
-        out = (x @ self.weights[:2] + self.weights[2]).sin() + t[:, None] * self.weights[3]
+        out = (x @ self.weights[:2] + self.weights[2]).sin() + t.to(x)[:, None] * self.weights[3]
         return out.sum(1) if self.scalar else out
 
 
@@ -92,6 +92,16 @@ def test_every_term_has_its_slope(name):
     weights = (0.5 * randn(5, 4, 2)).requires_grad_()
     assert all(term.requires_grad for term in terms(weights))  # gradcheck leaves others out
     assert torch.autograd.gradcheck(terms, (weights,))
+
+
+@pytest.mark.parametrize("kind", [ExpectationObjective, ShiftObjective])
+def test_importances_keep_the_precision_of_the_network(kind):
+    bank = weighted_bank()
+    rewards = bank.rewards.float()
+    narrow = Bank(bank.x_0.float(), rewards=rewards, log_importance=bank.log_importance)
+    objective = kind(MODEL, narrow, TILT, batch_size=6)
+    network = Given(randn(5, 4, 2).float(), scalar=kind is ExpectationObjective)
+    assert objective(network, rng(3))["loss"].dtype == torch.float32
 
 
 class Learning(nn.Module):
