@@ -133,7 +133,7 @@ def _check_denoises(name: str, mean: Tensor, x_0: Tensor, t: float, schedule: Sc
     alpha, sigma = scales.alpha, scales.sigma
     power = x_0.double().square().mean()
     linear = float(power * sigma**2 / (sigma**2 + alpha**2 * power))
-    error = float((mean - x_0).double().square().mean())
+    error = float((mean - x_0).square().mean())
     require(
         error <= 2 * linear,
         f"{name} does not denoise at t = {t}: the mean squared error of its mean is {error:.4g}, "

@@ -436,7 +436,14 @@ def run(outputs, batch_size=None, method="soft"):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("outputs", "batch_size"),
-    [([0, 1, 2, 3, 4], 1), ([0, 1, 2, 3, 4], 2), ([0, 1, 2, 3, 4], 13), ([3], 4), ([4, 1, 2], 2)],
+    [
+        ([0, 1, 2, 3, 4], 1),
+        ([0, 1, 2, 3, 4], 2),
+        ([0, 1, 2, 3, 4], 13),
+        ([0, 1, 2, 3, 4], 45),  # all candidates at once
+        ([3], 4),
+        ([4, 1, 2], 2),
+    ],
 )
 def test_an_output_depends_on_its_own_generator_only(method, outputs, batch_size):
     wholes = run([0, 1, 2, 3, 4], method=method)

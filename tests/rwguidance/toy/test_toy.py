@@ -623,6 +623,8 @@ def test_laws_refuse_what_is_not_a_law():
         GaussianMixture([0.0, 0.0], torch.zeros(1, 2), eye)
     with pytest.raises(ValueError, match="covariances must have shape"):
         GaussianMixture([0.0], torch.zeros(1, 2), eye[0])
+    with pytest.raises(ValueError, match=r"b must be finite, got \[1.0, nan\]"):
+        Linear([1.0, math.nan])  # one number is enough
     with pytest.raises(ValueError, match="at least 0"):
         Empirical(torch.zeros(3, 2), bandwidth=-0.1)
     with pytest.raises(ValueError, match=r"shape \(B, \*event\)"):
