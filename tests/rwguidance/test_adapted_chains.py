@@ -107,6 +107,35 @@ def test_chains_stop_early_where_they_mix_fast(generator):
     assert end.evaluations <= 8 + 20 + 256
 
 
+@pytest.mark.parametrize("constant", [0.0, 2.0**30])
+def test_diagnostics_are_those_of_the_steps_after_the_burn_in(constant):
+    moved = Tilt(lambda x, condition: BENT(x) + constant, 1.0)
+    generators = lambda: [generator_for(7, i) for i in range(4)]
+    start = soft_best_of_n(bent, moved, drawer(2), 4, 2, None, generators())
+    run = lambda steps: adapted_pcn(
+        bent, moved, drawer(2), start, 6, steps, 0.3, None, None, generators()
+    )
+    ends = [run(steps) for steps in range(1, 8)]  # the same chains, stopped ever later
+    noise, log_w = (
+        torch.stack([getattr(end, name) for end in ends]) for name in ("noise", "log_w")
+    )
+    last = ends[-1].diagnostics
+    assert {values.dtype for values in last.values()} == {torch.float64}
+    half = log_w[3:]
+    ratio = (half.var() / half.mean(0).var()).expand(4)
+    torch.testing.assert_close(last["effective"], ratio, rtol=1e-9, atol=0)
+    accepted = (noise[1:] != noise[:-1]).any(2).sum(0) + ends[0].diagnostics["acceptance"]
+    torch.testing.assert_close(last["acceptance"], accepted / 7, rtol=1e-12, atol=0)
+
+
+def test_noise_keeps_its_dtype_and_belongs_to_the_states():
+    draw = lambda n, generator: drawer(2)(n, generator).bfloat16()
+    start = soft_best_of_n(bent, BENT, draw, 4, 2, None, generator_for(1))
+    end = adapted_pcn(bent, BENT, draw, start, 6, 3, 0.3, None, None, generator_for(2))
+    assert end.noise.dtype == end.x_0.dtype == torch.bfloat16
+    assert torch.equal(end.x_0, bent(end.noise, None))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_an_output_depends_on_its_own_generator_only(batch_size):
     def run(outputs, size):
