@@ -156,6 +156,13 @@ def test_the_pilots_gain_what_was_asked(gain, steps):
         assert abs(found / gain - 1) < 0.05 if sign == 0 else sign * (found - gain) > 0
 
 
+def test_a_constant_of_the_log_weight_is_no_gain():
+    noise = drawer(2)(16, generator_for(3))
+    far = Tilt(lambda x, condition: LINEAR(x) + 2.0**30, 1.0)
+    sizes = [size_for_gain(unit, tilt, noise, 0.2, std=SCALE) for tilt in (LINEAR, far)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=1e-9)
+
+
 def test_a_gain_out_of_reach_is_refused():
     noise = drawer(2)(16, generator_for(3))
     match = r"1 steps reach, at most .* nats .* got 100; take more"

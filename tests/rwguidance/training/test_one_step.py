@@ -178,6 +178,22 @@ def test_a_one_step_model_is_changed_by_a_network_of_the_library():
     assert bank.x_0.shape == (4, 2)
 
 
+def test_changes_keep_the_dtype_of_what_they_change():
+    seen = []
+    kept = lambda noise, condition: seen.append(noise.dtype) or noise
+    noise = draw(3, rng()).bfloat16()
+    wide = lambda make: make(kept, Widening())(noise, None)
+    assert wide(noise_map).dtype == wide(output_map).dtype == torch.bfloat16
+    assert seen == [torch.bfloat16] * 2
+
+
+class Widening(nn.Module):
+    """A change that is wider than the states, as networks with float32 weights make it."""
+
+    def forward(self, x, t, condition=None):
+        return x.float() / 3
+
+
 def test_what_does_not_fit_is_named():
     class Flat(nn.Module):
         def forward(self, x, t, condition=None):
