@@ -74,7 +74,7 @@ def _check_noise(name: str, generator: Generator, n: int, seed: int) -> Tensor:
     require_tensor(f"{name}.draw_noise", noise, (n, *noise.shape[1:]))
     last = generator.draw_noise(1, sources()[-1])
     require(
-        torch.equal(last[0], noise[-1]),
+        torch.equal(last, noise[-1:]),
         f"{name}.draw_noise must take one source per sample, and draw nothing from elsewhere; "
         "rwguidance.support.randomness.normal does",
     )

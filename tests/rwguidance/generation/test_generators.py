@@ -21,6 +21,10 @@ pytestmark = QUIET
 S = 100 * 0.05 / math.sqrt(3)  # standard deviation of the reward of squares
 
 
+def backwards(sources):
+    return sources[::-1] if isinstance(sources, list) else sources
+
+
 def test_squares_conform():
     check_generator(Squares(), ["a", "abcdef", "abc"])
 
@@ -37,6 +41,10 @@ def test_squares_conform():
             "others of its batch",
         ),
         ({"draw_noise": lambda self, n, g=None: STD * torch.ones(n, 3)}, "must be centered"),
+        (
+            {"draw_noise": lambda self, n, g: Squares.draw_noise(self, n, backwards(g))},
+            "must take one source per sample",
+        ),
         (
             {"generate": lambda self, z, c: Squares.generate(self, z, c) + 0.1 * self.calls},
             "two equal calls",
