@@ -252,10 +252,10 @@ class TestAnneal:
             return TILT.rewards[0](x, condition)
 
         generator = torch.Generator().manual_seed(0)
-        bank = Bank(LAW.sample(60, generator), ["a"] * 60)
+        bank = Bank(LAW.sample(20, generator), ["a"] * 20)
         model, tilt = LAW.model(RectifiedSchedule()), Tilt(reward, MILD.betas[0])
         made = bank.anneal(
-            model, tilt, draw, [1.0, 0.5, 0.0], fraction=0.9, batch_size=7, generator=generator
+            model, tilt, draw, [1.0, 0.5, 0.0], fraction=0.7, batch_size=7, generator=generator
         )
         assert list(made.condition) == ["a"] * len(made)
         assert 7 in {n for n, _ in seen}
