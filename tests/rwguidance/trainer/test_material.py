@@ -119,7 +119,7 @@ def test_eight_draws_of_a_prompt_are_enough_for_its_own_divergence():
 
 
 def test_prompts_with_so_many_draws_are_kept():
-    bank = bank_of(range(6), ["a", "b", "b", "b", "c", "c"])
+    bank = bank_of(range(7), ["a", "b", "b", "b", "c", "c", "d"])
     held_out = HeldOut(bank, {}, torch.zeros(2), list)
     assert held_out.with_draws(2) == ["b", "c"]
     some = held_out.of(["c", "b"]).bank
