@@ -226,3 +226,24 @@ def test_rewards_of_images_must_take_any_image():
     ):
         with pytest.raises(AssertionError, match=message):
             check_reward(broken, images)
+
+
+class Recorded(Brightness):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.dtypes = [], []
+
+    def __call__(self, images, prompts=None):
+        self.seen.append([tuple(image.shape[1:]) for image in images])
+        self.dtypes.append(images[0].dtype)
+        return super().__call__(images, prompts)
+
+
+@pytest.mark.parametrize(("height", "odd"), [(6, 5), (7, 7)])
+def test_images_are_shown_in_odd_sizes_mixed_and_in_every_dtype(height, odd):
+    generator = torch.Generator().manual_seed(0)
+    reward = Recorded()
+    check_reward(reward, torch.rand(3, 3, height, 8, generator=generator), differentiable=False)
+    assert [(odd, 3)] * 3 in reward.seen
+    assert [(height, 8), (odd, 3), (odd, 3)] in reward.seen
+    assert reward.dtypes[-3:] == [torch.float16, torch.bfloat16, torch.float64]
