@@ -262,7 +262,7 @@ class EmojiMatch(Reward):
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         pictures = self.judge.embed_pictures(images.to(self.judge.log_scale.dtype))
-        return F.cosine_similarity(pictures, self.judge.embed_captions(prompts), dim=-1)
+        return F.cosine_similarity(pictures, self.judge.embed_captions(prompts))
 
 
 class JudgeEmbedding(nn.Module):

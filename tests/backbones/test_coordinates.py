@@ -6,6 +6,7 @@ import torch
 
 from backbones import guide
 from backbones.coordinates import Coordinates
+from common import randn
 from guided_pipelines import Probe, run_case
 from law_pipelines import FLOW_SIGMAS, knows, tiny, with_scheduler
 from pipeline_cases import QUIET
@@ -91,11 +92,16 @@ def test_times_fall_to_0_in_double_precision(name):
         assert times[:-1].tolist() == [(int(k) + 1) / 1000 for k in scheduler.timesteps]
 
 
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "DDIMScheduler"])
 @pytest.mark.parametrize(
     "dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
 )
-def test_states_and_outputs_are_read_in_single_precision(dtypes):
-    coordinates = Coordinates.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
-    output, sample = (torch.ones(1, 4, 2, 2, dtype=dtype) for dtype in dtypes)
-    x_t, prediction = coordinates.read(output, sample, torch.tensor(0.3, dtype=torch.float64))
+def test_states_and_outputs_are_read_in_single_precision(name, dtypes):
+    coordinates = Coordinates.from_scheduler(getattr(diffusers, name)())
+    output, sample = (randn(i, 1, 4, 2, 2).to(dtype) for i, dtype in enumerate(dtypes))
+    t = torch.tensor(0.3, dtype=torch.float64)
+    x_t, prediction = coordinates.read(output, sample, t)
     assert {x_t.dtype, prediction.mean.dtype, prediction.noise.dtype} == {torch.float32}
+    _, wide = coordinates.read(output.float(), sample.float(), t)
+    assert torch.equal(prediction.mean, wide.mean)
+    assert torch.equal(prediction.noise, wide.noise)

@@ -79,6 +79,16 @@ def test_prompts_of_one_image_each_have_no_best_one(folder, run):
     assert "Best image" not in out
 
 
+def test_failures_of_an_image_for_one_reason_are_one_line(folder, run):
+    write("p.txt", "a\nb")
+    for name in ("broken-1.png", "broken-2.png"):
+        (folder / name).write_text("no image")
+    err = run(folder, "--reward", "redness", "--prompts", "p.txt")[2]
+    assert err.count("skipped: ") == 2
+    assert re.search(r"broken-1\.png, rows \d+ to \d+: ", err)
+    assert re.search(r"broken-2\.png, rows \d+ to \d+: ", err)
+
+
 @pytest.mark.parametrize("broken", [20, 22])
 def test_the_list_of_failures_is_cut(folder, run, broken):
     for i in range(broken):
