@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -337,3 +338,14 @@ def test_every_published_model_says_what_one_must_know():
         assert model.defaults["steps"] >= 1
         assert hasattr(diffusers, model.pipeline_class) or model.pipeline
         assert model.distilled == (model.defaults.get("guidance_scale") is None)
+
+
+@pytest.mark.parametrize("name", ["name", "source", "card", "license", "pipeline", "vae", "lora"])
+def test_facts_of_a_published_model_that_are_no_texts_are_named(name):
+    with pytest.raises(TypeError, match=rf"^{name} must be a string, got int 3$"):
+        replace(backbones.models.MODELS[0], **{name: 3})
+
+
+def test_an_unknown_backbone_is_refused_with_those_that_exist():
+    with pytest.raises(LookupError, match=r"^there is no backbone 'sdxl-turbi', there are '"):
+        backbones.load("sdxl-turbi")

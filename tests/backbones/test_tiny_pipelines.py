@@ -73,6 +73,19 @@ def test_saved_and_loaded_they_make_the_same_images(name, tmp_path):
     torch.testing.assert_close(generate(loaded, name), generate(pipe, name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "wan", "z-image", "qwen-image", "sana"])
+def test_tokenizers_and_text_encoders_have_the_same_special_tokens(name):
+    parts = backbones.tiny(name).components
+    tokenizers = [key for key in parts if key.startswith("tokenizer")]
+    for key in tokenizers:
+        config = parts[key.replace("tokenizer", "text_encoder")].config
+        config = getattr(config, "text_config", config)
+        assert config.vocab_size == len(parts[key])
+        for token in ("pad_token_id", "eos_token_id", "bos_token_id"):
+            assert getattr(config, token, None) == getattr(parts[key], token)
+    assert tokenizers
+
+
 def test_an_unknown_name_lists_what_exists():
     with pytest.raises(LookupError, match=r"no tiny pipeline 'sd2', there are 'sdxl', 'sdxl-turbo"):
         backbones.tiny("sd2")
