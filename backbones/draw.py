@@ -176,7 +176,7 @@ def _made(
     hint = f"The pipeline made {size} images at once: lower batch_size"
     with _report(progress) as report, memory.advice(hint):
         if run.origin["weights"] is None:
-            reason = weights_of(run.pipe)[1]
+            _, reason = weights_of(run.pipe)
             warnings.warn(f"draws are not kept for another run: {reason}", NotKept, 3)
             work = [(prompt, rows) for prompt in prompts for rows in batches(n, size)]
             made = []

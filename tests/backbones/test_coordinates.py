@@ -5,6 +5,7 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from torch.testing import assert_close
 
 from backbones import guide
 from backbones.coordinates import Coordinates
@@ -87,9 +88,12 @@ def test_one_time_for_each_token_is_refused():
 def test_times_fall_to_0_in_double_precision(name):
     scheduler = getattr(diffusers, name)()
     scheduler.set_timesteps(4)
-    times = Coordinates.from_scheduler(scheduler).times(scheduler)
+    coordinates = Coordinates.from_scheduler(scheduler)
+    times = coordinates.times(scheduler)
     assert (times.dtype, times.shape, float(times[-1])) == (torch.float64, (5,), 0.0)
     assert bool((times.diff() < 0).all())
+    asked = torch.stack([coordinates.timestep(scheduler, t) for t in times[:-1]])
+    assert_close(asked, scheduler.timesteps)  # dtypes, too
     if name == "DDIMScheduler":
         assert times[:-1].tolist() == [(int(k) + 1) / 1000 for k in scheduler.timesteps]
 

@@ -93,6 +93,17 @@ def test_encode_is_the_scaled_mean_of_the_posterior(key):
         backbone.encode(images.byte())
 
 
+def test_latents_of_a_vae_in_half_precision_are_scaled_in_single():
+    pipe, backbone, _, _ = build("sd3")
+    pipe.vae.bfloat16()
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean = pipe.vae.encode((2 * images - 1).bfloat16()).latent_dist.mean
+        latents = backbone.encode(images)
+    config = pipe.vae.config
+    assert_close(latents, (mean.float() - config.shift_factor) * config.scaling_factor)
+
+
 def test_statistics_of_the_latents_are_honoured():
     pipe = backbones.tiny("sdxl")
     mean, std = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 1.5, 2.0]

@@ -17,7 +17,7 @@ from law_pipelines import tiny, with_scheduler
 from pipeline_cases import QUIET, TOKENS, distance
 from rwguidance import Bank, ImportanceSampling, Tilt
 from rwguidance.store import Store
-from rwguidance.support.fingerprint import fingerprint
+from rwguidance.support.fingerprint import NotKept, fingerprint
 from rwguidance.support.randomness import generator_for
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore::rwguidance.UnreliableEstimate")]
@@ -282,6 +282,19 @@ def test_a_pipeline_of_other_weights_or_of_another_class_is_refused(store):
         guide(backbones.tiny("sd3", seed=1), estimator)
     with pytest.raises(ValueError, match=r"must be a StableDiffusion3Pipeline, .* got a Flux"):
         guide(tiny("flux"), estimator)
+
+
+def test_draws_of_weights_that_say_nothing_are_made_and_not_kept(store):
+    class Own(torch.nn.Identity):
+        """Has no depends_on."""
+
+    kept = drawn("sd3", store, prompts=PROMPTS, n=3)
+    pipe = tiny("sd3")
+    pipe.transformer.pos_embed.own = Own()
+    with pytest.warns(NotKept, match=r"^draws are not kept for another run: .*\bOwn\b"):
+        bank = draw(pipe, PROMPTS, 3, batch_size=2, store=store, **call_of("sd3"))
+    assert torch.equal(bank.x_0, kept.x_0)
+    assert (bank.origin["weights"], bank.condition) == (None, kept.condition)
 
 
 def test_what_draws_and_a_guided_call_depend_on_is_in_the_origin(store):

@@ -46,14 +46,14 @@ def test_what_is_no_batch_of_latents(backbone, what, make, error):
 
 def test_sides_that_the_network_cannot_cut_into_patches(backbone):
     condition = backbone.condition(["a cat"])
-    x = torch.zeros(1, backbone.channels, 7, 8)
-    if backbone.patch_size == 1:
-        assert backbone(x, 0.5, condition).mean.shape == x.shape
-        return
-    with pytest.raises(
-        ValueError, match=r"^x_t must have shape .*multiples of 2,.* got \(1, \d+, 7"
-    ):
-        backbone(x, 0.5, condition)
+    for height, width in ((7, 8), (8, 7)):
+        x = torch.zeros(1, backbone.channels, height, width)
+        if backbone.patch_size == 1:
+            assert backbone(x, 0.5, condition).mean.shape == x.shape
+            continue
+        message = rf"^x_t must have shape .*multiples of 2,.* got \(1, \d+, {height}, {width}\)"
+        with pytest.raises(ValueError, match=message):
+            backbone(x, 0.5, condition)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,14 @@ def test_hpsv3_sizes_are_qwens(transformers, size, expected):
         assert (height, width) == expected
 
 
+@pytest.mark.parametrize("size", [(1, 201), (201, 1)])
+def test_hpsv3_refuses_images_more_than_200_times_as_long_as_wide(hpsv3, size):
+    with pytest.raises(ValueError, match=f"as long as wide, got {size[0]} x {size[1]}$"):
+        hpsv3(torch.zeros(1, 3, *size), PROMPTS[:1])
+    shape = tuple(side - side // 200 for side in size)  # 200 times is fine
+    assert hpsv3.preprocess(torch.zeros(1, 3, *shape)).shape[0] > 0
+
+
 def test_hpsv3_keeps_the_contract(hpsv3):
     check_reward(hpsv3, images(3), PROMPTS)
 

@@ -137,7 +137,9 @@ def test_pixels_are_at_least_float32(dtype):
     x = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
     wide = dtype if dtype == torch.float64 else torch.float32
     for mode in ("reference", "fast"):
-        assert center_crop(x, 16, mode, half_up=False).dtype == wide
+        plain = center_crop(x, 16, mode, half_up=False)
+        assert plain.dtype == wide
+        assert torch.equal(plain, center_crop(x.to(wide), 16, mode, half_up=False))
         leaf = x.clone().requires_grad_()
         made = center_crop(leaf, 16, mode, half_up=False)
         made.sum().backward()

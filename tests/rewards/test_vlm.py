@@ -76,12 +76,14 @@ def test_vqascore_keeps_the_contract_and_the_models_gradient():
 def test_models_that_return_something_else_are_refused():
     class Wrong(Known):
         def token_log_probs(self, images, questions, answers):
-            return [torch.zeros(()) for _ in images]
+            return [torch.zeros(2), torch.zeros(())]
 
         def generate(self, images, instructions):
             return ["Final Score: 3"]
 
-    with pytest.raises(ValueError, match=r"one tensor of shape \(T,\).*got shapes \[\(\), \(\)\]"):
+    with pytest.raises(
+        ValueError, match=r"one tensor of shape \(T,\).*got shapes \[\(2,\), \(\)\]"
+    ):
         VQAScore(model=Wrong())(images(2), PROMPTS[:2])
     with pytest.raises(ValueError, match="one text per image, 2, got 1"):
         UnifiedReward(model=Wrong())(images(2), PROMPTS[:2])
