@@ -289,7 +289,7 @@ def test_draws_of_weights_that_say_nothing_are_made_and_not_kept(store):
         """Has no depends_on."""
 
     kept = drawn("sd3", store, prompts=PROMPTS, n=3)
-    pipe = tiny("sd3")
+    pipe = backbones.tiny("sd3")
     pipe.transformer.pos_embed.own = Own()
     with pytest.warns(NotKept, match=r"^draws are not kept for another run: .*\bOwn\b"):
         bank = draw(pipe, PROMPTS, 3, batch_size=2, store=store, **call_of("sd3"))
