@@ -28,7 +28,7 @@ STEP = math.sqrt(2 * NATS)
 def rewards_of(x):
     a, b = x[..., 0], x[..., 1]
     known = {"proxy": 5 + a + b, "gold": 20 + a - b / 2, "chroma": 10 * b}
-    return {**known, "contrary": -a - b, "opposed": -a, "averse": -b}
+    return {**known, "contrary": -a - b, "opposed": -a, "averse": -b, "kindred": b}
 
 
 def noisy(direction, seed=7):
@@ -47,6 +47,7 @@ METHODS = {
     "mixed": noisy(0.5 * A + 0.8 * B),
     "idle": noisy(0 * A),
     "backward": noisy(-A - B),
+    "near": noisy(A + B),
 }
 
 
@@ -88,6 +89,28 @@ def test_slopes_are_those_of_the_laws(results):
     assert_slope(excess, STEP * (12 - 10 / math.sqrt(2)))
 
 
+def test_prompts_that_lack_a_reward_are_left_out_of_slopes(results):
+    cell = Cell("exact", NATS)
+    pictures = results.cells[cell]
+    gold = pictures.rewards["gold"].clone()
+    gold[0] = math.nan
+    holed = replace(pictures, rewards={**pictures.rewards, "gold": gold})
+    found = replace(results, cells={**results.cells, cell: holed})
+    first = lambda one: replace(one, rewards={k: x[1:] for k, x in one.rewards.items()})
+    cells = {BASE: first(results.base), cell: first(pictures)}
+    rest = replace(results, prompts=results.prompts[1:], cells=cells, draws=results.draws[1:])
+    assert slope(found, cell, "gold") == slope(rest, cell, "gold")
+    excess = lambda results: slope_excess(results, cell, NATS, "gold")
+    assert excess(found) == excess(rest)
+
+
+def test_one_reward_that_lags_is_enough_for_the_word():
+    found = results_of({"mixed": METHODS["mixed"]}, held_out=("gold", "kindred"))
+    (verdict,) = verdicts(found, rows_of(found))
+    assert verdict.word == "lags"
+    assert [one.excess.below(0) for one in verdict.held_out] == [True, False]
+
+
 def test_the_error_of_an_excess_is_its_spread():
     cell, z = Cell("exact", NATS), []
     for seed in range(60):
@@ -106,6 +129,7 @@ def test_the_error_of_an_excess_is_its_spread():
     [
         ("exact", "follows"),
         ("far", "overshoots"),
+        ("near", "overshoots"),
         ("honest", "follows"),
         ("greedy", "exploits"),
         ("mixed", "lags"),
@@ -121,6 +145,7 @@ def test_sentences_say_what_the_words_mean(found):
     says = lambda method, *parts: all(part in found[method].sentence for part in parts)
     assert says("greedy", "greedy at 0.5 nats", "while gold falls (-0.5", "it exploits the reward")
     assert says("far", "beyond its target (share 2.", "and brings not clearly less gold with it")
+    assert says("near", "beyond its target (share 1.")
     assert says("mixed", "but brings less with it than the tilted law: 0.1", " gold, not 0.2")
     assert says("exact", "as far as its target, within the error (share")
     assert says("idle", "does not clearly move proxy")
