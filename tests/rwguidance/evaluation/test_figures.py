@@ -138,10 +138,13 @@ def test_costs_are_those_of_a_picture(rows):
 def test_draws_cost_what_base_pictures_cost(few):
     cell = Cell("exact", 0.5)
     costs = few.cells[cell].costs
-    drawn = replace(few.cells[cell], costs=costs | {"draws": costs["draws"] + 8})
+    memory = torch.tensor([1.0, 2.0, 5.0, math.nan, 3.0])
+    costs = costs | {"draws": costs["draws"] + 8, "memory": memory}
+    drawn = replace(few.cells[cell], costs=costs)
     row = by_cell(replace(few, cells={BASE: few.base, cell: drawn}))["exact", 0.5]
     # eight draws of four calls and half a second each, for two pictures
     assert (row["draws"], row["calls with draws"], row["seconds with draws"]) == (8, 20.0, 2.5)
+    assert row["memory"] == 5.0  # the most that any prompt took
 
 
 def test_one_picture_of_each_prompt_is_compared_over_all_prompts():
@@ -167,7 +170,18 @@ def test_what_is_missing_is_left_out_and_counted(few, hole):
     assert row["failed"] == 2
     within(row, "share", 1.0)
     within(row, "itself energy", 0.0)
+    within(row, "nats spent", 0.5)
     assert math.isnan(row["follows gain"])
+    # One picture of a prompt has no distance to another.
+    assert ("itself diversity" in row) == (hole == 0)
+
+
+def test_a_cell_may_lack_an_embedding_that_the_base_has(few):
+    cell = Cell("exact", 0.5)
+    bare = replace(few.cells[cell], embeddings={})
+    row = by_cell(replace(few, cells={BASE: few.base, cell: bare}))["exact", 0.5]
+    assert not [name for name in row if name.startswith("itself")]
+    within(row, "share", 1.0)
 
 
 def test_there_may_be_no_target_and_no_embedding(few):

@@ -105,10 +105,31 @@ def test_prompts_that_lack_a_reward_are_left_out_of_slopes(results):
 
 
 def test_one_reward_that_lags_is_enough_for_the_word():
-    found = results_of({"mixed": METHODS["mixed"]}, held_out=("gold", "kindred"))
+    found = results_of({"mixed": METHODS["mixed"]}, ("gold", "kindred"), prompts=20, images=8)
     (verdict,) = verdicts(found, rows_of(found))
     assert verdict.word == "lags"
     assert [one.excess.below(0) for one in verdict.held_out] == [True, False]
+
+
+def test_one_of_the_rewards_that_fall_is_enough_to_exploit_the_aligned_one():
+    found = results_of({"sly": noisy(0.3 * A + 1.2 * B)}, ("gold", "opposed"), prompts=10, images=8)
+    (verdict,) = verdicts(found, rows_of(found))
+    assert [one.gain.below(0) for one in verdict.held_out] == [True, True]
+    assert [one.excess.below(0) for one in verdict.held_out] == [True, False]
+    assert verdict.word == "exploits"
+
+
+def test_one_falling_reward_without_a_target_leaves_the_fault_open():
+    found = results_of({"exact": METHODS["exact"]}, ("averse", "opposed"), prompts=10)
+    unknown = lambda one: {
+        **one.rewards,
+        "opposed": torch.full_like(one.rewards["proxy"], math.nan),
+    }
+    draws = [replace(one, rewards=unknown(one)) for one in found.draws]
+    found = replace(found, draws=draws)
+    (verdict,) = verdicts(found, rows_of(found))
+    assert [one.excess.known for one in verdict.held_out] == [True, False]
+    assert "without a target nothing tells" in verdict.sentence
 
 
 def test_the_error_of_an_excess_is_its_spread():
