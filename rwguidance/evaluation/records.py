@@ -182,7 +182,8 @@ def _take(tensors: Mapping[str, Tensor], place: str) -> tuple[dict[str, Tensor],
 
     kinds: dict[str, dict[str, Tensor]] = {"rewards": {}, "embeddings": {}}
     for key, value in tensors.items():
-        there, kind, *name = key.split("/", 2)
+        there, _, rest = key.partition("/")
+        kind, _, name = rest.partition("/")
         if there == place and kind in kinds:
-            kinds[kind][name[0]] = value
+            kinds[kind][name] = value
     return kinds["rewards"], kinds["embeddings"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 import backbones
 from backbones.tokenizers import check_tokenizers
 from pipeline_cases import QUIET
+from rwguidance.support.tokenizers import unmade_tokens
 
 pytestmark = QUIET
 
@@ -73,6 +74,12 @@ def test_tokenizers_in_python_are_checked_as_well():
             continue
         with pytest.raises(ValueError, match="none for 2148 tokens"):
             check_tokenizers(pipe(slow, len(words())), "here")
+
+
+def test_the_end_of_a_word_is_no_character_of_its_own():
+    tokens = {"a": 0, "b</w>": 1, "ab</w>": 2}
+    slow = SimpleNamespace(get_added_vocab=dict, encoder=tokens, bpe_ranks={("a", "b</w>"): 0})
+    assert unmade_tokens(slow) == []
 
 
 def test_a_pipeline_is_refused_for_one_of_its_tokenizers(tmp_path):

@@ -269,14 +269,14 @@ class _Run:
     def target(self, name: str, tilt: Tilt, draws: int = 20_000) -> _Target:
         """The tilted law by self-normalized weights."""
 
-        shape = (len(self.noise) // len(PROMPTS), 8, 8)
+        shown = len(self.noise) // len(PROMPTS)
         means, resampled = [], []
         for law in self.digits.laws.values():
             x = law.sample(draws, self.generator).float()
             rewards = tilt.score(x).double()
             weights = tilt.weigh(rewards).softmax(0)
             means.append(ratio_and_error(weights * rewards, weights))
-            picks = torch.multinomial(weights, 2 * shape[0], generator=self.generator)
+            picks = torch.multinomial(weights, 2 * shown, generator=self.generator)
             resampled.append(x[picks])
         first, second = torch.stack(resampled, dim=1).chunk(2)
         return _Target(

@@ -156,6 +156,15 @@ def test_every_figure_of_the_table_is_on_the_page(page, table):
     assert "held-out reward clearly falls" in shown
 
 
+def test_rows_of_the_tilted_law_are_set_apart(page, table):
+    text = page.read_text(encoding="utf-8")
+    for section in table.sections:
+        _, _, part = text.partition(f"<h3>{html.escape(section.title)}</h3>")
+        apart = part.partition("</table>")[0].count('<tr class="mean">')
+        assert apart == sum(row[0] == "tilted law" for row in table.cells(section.columns))
+    assert text.count('<tr class="mean">') > 0
+
+
 def test_the_page_says_at_which_beta_and_from_how_many_draws_targets_are(page, table):
     shown = "|".join(Reader(page.read_text(encoding="utf-8")).text)
     targets = [row for row in table.rows if row["method"] == "tilted law" and row["prompts"]]

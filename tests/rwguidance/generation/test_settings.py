@@ -39,6 +39,7 @@ from rwguidance.generation.settings import (
     method_settings,
     summary,
 )
+from rwguidance.support.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,9 @@ def test_settings_that_json_holds_are_those_of_the_dataclass():
         "length": 3, "kind": "random", "rate": None, "strict": False, "map": None,
         "scale": 1.0, "window": (0.0, 1.0),
     }  # fmt: skip
+
+    parts = (1.0, torch.ones(2))
+    assert Walk(3, map=parts).settings()["map"] == fingerprint(parts)
 
     class Bare(Method):
         name = "bare"

@@ -225,7 +225,7 @@ class TestCurve:
         # of 8 and 7 rows, one half has 8, and the other one 7
         with pytest.raises(ValueError, match=r"k must lie in \[1, 7\], got 8"):
             precision_recall_curve(x, x[:7], k=8)
-        for wrong in ([0.0], [math.inf], [], [[1.0]]):
+        for wrong in ([0.0], [1.0, -1.0], [1.0, math.inf], [], [[1.0]]):
             with pytest.raises(ValueError, match="trade_offs must be positive and finite"):
                 precision_recall_curve(x, x, wrong)
         with pytest.raises(TypeError, match="trade_offs must be positive numbers, got str"):

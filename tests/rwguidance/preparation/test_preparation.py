@@ -391,12 +391,14 @@ class TestPrompts:
 
 class TestDraws:
     def test_draws_are_scored_and_kept(self, tmp_path):
-        data = prepare_draws(job(tmp_path / "out"), CAPTIONS, draws=7)
+        two = {"light": Light(), "dark": Dark()}
+        data = prepare_draws(job(tmp_path / "out", rewards=two), CAPTIONS, draws=7)
         bank = data.bank("a key")
         assert bank.x_0.shape == (7, 1, 4, 4)
         light = Light()(Model().decode(bank.x_0), [])
         assert torch.allclose(bank.rewards, light)
-        again = prepare_draws(job(tmp_path / "out"), CAPTIONS, draws=7)
+        assert torch.allclose(data.bank("a key", "dark").rewards, -light)
+        again = prepare_draws(job(tmp_path / "out", rewards=two), CAPTIONS, draws=7)
         assert torch.equal(again.bank("a key").x_0, bank.x_0)
         assert not torch.equal(again.bank("a red cat").x_0, bank.x_0)
 

@@ -299,6 +299,7 @@ def test_a_disk_that_fails_is_spared_or_an_error(tmp_path, monkeypatch):
         warnings.simplefilter("always")
         column.append(0, torch.arange(3.0))
         assert column.read(range(1, 3)).tolist() == [1, 2]
+        assert column.read(range(2)).tolist() == [0, 1]
         column.append(3, torch.full((1,), 3.0, requires_grad=True))
         assert not column.read(range(3, 4)).requires_grad  # a graph would stay in memory, too
         column.fill(5, lambda rows: entries(rows), 2)

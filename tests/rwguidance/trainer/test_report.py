@@ -87,6 +87,12 @@ def test_the_curve_is_over_times_or_where_there_is_one_level_over_strengths(tmp_
     for levels in (one, some, {0.5: [level()], **some}):
         written(tmp_path, levels=levels)
     strengths, times, both = panels
+    written(tmp_path, curves={"cosine": {4: 0.5, 9: 0.75}})
+    (line,) = panels[-1].lines.values()
+    assert [(point.x, point.y) for point in line.points] == [
+        (Measured(5.0, 0.0), Measured(0.5, 0.0)),
+        (Measured(10.0, 0.0), Measured(0.75, 0.0)),
+    ]
     assert strengths.x == "strength, nats"
     (line,) = strengths.lines.values()
     found = [(point.x.value, point.y.value, point.few) for point in line.points]
