@@ -225,6 +225,15 @@ def test_chains_sample_the_tilted_law(tmp_path, backbone):
     assert 0 < made.rows[0].facts["rho"] < 1
 
 
+def test_chains_start_at_draws_of_large_weight(tmp_path):
+    """At a vanishing temperature all start at the best draw, and no move leads down from there."""
+
+    method = NoiseChain(beta=1e-3, bank=50, burn_in=2, moves=1)
+    made = run(tmp_path, method, ["abcd"], backbone=Squares(), images=8, batch_size=8)
+    assert len({row.facts["chosen"] for row in made.rows}) == 1
+    assert all(row.rewards[1] > 54 + 100 * 0.05 / math.sqrt(3) for row in made.rows)
+
+
 def test_chains_do_the_work_that_was_said_and_refuse_randomness(tmp_path):
     law, reward, method = Law(), Brightness(), NoiseChain(beta=BETA, bank=6, burn_in=3, moves=2)
     run(

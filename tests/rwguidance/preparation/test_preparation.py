@@ -284,7 +284,7 @@ class TestGoingOn:
                 self.gap = gap
 
             def missing(self, rows):
-                return [range(self.gap, rows.stop)]
+                return [range(self.gap, rows.stop)] if self.gap < rows.stop else []
 
         known = [Row("a cat", (1.0, 2.0))] * 3 + [Row(problem="no picture")]
         known += [Row("a cat", (1.0, 2.0))] * 3  # pictures 6 to 11 are of the rows 4 to 6
