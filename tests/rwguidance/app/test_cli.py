@@ -138,3 +138,6 @@ def test_the_demo_on_digits_writes_two_pictures_and_two_tables(run, tmp_path):
     base, guided = (float(row["mean"]) for row in rows[:2])
     target = next(float(row["mean"]) for row in rows if row["method"] == "exact target")
     assert base < base + 0.5 * (target - base) < guided, "guidance covers half of the way at least"
+    last, first = sorted(map(float, re.findall(r"[\d.]+", rows[1]["ess"])))
+    assert rows[1]["ess"] == str((first, last))
+    assert last < first  # at noise all of the bank counts
