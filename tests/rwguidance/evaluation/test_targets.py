@@ -30,6 +30,11 @@ def test_few_effective_draws_are_marked():
     targets = synthetic(prompts=5, draws=400, strengths=(0.25, 2.0)).targets
     assert targets[0.25].effective > FEW > targets[2.0].effective
     assert (targets[0.25].few, targets[2.0].few) == (False, True)
+    some = lambda *ess: replace(targets[0.25], ess=torch.tensor(ess, dtype=torch.float64))
+    assert some(FEW - 1, math.nan, FEW, 90 * FEW).effective == FEW  # the median of those known
+    assert not some(FEW).few
+    assert some(FEW - 1e-6).few
+    assert some(math.nan).few
 
 
 def test_a_curve_passes_through_the_targets():
