@@ -202,3 +202,9 @@ def test_a_tilt_takes_the_beta_of_the_rewards_of_each_condition(dtype):
         (Tilt.for_reward, beta_for_reward, 0.5),
     ):
         assert choose(first, bank, target).betas == (beta_for(groups, target),)
+
+
+def test_a_condition_of_constant_rewards_adds_nothing_to_the_mean_divergence():
+    varied, constant = randn(0, 20), torch.ones(20, dtype=torch.float64)
+    both = beta_for_kl([varied, constant], 0.1)
+    assert both == pytest.approx(beta_for_kl([varied], 0.2), rel=1e-9)

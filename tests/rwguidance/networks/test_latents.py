@@ -143,11 +143,14 @@ def test_a_gradient_reaches_every_parameter(kind):
 
 def test_attention_is_that_of_torch():
     attention = build_latent("shift").encoder.attention
-    x = randn(0, 2, 24, 3, 5)
+    x = randn(0, 2, 24, 3, 5).requires_grad_()
     query, key, value = attention.project(attention.norm(x)).flatten(2).mT.chunk(3, dim=-1)
     mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     expected = x + attention.last(mixed.mT.reshape(x.shape))
-    torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
+    found = attention(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (slope,), (exact,) = (torch.autograd.grad(y.square().sum(), x) for y in (found, expected))
+    torch.testing.assert_close(slope, exact, rtol=1e-10, atol=1e-10)
 
 
 def test_every_stage_of_the_way_down_reaches_the_way_up():

@@ -10,7 +10,7 @@ from common import SCHEDULES, assert_within
 from rwguidance import Bank, Tilt
 from rwguidance.losses import contrastive
 from rwguidance.toy import Gaussian, Linear
-from rwguidance.training import ExpectationObjective, ShiftObjective, objectives
+from rwguidance.training import ExpectationObjective, NoisedBatch, ShiftObjective, objectives
 from training_problems import rng
 
 SCHEDULE = SCHEDULES["cosine"]
@@ -141,3 +141,10 @@ def test_a_loss_of_whole_batches_cannot_be_weighted():
     objective = objective_of(ExpectationObjective, loss=summed)(bank_of(0))
     with pytest.raises(ValueError, match=r"one value per draw, \(1500,\), .* got \(\)"):
         objective(NearExact(centered_log_h), rng())
+
+
+def test_an_average_has_the_dtype_of_its_values():
+    x, log_importance = torch.zeros(2, 2), torch.tensor([0.5, 3.0], dtype=F64).log()
+    batch = NoisedBatch(x, x, x, torch.ones(2, dtype=F64), None, torch.zeros(2), log_importance)
+    found = batch.mean(torch.tensor([4.0, 2.0]))
+    torch.testing.assert_close(found, torch.tensor(4.0))  # (0.5 * 4 + 3 * 2) / 2, float32
