@@ -11,6 +11,7 @@ from pixel_law import QUIET, Brightness, Law, run, table
 from rwguidance.generation import BestOfN, Importance, Network, Store
 from rwguidance.generation.failures import reason, summarize
 from rwguidance.support.locks import locked
+from square_generator import Squares
 
 pytestmark = QUIET
 
@@ -55,6 +56,19 @@ def test_a_model_that_raises_on_one_prompt_costs_that_prompt(tmp_path):
     assert [row.prompt for row in made.rows] == ["abcdef"] * 3
     assert made.failed["ab"].splitlines()[0].startswith("RuntimeError: no such token")
     assert "no such token" in table(made.table)[-1]["error"]
+
+
+def test_one_pixel_that_is_no_number_is_a_failure_of_the_model(tmp_path):
+    class Torn(Squares):
+        depends_on = ()
+
+        def generate(self, noise, condition):
+            pictures = super().generate(noise, condition).clone()
+            pictures[0, 0, 0, -1] = torch.nan
+            return pictures
+
+    made = run(tmp_path, BestOfN(2), ["ab"], Torn(), images=2)
+    assert made.failed["ab"].startswith("the model drew NaN or inf for 'ab' in torch.float64")
 
 
 def test_a_batch_that_fails_leaves_the_other_batches(tmp_path):
