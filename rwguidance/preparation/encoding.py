@@ -139,7 +139,7 @@ class Encoder:
 
         ends = list(accumulate(len(row.ranks) for row in known))
         pictures = range(ends[-1] if ends else 0)
-        gaps = [gap.start for column in shelf.columns for gap in column.missing(pictures)[:1]]
+        gaps = [gap.start for column in shelf.columns for gap in column.missing(pictures)]
         row = bisect_right(ends, min(gaps)) if gaps else len(known)
         return row // self.batch * self.batch if gaps else row
 
