@@ -366,10 +366,12 @@ def test_what_is_not_a_number_is_refused_by_name():
 
     class Breaks(DenoiserModel):
         def denoise(self, x_t, t, condition=None):
-            return x_t * (math.nan if float(t[0]) < 0.5 else 0.5)
+            broken = torch.arange(len(x_t)) == 2
+            return x_t * torch.where(broken & (t < 0.5), math.nan, 0.5)[:, None]
 
     smc = TwistedSMC(TILT, LookAhead(TILT), window=(0.9, 1.0))
-    with pytest.raises(FloatingPointError, match=r"step 4 of 5: states must be finite"):
+    message = r"step 4 of 5: states must be finite, got NaN or inf in item 2 after t"
+    with pytest.raises(FloatingPointError, match=message):
         smc.sample(Breaks(RectifiedSchedule()), STEPS, randn(0, 4, 2), TIMES, None, generator_of(0))
 
 

@@ -432,3 +432,11 @@ def test_bad_settings_are_refused():
     random = PosteriorSampling(tilt, FlowMap(LINE, sampler=DDIM(1.0)), 2)
     with pytest.raises(ValueError, match="a flow map must be deterministic"):
         random(model, randn(0, 2, 2), 0.5)
+
+
+def test_a_reward_in_double_precision_is_weighed_in_it_for_states_in_single_precision():
+    constant = Tilt(lambda x, condition: torch.full((len(x),), 0.3, dtype=torch.float64), 0.7)
+    model, x_t = law_of("gaussian", 3, 2).model(RectifiedSchedule()), randn(0, 2, 2).float()
+    found = PosteriorSampling(constant, InnerFlow(2), 3)(model, x_t, 0.5)
+    exact = torch.full((2,), 0.3 / 0.7, dtype=torch.float64)
+    torch.testing.assert_close(found.log_h, exact, rtol=0, atol=1e-12)
