@@ -485,6 +485,19 @@ def test_a_quadratic_tilt_exists_exactly_up_to_the_precision_of_the_law(seed, d,
     assert bool(law.log_h(outside, x_t, 0.1, SCHEDULES["rectified"]).isfinite().all())
 
 
+def test_a_tilted_mixture_exists_only_if_all_of_its_components_do():
+    law = GaussianMixture([0.0, 0.0], [[0.0], [1.0]], [[[0.1]], [[1.0]]])
+    with pytest.raises(ValueError, match="tilted law does not exist"):
+        law.tilted(Tilt(Quadratic([0.0], [[-2.0]]), 1.0))
+
+
+def test_the_density_of_blurred_points_is_exact_in_double_precision():
+    points, x = randn(0, 5, 2), randn(1, 3, 2)
+    square = (x[:, None] - points).square().sum(2)
+    exact = (-square / (2 * 0.3**2)).logsumexp(1) - math.log(5 * 2 * math.pi * 0.3**2)
+    torch.testing.assert_close(Empirical(points, 0.3).log_prob(x), exact, rtol=0, atol=1e-12)
+
+
 @given(seeds, st.integers(1, 16), schedules, all_times)
 def test_points_blurred_by_nothing_are_the_limit_of_a_small_blur(seed, d, schedule, t):
     points, log_weights = randn(seed, 5, d), randn(seed + 1, 5)
