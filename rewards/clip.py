@@ -111,10 +111,11 @@ class ClipReward(EmbeddingReward):
     ) -> None:
         check_mode(preprocessing)
         _, folder = _file_and_folder(path)
-        words = load_tokenizer(self.spec, folder if tokenizer is None else tokenizer)
+        origin = folder if tokenizer is None else tokenizer
+        words = load_tokenizer(self.spec, origin)
         model = load_clip(self.spec, path, gradient_checkpointing)
         rows = model.config.text_config.vocab_size
-        where = tokenizer or folder or self.spec.title
+        where = origin or self.spec.title
         check_vocabulary(words, rows, where)
         if verify:
             check_published(words, rows, where)

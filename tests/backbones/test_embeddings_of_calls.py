@@ -90,6 +90,7 @@ def test_results_are_told_by_their_shapes():
     assert torch.equal(second["mask"], mask.bool())
     assert embeddings_of_call([(randn(4, 4, 5, 8), None)], 2) == {}
     assert embeddings_of_call([[one, None]], 2)["text"] is one
+    assert embeddings_of_call([(torch.zeros(3, 3),)], 3) == {}  # three places, not three prompts
     wide = randn(5, 2, 5)  # as many numbers as there are tokens, and one that a mask might hold
     wide[0, 0] = 0
     third = embeddings_of_call([(one, wide)], 2)

@@ -165,8 +165,9 @@ def test_a_tokenizer_that_was_changed_is_refused_unless_it_is_said(original, fol
     exchanged(folder, name)
     with pytest.raises(
         ValueError, match=r"must hold the tokenizer of CLIP, .* or pass verify=False"
-    ):
+    ) as raised:
         score(folder)
+    assert str(raised.value).startswith(f"{folder} ")
     assert score(folder, verify=False).isfinite().all()
 
 

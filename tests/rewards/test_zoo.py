@@ -437,6 +437,11 @@ def test_imagereward_takes_any_prompt(prompt, seed, loaded):
     assert torch.equal(first, second)
 
 
+def test_the_norms_of_imagereward_divide_as_those_of_its_vision_transformer(loaded):
+    norms = [m for m in loaded["imagereward"].image.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-6}
+
+
 # What is said of them.
 
 

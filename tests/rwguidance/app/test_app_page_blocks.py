@@ -10,7 +10,7 @@ from PIL import Image
 
 from rwguidance.app.commands.app import _examples
 from rwguidance.app.commands.sources import Sources
-from rwguidance.app.page.blocks import Bounded, _large, opened_page, page
+from rwguidance.app.page.blocks import Bounded, _captioned, _large, opened_page, page
 from rwguidance.app.page.requests import LEAST_NATS, OFFERED, Limits
 from rwguidance.evaluation import prompts
 from rwguidance.generation.choice import AUTO
@@ -211,3 +211,11 @@ def test_pictures_below_128_pixels_are_shown_larger_by_whole_pixels(size, shown)
     factor = shown[0] // size[0]
     assert large.crop((0, 0, factor, factor)).getcolors() == [(factor**2, (0, 0, 255))]
     assert large.getpixel((factor, 0)) == (255, 0, 0)
+
+
+def test_captions_say_which_picture_it_is_and_its_reward_if_it_has_one():
+    pair = (Image.new("RGB", (200, 200), "red"), Image.new("RGB", (200, 200), "blue"))
+    answer = types.SimpleNamespace(
+        pairs=[pair], rows=[types.SimpleNamespace(rewards=(0.12345, None))]
+    )
+    assert _captioned(answer) == [(pair[0], "base 0.123"), (pair[1], "aligned no reward")]
