@@ -48,7 +48,9 @@ mutants: $(VENV)/.dev  ## formulas broken one by one; all must be noticed by a t
 	$(BIN)/python tests/mutants.py
 
 mutants-random: $(VENV)/.dev  ## COUNT expressions of any file changed, chosen by SEED
-	$(BIN)/python tests/mutants.py --random $(COUNT) --seed $(SEED)
+	rm -rf .line_map
+	RWGUIDANCE_LINE_MAP=.line_map PYTHONPATH=tests $(BIN)/python -m pytest $(TESTS) -p line_map
+	$(BIN)/python tests/mutants.py --random $(COUNT) --seed $(SEED) --lines .line_map
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -103,4 +105,4 @@ release-check:
 	cd .venv-release && empty/bin/rwguidance demo --quick
 
 clean:
-	rm -rf .venv .venv-oldest .venv-release .coverage htmlcov dist docs/_build out
+	rm -rf .venv .venv-oldest .venv-release .coverage .line_map htmlcov dist docs/_build out

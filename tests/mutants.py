@@ -6,7 +6,8 @@ test-slow`` runs it as a test. Random mutants change any expression of any file;
 are mended by a test, or listed with a reason in tests/mutants_equivalent.txt.
 
     python tests/mutants.py                          # the list below
-    python tests/mutants.py --random 100 --seed 1    # random ones
+    python tests/mutants.py --random 100 --seed 1    # random ones, each in a copy
+    make mutants-random SEED=1                       # the same in a fifth of the time: forks first
 """
 
 import argparse
@@ -17,8 +18,10 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+from forked_mutants import try_forked
 from mutant_runs import ROOT, Copy, Outcome
 from mutations import Mutation
 from random_mutants import choose, equivalents, files, notice
@@ -1567,24 +1570,37 @@ def run_list(workers: int) -> int:
     return survivors
 
 
-def run_random(chosen: list[Mutation], limit: float, workers: int) -> int:
-    """Runs random mutants, prints a table, and returns how many survive without a reason."""
+def run_random(draw: dict[str, Any], limit: float, workers: int, lines: Path | None = None) -> int:
+    """Runs random mutants, prints a table, and returns how many survive without a reason.
 
+    Arguments:
+        draw: Arguments of `random_mutants.choose`.
+        limit: Seconds that the tests of one may take.
+        workers: Number of processes.
+        lines: Notes of a run with `-p line_map`, by which they are tried in forks first.
+    """
+
+    chosen = list(enumerate(choose(**draw)))
     reasons = {(entry.file, entry.old, entry.new): entry.reason for entry in equivalents()}
     excused = lambda mutation: reasons.get((mutation.file, mutation.old, mutation.new))
+    noticed = {}
+    if lines is not None:
+        places = [place for place, mutation in chosen if not excused(mutation)]
+        noticed = try_forked(places, draw, lines, workers)
 
-    def run(copy: Copy, mutation: Mutation) -> tuple[str, Mutation]:
+    def run(copy: Copy, item: tuple[int, Mutation]) -> tuple[str, Mutation]:
+        place, mutation = item
         if excused(mutation):
             outcome = Outcome("equivalent", 0.0, str(excused(mutation)))
         else:
-            outcome = notice(copy, mutation, limit)
+            outcome = noticed.get(place) or notice(copy, mutation, limit)
         verdict = "killed" if outcome.noticed else outcome.verdict
         verdict = "SURVIVED" if verdict in ("passed", "time limit") else verdict
         note = outcome.first.strip()
         if outcome.verdict == "time limit":
             note = f"time limit at {note}"
-        place = f"{mutation.kind:9s} {mutation.file}:{mutation.line}"
-        print(f"{verdict:10s} {outcome.seconds:4.0f} s  {place}  [{note}]", flush=True)
+        where = f"{mutation.kind:9s} {mutation.file}:{mutation.line}"
+        print(f"{verdict:10s} {outcome.seconds:4.0f} s  {where}  [{note}]", flush=True)
         return verdict, mutation
 
     results = in_copies(run, chosen, workers)
@@ -1605,14 +1621,17 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=300.0, help="seconds for a random one; default 300"
     )
+    parser.add_argument(
+        "--lines", type=Path, metavar="FOLDER", help="notes of pytest -p line_map: forks come first"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: every core")
     given = parser.parse_args()
     started = time.monotonic()
     if given.random is None:
         survivors = run_list(given.workers)
     else:
-        chosen = choose(given.random, given.seed, given.only)
-        survivors = run_random(chosen, given.limit, given.workers)
+        draw = {"count": given.random, "seed": given.seed, "among": given.only}
+        survivors = run_random(draw, given.limit, given.workers, given.lines)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 1 if survivors else 0
 

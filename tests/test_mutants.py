@@ -1,13 +1,18 @@
 """Every mutant of tests/mutants.py dies, and random ones are what they say they are."""
 
 import ast
+import os
 import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 import mutant_runs
+from forked_mutants import try_forked
+from line_map import FOLDER
 from mutant_runs import ROOT, Copy
 from mutants import MUTANTS, control, files_named, kill, mutated
 from mutations import KINDS, mutations
@@ -278,3 +283,18 @@ def test_tests_that_never_end_kill(small, monkeypatch):
     assert outcome.verdict == "hangs"
     assert outcome.first == "small/test_number.py::test_that_may_wait"
     assert notice(small, constant, limit=20).verdict == "time limit"
+
+
+@pytest.mark.slow
+def test_forks_notice_what_the_tests_of_changed_lines_notice(tmp_path):
+    tests, file = "tests/rwguidance/test_statistics.py", "rwguidance/statistics.py"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "line_map", "-p", "no:cacheprovider", tests],
+        cwd=ROOT,
+        env={**os.environ, FOLDER: str(tmp_path), "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
+        check=True,
+    )
+    draw = {"count": 20, "seed": 0, "among": [file]}
+    noticed = try_forked(list(range(20)), draw, tmp_path, workers=2)
+    assert len(noticed) >= 12
+    assert {outcome.first.split("::")[0] for outcome in noticed.values()} == {tests}
