@@ -179,6 +179,7 @@ class Published:
 
         if self.lora is not None:
             require_peft()
+        dtype = dtype or torch.float32
         options = {**self.defaults, **options}
         scale = options.get("guidance_scale")
         if self.distilled and scale is not None and scale > 1:
@@ -187,9 +188,7 @@ class Published:
                 f"guidance_scale must be None, got {scale}"
             )
         if options.get("vae") is not None:  # a small file with an error comes before large ones
-            options["vae"] = load_autoencoder(
-                options["vae"], self.family.tiny_autoencoder, dtype or torch.float32
-            )
+            options["vae"] = load_autoencoder(options["vae"], self.family.tiny_autoencoder, dtype)
             if not in_package(self.source):
                 check_channels(options["vae"], self.family.latent_channels)
         pipe = self._pipeline(path, dtype, variant, config)
@@ -207,12 +206,12 @@ class Published:
     def _pipeline(
         self,
         path: str | os.PathLike[str] | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype,
         variant: str | None,
         config: str | os.PathLike[str] | None,
     ) -> Any:
         diffusers = require("diffusers")
-        keywords: dict[str, Any] = {**in_dtype(dtype or torch.float32)}
+        keywords: dict[str, Any] = {**in_dtype(dtype)}
         path = self.source if path is None else path
         config = None if config is None else expanded(config)
         if not on_hub(path) and not in_package(path):
@@ -246,7 +245,7 @@ class Published:
             source, revision = split_hub(path)
             path = self._load(read.download, source, revision=revision, variant=variant)
         with _without_bars() if in_package(self.source) else nullcontext():
-            keywords |= self._parts(Path(path), dtype or torch.float32, variant)
+            keywords |= self._parts(Path(path), dtype, variant)
             keywords |= {"variant": variant, "local_files_only": True}
             return self._load(read.from_pretrained, path, **keywords)
 

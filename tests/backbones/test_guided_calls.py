@@ -11,6 +11,7 @@ import torch
 
 import backbones
 from backbones import guide
+from backbones.guided_steps import _strings
 from pipeline_cases import QUIET
 from rwguidance import Bank, ImportanceSampling, Tilt, UnreliableEstimate
 from rwguidance.estimators.base import ConditionalExpectation, Estimate
@@ -124,6 +125,25 @@ class TestCallsEnd:
         )
         assert torch.equal(call(pipe), before)
         assert told.told == []
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("a cat", ("a cat",)),
+        (["a cat", "a dog"], ("a cat", "a dog")),
+        (("a cat",), ("a cat",)),
+        (["a cat", 3], None),  # classes and words: a pipeline of another kind
+        ([3, "a cat"], None),
+        (["a cat", None], None),
+        ([], None),
+        (None, None),
+        (torch.zeros(2), None),
+        ({"a cat": 1}, None),
+    ],
+)
+def test_prompts_are_known_if_all_are_text(given, known):
+    assert _strings(given) == known
 
 
 class TestWarnings:

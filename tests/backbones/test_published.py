@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import backbones
+from backbones.autoencoders import in_dtype
 from backbones.console import facts
 from common import randn
 from law_pipelines import with_scheduler
@@ -243,6 +244,7 @@ def test_a_single_file_is_read_without_the_hub(monkeypatch, tmp_path, folders):
     assert source == str(file)
     assert keywords["local_files_only"]
     assert keywords["config"] == str(folders["sdxl"])
+    assert in_dtype(torch.float32).items() <= keywords.items()
 
 
 def test_pipelines_that_are_not_supported():

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import transformers
+from torch.testing import assert_close
 
 from common import randn
 from rewards.clip import ImageTower
-from rewards.towers import LogitScale, unit
+from rewards.towers import AffineHead, LogitScale, unit
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -26,10 +27,26 @@ def test_a_learned_scale_is_no_parameter_and_trains_no_other():
     scale = LogitScale(learned)
     x = randn(0, 3).float().requires_grad_()
     value = scale(x)
-    torch.testing.assert_close(value.detach(), x.detach() * torch.tensor(2.0).exp())
+    assert_close(value.detach(), x.detach() * torch.tensor(2.0).exp())
     assert not list(scale.parameters())
     assert not scale.log_scale.requires_grad
-    torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], value.detach() / x.detach())
+    assert_close(torch.autograd.grad(value.sum(), x)[0], value.detach() / x.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_head_of_several_layers_is_rounded_once(dtype):
+    sizes = ((5, 7), (3, 5), (1, 3))
+    w1, w2, w3 = (randn(i, *size).to(dtype) for i, size in enumerate(sizes))
+    b1, b2, b3 = (randn(i + 3, size[0]).to(dtype) for i, size in enumerate(sizes))
+    layers = {"4.weight": w3, "4.bias": b3, "0.weight": w1, "0.bias": b1}
+    head = AffineHead({**layers, "n.2.weight": w2, "n.2.bias": b2}, "a file")
+    w1, w2, w3, b1, b2, b3 = (part.double() for part in (w1, w2, w3, b1, b2, b3))
+    rounding = torch.finfo(torch.float32).eps
+    assert_close(head.weight, (w3 @ w2 @ w1)[0].float(), rtol=rounding, atol=0)
+    assert_close(head.bias, (w3 @ (w2 @ b1 + b2) + b3)[0].float(), rtol=rounding, atol=0)
+    embedding = randn(6, 4, 7).to(dtype)
+    exact = embedding.double() @ head.weight.double() + head.bias.double()
+    assert_close(head(embedding), exact.float(), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -58,4 +75,4 @@ def test_a_tower_that_skips_what_is_not_pooled_embeds_as_the_whole_one():
     inner = getattr(model, "vision_model", model)  # before transformers 5
     skipping = ImageTower(inner, torch.nn.Identity())(images).detach()
     assert float(whole.std(0).mean()) > 0.1  # pictures differ
-    torch.testing.assert_close(skipping, whole)
+    assert_close(skipping, whole)
