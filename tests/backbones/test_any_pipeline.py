@@ -198,6 +198,13 @@ def test_images_are_in_single_precision_whatever_the_pipeline():
     assert backbone.decode(backbone.draw_noise(1, generators()[0])).dtype == torch.float32
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_as_many_states_are_drawn_as_are_asked_for(n):
+    skip_if_too_old("sd-turbo")
+    backbone = backbones.from_pipeline(backbones.tiny("sd-turbo"), **SIZE)
+    assert len(backbone.draw_noise(n, torch.Generator())) == n
+
+
 def test_every_prediction_of_a_run_is_that_of_the_pipeline():
     for name in ("sd1.5", "qwen-image"):
         assert prediction_error(backbones.tiny(name), {**CALL, "num_inference_steps": 2}) < 1e-4

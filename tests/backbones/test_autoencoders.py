@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import backbones
-from backbones.autoencoders import load_autoencoder
+from backbones.autoencoders import in_dtype, load_autoencoder
 from common import randn
 from pipeline_cases import QUIET, SIZE
 
@@ -124,6 +124,23 @@ def test_the_original_layout_in_the_precision_of_the_pipeline(tmp_path):
         assert not any(p.requires_grad or p.is_meta for p in vae.parameters())
     pipe = eightfold("sd3").to(torch.float16)
     assert backbones.from_pipeline(pipe, vae=tmp_path).vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("version", "word"),
+    [
+        ("0.9.0", "torch_dtype"),
+        ("0.41.2", "torch_dtype"),
+        ("0.41.0.dev0", "torch_dtype"),
+        ("0.42.0", "dtype"),
+        ("0.42.0rc1", "dtype"),
+        ("0.43.0.dev0", "dtype"),
+        ("1.0.0", "dtype"),
+    ],
+)
+def test_the_word_for_the_precision_is_that_of_the_version(version, word, monkeypatch):
+    monkeypatch.setattr(diffusers, "__version__", version)
+    assert in_dtype(torch.float16) == {word: torch.float16}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

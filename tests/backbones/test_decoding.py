@@ -1,6 +1,7 @@
 """Decoding and encoding: units, chunks, gradients, and what the gradients keep in memory."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import diffusers
@@ -9,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import backbones
+from backbones.latents import LatentCodec
 from backbones.states import grid_of_latents, packed, replaced, state_after, unpacked
 from common import randn
 from pipeline_cases import QUIET, SIZE, build, run_backbone, run_pipeline
@@ -102,6 +104,60 @@ def test_latents_of_a_vae_in_half_precision_are_scaled_in_single():
         latents = backbone.encode(images)
     config = pipe.vae.config
     assert_close(latents, (mean.float() - config.shift_factor) * config.scaling_factor)
+
+
+class Identity:
+    """A VAE whose latents are its images, which are told in the precision of its weights."""
+
+    def __init__(self, dtype, **config):
+        self.dtype, self.config, self.seen = dtype, SimpleNamespace(**config), None
+
+    def decode(self, z, return_dict):
+        self.seen = z
+        return (z,)
+
+    def encode(self, images):
+        self.seen = images
+        return SimpleNamespace(latents=images)
+
+
+UNITS = {
+    "shift": ({"scaling_factor": 0.13025, "shift_factor": 0.0609}, 1.0, 0.0609),
+    "statistics": (
+        {"scaling_factor": 0.7, "latents_mean": [0.1, 0.2, 0.3], "latents_std": [0.6, 1.7, 2.3]},
+        torch.tensor([0.6, 1.7, 2.3], dtype=torch.float64).reshape(3, 1, 1),
+        torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64).reshape(3, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_units_are_changed_in_single_precision_or_wider(units, dtype):
+    config, std, mean = UNITS[units]
+    vae = Identity(dtype, **config)
+    codec = LatentCodec(vae, torch.device("cpu"), shifted=True)
+    wide = torch.promote_types(dtype, torch.float32)
+    near = partial(assert_close, rtol=4 * torch.finfo(wide).eps, atol=4 * torch.finfo(wide).eps)
+    latents = (0.1 * randn(0, 2, 3, 4, 5)).to(wide)
+    images = codec.decode(latents)
+    z = latents.double() * std / config["scaling_factor"] + mean
+    assert_close(vae.seen, z.to(dtype))
+    assert float(((images > 0) & (images < 1)).double().mean()) > 0.5
+    near(images, (vae.seen.to(wide) / 2 + 0.5).clamp(0, 1))
+    if dtype == wide:
+        near(vae.seen, z.to(wide))
+    pixels = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = codec.encode(pixels)
+    assert vae.seen.dtype == dtype
+    near(found, ((vae.seen.double() - mean) / std * config["scaling_factor"]).to(wide))
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_units_are_changed_where_the_latents_are(units):
+    codec = LatentCodec(Identity(torch.float32, **UNITS[units][0]), torch.device("meta"), True)
+    for change in (codec.decode, codec.encode):
+        assert change(torch.zeros(1, 3, 2, 2)).is_meta
 
 
 def test_statistics_of_the_latents_are_honoured():

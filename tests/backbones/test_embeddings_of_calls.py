@@ -115,6 +115,10 @@ def test_rows_of_results_are_taken_by_their_shapes():
     assert found[2] is places
     assert found[3] == [tokens[1]]
     assert found[4] is None
+    for pair in ([text, None], [None, text]):  # not one tensor for each of two prompts
+        (found,) = CallCondition.of(["a", "b"], [pair])[[1]].results
+        (taken,) = (part for part in found if part is not None)
+        assert torch.equal(taken, text[[1]])
 
 
 def test_they_cannot_be_stored():

@@ -74,8 +74,12 @@ def test_unseen_prompts_raise_unless_pooling_is_asked_for():
         ([1.0], None, "two values, got 1"),
         ([], None, "two values, got 0"),
         ([0.1, 0.1, 0.1], None, "vary, got 3 from 0.1 to 0.1"),
-        ([0.0, 5e-324], None, "vary"),  # whose spread is below floating point
-        ([-1e200, 1e200], None, "vary"),  # whose variance is above it
+        ([0.0, 5e-324], None, "vary, got 2 from 0 to 4.94"),  # whose spread is below floating point
+        (
+            [1e200, -1e200],
+            None,
+            r"vary, got 2 from -1e\+200 to 1e\+200",
+        ),  # its variance is above it
         ([1.0, -math.inf], ["a", "b"], r"finite to fit .* got -inf as item 1 of prompt 'b'; leave"),
         ([math.nan, 1.0], None, "got nan as item 0; leave"),
         ([1.0, 2.0], ["a"], "one item per sample, 2, got 1"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rewards.images import from_pil, group_by_size
+from rewards.images import from_pil, group_by_size, reduced
 from rewards.preprocessing import center_crop, check_mode, letterbox, normalize, resize, squash
 
 sides = st.integers(1, 150)
@@ -224,6 +224,17 @@ def test_images_of_one_size_are_stacked_and_come_back_in_order():
     assert len(joined.tensors) == 1
     torch.testing.assert_close(joined.reduce(lambda x, _: x.flatten(1).mean(1)), values)
     assert len(groups) == len(joined) == 5
+
+
+@pytest.mark.parametrize("parts", [1, 3])  # of which each is small enough to be made at once
+@pytest.mark.parametrize("made", [lambda x: x.flatten(1), lambda x: x.flatten(2).mT])
+def test_only_what_has_the_same_shape_is_stacked(made, parts, monkeypatch):
+    monkeypatch.setattr("rewards.images._AT_ONCE", 40 // parts)
+    images = [torch.full((3, 2 + i % 2, 4), i / 10) for i in range(5)]
+    groups = reduced(images, None, made)
+    assert sorted(map(len, groups.tensors)) == [2, 3]
+    values = groups.reduce(lambda x, _: x.flatten(1).mean(1))
+    torch.testing.assert_close(values, torch.arange(5) / 10)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,18 @@ def test_headings_are_short_below_100_columns(run, columns, heading):
     assert heading in run("rewards", columns=columns).output.splitlines()[0]
 
 
+def test_what_is_said_of_parity_is_aligned(run, monkeypatch):
+    specs = [dataclasses.replace(s, parity=f"equal to {s.name}") for s in (SPEC, LONG, FREE)]
+    monkeypatch.setattr("rewards.console.available", lambda *_: RewardTable([*specs, SPEC]))
+    said = run("rewards").output.split("original code:\n")[1].splitlines()
+    assert said[:3] == [
+        "  sharpness           equal to sharpness",
+        "  sharpness-of-edges  equal to sharpness-of-edges",
+        "  free                equal to free",
+    ]
+    assert "code / weights" in said[3]  # nothing of a reward without an original
+
+
 def test_the_command_filters_and_says_what_there_is_if_nothing_fits(run, three):
     assert "free" in run("rewards", "--commercial").output
     assert "sharpness" not in run("rewards", "--commercial").output
