@@ -8,11 +8,14 @@ import numpy
 import pytest
 import torch
 
+from rwguidance import ConditionalExpectation, RectifiedSchedule
 from rwguidance.app import demo
 from rwguidance.app.demo import digits
 from rwguidance.app.demo.digits import PROMPTS, Pictures, Row, align_digits
 from rwguidance.app.demo.figures import draw_digits
 from rwguidance.app.demo.mixture import Panel
+from rwguidance.estimators.base import Estimate
+from rwguidance.testing import check_model
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,37 @@ def found():
     elapsed = time.perf_counter() - started
     assert [text.partition(",")[0] for text in said] == ["thickness", "lightness"]
     return rows, pictures, elapsed
+
+
+class Told(ConditionalExpectation):
+    """An estimator without a shift, whose draws count for less towards the data."""
+
+    def forward(self, model, x_t, t, condition=None):
+        prediction = model(x_t, t, condition)
+        ess = torch.as_tensor(t).reshape(-1)[0] * torch.tensor([90.0, 10.0, 20.0])
+        zero = torch.zeros_like(x_t)
+        return Estimate(prediction, zero.flatten(1).sum(1), zero, {"ess_tilted": ess})
+
+
+def test_effective_draws_are_medians_at_the_first_and_the_last_step(monkeypatch):
+    monkeypatch.setattr(digits, "PROMPTS", ("zero", "one", "seven"))
+    run = digits._Run(digits.Digits(), 1, torch.Generator().manual_seed(0))
+    base = run.digits.model(RectifiedSchedule())
+    found = run.draw(base, Told(), 5, "target", 100.0)
+    assert found.ess == pytest.approx((20.0, 20 / 5))
+    assert (found.target, found.steps, found.calls) == ("target", 5, 5)
+    assert 100 < found.seconds < 120
+    plain = run.draw(base, None, 5, "target")
+    assert plain.ess is None
+    assert torch.equal(plain.draws, found.draws)  # a shift of zero
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_model_of_digits_conforms(dtype):
+    law = digits.Digits()
+    x_0 = law.sample(2, torch.Generator().manual_seed(0)).x_0.to(dtype)
+    model = law.model(RectifiedSchedule())
+    check_model(model, x_0, [prompt for prompt in PROMPTS for _ in range(2)])
 
 
 def test_the_table_has_a_row_for_each_method_and_the_target(found):

@@ -12,7 +12,7 @@ COST = [LARGE + i for i in range(len(COSTS))]
 POOL = Cell("pool", 0.5)
 SETTINGS = {
     "cells": [["pool", 0.5]],
-    "rewards": ["bright"],
+    "rewards": ["bright", "held"],
     "embeddings": ["pixels"],
     "strengths": [0.5],
 }
@@ -60,6 +60,8 @@ def test_records_are_put_together_with_nan_where_a_cell_failed(tmp_path):
     results = records.collect([whole, failed, lost], SETTINGS, tmp_path)
     assert results.prompts == ["a", "b"]  # there is nothing to compare with what has no base
     assert len(results.failures) == 3
+    assert (results.aligned, results.rewards) == ("bright", ["bright", "held"])
+    assert (results.embeddings, results.strengths) == (["pixels"], [0.5])
     pool = results.cells[POOL]
     assert torch.equal(pool.rewards["bright"][0], whole.cells[POOL].rewards["bright"])
     assert bool(pool.rewards["bright"][1].isnan().all())

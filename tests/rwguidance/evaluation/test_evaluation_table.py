@@ -13,7 +13,7 @@ from rwguidance.evaluation.conclusions import cheapest, doubts, fallen, nearer, 
 from rwguidance.evaluation.console import print_table, run_evaluate
 from rwguidance.evaluation.figures import rows_of
 from rwguidance.evaluation.results import Failure
-from rwguidance.evaluation.table import write_table
+from rwguidance.evaluation.table import _sections, write_table
 from synthetic_results import synthetic
 
 
@@ -64,6 +64,24 @@ def test_markdown_and_latex_show_figures_with_errors(table):
     for sentence in made.sentences:
         assert sentence in text
         assert f"% {sentence}" in tex
+
+
+def test_columns_and_sections_that_nothing_is_known_of_are_left_out():
+    results = types.SimpleNamespace(rewards=["aligned", "held"], embeddings=["itself"])
+    row = {"method": "it", "nats": 1.0, "few": False}
+
+    def heads(**known):
+        sections = _sections(results, [row, row | {"share": math.nan} | known])
+        return {section.title: [column.head for column in section.columns] for section in sections}
+
+    assert heads() == {}
+    assert heads(seconds=0.0) == {"Costs": ["seconds"]}
+    assert heads(**{"held gain": 1.0, "wins": 1.0}) == {"Gains in what no method sees": ["held"]}
+    assert heads(**{"aligned wins": 1.0, "itself energy": 0.5, "calls": 3, "draws": 0}) == {
+        "Reward and target": ["wins"],
+        "Laws in itself": ["energy distance"],
+        "Costs": ["calls", "draws"],
+    }
 
 
 DIGITS = {

@@ -1,6 +1,8 @@
 """The folder of pictures: what is recognized, made again, or refused."""
 
 import hashlib
+import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,9 @@ import pytest
 
 from pixel_law import QUIET, Brightness, Law, assert_same_pictures, pixels, run
 from rwguidance.generation import BestOfN, Importance
+from rwguidance.generation.folder import claimed
 from rwguidance.support.fingerprint import NotKept
+from rwguidance.support.processes import ALONE
 
 pytestmark = QUIET
 
@@ -110,3 +114,19 @@ def test_a_folder_is_named_by_forty_letters_of_its_prompt_and_sixteen_digits(tmp
     names = [row.files[0].parent.name for row in made.rows]
     digests = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts]
     assert names == [f"{'a-cat-' * 6}a-ca-{digests[0]}", digests[1]]
+
+
+@pytest.mark.parametrize("names", [None, (), ("a",), ("b",), ("a", "b")])
+def test_a_run_has_begun_if_one_of_its_files_is_there(tmp_path, names):
+    plan, begun_by = tmp_path / "plan.json", () if names is None else ("a", "b")
+    claim = lambda settings: claimed(plan, settings, "out holds", ALONE, begun_by)
+    with claim({"x": 1, "y": (2,)}):
+        assert json.loads(plan.read_text()) == {"x": 1, "y": [2]}
+    for name in names or ():
+        (tmp_path / name).touch()
+    begun = names is None or names
+    message = "^out holds another x: use another folder, or the same settings$"
+    refused = pytest.raises(ValueError, match=message) if begun else nullcontext()
+    with refused, claim({"x": 2, "y": [2]}):
+        pass
+    assert json.loads(plan.read_text())["x"] == (1 if begun else 2)

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from preference_files import CAPTIONS, job, pick_a_pic
+from path_model import Text
+from preference_files import CAPTIONS, Model, job, pick_a_pic
 from rwguidance.preparation import Prepared, prepare_draws, prepare_pairs
 from rwguidance.preparation.row_log import Row, RowLog
 from rwguidance.store import Damaged
@@ -69,16 +70,29 @@ def test_lines_without_a_digest_are_read_as_before(tmp_path):
     assert RowLog(path, 2).read() == ([], False)
 
 
-def test_damaged_embeddings_are_made_again(tmp_path):
-    prepare = lambda: prepare_draws(job(tmp_path), CAPTIONS, draws=2)
+class Two(Model):
+    """A model whose text is kept as two embeddings."""
+
+    depends_on = Model.depends_on
+
+    def condition(self, prompts):
+        code = super().condition(prompts).embeddings["code"]
+        return Text(prompts, {"code": code, "other": 2 * code})
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_damaged_embeddings_are_made_again(tmp_path, place):
+    prepare = lambda: prepare_draws(job(tmp_path, backbone=Two()), CAPTIONS, draws=2)
     data = prepare()
-    whole = data.embeddings(data.prompts)["code"]
-    (shard,) = (tmp_path / "draws").glob("*/embeddings-*/*.safetensors")
+    whole = data.embeddings(data.prompts)
+    one, other = sorted((tmp_path / "draws").glob("*/embeddings-*/*.safetensors"))
+    shard = (one, other)[place]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 4
     shard.write_bytes(content)
-    with pytest.raises(Damaged, match=shard.name):
+    with pytest.raises(Damaged, match=shard.parent.name):
         Prepared(tmp_path).embeddings(data.prompts)
     with pytest.warns(RuntimeWarning, match="is damaged .* made again"):
         prepare()
-    assert Prepared(tmp_path).embeddings(data.prompts)["code"].equal(whole)
+    again = Prepared(tmp_path).embeddings(data.prompts)
+    assert [again[name].equal(whole[name]) for name in ("code", "other")] == [True, True]

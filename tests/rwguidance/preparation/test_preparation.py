@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pyarrow
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 from typer.testing import CliRunner
 
@@ -39,6 +40,7 @@ from rwguidance.preparation import (
     split_of,
 )
 from rwguidance.preparation.encoding import Encoder
+from rwguidance.preparation.pictures import read_picture
 from rwguidance.preparation.row_log import Row
 
 SIZE = (16, 16)
@@ -181,10 +183,6 @@ class TestSources:
         assert [key(place, 1) != key() for place in ends] == [True, True, False, False, True, True]
 
     def test_other_pictures_than_these_are_not_decoded(self, tmp_path):
-        import io
-
-        from PIL import Image
-
         for kind in ("TIFF", "GIF", "BMP"):
             file = io.BytesIO()
             Image.new("RGB", (4, 4)).save(file, kind)
@@ -195,6 +193,20 @@ class TestSources:
             with pytest.raises(ValueError, match="a row or prompt that can be used"):
                 prepare_pairs(job(tmp_path / kind), [tmp_path / "a.jsonl"], SIZE)
             assert "none of JPEG, PNG, WEBP" in skipped(tmp_path / kind)[0][2]
+
+    def test_a_picture_covers_its_size_and_is_cut_around_its_middle(self, tmp_path):
+        image = Image.new("RGB", (12, 4), (255, 0, 0))  # red, green, blue, from the left
+        image.paste((0, 255, 0), (4, 0, 8, 4))
+        image.paste((0, 0, 255), (8, 0, 12, 4))
+        image.save(tmp_path / "a.png")
+        read = lambda *size: read_picture("a.png", tmp_path / "a.jsonl", size)
+        assert read(4, 12).dtype == torch.float32
+        assert read(4, 12).argmax(0).tolist() == [[0] * 4 + [1] * 4 + [2] * 4] * 4
+        assert read(4, 12).amax(0).eq(1).all()
+        assert read(4, 4).argmax(0).tolist() == [[1] * 4] * 4
+        assert read(2, 6).argmax(0).tolist() == [[0, 0, 1, 1, 2, 2]] * 2
+        assert read(6, 2).argmax(0).tolist() == [[1] * 2] * 6
+        assert read(4, 8).argmax(0).tolist() == [[0] * 2 + [1] * 4 + [2] * 2] * 4
 
     def test_links_out_of_the_folder_are_refused(self, tmp_path):
         (tmp_path / "in").mkdir()

@@ -159,7 +159,7 @@ def test_more_calls_can_be_allowed():
         (Broken(log_h=lambda e: e.log_h - torch.inf), "log_h of Broken must be finite, or NaN"),
         (
             Broken(log_h=lambda e: one(e.log_h, -torch.inf)),
-            "log_h of Broken must be finite, or NaN",
+            r"log_h of Broken must be finite, or NaN .* got values from -inf to -?\d",
         ),
         (Broken(shift=lambda e: one(e.shift, torch.nan)), "must be finite, got 1 NaN of 8 values"),
         (Broken(log_h=lambda e: e.log_h.mean() + 0 * e.log_h), "must not depend on the others"),

@@ -18,7 +18,7 @@ from rwguidance import (
 )
 from rwguidance.testing import check_model
 from rwguidance.testing.batches import mixed_times
-from rwguidance.testing.requirements import require_same
+from rwguidance.testing.requirements import require_same, untouched
 
 LAW = toy.GaussianMixture([0.0, 0.5], [[1.0, 0.0], [-1.0, 2.0]], [[[0.5, 0.1], [0.1, 0.4]]])
 PATH = RectifiedSchedule()
@@ -281,6 +281,25 @@ def test_the_largest_difference_is_stated_beside_what_may_be():
     with pytest.raises(AssertionError, match=message):
         require_same({"x": a}, {"x": b}, 0.1, "apart")
     require_same({"x": a}, {"x": b}, 0.25, "apart")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_any_entry_of_an_argument_that_is_changed_is_noticed(place):
+    for argument in (["a", "b", "c"], torch.arange(3)):
+        noticed = pytest.raises(AssertionError, match=r"^f must not change its argument it$")
+        with noticed, untouched("f", other=[], it=argument):
+            argument[place] = "d" if isinstance(argument, list) else 9
+    prompts = ["a"]
+    with noticed, untouched("f", it=prompts):
+        prompts.append("b")
+
+
+def test_what_agrees_may_be_in_two_dtypes():
+    a = torch.tensor([1.0, -2.0])
+    for one, other in ((a, a.double()), (a.double(), a), (a, a.half())):
+        require_same({"x": one}, {"x": other}, 0.0, "apart")
+        with pytest.raises(AssertionError, match=r"x differs by 0\.5, expected at most 0\.2$"):
+            require_same({"x": one}, {"x": other + 0.5}, 0.1, "apart")
 
 
 def test_times_of_a_batch_are_whole_in_double_precision():

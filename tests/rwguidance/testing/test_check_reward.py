@@ -155,6 +155,20 @@ def test_a_graph_is_recorded_for_the_gradient_alone():
     assert graphs.count(True) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_are_compared_in_double_precision(dtype):
+    seen = []
+
+    class Watched(Cubic):
+        def forward(self, x, condition=None):
+            seen.append((x.dtype, self.weight.dtype))
+            return super().forward(x, condition)
+
+    check_reward(Watched(), ITEMS.to(dtype), differentiable=True)
+    assert seen[-5:] == [(torch.float64, torch.float64)] * 5  # a gradient, and two differences
+    assert seen[-6] == (dtype, torch.float32)
+
+
 def test_one_item_shows_nothing():
     with pytest.raises(AssertionError, match="x must hold at least two samples"):
         check_reward(cubic, ITEMS[:1])

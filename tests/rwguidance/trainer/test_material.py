@@ -1,6 +1,7 @@
 """What a training reads: banks of draws and of pairs, conditions, strengths and times."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,12 @@ from path_model import PathModel
 from preference_files import CAPTIONS, Light, pick_a_pic
 from rwguidance import Bank, Tilt, toy
 from rwguidance.preparation import Preparation, prepare_draws, prepare_pairs
-from rwguidance.trainer import PRESETS, Settings, Training
+from rwguidance.trainer import PRESETS, Settings, Training, run
 from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import Encode, Encoded, read_bank, rewards_of, tilts_of
 from rwguidance.trainer.problem import Times, make_objective, variance_of
-from rwguidance.trainer.run import _TIMED, _hook
+from rwguidance.trainer.run import _TIMED, _hook, _validation
 from rwguidance.trainer.work import Work
 
 REWARD = toy.Linear([1.0])
@@ -304,3 +305,61 @@ def test_times_of_prepared_draws_are_those_that_made_them():
     data = SimpleNamespace(about={"drawers": {"trajectories": {"times": times}}})
     work = Work(SimpleNamespace(sampler_steps=None), None, {}, data)
     assert work.times.tolist() == times
+
+
+def test_prompts_are_picked_by_the_seed_in_the_order_of_the_data():
+    data = {split: [f"{split} {i:03}" for i in range(90)] for split in ("train", "validation")}
+
+    def picked(most, seed=0):
+        job = SimpleNamespace(prompts=most, settings=Settings(seed=seed))
+        work = Work(job, None, {}, SimpleNamespace(split=data.__getitem__))
+        assert len(work.unseen_prompts) == 64
+        for prompts, split in ((work.unseen_prompts, "validation"), (work.train_prompts, "train")):
+            assert prompts == sorted(set(prompts))
+            assert set(prompts) <= set(data[split])
+        return work.train_prompts
+
+    for most in (1, 8, 89):
+        assert len(picked(most)) == most
+        assert picked(most) == picked(most)
+    assert picked(8) != picked(8, seed=1) != data["train"][:8]
+    for most in (90, 91, None):
+        assert picked(most) == data["train"]
+
+
+def test_a_validation_looks_at_sixteen_prompts_and_the_strength_in_the_middle(monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "make_objective", lambda *given: asked.append(given))
+    held_out = lambda tilts, prompts: SimpleNamespace(tilts=tilts, prompts=prompts, bank="bank")
+    settings = Settings(batch_size=6, pictures=9)
+    work = SimpleNamespace(
+        job=SimpleNamespace(settings=settings, steps_between_validations=1, decode_batch=3),
+        unseen_prompts=list(range(20)), held_out=held_out,
+        backbone="model", encode="encode", times="times",
+    )  # fmt: skip
+    found = _validation(work, {0.25: "weak", 0.5: "middle", 1.0: "strong"})
+    assert found.held_out.prompts == list(range(16))
+    assert found.held_out.tilts == {0.5: "middle"}
+    ((seen, *given),) = asked
+    assert given == ["model", "bank", {0.5: "middle"}, "encode", "times", 6, 3]
+    assert seen == replace(settings, pictures=6)
+    assert _validation(work, {0.25: "weak", 1.0: "strong"}).held_out.tilts == {1.0: "strong"}
+    few = replace(settings, pictures=5)
+    work.job.settings, work.unseen_prompts = few, [0]
+    assert _validation(work, {1.0: "strong"}).held_out.prompts == [0]
+    assert asked[-1][0] == few
+    work.job.steps_between_validations = 0
+    assert _validation(work, {1.0: "strong"}) is None
+
+
+@pytest.mark.parametrize("objective", ["shift", "log-h"])
+def test_states_of_a_training_begin_where_runs_do(objective):
+    model, reward = PathModel(), lambda x, condition: x.flatten(1).sum(1)
+    bank = Bank(model.draw_noise(4, torch.Generator().manual_seed(0)), ["a"] * 4)
+    bank = bank.scored(Tilt(reward, beta=1.0))
+    settings = Settings(objective=objective, nats=(0.5,))
+    times = torch.tensor([0.9, 0.4, 0.0], dtype=torch.float64)
+    tilts = tilts_of(bank, reward, settings)
+    found = make_objective(settings, model, bank, tilts, model.condition, times, batch_size=4)
+    assert found.model.start == 0.9
+    assert model.start is None

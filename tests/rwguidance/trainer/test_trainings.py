@@ -12,6 +12,7 @@ from torch import nn
 import pixel_law
 from rwguidance import Tilt, networks
 from rwguidance.preparation import Preparation, prepare_draws
+from rwguidance.support.processes import Processes
 from rwguidance.trainer import PRESETS, Settings, Training, fit
 from rwguidance.trainer.log import Log
 from rwguidance.trainer.material import data_at, read_bank
@@ -362,6 +363,16 @@ class TestWhatIsInTheFolder:
         track = lambda step, figures: steps.append(step)
         assert run(training(data, out), judged=False, track=track) is None
         assert steps == []
+
+    def test_it_is_left_alone_by_every_process_of_several(self, out, data):
+        class Second(Processes):
+            def gather(self, value):
+                """Of which the first process tells what its folder is, and all else is alike."""
+
+                return [True if value is False else value, value]
+
+        job = training(data, out, parts=1)
+        assert run(job, judged=False, processes=Second(rank=1, size=2)) is None
 
     @pytest.mark.parametrize("damage", [b"\xff\xfe", b"\0" * 9, b"9" * 200_000, b",", b"\n\n", b""])
     @pytest.mark.parametrize("cut", [True, False])
