@@ -8,7 +8,8 @@ import numpy
 import pytest
 import torch
 
-from rwguidance import ConditionalExpectation, RectifiedSchedule
+from common import assert_within
+from rwguidance import ConditionalExpectation, RectifiedSchedule, Tilt
 from rwguidance.app import demo
 from rwguidance.app.demo import digits
 from rwguidance.app.demo.digits import PROMPTS, Pictures, Row, align_digits
@@ -54,6 +55,26 @@ def test_effective_draws_are_medians_at_the_first_and_the_last_step(monkeypatch)
     plain = run.draw(base, None, 5, "target")
     assert plain.ess is None
     assert torch.equal(plain.draws, found.draws)  # a shift of zero
+
+
+def test_the_exact_target_is_drawn_in_single_precision_by_its_weights(monkeypatch):
+    monkeypatch.setattr(digits, "PROMPTS", ("zero", "one"))
+    law = digits.Digits()
+    law.laws = {name: law.laws[name] for name in ("zero", "one")}
+    seen = []
+
+    def reward(x, condition=None):
+        seen.append(x.dtype)
+        return x.flatten(1).sum(1)
+
+    run = digits._Run(law, 6, torch.Generator().manual_seed(0))
+    found = run.target("ink", Tilt(reward, 2.0), 1000)
+    assert set(seen) == {found.draws.dtype} == {torch.float32}
+    assert found.draws.shape == (6, 2, 8, 8)
+    x = torch.stack([one.sample(20_000, run.generator) for one in law.laws.values()])
+    rewards = x.flatten(2).sum(2)
+    exact = ((rewards / 2).softmax(1) * rewards).sum(1).mean()
+    assert_within(found.mean, exact, found.standard_error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ import torch
 
 from common import assert_within
 from rwguidance.evaluation.figures import rows_of
-from rwguidance.evaluation.hacking import believed, verdict_on, verdicts
+from rwguidance.evaluation.hacking import Companion, _appearance, believed, verdict_on, verdicts
 from rwguidance.evaluation.measured import Measured
 from rwguidance.evaluation.results import BASE, Cell
 from rwguidance.evaluation.slopes import gain_excess, slope, slope_excess, target_slope
@@ -197,6 +197,25 @@ def test_without_a_target_nobody_is_at_fault(results):
     assert "without a target nothing tells" in found["greedy"].sentence
     assert "than those of the model." in found["greedy"].sentence
     assert found["mixed"].word == "follows"
+
+
+def test_looks_are_held_against_the_tilted_law_if_one_of_its_looks_is_known():
+    unknown = Measured(math.nan, math.nan)
+
+    def said(word, *excesses):
+        looks = [
+            Companion(name, Measured(2.0, 0.1), unknown, unknown, unknown, excess)
+            for name, excess in zip(("chroma", "clipped"), excesses, strict=True)
+        ]
+        return _appearance(word, looks)
+
+    known = Measured(-3.0, 0.1)
+    lacks = " Its pictures have less chroma (-3.00 ± 0.10) than those of the tilted law."
+    assert said("follows", known, unknown) == said("follows", known, Measured(0.1, 0.1)) == lacks
+    assert said("follows", unknown, Measured(0.1, 0.1)) == ""
+    more = "more chroma (2.00 ± 0.10), more clipping (2.00 ± 0.10)"
+    model = f" Its pictures have {more} than those of the model."
+    assert said("follows", unknown, unknown) == said("unmoved", known, known) == model
 
 
 def test_a_method_without_a_strength_is_held_against_the_law_of_the_nearest_gain():

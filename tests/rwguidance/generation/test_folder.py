@@ -10,7 +10,7 @@ import pytest
 
 from pixel_law import QUIET, Brightness, Law, assert_same_pictures, pixels, run
 from rwguidance.generation import BestOfN, Importance
-from rwguidance.generation.folder import claimed
+from rwguidance.generation.folder import Folder, claimed
 from rwguidance.support.fingerprint import NotKept
 from rwguidance.support.processes import ALONE
 
@@ -130,3 +130,21 @@ def test_a_run_has_begun_if_one_of_its_files_is_there(tmp_path, names):
     with refused, claim({"x": 2, "y": [2]}):
         pass
     assert json.loads(plan.read_text())["x"] == (1 if begun else 2)
+
+
+def test_a_batch_is_absent_if_one_of_its_files_is(tmp_path):
+    folder = Folder(tmp_path, {"undescribed": []})
+    files = [path for number in (0, 1) for path in folder.files("ab", number)]
+    assert len(set(files)) == 4
+    assert folder.absent("ab", [0, 1])
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert not folder.absent("ab", [0, 1])
+    assert folder.absent("ab", [1, 2])
+    assert folder.absent("abc", [0])
+    for path in files:
+        path.unlink()
+        assert folder.absent("ab", [0, 1])
+        path.touch()
+    assert Folder(tmp_path, {"undescribed": ["a reason"]}).absent("ab", [0, 1])

@@ -25,6 +25,14 @@ def backwards(sources):
     return sources[::-1] if isinstance(sources, list) else sources
 
 
+def one_pixel(images, value):
+    """Images of which the last pixel is another one."""
+
+    images = images.clone()
+    images.view(-1)[-1] = value
+    return images
+
+
 def test_squares_conform():
     check_generator(Squares(), ["a", "abcdef", "abc"])
 
@@ -34,6 +42,8 @@ def test_squares_conform():
     [
         ({"std": 1.0}, r"standard deviation std = 1.0, got .* 1\.99"),
         ({"decode": lambda self, x: x + 5}, r"images in \[0, 1\]"),
+        ({"decode": lambda self, x: one_pixel(Squares.decode(self, x), 1.01)}, "images in"),
+        ({"decode": lambda self, x: one_pixel(Squares.decode(self, x), -0.01)}, "images in"),
         ({"generate": lambda self, z, c: Squares.generate(self, z.detach(), c)}, "must carry gra"),
         ({"generate": lambda self, z, c: Squares.generate(self, z, ["a"] * len(z))}, "condition"),
         (

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from children import in_child
+from path_model import PathModel
 from preference_files import (
     CAPTIONS,
     Light,
@@ -399,6 +400,20 @@ class TestPrompts:
         assert torch.equal(data.embeddings(wanted)["code"], expected)
         with pytest.raises(ValueError, match="got 'a mouse'"):
             data.embeddings(["a mouse"])
+
+    def test_prompts_are_encoded_once_in_batches(self, tmp_path):
+        model, prompts, told = PathModel(), [f"a {i}" for i in range(8)], []
+        made = job(tmp_path, backbone=model, report=lambda *stage: told.append(stage))
+        drawer = made.store.of({"it": "is"})
+        assert made.embed(prompts, drawer) == ["pooled", "text"]
+        batches = [tuple(prompts[start : start + 3]) for start in (0, 3, 6)]
+        assert model.encoded == [("a 0",), *batches]
+        assert told == [("prompts", n, 8) for n in (3, 6, 8)]
+        text = model.condition(prompts).embeddings["text"]
+        assert drawer.column("embeddings/text").read(range(8)).equal(text)
+        model.encoded.clear()
+        made.embed(prompts, drawer)
+        assert model.encoded == [("a 0",)]
 
 
 class TestDraws:

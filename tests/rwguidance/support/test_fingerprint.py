@@ -89,13 +89,14 @@ def test_arrays_count_as_tensors_do():
     assert fingerprint(other) != fingerprint(x)
 
 
+@pytest.mark.parametrize("array", [False, True])
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_of_large_tensors_every_kth_entry_and_the_last_count(monkeypatch, contiguous):
+def test_of_large_tensors_every_kth_entry_and_the_last_count(monkeypatch, contiguous, array):
     monkeypatch.setattr(digests, "WHOLE", 80)
     monkeypatch.setattr(digests, "_BLOCK", 3)  # entries that are picked at once
     make = lambda: torch.zeros(6, 8) if contiguous else torch.zeros(8, 6).T
     small = torch.zeros(3)
-    key = lambda x: fingerprint((x, small))
+    key = lambda x: fingerprint((x.numpy() if array else x, small))
     plain = key(make())
     seen = []
     for i in range(48):
