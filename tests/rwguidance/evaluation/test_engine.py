@@ -8,8 +8,10 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 from counted_law import CountedBrightness, CountedLaw, counts, said_in
 from evaluations import METHODS, PROMPTS, STEPS, Broken, Flat, Moved, Red, assert_same, run
@@ -173,6 +175,20 @@ def test_targets_rest_on_draws_that_no_method_has_seen(tmp_path):
     target = {round(float(r), 6) for r in results.draws[0].rewards["reward"]}
     assert len(target) == 32
     assert not target & seen
+
+
+def test_first_pictures_are_kept_and_targets_are_of_the_first_seed(tmp_path):
+    store = Store(tmp_path / "store")
+    options = {"methods": {"moved": Moved()}, "strengths": (0.25,), "seeds": (3, 1), "shown": 2}
+    results = run(tmp_path / "out", store=store, **options)
+    own = Run(Law(), Brightness(), Law().times(STEPS), 3, 8, None, store)
+    for i, prompt in enumerate(PROMPTS):
+        rewards = own.bank(prompt, 20, "target").rewards
+        torch.testing.assert_close(results.draws[i].rewards["reward"], rewards)
+        for pictures in results.cells.values():
+            shown = torch.from_numpy(numpy.array(Image.open(pictures.files[i]))).flatten() / 255
+            first = pictures.embeddings["pixels"][i, 0]
+            torch.testing.assert_close(shown, first, rtol=0, atol=0.6 / 255)
 
 
 def test_strong_targets_are_for_the_first_prompts(tmp_path):

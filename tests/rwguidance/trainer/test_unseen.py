@@ -1,13 +1,14 @@
 """Figures of a network from unseen banks, against the exact shift of a Gaussian law."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rwguidance import Bank, RectifiedSchedule, Tilt, toy
 from rwguidance.networks import GuidanceNetwork
-from rwguidance.trainer import agreement
+from rwguidance.trainer import agreement, figures
 from rwguidance.trainer.figures import Thumbnail, levels_of, weights_explained
 from rwguidance.trainer.held_out import HeldOut
 from rwguidance.trainer.unseen import _part, _quarters
@@ -161,6 +162,25 @@ def test_log_h_is_looked_at_where_it_knows_the_shift():
         late = torch.linspace(first, 0, 12, dtype=torch.float64)
         known = [0.9] * (first > 0.9) + [0.7, 0.5, 0.3, 0.1]
         assert levels_of(network_of(), late) == [first, *known]
+
+
+def test_agreements_are_asked_for_of_runs_from_their_first_time(monkeypatch):
+    asked = []
+    monkeypatch.setattr(figures, "agreement", lambda *given: asked.append(given) or ["levels"])
+    times = torch.tensor([0.9, 0.4, 0.0], dtype=torch.float64)
+    x_0 = torch.arange(40.0)[:, None]
+    known = Bank(x_0, ["few"] * 9 + ["many"] * 31, x_0[:, 0])
+    held_out = HeldOut(known, {0.5: "weak", 1.0: "strong"}, times, list, seed=5)
+    network = network_of()
+    assert figures.agreements(network, held_out, 7) == {0.5: ["levels"], 1.0: ["levels"]}
+    assert [given[3] for given in asked] == ["weak", "strong"]
+    for _, schedule, some, _, *about in asked:
+        assert schedule is network.schedule
+        assert list(some.rows) == ["many"]
+        assert about == [[0.9, 0.4], 0.9, list, 5, 7]
+    figures.agreements(network, held_out)
+    assert asked[-1][-1] == 99
+    assert figures.agreements(network, replace(held_out, bank=Bank(x_0[:9]))) == {}
 
 
 def test_thumbnails_are_means_of_blocks():
