@@ -37,6 +37,12 @@ def test_squares_conform():
     check_generator(Squares(), ["a", "abcdef", "abc"])
 
 
+def test_a_generator_may_leave_some_of_its_noise_unused():
+    part = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
+    generate = lambda self, z, c: Squares.generate(self, part * z, c)
+    check_generator(type("Part", (Squares,), {"generate": generate})(), ["a", "abcdef"])
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

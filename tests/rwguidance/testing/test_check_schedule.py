@@ -21,6 +21,20 @@ class Rectified(Schedule):
         return torch.sigmoid(-0.5 * log_snr)
 
 
+class Slanted(Rectified):
+    """Straight lines, of slopes that single precision does not hold."""
+
+    def alpha(self, t):
+        return 1 - 0.9 * t
+
+    def sigma(self, t):
+        return 0.7 * t
+
+    def time(self, log_snr):
+        ratio = torch.exp(-0.5 * log_snr)
+        return ratio / (0.7 + 0.9 * ratio)
+
+
 class Backwards(Rectified):
     def alpha(self, t):
         return t
@@ -98,6 +112,7 @@ class InPlace(Rectified):
 def test_schedules_conform(schedule):
     check_schedule(schedule)
     check_schedule(Rectified())
+    check_schedule(Slanted())
 
 
 @pytest.mark.parametrize(
