@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 from dataclasses import replace
 
 import pytest
@@ -214,6 +215,25 @@ def test_the_curve_of_the_target_ends_where_its_draws_do():
     assert rows["exact", 1.0]["nats spent error"] > 0
     assert rows["far", 1.0]["nats spent"] in (1.0, 1.5, 2.0, 3.0)  # the last that all reach
     assert math.isnan(rows["far", 1.0]["nats spent error"])
+
+
+@pytest.mark.parametrize(
+    ("nats", "end"),
+    [(0.001, 1 / 16), (0.03, 1 / 16), (1 / 32, 1 / 8), (0.3, 1.0), (0.4, 1.5), (5.0, 8.0)],
+)
+def test_the_curve_of_the_target_goes_to_four_times_the_strengths(nats, end, monkeypatch):
+    asked = []
+    line = lambda draws, name, grid: asked.append(grid) or torch.tensor([grid] * 2).double()
+    monkeypatch.setattr(figures, "curve", line)
+    results = types.SimpleNamespace(
+        strengths=(nats / 2, nats), draws=None, aligned="aligned",
+        gains=lambda cell, name: torch.tensor([90.0, 91.0], dtype=torch.float64),
+    )  # fmt: skip
+    found = figures._Path(results).spent(Cell("far", nats))
+    assert found["nats spent"] == asked[0][-1] == end
+    assert asked[0][:3] == [0.0, 1 / 64, 1 / 16]
+    assert asked[0] == sorted(asked[0])
+    assert math.isnan(found["nats spent error"])
 
 
 def test_the_curve_of_the_target_ends_where_the_draws_of_one_prompt_do():

@@ -8,7 +8,7 @@ import torch
 
 from common import assert_within
 from pixel_law import QUIET, Brightness, mean_of, run
-from rwguidance import DDIM, Prediction, RectifiedSchedule
+from rwguidance import DDIM, Prediction, RectifiedSchedule, TwistedSMC
 from rwguidance.generation import SMC
 
 pytestmark = QUIET
@@ -75,6 +75,21 @@ def test_steps_have_the_noise_that_is_asked_for(tmp_path):
         assert made.rows[0].facts["ancestors"] < 12
         close.append(float(rewards.std()))
     assert close[0] < 0.6 * close[1]
+
+
+def test_particles_begin_from_noise_at_the_first_time_of_the_run(tmp_path, monkeypatch):
+    seen, sample = [], TwistedSMC.sample
+
+    def spy(self, model, *given, **options):
+        seen.append((model.start, given[0], given[2].tolist(), options, self.window))
+        return sample(self, model, *given, **options)
+
+    monkeypatch.setattr(TwistedSMC, "sample", spy)
+    method = SMC(6, beta=1.0, eta=0.5, threshold=0.5, pictures=2, window=(0.4, 0.9))
+    run(tmp_path, method, ["ab"], images=1, batch_size=4, steps=4)
+    ((start, sampler, times, options, window),) = seen
+    assert (start, sampler.eta, options, window) == (1.0, 0.5, {"batch_size": 4}, (0.4, 0.9))
+    assert times == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_a_prompt_without_a_finite_reward_is_said_to_have_none(tmp_path):

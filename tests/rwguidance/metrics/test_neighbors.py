@@ -105,6 +105,17 @@ class TestPrecisionRecall:
         made = Sample(column(0.0, 0.1, 0.2, 9.0), None, "aaab")
         assert precision_recall(made, Sample(real, None, "aaab"), 1).precision.value == 0.5
 
+    def test_units_are_the_prompts_of_both_sets_or_all_rows(self):
+        x, y = randn(0, 7, 2), randn(1, 8, 2)
+        by_prompt = precision_recall(Sample(x, None, "aabbccd"), Sample(y, None, "aabbeeff"), 2)
+        other = precision_recall(Sample(y, None, "aabbeeff"), Sample(x, None, "aabbccd"), 2)
+        for found in (by_prompt, other):
+            assert (found.precision.units, found.recall.units) == (6, 6)
+        assert other.precision == by_prompt.recall
+        assert other.recall == by_prompt.precision
+        by_row = precision_recall(x, y, 2)
+        assert (by_row.precision.units, by_row.recall.units) == (15, 15)
+
     def test_what_cannot_be_is_refused(self):
         x, y = randn(0, 4, 2), randn(1, 9, 2)
         with pytest.raises(ValueError, match=r"k must be .* 4 and 9, got 4"):

@@ -16,7 +16,7 @@ from rwguidance import (
     VPSchedule,
     toy,
 )
-from rwguidance.testing import check_model
+from rwguidance.testing import check_model, requirements
 from rwguidance.testing.batches import mixed_times
 from rwguidance.testing.requirements import require_same, untouched
 
@@ -292,6 +292,17 @@ def test_any_entry_of_an_argument_that_is_changed_is_noticed(place):
     prompts = ["a"]
     with noticed, untouched("f", it=prompts):
         prompts.append("b")
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_generator_of_any_device_counts_as_global_state(monkeypatch, changed):
+    states = [torch.zeros(2), torch.zeros(2)]
+    monkeypatch.setattr(requirements, "_random_state", lambda: [one.clone() for one in states])
+    with untouched("f"):
+        pass
+    noticed = pytest.raises(AssertionError, match=r"^f must not use the global random state")
+    with noticed, untouched("f"):
+        states[changed][1] = 1
 
 
 def test_what_agrees_may_be_in_two_dtypes():

@@ -169,6 +169,14 @@ def test_gradients_are_compared_in_double_precision(dtype):
     assert seen[-6] == (dtype, torch.float32)
 
 
+def test_rounding_of_large_rewards_beside_small_ones_is_no_wrong_gradient():
+    def reward(x, condition):
+        lengths = torch.tensor([len(prompt) for prompt in condition], dtype=torch.float64)
+        return x.flatten(1).sum(1).double() + 1e9 * lengths
+
+    check_reward(reward, ITEMS, PROMPTS, differentiable=True)
+
+
 def test_one_item_shows_nothing():
     with pytest.raises(AssertionError, match="x must hold at least two samples"):
         check_reward(cubic, ITEMS[:1])
