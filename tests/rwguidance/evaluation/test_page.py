@@ -191,6 +191,10 @@ def test_curves_are_the_figures_of_the_table(results, table):
     of = lambda method, nats: next(
         row for row in table.rows if (row["method"], row["nats"]) == (method, nats)
     )
+    gains = [f"gain in {name}" for name in ("aligned", "follows", "falls")]
+    assert [panel.y for panel in panels["strength"]] == [
+        *gains, "share of the target's gain", "energy distance in itself"
+    ]  # fmt: skip
     share = next(panel for panel in panels["strength"] if panel.y.startswith("share"))
     assert share.level == 1
     # The best of 4 has no strength.

@@ -8,6 +8,8 @@ from rwguidance.bank import Bank
 from rwguidance.generation import SMC, Importance, Pool, Resample, Store
 from rwguidance.generation.noise import NoiseChain
 from rwguidance.generation.run import Run
+from rwguidance.support.fingerprint import fingerprint
+from square_generator import Squares
 
 pytestmark = QUIET
 
@@ -64,6 +66,56 @@ def test_banks_of_several_pictures_fill_batches_together(tmp_path, kept):
         again = Run(law, Brightness(), law.times(2), 0, 4, None, Store(tmp_path))
         assert torch.equal(again.bank("ab", 3, *streams[3]).x_0, together[3].x_0)
         assert law.calls == before
+
+
+def test_an_origin_names_all_that_draws_depend_on(tmp_path):
+    law, other, store = Law(), Law(std=0.2), Store(tmp_path)
+    make = lambda law, reward=None, **options: Run(
+        law, reward or Brightness(), Law().times(2), 5, store=store, **options
+    )
+    one = make(law, negative_prompt="ugly")
+    assert one.origin == {
+        "backbone": fingerprint(law, law.incidental),
+        "sampler": fingerprint(law.sampler),
+        "times": [1.0, 0.5, 0.0],
+        "negative prompt": "ugly",
+        "seed": 5,
+    }
+    assert (one.reward_key, one.undescribed) == (fingerprint(Brightness()), [])
+    assert make(other).origin["backbone"] not in (None, one.origin["backbone"])
+    assert make(law, Brightness(factor=2.0)).reward_key not in (None, one.reward_key)
+    assert make(Squares()).origin["sampler"] == "one call"
+    plain = make(law, lambda images, prompts: images.mean((1, 2, 3)))
+    assert plain.reward_key is None
+    (reason,) = plain.undescribed
+    assert "cannot say" in reason
+    assert plain.drawer("ab", ["bank"]) is not None
+    silent = make(type("Silent", (Law,), {})())
+    assert silent.origin["backbone"] is None
+    assert silent.drawer("ab", ["bank"]) is None
+
+
+def test_one_value_of_each_kind_is_kept_and_so_is_a_failure():
+    run, made = Run(Law(), Brightness(), Law().times(2)), []
+
+    def keep(kind, key):
+        return run.keep(kind, key, lambda: made.append((kind, key)) or f"value {key}")
+
+    def fail():
+        made.append("failed")
+        raise RuntimeError("out of luck")
+
+    calls = [("a", 1), ("a", 1), ("b", "value 1"), ("a", 1), ("a", 2), ("a", 1), ("b", "value 1")]
+    assert [keep(*call) for call in calls] == [f"value {key}" for _, key in calls]
+    assert made == [("a", 1), ("b", "value 1"), ("a", 2), ("a", 1)]
+    made.clear()
+    with pytest.raises(RuntimeError, match=r"^out of luck$"):
+        run.keep("a", 3, fail)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^RuntimeError: out of luck$"):
+            run.keep("a", 3, fail)
+    assert made == ["failed"]
+    assert keep("a", 4) == "value 4"
 
 
 class Trained(Law):

@@ -8,6 +8,7 @@ import torch
 from common import assert_within, randn
 from rwguidance import metrics
 from rwguidance.metrics import Sample, blocks, precision_recall, precision_recall_curve
+from rwguidance.metrics.neighbors import _curve
 
 cdf = torch.distributions.Normal(0.0, 1.0).cdf
 
@@ -199,6 +200,29 @@ class TestCurve:
             # Where both are, ten times the density of the target is more than the method's.
             covered.append(abs(float(found.precision[0]) - 0.7) < 1.96 * float(found.error[0]))
         assert_within(sum(covered) / 200, 0.95, math.sqrt(0.95 * 0.05 / 200), z=3.5)
+
+    @pytest.mark.parametrize("grouped", [False, True])
+    def test_the_error_is_the_jackknife_over_units_given_the_guess(self, grouped):
+        ratios, n, m = torch.tensor([0.25, 3.0], dtype=torch.float64), 9, 7
+        names = ("aabbbccdd", "dcbabca") if grouped else (None, None)
+        x, y = Sample(randn(0, n, 1), randn(1, n), names[0]), Sample(randn(2, m, 1), None, names[1])
+        inside = randn(3, 2, n) > 0, randn(4, 2, m) > 0
+        found = _curve(ratios, *inside, x, y)
+
+        def value(left):
+            keep = lambda sample, first: torch.tensor(
+                [u not in left for u in sample.groups or range(first, first + len(sample))]
+            )
+            q, p = x.shares * keep(x, 0), y.shares * keep(y, n)
+            return ratios * (inside[1] * p).sum(1) / p.sum() + (~inside[0] * q).sum(1) / q.sum()
+
+        units = "abcd" if grouped else range(n + m)
+        without = torch.stack([value({unit}) for unit in units])
+        spread = (without - without.mean(0)).square().sum(0)
+        expected = ((len(units) - 1) / len(units) * spread).sqrt()
+        torch.testing.assert_close(found.error, expected)
+        torch.testing.assert_close(found.precision, value(()))
+        assert found.units == len(units)
 
     def test_groups_are_the_units(self):
         groups = [i % 40 for i in range(800)]

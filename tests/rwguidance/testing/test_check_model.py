@@ -107,6 +107,13 @@ class Inconsistent(Good):
         return replace(prediction, noise=prediction.noise * 1.001)
 
 
+class OneInconsistent(Good):
+    def forward(self, x_t, t, condition=None):
+        prediction = super().forward(x_t, t)
+        prediction.noise[-1, 0] += 1e-6
+        return prediction
+
+
 class OtherScales(Good):
     def forward(self, x_t, t, condition=None):
         prediction = super().forward(x_t, t)
@@ -206,6 +213,7 @@ def test_a_condition_of_a_foreign_type_needs_a_selector():
         (Scaled(), "must not change its argument x_t"),
         (OneColumn(), r"the mean predicted by OneColumn must have shape \(16, 2\), got \(16, 1\)"),
         (Inconsistent(), r"must satisfy alpha \* mean \+ sigma \* noise = x_t"),
+        (OneInconsistent(), r"= x_t, but at t = 0\.1 it is off by 1e-07; build it with"),
         (OtherScales(), "scales of a prediction of OtherScales must be schedule.at"),
         (JustTheMean(), "must return a Prediction, got Tensor"),
         (Half(), "mean predicted by Half must be float32 or wider, got torch.float16"),
