@@ -106,6 +106,19 @@ class TestPrecisionRecall:
         made = Sample(column(0.0, 0.1, 0.2, 9.0), None, "aaab")
         assert precision_recall(made, Sample(real, None, "aaab"), 1).precision.value == 0.5
 
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_without_a_block_that_has_nearly_all_there_are_no_balls_and_no_errors(self, swapped):
+        many, few = (
+            Sample(randn(0, 9, 1), None, "aaabbbccc"),
+            Sample(randn(1, 6, 1), None, "aaaabc"),
+        )
+        figures = lambda k: precision_recall(*((few, many) if swapped else (many, few)), k)
+        inside_few, inside_many = (1, 0) if swapped else (0, 1)
+        for k, known in ((1, True), (2, False)):  # without a, few are two
+            found = figures(k).precision, figures(k).recall
+            assert math.isfinite(found[inside_few].error) == known
+            assert math.isfinite(found[inside_many].error)
+
     def test_units_are_the_prompts_of_both_sets_or_all_rows(self):
         x, y = randn(0, 7, 2), randn(1, 8, 2)
         by_prompt = precision_recall(Sample(x, None, "aabbccd"), Sample(y, None, "aabbeeff"), 2)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,6 +69,27 @@ def test_pieces_in_any_order_with_gaps_and_overlaps_are_one_column(
         assert torch.equal(column.read(rows), entries(rows, 2))
     with pytest.raises(ValueError, match=rf"rows {len(column)} to .* are not there"):
         column.read(range(len(column) + 1))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_pieces_that_the_disk_does_not_take_are_one_column_in_memory(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError("no space left")
+
+    column = Store(tmp_path).of({}).column("x_0")
+    column.append(20, entries(range(20, 22), 2))
+    monkeypatch.setattr(Column, "_write", full)
+    for start, n in ((4, 3), (0, 2), (1, 8), (12, 2), (3, 8), (18, 5)):
+        values = entries(range(start, start + n), 2)
+        column.append(start, values)
+        assert torch.equal(column.read(range(start, start + n)), values)
+        values.zero_()  # what is kept is a copy
+        column.read(range(start, start + n)).zero_()
+    there = [0, 2, 4, 7, 9, 11], [12, 14], [18, 20, 22, 23]  # where pieces begin and end
+    assert column._parts() == [range(*ends) for some in there for ends in pairwise(some)]
+    assert torch.equal(column.read(range(11)), entries(range(11), 2))
+    assert torch.equal(column.read(range(18, 23)), entries(range(18, 23), 2))
+    assert column.missing(range(25)) == [range(11, 12), range(14, 18), range(23, 25)]
 
 
 def test_gaps_lie_between_parts():

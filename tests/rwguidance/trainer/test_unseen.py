@@ -47,6 +47,14 @@ def test_the_exact_shift_agrees_up_to_errors():
         assert level.chance == 0.01
 
 
+@pytest.mark.parametrize(("draws", "n"), [(160, 12), (80, 24)])
+def test_half_a_bank_is_the_ceiling_of_what_agrees_with_both(draws, n):
+    # Halves that have |s|^2 in common, of |s|^2 / c each, have |s|^2 (1 + 1 / c) / 2 as their mean.
+    for level in found(exact, draws=draws, n=n):
+        expected = math.sqrt(2 * level.ceiling / (1 + level.ceiling)) * level.cosine.value
+        assert level.raw == pytest.approx(expected, rel=0.02)
+
+
 def test_noise_and_shortness_of_small_banks_are_taken_out():
     for level in found(exact, draws=40, n=60):
         assert level.ceiling < 0.8  # noise there is
