@@ -193,15 +193,18 @@ class _Compared:
     def row(self, pictures: Pictures) -> Row:
         """Returns the distances of a cell and of the base, over the prompts that have both."""
 
-        name = self.name
+        name, draws = self.name, self.results.draws
         sets = [pictures.embeddings.get(name), self.results.base.embeddings.get(name)]
         if any(one is None for one in sets):
             return {}
         own, base = [one for one in sets if one is not None]
         where = tuple(
             i
-            for i, log_w in enumerate(self.target.log_weights)
-            if log_w is not None and all(bool(one[i].isfinite().all()) for one in (own, base))
+            for i, (log_w, drawn) in enumerate(zip(self.target.log_weights, draws, strict=True))
+            if log_w is not None
+            and drawn is not None
+            and name in drawn.embeddings  # which may have failed on the draws of this prompt
+            and all(bool(one[i].isfinite().all()) for one in (own, base))
         )
         pooled = own.shape[1] < 2
         if len(where) < (3 if pooled else 1):

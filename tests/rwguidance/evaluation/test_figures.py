@@ -185,6 +185,28 @@ def test_a_cell_may_lack_an_embedding_that_the_base_has(few):
     within(row, "share", 1.0)
 
 
+def test_an_embedding_that_fails_on_the_draws_of_a_prompt_leaves_out_that_prompt(few):
+    bare = replace(few.draws[1], embeddings={})
+    found = by_cell(replace(few, draws=[few.draws[0], bare, *few.draws[2:]]))
+    expected = by_cell(without(few, 1))
+    for name in ("energy", "base energy", "nearer"):
+        for part in (f"itself {name}", f"itself {name} error"):
+            assert found["exact", 0.5][part] == pytest.approx(expected["exact", 0.5][part])
+    assert found["exact", 0.5]["share"] == by_cell(few)["exact", 0.5]["share"]
+    assert "itself diversity" in by_cell(few)[TILTED, 0.5]
+    assert "itself diversity" not in found[TILTED, 0.5]
+
+
+def test_pictures_without_a_whole_embedding_have_no_diversity(few):
+    cell = Cell("exact", 0.5)
+    some = few.cells[cell]
+    holed = some.embeddings["itself"].clone()
+    holed[..., 2] = math.nan
+    pictures = replace(some, embeddings={"itself": holed})
+    row = by_cell(replace(few, cells={BASE: few.base, cell: pictures}))["exact", 0.5]
+    assert not [name for name in row if name.startswith("itself")]
+
+
 def test_there_may_be_no_target_and_no_embedding(few):
     bare = replace(few, draws=[None] * 5, embeddings=(), cells=dict(list(few.cells.items())[:2]))
     rows = by_cell(bare)

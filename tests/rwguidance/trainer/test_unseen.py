@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common import randn
 from rwguidance import Bank, RectifiedSchedule, Tilt, toy
 from rwguidance.networks import GuidanceNetwork
+from rwguidance.support.randomness import generator_for
 from rwguidance.trainer import agreement, figures
 from rwguidance.trainer.figures import Thumbnail, levels_of, weights_explained
 from rwguidance.trainer.held_out import HeldOut
-from rwguidance.trainer.unseen import _part, _quarters
+from rwguidance.trainer.unseen import _chance, _part, _quarters
 
 SCHEDULE = RectifiedSchedule()
 LAW = toy.Gaussian([0.0, 0.0, 0.0], torch.eye(3))
@@ -112,6 +114,35 @@ def test_chance_is_small_too_where_shifts_of_states_differ_and_their_mean_is_non
     output = lambda model, x_t, t, condition: -x_t
     (level,) = agreement(output, SCHEDULE, known, tilt, (0.6,), 1.0, lambda prompts: prompts)
     assert level.chance == 0.01
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_chance_is_the_share_of_shuffles_whose_shift_is_as_near(flat):
+    x_0 = LAW.sample(60, torch.Generator().manual_seed(0))
+    known = Bank(x_0, ["few"] * 11 + ["many"] * 49, TILT.score(x_0))  # of 2 states and of 8
+    parts = tuple(_part(known, part) for part in range(3))
+    own, x_t = randn(1, 10, 3), randn(2, 10, 3)
+    t = torch.linspace(0.8, 0.4, 10, dtype=torch.float64)
+    found = _chance(own, x_t, SCHEDULE.at(t, like=x_t), flat, parts, TILT, 3, 40)
+
+    generator = generator_for(3, "shuffles")
+    shifts = []
+    for prompt, rows in parts[0].rows.items():
+        x = torch.cat([half.x_0[half.rows[prompt]] for half in parts[1:]])
+        orders = [
+            torch.arange(len(x)),
+            *(torch.randperm(len(x), generator=generator) for _ in range(40)),
+        ]
+        for i in range(rows.start, rows.stop):
+            near = -0.5 * ((x_t[i] - (1 - t[i]) * x) / t[i]).square().sum(1)
+            near = torch.zeros(len(x), dtype=torch.float64) if flat else near
+            log_w = x @ torch.tensor([0.6, -0.4, 0.5], dtype=torch.float64)
+            tilted = [(near + log_w[order]).softmax(0) @ x for order in orders]
+            shifts.append(torch.stack(tilted) - near.softmax(0) @ x)
+    shift = torch.stack(shifts, 1)  # of orders and states
+    cosines = (shift * own).sum((1, 2)) / shift.square().sum((1, 2)).sqrt()
+    assert found == float((cosines >= cosines[0]).double().mean())
+    assert 0.1 < found < 0.9
 
 
 def test_outputs_are_held_against_the_shift_of_the_mean():
