@@ -57,6 +57,23 @@ def test_the_disk_is_waited_for_once_however_many_batches_there_are(tmp_path, wa
     assert counts[0] == counts[1] <= 6
 
 
+def test_a_large_shard_is_waited_for_and_a_small_one_is_not_whatever_was_there_first(
+    tmp_path, waited
+):
+    for name, rows in (("small", range(9)), ("large", range(80))):
+        column = Store(tmp_path, 1200).of({}).column(name)  # some 100 bytes, and 12 for each row
+        column.append(0, draw(rows), durable=False)
+        (first,) = column._shards()
+        for new, large in ((range(100, 104), False), (range(200, 280), True)):
+            waited.clear()
+            column.append(new.start, draw(new), durable=False)
+            (shard,) = {*column._shards()} - {first}
+            assert (2 * shard.bytes > 1200) == large
+            assert ((column.folder / shard.name).stat().st_ino in waited) == large
+            (column.folder / shard.name).unlink()
+            column._manifest.write([first])
+
+
 @pytest.mark.parametrize("shard_bytes", [200, 600, 2**26])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_loss_of_power_costs_the_batches_of_a_call_that_had_not_finished(

@@ -11,7 +11,12 @@ from torch import nn
 from rwguidance import DiscreteSchedule, NoiseModel, Tilt, VPSchedule
 from rwguidance.losses import itakura_saito, log_mse
 from rwguidance.support import digests
-from rwguidance.support.fingerprint import Undescribed, fingerprint, fingerprint_or_reason
+from rwguidance.support.fingerprint import (
+    Undescribed,
+    _Describer,
+    fingerprint,
+    fingerprint_or_reason,
+)
 from rwguidance.support.user_code import load_object
 
 
@@ -121,6 +126,23 @@ def test_how_many_entries_are_read_at_once_does_not_count(whole, monkeypatch):
 
 def test_up_to_64_mebibytes_all_count():
     assert digests.WHOLE == 2**26
+
+
+def test_what_holds_itself_is_described_by_how_far_up_it_is():
+    inner = ["a"]
+    inner.append(inner)
+    around = lambda steps: ("around", str(steps))
+    own = _Describer(()).describe(inner, "")
+    assert own[1][1] == around(1)
+    for depth, outer in ((1, [inner]), (2, [[inner]])):
+        found = _Describer(()).describe(outer, "")
+        for _ in range(depth):
+            (found,) = found[1]
+        assert found == own  # wherever it is
+    outer = [["a"]]
+    outer[0].append(outer)
+    assert _Describer(()).describe(outer, "")[1][0][1][1] == around(2)
+    assert fingerprint(outer) != fingerprint([inner])
 
 
 def test_of_exactly_as_many_bytes_all_count(monkeypatch):
