@@ -2,8 +2,10 @@
 
 import types
 
+import pytest
 import torch
 
+from common import assert_within
 from rwguidance.app.demo import comparison
 from rwguidance.app.demo.comparison import compare
 
@@ -55,3 +57,18 @@ def test_normal_laws_and_quadratic_rewards_are_compared_too(capsys, monkeypatch)
     assert found["exact"] == ["0.000"] * 5
     assert all(float(error) < 0.2 for error in found["importance"][:3])
     assert found["ess"][0].startswith(("3", "4e+03"))
+
+
+def test_means_of_the_mixture_lie_on_a_sphere():
+    law = comparison._law("mixture", 5, torch.Generator().manual_seed(0))
+    x = law.sample(40_000, torch.Generator().manual_seed(1))
+    # E |x|^2 is that of the means, 1.5^2, and the variance of five entries.
+    squares = x.square().sum(1)
+    assert_within(squares.mean(), 2.25 + 5 * 0.2, squares.std() / 200)
+    shares = law.log_weights.exp()
+    assert shares.tolist() == [0.25] * 4
+    assert law.means.norm(dim=1).tolist() == pytest.approx([1.5] * 4)
+    unit = comparison._law("gaussian", 3, torch.Generator())
+    draws = unit.sample(20_000, torch.Generator().manual_seed(2))
+    assert torch.allclose(torch.cov(draws.T), torch.eye(3, dtype=torch.float64), atol=0.05)
+    assert float(draws.mean(0).abs().max()) < 0.05

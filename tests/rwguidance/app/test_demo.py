@@ -18,8 +18,8 @@ from rwguidance.app.demo import run
 from rwguidance.app.demo.digits import PROMPTS, Digits, lightness, thickness
 from rwguidance.app.demo.figures import draw_pictures
 from rwguidance.app.demo.mixture import problem
-from rwguidance.app.demo.pictures import Case, Pairs, Settings, Task, write_csv
-from rwguidance.evaluation import embeddings, prompts
+from rwguidance.app.demo.pictures import Case, Pairs, Settings, Task, _pairs, write_csv
+from rwguidance.evaluation import BASE, Cell, embeddings, prompts
 from rwguidance.generation import BestOfN, Importance, Network
 from rwguidance.prediction import Prediction
 from rwguidance.support.randomness import normal
@@ -322,6 +322,26 @@ class TestCommand:
         code, out, err = command("--out", str(tmp_path))
         assert (code, out) == (1, "")
         assert err == f"error: the demo needs {module}: pip install 'rwguidance[demo]'\n"
+
+
+def test_first_pictures_of_model_and_first_method_are_paired(tmp_path):
+    def saved(name, seed):
+        levels = numpy.random.default_rng(seed).integers(0, 256, (2, 4, 3), dtype=numpy.uint8)
+        Image.fromarray(levels).save(tmp_path / name)
+        return levels.transpose(2, 0, 1) / 255
+
+    cells, expected = {}, {}
+    for i, cell in enumerate((BASE, Cell("first", 1.0), Cell("second", 1.0))):
+        names = [f"{i}-{number}.png" for number in range(3)]
+        expected[cell] = numpy.stack([saved(name, f) for f, name in enumerate(names, 10 * i)])
+        files = {number: tmp_path / name for number, name in enumerate(names)}
+        cells[cell] = types.SimpleNamespace(files=files)
+    results = types.SimpleNamespace(cells=cells, prompts=["a", "b", "c"])
+    pairs = _pairs(types.SimpleNamespace(name="mine"), results)
+    assert pairs.model == "mine"
+    for found, cell in ((pairs.base, BASE), (pairs.aligned, Cell("first", 1.0))):
+        assert found.shape == (3, 1, 3, 2, 4)
+        assert found[:, 0].numpy() == pytest.approx(expected[cell])
 
 
 def test_columns_of_a_table_are_in_the_order_of_its_first_row(tmp_path):

@@ -245,3 +245,9 @@ def test_pictures_have_three_channels(shufflenet):
         embedding(IMAGES[0])
     with pytest.raises(TypeError, match="images must be a floating-point tensor"):
         embedding((255 * IMAGES).byte())
+
+
+def test_missing_weights_are_said_to_be_those_of_the_embedding(tmp_path):
+    message = f"^no file or directory with the embedding 'torchvision:resnet18' at {tmp_path}/none$"
+    with pytest.raises(FileNotFoundError, match=message):
+        embeddings.load("torchvision:resnet18", tmp_path / "none")
