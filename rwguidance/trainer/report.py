@@ -90,7 +90,7 @@ def _json(findings: Findings, table: Table | None) -> str:
     lengths = findings.lengths
     whole = {
         "facts": findings.facts,
-        "loss": {"first": _end(findings.losses, 0), "last": _end(findings.losses, -1)},
+        "loss": dict(zip(("first", "last"), _ends(findings.losses), strict=True)),
         "during the training": findings.curves,
         "agreement": {
             f"{nats:g}": [_level(level) for level in levels]
@@ -131,9 +131,11 @@ def _level(level: Level) -> dict[str, Any]:
     return {**found, **{name: getattr(level, name) for name in plain}}
 
 
-def _end(losses: Tensor, end: int) -> float:
+def _ends(losses: Tensor) -> tuple[float, float]:
+    """Returns the mean loss of the first twentieth of the steps, and of the last."""
+
     part = max(1, len(losses) // 20)
-    return float((losses[:part] if end == 0 else losses[-part:]).mean())
+    return float(losses[:part].mean()), float(losses[-part:].mean())
 
 
 def _doubts(nats: float, level: Level) -> list[str]:
@@ -279,7 +281,8 @@ def _points(found: Mapping[int, float]) -> list[Point]:
 
 
 def _loss(losses: Tensor) -> str:
+    first, last = _ends(losses)
     return (
-        f"{_end(losses, 0):.4g} in the first twentieth of {len(losses):,} steps, "
-        f"{_end(losses, -1):.4g} in the last; log.csv has every step."
+        f"{first:.4g} in the first twentieth of {len(losses):,} steps, "
+        f"{last:.4g} in the last; log.csv has every step."
     )

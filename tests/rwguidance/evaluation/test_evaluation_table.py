@@ -53,6 +53,9 @@ def test_markdown_and_latex_show_figures_with_errors(table):
          "MiB"],
     ]  # fmt: skip
     text = (folder / "table.md").read_text(encoding="utf-8")
+    for head in heads:
+        rule = "|".join(["", " --- ", *[" ---: "] * (len(head) - 1), ""])
+        assert f"| {' | '.join(head)} |\n{rule}\n| " in text
     assert "| exact | 0.25 | 2.121 ± 0.000 | 1.00 ± 0.00 | 1.0" in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Reward and target", "## Gains in what no method sees", "## Laws in itself", "## Costs"

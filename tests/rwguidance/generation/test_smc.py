@@ -117,6 +117,12 @@ def test_wrong_settings_are_named():
             SMC(**wrong)
     times = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
     SMC(kl=1.0).check(times)
-    for method, grid in ((SMC(kl=1.0, window=(0.0, 0.6)), times), (SMC(kl=1.0), times[::2])):
-        with pytest.raises(ValueError, match="window must hold the time of a step before the last"):
+    long = torch.tensor([0.9, 0.81234, 0.5, 0.0], dtype=torch.float64)
+    for method, grid, looks in (
+        (SMC(kl=1.0, window=(0.0, 0.6)), times, r"1; got \(0.0, 0.6\)"),
+        (SMC(kl=1.0, window=(0.0, 0.6)), long, r"0.9, 0.812; got \(0.0, 0.6\)"),
+        (SMC(kl=1.0), times[::2], r"none: smc needs two steps at least; got \("),
+    ):
+        message = f"^window must hold the time of a step before the last, {looks}"
+        with pytest.raises(ValueError, match=message):
             method.check(grid)

@@ -1,6 +1,7 @@
 """The forecast: counts that a run confirms, and minutes from its first batch."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -129,3 +130,15 @@ def test_minutes_are_those_of_the_calls_and_of_the_pictures():
     few = Forecast("1", Work(calls=600, drawn=1, decoded=30, scored=90), 10, said.append, judged=6)
     few.timed(images=3, sampling=2.0, scoring=4.0, judging=60.0)  # 20 s more for six pictures
     assert said[-1] == "about 6 minutes, by the first batch"
+
+
+def test_the_first_batch_of_pairs_is_timed_part_by_part(tmp_path, monkeypatch):
+    found = []
+    timed = lambda self, images, sampling, scoring: found.append((images, sampling, scoring))
+    monkeypatch.setattr("rwguidance.generation.work.Forecast.timed", timed)
+    start = time.perf_counter()
+    run(tmp_path, BestOfN(2), ["ab"], images=3, batch_size=2, steps=2)
+    took = time.perf_counter() - start
+    assert [images for images, *_ in found] == [2, 1]
+    assert min(min(seconds) for _, *seconds in found) > 0
+    assert sum(sum(seconds) for _, *seconds in found) < took

@@ -273,6 +273,11 @@ def test_the_label_and_the_manifest_can_be_read_by_others(tmp_path):
     manifest = json.loads(path.read_text())
     assert (manifest["column"], manifest["origin"]) == ("rewards/pick", {"reward": "p"})
     (shard,) = manifest["shards"]
+    turned = dict(reversed(manifest.items()))  # as others may write it
+    path.write_text(json.dumps({**turned, "shards": [dict(reversed(shard.items()))]}))
+    found = Store(tmp_path).of(drawer.origin).column("rewards/pick", {"reward": "p"})._manifest
+    assert found.complete
+    assert not found.damaged
     assert (shard["start"], shard["stop"]) == (0, 3)
     assert re.fullmatch("[0-9a-f]{64}", shard["sha256"])
 

@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import sys
+import types
+from contextlib import ExitStack
 
 import pytest
 
@@ -32,6 +34,29 @@ def test_a_second_holder_is_refused_at_once_and_told_who_is_the_first(tmp_path):
     assert not list(folder.iterdir())
     with locked(folder):
         pass
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_another_holder_is_waited_for_as_long_as_is_asked_for(tmp_path, monkeypatch, released):
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    with ExitStack() as first:
+        first.enter_context(locked(tmp_path))
+
+        def sleep(seconds):
+            assert 0 < seconds <= 0.05
+            clock.now += seconds
+            if released and clock.now > 100.3:
+                first.close()
+
+        clock.sleep = sleep
+        monkeypatch.setattr(locks, "time", clock)
+        if released:
+            with locked(tmp_path, 0.5):
+                assert clock.now == pytest.approx(100.3, abs=0.05)
+            return
+        with pytest.raises(ValueError, match="is in use by"), locked(tmp_path, 0.5):
+            pass
+        assert clock.now == pytest.approx(100.5, abs=0.05)
 
 
 def test_a_holder_that_died_holds_nothing(tmp_path):
