@@ -1,5 +1,6 @@
 """Options that commands share: how their values are read."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -8,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from rwguidance.app.cli import _options, _paths
-from rwguidance.app.commands.options import takes_settings
+from rwguidance.app.commands.options import plain_warnings, takes_settings
 from rwguidance.generation.base import Guided
 from rwguidance.generation.settings import method_options
 
@@ -100,3 +101,12 @@ def test_the_help_of_a_setting_is_its_meaning(walk):
     for option in method_options({"walk": Walk}):
         assert option.help in help
     assert "Number of steps (walk, required)." in help
+
+
+def test_a_warning_is_one_plain_line(capsys):
+    with plain_warnings():
+        warnings.warn("a plug-in fails\x1b[31m", RuntimeWarning, stacklevel=1)
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("warning: a plug-in fails")
+    assert "\x1b" not in said.err

@@ -12,6 +12,7 @@ import tiny_checkpoints as tiny
 from preference_files import CAPTIONS, encoded, pick_a_pic
 from rwguidance import rewards
 from rwguidance.app.cli import app
+from rwguidance.app.commands.sources import Sources
 from rwguidance.app.commands.train_reward import _as_path
 from rwguidance.preparation import Prepared
 from rwguidance.trainer.preferences import fit_reward, fit_weights, read_comparisons
@@ -48,7 +49,8 @@ def root(tmp_path_factory):
         command(*prepare)
         command(*prepare, "--features", "pickscore", *TOWER)
         train = ("train-reward", "--data", "data", "--features", "pickscore", *TOWER)
-        command(*train, "--ridge", 0.1, "--out", "made/reward")
+        said = command(*train, "--ridge", 0.1, "--out", "made/reward").output
+        (root / "said.txt").write_text(said)
     return root
 
 
@@ -115,6 +117,22 @@ class TestTheFolder:
         card = (root / "made/reward/README.md").read_text()
         for text in ("agreement of learned", "agreement of mine.py:light", "slope", "held out"):
             assert text in card
+
+    def test_figures_are_said(self, root):
+        said = " ".join((root / "said.txt").read_text().split())
+        assert "agreement of learned: " in said
+        assert "made/reward has the reward and its card: --reward made/reward" in said
+
+    def test_a_folder_of_weights_is_noted_as_it_is_found_from_anywhere(self, root, monkeypatch):
+        tower, kept = rewards.load("pickscore", path="tower", verify=False), []
+        monkeypatch.setattr(Sources, "reward", lambda self, name: tower)
+        monkeypatch.setattr(Sources, "check", lambda self, *names: None)
+        keep = lambda self, out, place, options, card: kept.append(place)
+        monkeypatch.setattr(LearnedReward, "save_pretrained", keep)
+        train = ("train-reward", "--data", "data", "--features", "pickscore", "--ridge", 0.1)
+        for path in ((), ("--path", "pickscore=hf://a/tower"), ("--path", "pickscore=tower")):
+            command(*train, "--out", "made/other", *path)
+        assert kept == [None, "hf://a/tower", str(Path.cwd() / "tower")]
 
     def test_two_spreads_around_zero_are_usual(self):
         found = fit_reward(Prepared("data"), "pickscore", 0.1)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from rwguidance.evaluation.curves import COLORS, Measured, drawn, inline, panels_of
 from rwguidance.evaluation.figures import rows_of
-from rwguidance.evaluation.page import write_page
+from rwguidance.evaluation.page import _legend, write_page
 from rwguidance.evaluation.results import BASE, Cell
 from rwguidance.evaluation.sheet import shown
 from rwguidance.evaluation.table import Table
@@ -226,6 +227,15 @@ def test_a_panel_has_six_methods_and_the_page_says_how_many_more():
     assert drawn(results) == [f"m{i}" for i in range(len(COLORS))]
     panels = panels_of(results, rows_of(results))
     assert all(len(panel.lines) == 6 for some in panels.values() for panel in some)
+
+
+@pytest.mark.parametrize(("methods", "more"), [(6, ""), (7, "1 more"), (9, "3 more")])
+def test_the_legend_counts_methods_beyond_its_colors(methods, more):
+    cells = {BASE: None, **{Cell(f"m{i}", nats): None for i in range(methods) for nats in (1, 2)}}
+    legend = _legend(SimpleNamespace(cells=cells))
+    assert ("more methods are in the table" in legend) == bool(more)
+    assert f"<li>{more} methods" in legend or not more
+    assert [f"m{i}" in legend for i in range(methods)] == [i < 6 for i in range(methods)]
 
 
 def test_the_sheet_has_one_strength_and_the_rewards_of_the_picture_shown(results):

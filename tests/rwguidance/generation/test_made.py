@@ -1,6 +1,9 @@
 """Pictures of an earlier generation: their prompts are told by its table as they are."""
 
+import torch
+
 from rwguidance.generation.made import Made, read_made
+from rwguidance.generation.pictures import read_facts, save_picture
 
 
 def test_spaces_of_prompts_are_part_of_them(tmp_path):
@@ -20,3 +23,12 @@ def test_spaces_of_prompts_are_part_of_them(tmp_path):
     }
     (tmp_path / "results.csv").unlink()
     assert read_made(tmp_path, names[:1]) == {"a/0-base.png": None}
+
+
+def test_facts_are_read_without_the_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    image = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
+    save_picture(image, path, {"prompt": "a cat", "kind": "aligned"})
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert read_facts(path) is None
+    assert read_made(tmp_path, ["a.png"]) == {"a.png": Made("a cat", "aligned")}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from common import assert_within
 from pixel_law import QUIET, Brightness, Law, mean_of, run, spread
-from rwguidance import RectifiedSchedule
+from rwguidance import Bank, RectifiedSchedule, Tilt
 from rwguidance.generation import (
     SMC,
     BestOfN,
@@ -279,3 +280,19 @@ def test_facts_have_two_digits_of_numbers_and_three_of_shares(tmp_path):
     for name, values in seen.items():
         assert values == [round(value, DIGITS[name]) for value in values], name
         assert values != [round(value, DIGITS[name] - 1) for value in values], name
+
+
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_the_best_is_never_one_without_a_reward(beta):
+    low = -math.inf
+    base, bases = torch.tensor([[10.0], [20.0], [30.0]]), torch.tensor([low, 5.0, math.nan])
+    others = [[low, low, -3.0], [low, low, low], [low, 7.0, low]]
+    banks = lambda prompt, n, streams: [
+        Bank(torch.arange(3.0)[:, None] + 10 * i, None, torch.tensor(others[i])) for _, i in streams
+    ]
+    run = types.SimpleNamespace(
+        seed=0, banks=banks, reward=None, keep=lambda what, key, make: Tilt(Brightness(), beta)
+    )
+    found = BestOfN(4, beta=beta).align(run, "ab", [0, 1, 2], base, bases)
+    assert found.x_0.flatten().tolist() == [2.0, 20.0, 21.0]
+    assert list(found.each) == [{"chosen": 3}, {"chosen": 0}, {"chosen": 2}]

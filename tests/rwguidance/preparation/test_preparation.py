@@ -117,6 +117,9 @@ class TestLayouts:
         read = layout_of(["prompt", "image_path", "rank"]).read
         row = read({"prompt": "p", "image_path": ["a", "b", "c"], "rank": [2, 0, 1]})
         assert (row.pictures, row.ranks) == (("a", "b", "c"), (2.0, 0.0, 1.0))
+        read = layout_of(["prompt", "image_path", "human_preference"]).read
+        row = read({"prompt": "p", "image_path": ["a", "b"], "human_preference": [0, 1]})
+        assert (row.pictures, row.ranks) == (("a", "b"), (0.0, -1.0))  # the second is the best
         row = layout_of(["prompt", "path1", "path2"]).read(
             {"prompt": "p", "path1": "a", "path2": "b"}
         )

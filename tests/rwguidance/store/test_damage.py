@@ -212,6 +212,19 @@ def test_a_lost_manifest_is_no_loss_and_damaged_shards_stay_so(filled):
     assert torch.equal(column(filled).read(), draw(range(ROWS)))
 
 
+def test_without_a_manifest_a_merged_shard_counts_and_its_parts_do_not(tmp_path):
+    parts = Store(tmp_path / "parts", 1).of({}).column("x_0")  # which are never merged
+    whole = Store(tmp_path / "whole").of({}).column("x_0")
+    parts.append(0, draw(range(2)))
+    whole.append(0, draw(range(5)))
+    for path in parts.folder.glob("*.safetensors"):
+        shutil.copy(path, whole.folder)
+    (whole.folder / "manifest.json").unlink()
+    (shard,) = whole._shards()
+    assert (shard.start, shard.stop) == (0, 5)
+    assert torch.equal(whole.read(), draw(range(5)))
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b"[" * 100_000])
 def test_a_damaged_label_never_blocks_its_drawer(filled, damage):
     label = column(filled).folder.parent / "origin.json"

@@ -46,6 +46,20 @@ def test_a_generator_per_sample_makes_samples_independent_of_their_batch():
     torch.testing.assert_close(whole[[3, 1]], run([3, 1]), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (3, "^shape must be a shape, got int"),
+        ((2, 1.5), "^shape must be an integer"),
+        ("ab", "^shape must be an integer"),
+    ],
+)
+def test_what_is_no_shape_is_refused(shape, message):
+    for generator in (None, torch.Generator()):
+        with pytest.raises(TypeError, match=message):
+            normal(shape, generator)
+
+
 def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="one per sample, 3, got 2"):
         normal((3, 1), [generator_for(0), generator_for(1)])
