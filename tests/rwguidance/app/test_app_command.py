@@ -62,6 +62,15 @@ def test_without_names_the_page_has_the_models_and_prompts_of_the_test_bed(opene
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("named", [{"backbone": ["a"]}, {"reward": ["r"]}])
+def test_prompts_of_the_test_bed_are_for_its_own_models_and_rewards(opened, named):
+    app.open_app(**named)
+    (((models, judges, *_), _, examples, *_),) = opened
+    assert list(models) == named.get("backbone", app._BACKBONES)
+    assert list(judges) == named.get("reward", app._REWARDS)
+    assert examples == []
+
+
 def test_files_of_a_user_are_refused(opened):
     with pytest.raises(ValueError, match=r"names of the lists, and no files, got 'mine\.py:m'"):
         app.open_app(["a"], ["mine.py:m"])

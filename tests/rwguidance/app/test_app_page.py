@@ -16,7 +16,7 @@ from rwguidance.app.cli import main
 from rwguidance.app.commands.sources import Sources
 from rwguidance.app.page import Limits, Request, Studio
 from rwguidance.app.page.blocks import Bounded, is_loopback, shown
-from rwguidance.app.page.lines import command_lines, python_lines
+from rwguidance.app.page.lines import _reward, command_lines, python_lines
 from rwguidance.app.page.requests import LEAST_NATS, OFFERED, method_for
 from rwguidance.app.page.studio import weights_of_sum
 from rwguidance.app.page.words import best_of, in_words
@@ -338,3 +338,11 @@ def test_the_command_refuses_files_and_says_what_is_missing(monkeypatch, capsys)
         with pytest.raises(SystemExit):
             main()
         assert message in capsys.readouterr().err
+
+
+def test_a_reward_of_weight_one_needs_no_sum():
+    assert _reward({"red": 1.0}, Sources()) == "reward = rewards.load('red')"
+    for weights in ({"red": 2.0}, {"red": 1.0, "blue": 1.0}):
+        line = _reward(weights, Sources())
+        assert line.startswith("reward = rewards.WeightedSum(")
+        assert f"{list(weights.values())}," in line

@@ -52,3 +52,17 @@ def test_a_picture_comes_along_and_is_made_smaller_above_256_pixels(side, shown,
     with Image.open(io.BytesIO(base64.b64decode(data))) as found:
         assert found.format == kind.upper()
         assert found.size == (shown, round(shown * (side // 2) / side))
+
+
+@pytest.mark.parametrize(("side", "given"), [(256, ("PNG", {})), (257, ("JPEG", {"quality": 90}))])
+def test_only_pictures_made_smaller_lose_quality_and_little(side, given, tmp_path, monkeypatch):
+    asked, save = [], Image.Image.save
+    Image.new("RGB", (8, side)).save(tmp_path / "a.png")
+
+    def spy(self, file, kind, **options):
+        asked.append((kind, options))
+        save(self, file, kind, **options)
+
+    monkeypatch.setattr(Image.Image, "save", spy)
+    image(tmp_path / "a.png", ["a"])
+    assert asked == [given]

@@ -140,7 +140,10 @@ def test_a_generator_is_evaluated(tmp_path):
 
 
 def test_a_generator_makes_one_step(tmp_path):
-    assert sampling_times(Squares(), None).tolist() == [1, 0]
+    for steps in (None, 1):
+        assert sampling_times(Squares(), steps).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="steps must be 1 for Squares, got 2"):
+        sampling_times(Squares(), 2)
     with pytest.raises(ValueError, match="steps must be 1 for Squares, got 4"):
         run(tmp_path, BestOfN(2), ["ab"], backbone=Squares(), steps=4)
 

@@ -9,6 +9,7 @@ from common import assert_within, randn
 from rwguidance import metrics
 from rwguidance.metrics import Sample, blocks, precision_recall, precision_recall_curve
 from rwguidance.metrics.neighbors import _curve
+from rwguidance.metrics.targets import _means
 
 cdf = torch.distributions.Normal(0.0, 1.0).cdf
 
@@ -335,6 +336,12 @@ class TestShareOfTarget:
         assert found.error == pytest.approx(float(without.std()) / math.sqrt(2))
         assert found.units == 2
         assert found.ess == pytest.approx(1.0)  # the lower one of 1.6 and 1
+
+    def test_means_are_those_of_groups_in_the_order_of_others(self):
+        log_w = torch.log(torch.tensor([1.0, 3.0, 2.0, 1.0, 1.0]))
+        x = rewards([0.0, 4.0, 5.0, 1.0, 2.0], "aabcc", log_w)
+        means = _means(x, rewards([0.0] * 3, "cab"))
+        assert means.tolist() == pytest.approx([1.5, 3.0, 5.0])
 
     def test_base_and_target_are_the_ends(self):
         groups = [i % 10 for i in range(200)]

@@ -41,6 +41,7 @@ from rwguidance.preparation import (
     split_of,
 )
 from rwguidance.preparation.encoding import Encoder
+from rwguidance.preparation.layouts import Dirty
 from rwguidance.preparation.pictures import read_picture
 from rwguidance.preparation.row_log import Row
 
@@ -211,6 +212,18 @@ class TestSources:
         assert read(2, 6).argmax(0).tolist() == [[0, 0, 1, 1, 2, 2]] * 2
         assert read(6, 2).argmax(0).tolist() == [[1] * 2] * 6
         assert read(4, 8).argmax(0).tolist() == [[0] * 2 + [1] * 4 + [2] * 2] * 4
+
+    def test_a_picture_is_its_bytes_or_else_at_its_path(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(encoded(50))
+        read = lambda picture: read_picture(picture, tmp_path / "a.parquet", SIZE)
+        level = lambda picture: round(float(read(picture).mean()) * 255)
+        own = encoded(150)
+        assert level({"bytes": own, "path": "a.png"}) == level({"bytes": own}) == level(own) == 150
+        assert level({"bytes": None, "path": "a.png"}) == level({"path": "a.png"}) == 50
+        assert level("a.png") == 50
+        for nothing in ({}, {"bytes": None, "path": None}):
+            with pytest.raises(Dirty, match="a picture must be bytes or a path, got NoneType"):
+                read(nothing)
 
     def test_links_out_of_the_folder_are_refused(self, tmp_path):
         (tmp_path / "in").mkdir()
