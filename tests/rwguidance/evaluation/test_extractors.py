@@ -251,3 +251,8 @@ def test_missing_weights_are_said_to_be_those_of_the_embedding(tmp_path):
     message = f"^no file or directory with the embedding 'torchvision:resnet18' at {tmp_path}/none$"
     with pytest.raises(FileNotFoundError, match=message):
         embeddings.load("torchvision:resnet18", tmp_path / "none")
+
+
+def test_an_embedding_that_is_none_is_said_to_be_no_embedding():
+    with pytest.raises(LookupError, match="there is no embedding 'unheard-of'"):
+        embeddings.load("unheard-of")

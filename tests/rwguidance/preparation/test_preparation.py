@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import struct
 import tarfile
+import zlib
 from types import SimpleNamespace
 
 import pyarrow
@@ -224,6 +226,20 @@ class TestSources:
         for nothing in ({}, {"bytes": None, "path": None}):
             with pytest.raises(Dirty, match="a picture must be bytes or a path, got NoneType"):
                 read(nothing)
+
+    @pytest.mark.parametrize(
+        ("width", "message"),
+        [(2**13, "a picture cannot be decoded"), (2**13 + 1, "has more than 67,108,864 pixels")],
+    )
+    def test_pixels_are_counted_before_any_is_decoded(self, tmp_path, width, message):
+        def chunk(kind, content):
+            data = kind + content
+            return struct.pack(">I", len(content)) + data + struct.pack(">I", zlib.crc32(data))
+
+        header = struct.pack(">IIBBBBB", width, 2**13, 1, 0, 0, 0, 0)  # of two colors
+        claims = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+        with pytest.raises(Dirty, match=message):
+            read_picture(claims, tmp_path / "a.parquet", SIZE)
 
     def test_links_out_of_the_folder_are_refused(self, tmp_path):
         (tmp_path / "in").mkdir()
