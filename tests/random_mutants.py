@@ -73,7 +73,7 @@ def equivalents() -> list[Equivalent]:
     """The entries of tests/mutants_equivalent.txt.
 
     Raises:
-        ValueError: If an entry lacks one of its parts.
+        ValueError: If an entry lacks one of its parts, or the empty line after it.
     """
 
     found = []
@@ -83,6 +83,8 @@ def equivalents() -> list[Equivalent]:
             continue
         if len(lines) < 4 or lines[1][:2] != "- " or lines[2][:2] != "+ ":
             raise ValueError(f"an entry of {EQUIVALENT.name} is a file, -, + and a reason: {lines}")
+        if any(line[:2] in ("- ", "+ ") for line in lines[3:]):
+            raise ValueError(f"an entry of {EQUIVALENT.name} ends with an empty line: {lines}")
         reason = " ".join(lines[3:])
         found.append(Equivalent(lines[0], lines[1][2:], lines[2][2:], reason))
     return found

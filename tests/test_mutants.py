@@ -225,6 +225,21 @@ def test_equivalent_mutants_are_mutants_of_today():
         assert len(entry.reason) > 20, f"{entry.file}: {entry.old} needs a reason"
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("one.py\n- a\nfor a reason\n", "a file, -, . and a reason"),
+        ("one.py\n- a\n+ b\nfor a reason\n" * 2, "ends with an empty line"),
+    ],
+)
+def test_entries_that_run_into_each_other_are_refused(text, match, tmp_path, monkeypatch):
+    path = tmp_path / "entries.txt"
+    path.write_text(text)
+    monkeypatch.setattr("random_mutants.EQUIVALENT", path)
+    with pytest.raises(ValueError, match=match):
+        equivalents()
+
+
 # Away from the others, without their fixtures and PyTorch.
 TESTS = """
 import pathlib, time
