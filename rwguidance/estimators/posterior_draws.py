@@ -207,7 +207,8 @@ class FlowMap(PosteriorDraws):
         x_0 = self._end(model, (center + move).to(x_t.dtype), s, condition)
         misfit = (x_t - now.alpha * x_0) / now.sigma
         log_ratio = 0.5 * (noise.square() - misfit.square()).flatten(1).sum(1)
-        return x_0, log_ratio + self._log_density(model, center, move, s, condition)
+        log_density = self._log_density(model, center, move, x_t.dtype, s, condition)
+        return x_0, log_ratio + log_density
 
     def _end(self, model: Model, x: Tensor, t: Tensor, condition: Any) -> Tensor:
         """The end points of the flow through states at time t."""
@@ -227,16 +228,26 @@ class FlowMap(PosteriorDraws):
         return torch.minimum(torch.maximum(schedule.time(log_snr), t), end)
 
     def _log_density(
-        self, model: Model, center: Tensor, move: Tensor, s: Tensor, condition: Any
+        self,
+        model: Model,
+        center: Tensor,
+        move: Tensor,
+        dtype: torch.dtype,
+        s: Tensor,
+        condition: Any,
     ) -> Tensor:
-        r"""Returns :math:`\log p_s` at the end of the move less that at its start, shape (N,)."""
+        r"""Returns :math:`\log p_s` at the end of the move less that at its start, shape (N,).
+
+        The model sees states in `dtype`.
+        """
 
         import numpy as np
 
         nodes, weights = np.polynomial.legendre.leggauss(self.nodes)
         total = move.new_zeros(len(move))
         for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-            score = model(center + 0.5 * (node + 1) * move, s, condition).score
+            x = (center + 0.5 * (node + 1) * move).to(dtype)
+            score = model(x, s, condition).score
             total = total + 0.5 * weight * (score * move).flatten(1).sum(1)
         return total
 

@@ -17,7 +17,14 @@ from rwguidance import (
     Tilt,
     toy,
 )
-from rwguidance.estimators import FMPS, InnerFlow, PosteriorSampling, SecondOrderPlugIn
+from rwguidance.estimators import (
+    FMPS,
+    FlowMap,
+    InnerFlow,
+    PosteriorSampling,
+    Renoising,
+    SecondOrderPlugIn,
+)
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = [F16, BF16, F32, F64]
@@ -97,6 +104,47 @@ def test_estimators_by_the_model(name, states, reward):
     torch.testing.assert_close(found.log_h.double(), exact.log_h, **tolerance)
     assert not found.shift.requires_grad
     assert not found.log_h.requires_grad
+
+
+class Narrow(DenoiserModel):
+    """The law's means, for states of one dtype alone, as a network of half precision has them."""
+
+    def __init__(self, dtype):
+        super().__init__(RectifiedSchedule())
+        self.dtype, self.calls = dtype, 0
+
+    def denoise(self, x_t, t, condition=None):
+        assert x_t.dtype == self.dtype
+        self.calls += 1
+        return LAW.denoise(x_t.double(), t, self.schedule).to(self.dtype)
+
+
+LINE = [1.0, 0.3, 0.1, 0.0]
+DRAWN = {
+    "renoising": Renoising(LINE),
+    "inner flow": InnerFlow(3),
+    "flow map": FlowMap(LINE, renoise=1.5, nodes=2),
+}
+SAMPLED = {
+    f"{name}, {order}": lambda tilt, draws=draws, order=order: PosteriorSampling(
+        tilt, draws, 3, order == "first order"
+    )
+    for name, draws in DRAWN.items()
+    for order in ("by weights", "first order")
+}
+
+
+@pytest.mark.parametrize("make", (ESTIMATORS | SAMPLED).values(), ids=ESTIMATORS | SAMPLED)
+@pytest.mark.parametrize("states", DTYPES)
+def test_a_model_sees_states_in_the_dtype_of_the_run(make, states):
+    model = Narrow(states)
+    found = make(Tilt(Reward(F32), 0.7))(model, X.to(states), 0.5)
+    assert model.calls > 0
+    assert (
+        found.shift.dtype
+        == found.prediction.mean.dtype
+        == max(F32, states, key=lambda dtype: torch.finfo(dtype).bits)
+    )
 
 
 class Learned(DenoiserModel):
