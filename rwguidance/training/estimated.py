@@ -95,7 +95,8 @@ class EstimatedShiftObjective(Objective):
             index: Their numbers in the bank, with shape (B,).
         """
 
-        states = batch.x_t.flatten(1)
+        # In no less than single precision, since both means differ little.
+        states = batch.x_t.flatten(1).to(working_dtype(batch.x_t.dtype))
         own, tilted = torch.empty_like(states), torch.empty_like(states)
         log_weight, effective = states.new_empty(2, len(states))
         group = torch.bucketize(index, self._ends, right=True)
@@ -161,7 +162,8 @@ class EstimatedShiftObjective(Objective):
         few = effective < self.effective
         log_weight[few] = tilted[few].logsumexp(1) - kernel[few].logsumexp(1)
         means = (weighted_sum(share, draws.x_0) for share in (own, moved))
-        return tuple(part.to(x_t) for part in (*means, log_weight, effective))
+        dtype = working_dtype(x_t.dtype)
+        return tuple(part.to(dtype) for part in (*means, log_weight, effective))
 
 
 def _draw(shares: Tensor, n: int, generator: torch.Generator) -> Tensor:

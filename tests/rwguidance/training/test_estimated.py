@@ -60,13 +60,15 @@ def test_elsewhere_it_is_weighted_regression_averaged_over_the_draw(make):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("effective", [ALWAYS, NEVER])
-def test_targets_have_the_precision_of_the_states(effective):
+def test_targets_have_the_precision_of_the_states_or_single(effective, dtype):
     plain = make_bank()  # whose rewards are float64
-    bank = Bank(plain.x_0.float(), rewards=plain.rewards, log_importance=0.8 * randn(2, 24))
+    bank = Bank(plain.x_0.to(dtype), rewards=plain.rewards, log_importance=0.8 * randn(2, 24))
     options = {"batch_size": 6, "effective": effective}
     batch, target, index = targets(EstimatedShiftObjective(MODEL, bank, TILT, **options), rng())
-    assert target.shift.dtype == target.log_weight.dtype == batch.x_t.dtype == torch.float32
+    assert batch.x_t.dtype == dtype
+    assert target.shift.dtype == target.log_weight.dtype == target.ess.dtype == torch.float32
 
     wide = Bank(bank.x_0.double(), rewards=bank.rewards, log_importance=bank.log_importance)
     objective = EstimatedShiftObjective(MODEL, wide, TILT, **options)
@@ -75,6 +77,19 @@ def test_targets_have_the_precision_of_the_states(effective):
     for name in ("shift", "log_weight", "ess"):
         found, expected = getattr(target, name).double(), getattr(exact, name)
         torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
+
+
+def test_the_loss_is_a_weighted_mean_of_squares_over_axes_and_states():
+    options = {"batch_size": 7, "effective": NEVER, "tilted": 0.3}
+    objective = EstimatedShiftObjective(MODEL, weighted_bank(), TILT, **options)
+    _, target, _ = targets(objective, rng())
+    guess = randn(9, 7, 2)
+    found = objective(lambda *given: guess, rng())
+    squares = (guess - target.shift).square().sum(1) / 2
+    assert target.log_weight.std() > 0.1
+    expected = (target.log_weight.exp() * squares).sum() / 7
+    assert list(found) == ["loss"]
+    torch.testing.assert_close(found["loss"], expected, rtol=1e-12, atol=0)
 
 
 def test_states_of_the_tilted_law_need_no_weights():
