@@ -730,7 +730,7 @@ MUTANTS = [
     Mutant(
         "importance: what rounding leaves of the weights is not taken out",
         "estimators/draws.py",
-        "total.addcmul_(excess, self.center.to(weights.dtype), value=-1)",
+        "total.addcmul_(excess, self.center, value=-1)",
         "total",
         "test_importance",
     ),

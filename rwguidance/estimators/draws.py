@@ -92,7 +92,7 @@ class Draws:
         rounded = weights.to(self.x_0.dtype)
         total = (rounded @ self.x_0).to(weights.dtype)
         excess = rounded.to(weights.dtype).sum(1, keepdim=True)  # rounding leaves some
-        return total.addcmul_(excess, self.center.to(weights.dtype), value=-1)
+        return total.addcmul_(excess, self.center, value=-1)
 
     def _dot(self, x_t: Tensor, alpha: Tensor) -> Tensor:
         """The products of states, less alpha times the center, and draws, with shape (B, N)."""

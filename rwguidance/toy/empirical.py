@@ -108,7 +108,7 @@ class Empirical(TiltableLaw):
     def _mixture(self) -> GaussianMixture:
         if self.bandwidth == 0:
             raise NoClosedForm("an empirical law with bandwidth 0 has no density")
-        d = self.points[0].numel()
+        d = self.points.flatten(1).shape[1]
         covariance = self.bandwidth**2 * torch.eye(d, dtype=torch.float64)
         return GaussianMixture(self.log_weights, self.points.flatten(1), covariance[None])
 

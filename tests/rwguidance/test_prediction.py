@@ -137,6 +137,21 @@ def test_an_infinite_rate_has_no_velocity(name):
         Prediction.from_velocity(x_t, x_t, prediction.scales)
 
 
+ENDING = DiscreteSchedule([0.9, 0.5, 0.0])  # alpha_t like a root at the noise end
+
+
+@pytest.mark.parametrize(("schedule", "t"), [(SCHEDULES["vp"], 0.0), (ENDING, 1.0)])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_infinite_rate_will_do_to_have_no_velocity(schedule, t, first):
+    times = torch.tensor([t, 0.5] if first else [0.5, t], dtype=torch.float64)
+    x_t = randn(0, 2, 5)
+    prediction = Prediction(x_t, randn(1, 2, 5), schedule.at(times, like=x_t))
+    with pytest.raises(ValueError, match="velocity is not determined"):
+        _ = prediction.velocity
+    with pytest.raises(ValueError, match="velocity is not determined"):
+        Prediction.from_velocity(x_t, x_t, prediction.scales)
+
+
 @pytest.mark.parametrize("name", ENDS_NOISE)
 def test_at_the_noise_end_the_state_is_the_noise(name):
     prediction, x_t = a_prediction(0, (5,), SCHEDULES[name], 1.0)

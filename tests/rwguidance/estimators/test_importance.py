@@ -414,6 +414,16 @@ def test_products_in_bfloat16_hardly_move_the_estimate(offset, monkeypatch):
         torch.testing.assert_close(narrow.log_h, exact.log_h, rtol=0, atol=0.03)
 
 
+def test_sums_by_products_in_bfloat16_are_in_the_precision_of_the_weights(monkeypatch):
+    monkeypatch.setattr("rwguidance.estimators.draws._multiplies_bfloat16", lambda: True)
+    points = (30 + randn(0, 1024, 256)).bfloat16()
+    draws = ImportanceSampling(*scored(points, randn(1, 1024).float()))._draws(0)
+    weights = (randn(2, 3, 1024).softmax(1) - randn(3, 3, 1024).softmax(1)).float()
+    found, exact = draws.difference(weights), weights.double() @ points.double()
+    assert found.dtype == weights.dtype
+    assert float((found - exact).norm() / exact.norm()) < 0.02
+
+
 def test_gradients_of_a_bfloat16_bank_are_of_float32_products(monkeypatch):
     points = randn(0, 1024, 256).bfloat16()
     estimator = ImportanceSampling(*scored(points, randn(1, 1024).float()))

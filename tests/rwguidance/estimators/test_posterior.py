@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import SCHEDULES, assert_within, randn
-from problems import law_of, mixture, scales_at, tilt_of, visited
+from problems import law_of, mixture, noised, scales_at, tilt_of, visited
 from rwguidance import DDIM, Bank, Heun, RectifiedSchedule, Tilt, sample
 from rwguidance.estimators import FlowMap, InnerFlow, PosteriorDraws, PosteriorSampling, Renoising
 from rwguidance.estimators.posterior import centering
@@ -128,6 +128,41 @@ def test_a_state_within_the_posterior_is_denoised_as_what_both_say(name):
     mean = (0.5 + outer.alpha / outer.sigma**2 * x_t + (1 - s) / s**2 * y) / precision
     found = given(y, s).mean
     torch.testing.assert_close(found, mean, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+def test_times_of_an_inner_flow_are_equal_steps_of_u(steps):
+    schedule, seen = RectifiedSchedule(), []
+    model, t = Gaussian([0.25], [[0.5]]).model(schedule), torch.tensor(0.4, dtype=torch.float64)
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    InnerFlow(steps).draw(model, randn(0, 2, 1), t, None, generator_for(0))
+    ratios = [math.hypot(0.6 / 0.4, k / (steps - k)) for k in range(steps)]  # (1 - u) / u
+    exact = torch.tensor([[1 / (1 + ratio)] * 2 for ratio in ratios], dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(seen), exact, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "nodes"), [("gaussian", 1), ("mixture", 24)])
+def test_importances_of_a_flow_map_are_those_of_the_noised_state(schedule, kind, nodes):
+    law, t, n, lost = law_of(kind, 3, 3), 0.5, 12, 1.2
+    model, time = law.model(schedule), torch.tensor(t).double()
+    x_t = visited(law, schedule, t, 5, 1).expand(n, 3)
+    times = [1.0, 0.6, 0.2, 0.0]
+    x_0, log_q = FlowMap(times, lost, nodes).draw(model, x_t, time, None, generator_for(0))
+
+    s = float(schedule.time(schedule.log_snr(time) - lost))
+    alpha, sigma, _, _ = scales_at(schedule, t)
+    lower, wider, _, _ = scales_at(schedule, s)
+    noise = normal((n, 3), generator_for(0), dtype=torch.float64)
+    spread = math.sqrt(wider**2 - (lower / alpha * sigma) ** 2)
+    x_s = lower / alpha * x_t + spread * noise
+    path = [s, *(time for time in times[:-1] if time < s)]
+    end = sample(model, DDIM(), x_s, path) if len(path) > 1 else x_s
+    torch.testing.assert_close(x_0, model(end, path[-1]).mean, rtol=1e-9, atol=1e-9)
+    log_ratio = noised(law, schedule, s).log_prob(x_s) + 0.5 * noise.square().sum(1)
+    log_ratio = log_ratio - 0.5 * ((x_t - alpha * x_0) / sigma).square().sum(1)
+    torch.testing.assert_close(
+        log_q - log_q.mean(), log_ratio - log_ratio.mean(), rtol=1e-6, atol=1e-6
+    )
 
 
 # --- exact in the limit -------------------------------------------------------------------------

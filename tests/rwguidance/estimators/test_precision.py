@@ -21,6 +21,7 @@ from rwguidance.estimators import (
     FMPS,
     FlowMap,
     InnerFlow,
+    PosteriorDraws,
     PosteriorSampling,
     Renoising,
     SecondOrderPlugIn,
@@ -138,13 +139,34 @@ SAMPLED = {
 @pytest.mark.parametrize("states", DTYPES)
 def test_a_model_sees_states_in_the_dtype_of_the_run(make, states):
     model = Narrow(states)
-    found = make(Tilt(Reward(F32), 0.7))(model, X.to(states), 0.5)
-    assert model.calls > 0
-    assert (
-        found.shift.dtype
-        == found.prediction.mean.dtype
-        == max(F32, states, key=lambda dtype: torch.finfo(dtype).bits)
-    )
+    for some in (model, model.starting(0.5)):  # of the path, and of the start of a run
+        found = make(Tilt(Reward(F32), 0.7))(some, X.to(states), 0.5)
+        assert found.shift.dtype == found.prediction.mean.dtype
+        assert found.shift.dtype == torch.promote_types(states, F32)
+    assert model.calls >= 2
+
+
+class Wide(PosteriorDraws):
+    """Draws in double precision, whatever the states are."""
+
+    depends_on = ()
+
+    def draw(self, model, x_t, t, condition, generator):
+        return model(x_t, t).mean.double() + randn(6, *x_t.shape), torch.zeros(len(x_t))
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("controlled", [False, True])
+@pytest.mark.parametrize("states", [BF16, F32])
+def test_draws_may_be_wider_than_states(states, controlled, first_order):
+    bank = bank_of(F32, Reward(F64), False) if controlled else None
+    estimator = PosteriorSampling(Tilt(Reward(F64), 0.7), Wide(), 8, first_order, bank)
+    x = X.to(BF16)
+    found, exact = estimator(MODEL, x.to(states), 0.5), estimator(MODEL, x.double(), 0.5)
+    assert found.shift.dtype == found.prediction.mean.dtype == F32
+    tolerance = 1e-5 if states == F32 or not first_order else 2e-2  # gradients are as the states
+    torch.testing.assert_close(found.shift.double(), exact.shift, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.log_h.double(), exact.log_h, rtol=1e-5, atol=1e-5)
 
 
 class Learned(DenoiserModel):

@@ -64,6 +64,35 @@ def test_gradients_pass_through_every_layer(output):
     assert torch.autograd.gradcheck(function, (x.requires_grad_(), tokens), fast_mode=True)
 
 
+def test_log_h_is_made_of_the_mean_over_pixels():
+    network, (x, t), stages = build("log_h"), states(), []
+    network.encoder.register_forward_hook(lambda module, given, found: stages.extend(found[0]))
+    out = network(x, t, condition(), 1.0)
+    assert stages[-1].shape[-2:] == (3, 4)
+    hidden = F.silu(network.head(stages[-1].sum((2, 3)) / 12))
+    torch.testing.assert_close(out, network.last(hidden)[:, 0], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("output", ["shift", "log_h", "change", "changes"])
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32, torch.float64])
+def test_outputs_are_float32_or_wider_whatever_states_and_weights_are(output, weights, given):
+    x, t = states()
+    x = x.bfloat16().to(given)
+    network = build(output).calibrated({1.0: 2.0, 4.0: 3.0})
+    text = condition()
+    strengths = torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)
+    exact = network(x.double(), t, text, strengths)
+    found = network.to(weights)(x, t, text, strengths)
+    wide = torch.promote_types(torch.float32, weights)
+    if output == "shift":  # times the variance, which has the precision of the states
+        wide = torch.promote_types(wide, given)
+    assert found.dtype == wide
+    scales = torch.promote_types(torch.float32, given)
+    rounding = max(torch.finfo(dtype).eps for dtype in (weights, scales))
+    assert (found - exact).norm() < 20 * rounding * exact.norm()
+
+
 def test_a_change_is_a_shift_without_its_factor():
     x, t = states()
     sigma = torch.sin(torch.pi / 2 * t)[:, None, None, None]  # alpha^2 + sigma^2 = 1
