@@ -209,7 +209,7 @@ class _Stage:
         if not self._random:
             return sample(GuidedModel(self.model, estimator).starting(start), *run)
         made = TwistedSMC(tilt, estimator).sample(self.model.starting(start), *run)
-        return made.x_0[made.draw(n, self.generator)[0]]
+        return made.x_0[made.draw(n, self.generator).flatten()]
 
     @cached_property
     def _random(self) -> bool:

@@ -205,7 +205,7 @@ class TwistedSMC:
                 f"condition must hold one item per state, {len(x_1)}, got {len(condition)}"
             )
         rows = checks.integer("batch_size", len(x_1) if batch_size is None else batch_size, 1)
-        _check_draws_noise(sampler, model.schedule, x_1, grid)
+        _check_draws_noise(sampler, model.schedule, grid)
         assert isinstance(sampler, AncestralSampler)
 
         chain = _Chain(model, sampler, condition, rows)
@@ -375,7 +375,7 @@ def _checked(log_h: Tensor, twist: ConditionalExpectation, t: Tensor) -> Tensor:
     return log_h
 
 
-def _check_draws_noise(sampler: Any, schedule: Schedule, x_1: Tensor, grid: Tensor) -> None:
+def _check_draws_noise(sampler: Any, schedule: Schedule, grid: Tensor) -> None:
     """Raises unless a sampler has transitions, and draws noise at all steps but that to data."""
 
     advice = "copies of a particle would stay copies; use a stochastic one such as DDIM(eta=1.0)"
@@ -384,10 +384,10 @@ def _check_draws_noise(sampler: Any, schedule: Schedule, x_1: Tensor, grid: Tens
         raise TypeError(
             f"sampler must have transitions, but {sampler!r} is deterministic: {advice}"
         )
-    like, drew = torch.zeros_like(x_1[:1]), False
+    drew = False
     for t, s in itertools.pairwise(grid):
         some = draws_noise(sampler, schedule, t, s)
-        if not some and bool((schedule.at(s, like).sigma > 0).any()):
+        if not some and float(schedule.sigma(s)) > 0:
             break
         drew = drew or some
     else:

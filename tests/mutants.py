@@ -226,7 +226,7 @@ MUTANTS = [
     Mutant(
         "anneal: particles of a stage are taken without their weights",
         "annealing.py",
-        "made.x_0[made.draw(n, self.generator)[0]]",
+        "made.x_0[made.draw(n, self.generator).flatten()]",
         "made.x_0",
         "test_annealing",
     ),

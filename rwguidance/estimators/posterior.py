@@ -135,7 +135,7 @@ class PosteriorSampling(ConditionalExpectation):
         """The estimate for states of one time, by name."""
 
         alpha = model.schedule.at(t, like=x_t).alpha
-        first_order = self.first_order and bool((alpha > 0).all()) and t != model.start
+        first_order = self.first_order and float(alpha) > 0 and t != model.start
         with gradients_of(x_t) if first_order else _no_gradients(x_t) as x:
             prediction = model(x, t, condition)
             x_0, log_w, log_q = self._weighed(model, prediction, x, t, condition)

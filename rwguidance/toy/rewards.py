@@ -201,7 +201,7 @@ class Step:
         flat = x.flatten(1)
         if flat.shape[1] != 1:
             raise ValueError(f"Step is for one dimension, got states of size {flat.shape[1]}")
-        return self.height * (flat[:, 0] >= self.threshold).to(x.dtype)
+        return self.height * (flat.squeeze(1) >= self.threshold).to(x.dtype)
 
 
 def exponents_of(tilt: Tilt, d: int) -> Exponents:
