@@ -100,6 +100,14 @@ def test_a_drift_and_a_difference_of_chains_are_seen(generator):
     assert not _have_mixed(noise + 2 * own, 20.0)
 
 
+def test_a_drift_is_that_between_the_quarters_at_the_end(generator):
+    noise = 0.3 * torch.randn(8, 20, generator=generator, dtype=torch.float64)
+    steps = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0, -1.0], dtype=torch.float64)
+    assert not _have_mixed(noise + steps[:, None], 2.0)
+    still = torch.tensor([9.0, 9.0, 9.0, 9.0, 3.0, -3.0, 2.0, -2.0], dtype=torch.float64)
+    assert _have_mixed(noise + still[:, None], 2.0)
+
+
 def test_chains_stop_early_where_they_mix_fast(generator):
     tilt = Tilt(toy.Linear([0.5]), 1.0)
     start = soft_best_of_n(identity, tilt, drawer(1), 200, 8, None, generator)

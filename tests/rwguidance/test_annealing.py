@@ -15,6 +15,7 @@ from rwguidance import (
     Tilt,
     UnreliableEstimate,
     VPSchedule,
+    annealing,
     toy,
 )
 from rwguidance.annealing import balance
@@ -260,6 +261,31 @@ class TestAnneal:
         assert list(made.condition) == ["a"] * len(made)
         assert 7 in {n for n, _ in seen}
         assert all(list(condition) == ["a"] * n for n, condition in seen)
+
+    def test_a_stage_goes_on_from_the_last_and_moves(self, monkeypatch):
+        asked, inner = [], annealing._next_power
+
+        def spy(log_importance, log_w, least, effective):
+            asked.append((least, effective, inner(log_importance, log_w, least, effective)))
+            return asked[-1][2]
+
+        monkeypatch.setattr(annealing, "_next_power", spy)
+        generator = torch.Generator().manual_seed(0)
+        bank = Bank(LAW.sample(20, generator))
+        # The bank holds fewer draws than are to be effective: of no tilt there are enough.
+        made = bank.anneal(
+            LAW.model(RectifiedSchedule()),
+            TILT,
+            draw,
+            TIMES[::4],
+            draws=40,
+            fraction=0.6,
+            generator=generator,
+        )
+        assert asked[0] == (0.0, 24.0, 1e-3)
+        assert [least for least, _, _ in asked[1:]] == [power for _, _, power in asked[:-1]]
+        assert asked[-1][2] == 1
+        assert len(made) == 20 + 40 * (len(asked) - 1)
 
     def test_too_few_stages_are_told(self):
         generator = torch.Generator().manual_seed(0)

@@ -202,7 +202,7 @@ def test_scales_and_shapes_of_tails_hold_no_graph():
     t = T.clone().requires_grad_()
     scales = PATH.at(t, A)
     values = [scales.alpha, scales.sigma, scales.alpha_rate, scales.sigma_rate]
-    estimator = ImportanceSampling(BANK, TILTS["linear"], pareto_k=True)
+    estimator = ImportanceSampling(Bank(randn(1, 60, 2)), TILTS["linear"], pareto_k=True)
     found = estimator(MIXTURE.model(PATH), A.clone().requires_grad_(), T)
     assert not any(value.requires_grad for value in (*values, found.diagnostics["pareto_k"]))
     assert found.diagnostics["ess"].requires_grad

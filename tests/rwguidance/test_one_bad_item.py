@@ -26,6 +26,7 @@ from rwguidance import (
     Prediction,
     RectifiedSchedule,
     Tilt,
+    TwistedSMC,
     VPSchedule,
     networks,
     sample,
@@ -157,6 +158,18 @@ REFUSED = {
     "an importance": (
         lambda: Bank(randn(1, 4, 2), log_importance=ZERO),
         "log_importance must be finite, got NaN or inf in item 1",
+    ),
+    "a particle": (
+        lambda: TwistedSMC(LINEAR, Endless(LAW, LINEAR)).sample(
+            LAW.model(PATH), DDIM(eta=1.0), X, [1.0, 0.5, 0.0], generator=torch.Generator()
+        ),
+        "Endless gives NaN or .inf in 1 of 3 particles",
+    ),
+    "a strength": (
+        lambda: networks.GuidanceNetwork(2, PATH, strength=True, widths=(8,), depth=1)(
+            randn(1, 3, 2, 4, 4), torch.full((3,), 0.5), None, torch.tensor([1.0, -1.0, 2.0])
+        ),
+        "strength must be positive",
     ),
     "a label": (lambda: trained(("a", "b"), ["a", "c", "b"]), r"labels .*got \['c'\]"),
     "a width": (

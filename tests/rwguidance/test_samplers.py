@@ -36,7 +36,14 @@ from rwguidance import (
     sample,
     toy,
 )
-from rwguidance.samplers import AncestralSampler, check_times, doubts_of, draws_noise
+from rwguidance.samplers import (
+    ADVICE,
+    AncestralSampler,
+    check_times,
+    doubts_of,
+    draws_noise,
+    explain_doubts,
+)
 
 EPS = torch.finfo(torch.float64).eps
 LAW = toy.Gaussian([1.0, -0.5], [[0.8, 0.2], [0.2, 0.5]])
@@ -579,6 +586,22 @@ def test_advice_is_what_can_be_done():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sample(hopeless().starting(0.5), DDIM(), x_1, (0.5, 0))
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "start", "known", "helps"),
+    [
+        ([1.0, 0.5], 1.0, True, {"kernel", "beta"}),
+        ([0.5], 1.0, True, {"window", "kernel"}),
+        ([1.0], 1.0, True, {"beta"}),
+        ([1.0], None, True, {"kernel"}),
+        ([1.0, 0.5], None, False, {"start", "kernel"}),
+        ([0.5], None, False, {"window", "kernel"}),
+    ],
+)
+def test_each_piece_of_advice_is_given_where_it_helps(doubtful, start, known, helps):
+    text = explain_doubts([(t, 1.5) for t in doubtful], 1.0, start, known)
+    assert {name for name, advice in ADVICE.items() if advice in text} == {*helps, "bank"}
 
 
 def test_the_advice_helps():

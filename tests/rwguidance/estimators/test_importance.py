@@ -463,6 +463,20 @@ def test_autocast_does_not_touch_the_log_weights(dtype, schedule):
     assert_equal_estimates(actual, expected)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_log_weights_beyond_single_precision_are_refused_there_alone(sign):
+    rewards = sign * torch.tensor([0.0, 1e39, -2.0, 5.0], dtype=torch.float64)
+    bank, tilt = scored(randn(0, 4, 3), rewards, 1.0)
+    model, x_t = Zero(RectifiedSchedule()), randn(2, 2, 3)
+    found = ImportanceSampling(bank, tilt)(model, x_t, 0.5)
+    assert bool(found.log_h.isfinite().all())
+    single = ImportanceSampling(bank.to(dtype=torch.float32), tilt)
+    with pytest.raises(
+        ValueError, match=r"reach 1e\+39 nats, beyond torch.float32, .* larger beta"
+    ):
+        single(model, x_t.float(), 0.5)
+
+
 def test_half_precision_log_weights_are_refused():
     estimator = ImportanceSampling(*scored(randn(0, 9, 3), randn(1, 9))).to(torch.bfloat16)
     with pytest.raises(TypeError, match="half precision"):
@@ -649,9 +663,10 @@ def test_the_tail_is_fitted_only_if_it_is_asked_for():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("t", [0.9, 0.3, 0.05, 0.01])
 @pytest.mark.parametrize("strength", [0.1, 10.0, 60.0, 300.0, 1e4, 1e6])
-def test_extreme_strengths_agree_with_sums_of_exponentials_in_logs(strength, t, dtype):
+@pytest.mark.parametrize("dead", [0.0, 0.2])
+def test_extreme_strengths_agree_with_sums_of_exponentials_in_logs(strength, t, dtype, dead):
     # One exponential serves both laws until what it rounds to zero counts; then the logs do.
-    points, rewards = randn(0, 50, 3).to(dtype), strength * rewards_of(1, 50)
+    points, rewards = randn(0, 50, 3).to(dtype), strength * rewards_of(1, 50, dead)
     x_t = near(points, RectifiedSchedule(), t, 3, 6).to(dtype)
     estimator = ImportanceSampling(*scored(points, rewards, 1.0))
     estimate = estimator(Zero(RectifiedSchedule()), x_t, t)
@@ -660,6 +675,7 @@ def test_extreme_strengths_agree_with_sums_of_exponentials_in_logs(strength, t, 
     log_tilted = log_kernel + rewards
     log_h = log_tilted.logsumexp(1) - log_kernel.logsumexp(1)
     weight, tilted = log_kernel.softmax(1), log_tilted.softmax(1)
+    assert estimate.log_h.dtype == estimate.shift.dtype == dtype
     eps = torch.finfo(dtype).eps
     size = log_kernel.amax().abs() + 16 / t**2 + strength  # of what is subtracted in the precision
     atol = float(16 * eps * size)
@@ -670,6 +686,7 @@ def test_extreme_strengths_agree_with_sums_of_exponentials_in_logs(strength, t, 
     torch.testing.assert_close(estimate.shift.double(), shift, rtol=0, atol=8 * atol)
     for name, value in (("ess", weight), ("ess_tilted", tilted)):
         expected = 1 / value.square().sum(1)
+        assert estimate.diagnostics[name].dtype == dtype
         actual = estimate.diagnostics[name].double()
         torch.testing.assert_close(actual, expected, rtol=8 * atol + 1e-6, atol=0)
 

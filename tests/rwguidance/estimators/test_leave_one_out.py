@@ -70,6 +70,16 @@ def test_it_chooses_the_least_risk_as_far_as_256_draws_can_tell(d, t):
     assert z[FACTORS.index(chosen(bank, linear(d), t)[0])] < 2
 
 
+@pytest.mark.parametrize("offset", [1e6, -1e9])
+def test_an_offset_of_the_reward_is_taken_off_before_rounding(offset):
+    plain = bank_of(gaussian(6), 64)
+    bank, tilt = Bank(plain.x_0.float()), Tilt(lambda x, condition: x[:, 0].double(), 1.0)
+    moved = Tilt(lambda x, condition: x[:, 0].double() + offset, 1.0)
+    found = [chosen(bank, tilt, t)[0] for t in (0.8, 0.5, 0.3)]
+    assert len(set(found)) > 1
+    assert [chosen(bank, moved, t)[0] for t in (0.8, 0.5, 0.3)] == found
+
+
 def test_a_bank_in_half_precision_is_compared_in_single():
     bank, kernel = bank_of(gaussian(6), 64), LeaveOneOut()
     tilt = Tilt(lambda x, condition: x[:, 0].double(), 1.0)

@@ -313,8 +313,49 @@ def test_centering_makes_a_weighted_mean_zero_where_it_can():
     change = centering(values, log_q)
     mean = ((log_q + change).softmax(1) * values).sum(1)
     torch.testing.assert_close(mean, torch.zeros(5).double(), rtol=0, atol=1e-12)
-    assert not centering(values.abs() + 0.1, log_q).any()
+    for sign in (1, -1):
+        assert not centering(sign * (values.abs() + 0.1), log_q).any()
     assert not centering(torch.zeros(5, 30).double(), log_q).any()
+
+
+def test_no_more_than_fifty_nats_are_centered():
+    near, far = (torch.tensor([[-1.0, math.exp(-nats)]]).double() for nats in (40, 60))
+    log_q = torch.zeros(1, 2).double()
+    expected = torch.tensor([[-40.0, 40 * math.exp(-40)]]).double()  # 1 e^-40 = e^-40 1
+    torch.testing.assert_close(centering(near, log_q), expected, rtol=1e-6, atol=0)
+    assert not centering(far, log_q).any()
+
+
+class Given(PosteriorDraws):
+    """Draws and log-importances that are given, (B, n, D) and (B, n)."""
+
+    depends_on = ()
+
+    def __init__(self, draws, log_q):
+        self.draws, self.log_q = draws, log_q
+
+    def draw(self, model, x_t, t, condition, generator):
+        return self.draws.flatten(0, 1), self.log_q.flatten()
+
+
+def test_an_estimate_is_made_of_weighted_draws():
+    law, tilt = mixture(0, 3), tilt_of("sum", 5, 3)
+    draws, log_q = randn(0, 2, 4, 3), randn(1, 2, 4)
+    found = PosteriorSampling(tilt, Given(draws, log_q), 4)(
+        law.model(RectifiedSchedule()), randn(2, 2, 3), 0.5
+    )
+    weight = log_q.exp() / log_q.exp().sum(1, keepdim=True)
+    ratio = tilt(draws.flatten(0, 1)).reshape(2, 4).exp()
+    total = (weight * ratio).sum(1, keepdim=True)
+    tilted = weight * ratio / total
+    torch.testing.assert_close(found.log_h, total.log()[:, 0])
+    shift = torch.einsum("bk,bkd->bd", tilted - weight, draws)
+    torch.testing.assert_close(found.shift, shift)
+    expected = {"max_weight": tilted.max(1).values, "ess_tilted": 1 / tilted.square().sum(1)}
+    expected["shift_norm"] = shift.square().sum(1).sqrt()
+    assert found.diagnostics.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found.diagnostics[name], value)
 
 
 # --- ends, batches, precision -------------------------------------------------------------------

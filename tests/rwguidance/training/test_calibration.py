@@ -55,6 +55,18 @@ def test_the_error_of_the_scale_is_that_of_the_gains():
     assert math.isnan(calibrate(lambda scale: torch.tensor([scale]), 1.0).error)
 
 
+@pytest.mark.parametrize(
+    ("curve", "slope"),
+    [(math.expm1, math.exp), (math.sqrt, lambda scale: 0.5 / math.sqrt(scale))],
+)
+def test_the_error_is_by_the_slope_near_the_scale(curve, slope):
+    noise = torch.randn(400, generator=rng(2), dtype=torch.float64)
+    found = calibrate(lambda scale: curve(scale) * (2 + noise), 5.0)
+    gain = curve(found.scale) * (2 + noise)
+    expected = float(gain.std()) / 20 / (slope(found.scale) * float(2 + noise.mean()))
+    assert found.error == pytest.approx(expected, rel=0.1)
+
+
 def test_a_constant_of_the_reward_is_no_gain():
     rewards = randn(4, 200)
     found = [
@@ -65,7 +77,7 @@ def test_a_constant_of_the_reward_is_no_gain():
 
 def test_gains_are_told_in_double_precision():
     far = Tilt(toy.Linear([1.0, -0.5], c=1e6), 0.5)
-    torch.testing.assert_close(gains(0.5, 4, far)(1.0), gains(0.5, 4)(1.0), rtol=0, atol=1e-8)
+    torch.testing.assert_close(gains(0.37, 4, far)(1.0), gains(0.37, 4)(1.0), rtol=0, atol=1e-8)
     single = Bank(randn(4, 9, 1).float(), log_importance=randn(5, 9).float())
     assert tilted_gain(single, Tilt(toy.Linear([1.0]), 0.5)).dtype == torch.float64
     target = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)

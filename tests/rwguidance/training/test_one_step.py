@@ -154,6 +154,10 @@ def test_a_flow_prior_takes_the_place_of_the_divergence():
     terms = NoiseObjective(generate, LINEAR, draw, batch_size=64, prior=prior)(Affine(), rng())
     assert set(terms) == {"reward", "prior"}
     torch.testing.assert_close(terms["reward"], plain(Affine(), rng())["reward"])
+    seen = []
+    alone = lambda x_0, *_: seen.append(x_0.detach()) or x_0.square().sum(1)
+    found = NoiseObjective(generate, LINEAR, draw, batch_size=7, prior=alone)(Affine(), rng())
+    torch.testing.assert_close(found["prior"].detach(), seen[0].square().sum() / 7)
     network = Affine()
     sum(
         NoiseObjective(generate, LINEAR, draw, prior=lambda x, c, g: prior_at(model, x))(
