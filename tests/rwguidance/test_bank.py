@@ -195,3 +195,12 @@ def test_numbers_of_8_bits_without_scales_are_refused_by_the_file(tmp_path, name
     safetensors.torch.save_file(tensors, file, {"condition": "null"})
     with pytest.raises(ValueError, match=rf"bank\.safetensors .*{name} must be .*float8"):
         Bank.load(file)
+
+
+def test_a_bank_is_read_on_the_device_that_is_asked_for(tmp_path):
+    bank, path = Bank(randn(0, 3, 2)), tmp_path / "bank.safetensors"
+    bank.save(path)
+    for options in ({}, {"device": None}, {"device": "cpu"}, {"device": torch.device("cpu")}):
+        assert torch.equal(Bank.load(path, **options).x_0, bank.x_0)
+    with pytest.raises(ValueError, match="device meta"):  # which files cannot be read on
+        Bank.load(path, device="meta")

@@ -233,6 +233,71 @@ def test_a_folder_holds_all_of_it(output, tmp_path):
     assert f"{size / 1e6:.2f} million" in card
 
 
+CARD = """---
+library_name: rwguidance
+tags:
+- reward-weighted-guidance
+- diffusion
+---
+
+# Guidance network
+
+| | |
+| --- | --- |
+| beta | 0.25 |
+| of | a\\|b c |
+| output | {output} |
+| parameters | {count:.2f} million, {size:.3g} MB |
+| path | CosineSchedule |
+| latents | 4 channels, any height and width |
+| sees | the state, the noise level{sees} |
+
+```python
+from rwguidance.networks import GuidanceNetwork
+
+network = GuidanceNetwork.from_pretrained("...")
+{use}
+```
+"""
+ALL = f", the pooled text ({POOLED}), the tokens of the text ({TOKENS}), the strength of the tilt"
+PLAIN = {"text": None, "tokens": None, "strength": False}
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "sees", "use"),
+    [
+        ("shift", {}, ALL, "guided = GuidedModel(backbone, LearnedShift(network.at(1.0)))"),
+        ("log_h", PLAIN, "", "guided = GuidedModel(backbone, LearnedExpectation(network))"),
+        (
+            "change",
+            {**PLAIN, "text": POOLED},
+            f", the pooled text ({POOLED})",
+            "generate = output_map(generator, network)  # or noise_map, as it was trained",
+        ),
+        (
+            "changes",
+            {**PLAIN, "tokens": TOKENS},
+            f", the tokens of the text ({TOKENS})",
+            "generate = change_map(generator, network)",
+        ),
+    ],
+    ids=["shift", "log_h", "change", "changes"],
+)
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.float64, 8), (torch.bfloat16, 2)])
+@pytest.mark.parametrize(
+    "notes", ["", " \n", "\nOf **shapes**.\n\nMore.\n"], ids=["none", "blank", "some"]
+)
+def test_its_card_says_what_it_is_and_how_it_is_used(
+    output, options, sees, use, dtype, wide, notes, tmp_path
+):
+    network = build(output, **options).to(dtype)
+    network.save_pretrained(tmp_path, {"beta": 0.25, "of": "a|b\nc"}, notes)
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    expected = CARD.format(output=output, count=count, size=count * wide, sees=sees, use=use)
+    expected += "\nOf **shapes**.\n\nMore.\n" if notes.strip() else ""
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == expected
+
+
 def test_one_file_holds_all_of_it(tmp_path):
     network = build().calibrated({1.0: 1.5})
     network.save(tmp_path / "network.safetensors")
@@ -240,6 +305,26 @@ def test_one_file_holds_all_of_it(tmp_path):
     assert type(other) is GuidanceNetwork
     x, t = states()
     assert torch.equal(other(x, t, condition(), 1.0), network(x, t, condition(), 1.0))
+
+
+READERS = {
+    "a folder": (GuidanceNetwork.from_pretrained, "folder"),
+    "a folder by any name": (networks.load, "folder"),
+    "a file": (networks.load, "network.safetensors"),
+    "a file of latents": (networks.latents.read, "network.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_it_is_read_on_the_device_that_is_asked_for(name, tmp_path):
+    network = build()
+    network.save(tmp_path / "network.safetensors")
+    network.save_pretrained(tmp_path / "folder")
+    (read, source), weight = READERS[name], network.last.weight
+    for options in ({}, {"device": None}, {"device": "cpu"}, {"device": torch.device("cpu")}):
+        assert torch.equal(read(tmp_path / source, **options).last.weight, weight)
+    with pytest.raises(ValueError, match="device meta"):  # which files cannot be read on
+        read(tmp_path / source, device="meta")
 
 
 def test_it_comes_from_the_hub_by_name(tmp_path, monkeypatch):
