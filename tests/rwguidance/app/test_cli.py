@@ -33,6 +33,13 @@ def test_the_version_is_printed(run):
     assert run("--version") == (0, f"{__version__}\n", "")
 
 
+def test_the_help_lists_commands_and_no_completion_of_shells(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "train-reward" in out
+    assert "completion" not in out
+
+
 def test_the_package_is_the_command():
     command = [sys.executable, "-m", "rwguidance", "--version"]
     assert subprocess.check_output(command, text=True) == f"{__version__}\n"

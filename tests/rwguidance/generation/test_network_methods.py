@@ -105,3 +105,13 @@ def test_noise_networks_want_a_sampler_without_randomness(tmp_path):
 
     with pytest.raises(ValueError, match=r"noise-network: .*random"):
         run(tmp_path, NoiseNetwork(Constant(1.0, 0.1)), ["ab"], backbone=Noisy())
+
+
+def test_a_strength_is_given_by_its_name():
+    network = nn.Identity()
+    given = Network(network, True)
+    assert (given.log_h, given.strength) == (True, None)
+    for kind in (ChangeNetwork, NoiseNetwork, OutputNetwork):
+        assert kind(network, strength=2.0).strength == 2.0
+        with pytest.raises(TypeError, match="positional argument"):
+            kind(network, 2.0)

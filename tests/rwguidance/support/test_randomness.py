@@ -60,6 +60,15 @@ def test_what_is_no_shape_is_refused(shape, message):
             normal(shape, generator)
 
 
+def test_there_may_be_nothing_to_draw_but_not_less():
+    for shape, generator in (
+        ((0, 2), torch.Generator()), ((2, 0), torch.Generator()), ((2, 0), [torch.Generator()] * 2)
+    ):  # fmt: skip
+        assert normal(shape, generator).shape == shape
+    with pytest.raises(ValueError, match=r"^shape must be at least 0, got -1"):
+        normal((-1, 2), torch.Generator())
+
+
 def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="one per sample, 3, got 2"):
         normal((3, 1), [generator_for(0), generator_for(1)])
