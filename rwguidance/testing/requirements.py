@@ -65,7 +65,8 @@ def require_same(
         finite = a[a.isfinite()]
         size = float(finite.abs().max()) if finite.numel() else 0.0
         if not torch.allclose(a, b.to(a), rtol=0, atol=tolerance * size, equal_nan=True):
-            error = float((a - b).abs().nan_to_num(math.inf).max())
+            alike = (a == b) | (a.isnan() & b.isnan())  # NaN and inf may be in both
+            error = float((a - b).abs().nan_to_num(math.inf).masked_fill(alike, 0).max())
             raise AssertionError(
                 f"{message}; {key} differs by {error:.3g}, expected at most {tolerance * size:.3g}"
             )

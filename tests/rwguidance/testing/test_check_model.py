@@ -321,5 +321,15 @@ def test_what_agrees_may_be_in_two_dtypes():
             require_same({"x": one}, {"x": other + 0.5}, 0.1, "apart")
 
 
+def test_what_both_lack_is_no_difference():
+    a = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0])
+    require_same({"x": a}, {"x": a.clone()}, 0.0, "apart")
+    for place, other, error in ((3, 1.5, "0.5"), (3, torch.nan, "inf"), (0, 1.0, "inf")):
+        b = a.clone()
+        b[place] = other
+        with pytest.raises(AssertionError, match=rf"x differs by {error}, expected at most 0\.1$"):
+            require_same({"x": a}, {"x": b}, 0.1, "apart")
+
+
 def test_times_of_a_batch_are_whole_in_double_precision():
     assert mixed_times([0.1, 0.7], 3).tolist() == [0.1, 0.7, 0.1]
