@@ -375,6 +375,18 @@ def test_where_the_state_says_nothing_draws_are_of_the_prior(name, first_order):
     assert_mean_is(shift[:, :1], (tilted - law.mean)[None], bias=0.1)
 
 
+@pytest.mark.parametrize("name", ["cosine", "rectified"])
+def test_where_a_state_holds_no_signal_the_first_order_takes_values(name):
+    model, tilt = mixture(0, 3).model(SCHEDULES[name]), tilt_of("sum", 5, 3)
+    x_t = randn(0, 2, 3)
+    one, two = (
+        PosteriorSampling(tilt, InnerFlow(3), 4, first)(model, x_t, 1.0) for first in (False, True)
+    )
+    assert one.shift.abs().min() > 0
+    torch.testing.assert_close(two.shift, one.shift)
+    torch.testing.assert_close(two.log_h, one.log_h)
+
+
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("name", ["cosine", "rectified", "discrete"])
 def test_at_the_data_end_the_state_is_the_draw(name, first_order):

@@ -43,6 +43,22 @@ def test_training_starts_from_no_guidance(kind, event, labels):
     assert torch.equal(out, torch.zeros_like(x) if kind == "shift" else x.new_zeros(len(x)))
 
 
+def test_a_perceptron_is_the_residual_one_that_weights_are_stored_for(kind):
+    network = awake(build(kind, labels=LABELS, depth=3))
+    (x, t), labels, trunk = inputs((3,)), ["owl", "cat", "owl", "dog", "cat"], network.trunk
+    silu = lambda value: value / (1 + (-value).exp())
+    angles = torch.pi / 2 * t[:, None] * torch.arange(1, 17)
+    hidden = torch.cat((x, angles.sin(), angles.cos()), 1) @ trunk.first.weight.T
+    hidden = hidden + trunk.first.bias + trunk.embedding.weight[[2, 0, 2, 1, 0]]
+    for layer in trunk.hidden:
+        hidden = hidden + silu(hidden) @ layer.weight.T + layer.bias
+    out = silu(hidden) @ trunk.last.weight.T + trunk.last.bias
+    # Of the cosine path, sigma^2 is the variance in front of a shift.
+    expected = (torch.pi / 2 * t).sin().square()[:, None] * out if kind == "shift" else out[:, 0]
+    assert len(trunk.hidden) == 2
+    torch.testing.assert_close(network(x, t, labels), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_the_first_step_of_training_already_has_a_gradient(kind, depth):
     network = build(kind, depth=depth)

@@ -79,6 +79,16 @@ def test_targets_have_the_precision_of_the_states_or_single(effective, dtype):
         torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
 
 
+def test_a_bank_may_be_wider_than_states():
+    objective = EstimatedShiftObjective(MODEL, make_bank(), TILT, batch_size=6, effective=3)
+    batch, target, index = targets(objective, rng())
+    found = objective.target(replace(batch, x_t=batch.x_t.float()), index)
+    for name in ("shift", "log_weight", "ess"):
+        value = getattr(found, name)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), getattr(target, name), rtol=1e-4, atol=1e-5)
+
+
 def test_the_loss_is_a_weighted_mean_of_squares_over_axes_and_states():
     options = {"batch_size": 7, "effective": NEVER, "tilted": 0.3}
     objective = EstimatedShiftObjective(MODEL, weighted_bank(), TILT, **options)
