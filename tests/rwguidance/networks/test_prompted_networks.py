@@ -13,7 +13,7 @@ from backbones import TextCondition
 from common import SCHEDULES, randn
 from rwguidance import LearnedShift, networks
 from rwguidance.networks import PRESETS, GuidanceNetwork
-from rwguidance.networks.convolutions import GROUPS, _CrossAttention
+from rwguidance.networks.convolutions import GROUPS, _Attention, _Block, _CrossAttention
 from rwguidance.support.randomness import seeded
 
 POOLED, TOKENS, LENGTH = 6, 5, 4
@@ -437,6 +437,28 @@ def test_what_does_not_fit_it_is_named():
         network(x, t, with_tokens(condition(), randn(0, 3, LENGTH, TOKENS + 1)), 1.0)
     with pytest.raises(ValueError, match=r"\['mask'\] must have shape \(3, 4\), got \(3, 5\)"):
         network(x, t, condition(mask=torch.ones(3, 5)), 1.0)
+
+
+def test_blocks_are_those_that_weights_are_stored_for():
+    """By the kernels of PyTorch: a modulated norm between two convolutions, and one head."""
+
+    x, embedding = randn(0, 2, GROUPS, 3, 4), randn(1, 2, 5)
+    with seeded(0):
+        block = _Block(GROUPS, 2 * GROUPS, 5).double()
+        attention = _Attention(GROUPS).double()
+    scale, shift = (embedding @ block.modulation.weight.T + block.modulation.bias).split(16, 1)
+    normal = F.group_norm(x, GROUPS, block.norm.weight, block.norm.bias)
+    inner = F.conv2d(F.silu(normal), block.first.weight, block.first.bias, padding=1)
+    inner = F.group_norm(inner, GROUPS) * (1 + scale[..., None, None]) + shift[..., None, None]
+    outer = F.conv2d(F.silu(inner), block.second.weight, block.second.bias, padding=1)
+    expected = F.conv2d(x, block.beside.weight, block.beside.bias) + outer
+    torch.testing.assert_close(block(x, embedding), expected, rtol=1e-10, atol=1e-12)
+
+    normal = F.group_norm(x, GROUPS, attention.norm.weight, attention.norm.bias)
+    parts = F.conv2d(normal, attention.project.weight, attention.project.bias).flatten(2).mT
+    mixed = F.scaled_dot_product_attention(*parts.split(GROUPS, 2)).mT.reshape(x.shape)
+    expected = x + F.conv2d(mixed, attention.last.weight, attention.last.bias)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_pixels_attend_to_tokens_with_heads_of_their_own():
