@@ -1,5 +1,7 @@
 """The file for `custom_pipeline=`: a guided pipeline of any class from a bank or a network."""
 
+import inspect
+
 import diffusers
 import pytest
 import torch
@@ -19,6 +21,15 @@ CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 0
 
 def brightness(images, prompts):
     return images.flatten(1).mean(1)
+
+
+def test_its_options_have_the_defaults_of_guide():
+    ours, theirs = (
+        inspect.signature(function).parameters
+        for function in (guided_pipeline.GuidedPipeline.__init__, guide)
+    )
+    for name in ("scale", "window"):
+        assert ours[name].default == theirs[name].default
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from backbones import guide, guided_steps
+from backbones.replay import Replay
 from guided_pipelines import Elsewhere, importance, reward, run_case
 from law_pipelines import tiny
 from pipeline_cases import QUIET, distance
@@ -31,6 +32,16 @@ def test_the_jacobian_is_that_of_the_adapter(key, inference_mode, monkeypatch):
         replayed = run_case(key, guide(pipe, estimator, window=WINDOW), 3)
     assert distance(adapted, run_case(key, guide(pipe, None), 3)) > 1e-2
     assert distance(replayed, adapted) <= 2e-5
+
+
+@pytest.mark.parametrize("name", ["ip_adapter_image", "ip_adapter_image_embeds"])
+def test_a_call_with_a_picture_is_replayed_since_no_adapter_knows_it(name):
+    guidance = guide(tiny("sdxl"), PlugIn(Tilt(reward, 0.5))).scheduler._guidance
+    t, place = torch.tensor(0.5, dtype=torch.float64), (None, None, None)
+    for picture in (None, torch.ones(1)):
+        guidance.call.arguments = {"prompt": "a cat", "guidance_scale": 3.0, name: picture}
+        replayed = isinstance(guidance._evaluation(None, None, t, place), Replay)
+        assert replayed == (picture is not None)
 
 
 class Looks(ConditionalExpectation):
