@@ -320,6 +320,10 @@ def test_wrong_kernels_are_refused():
         metrics.kernel_distance(x, x, "rbf")
     with pytest.raises(TypeError, match="distance must be a function"):
         metrics.pairwise_distance(x, None)
+    with pytest.raises(TypeError, match="kernel must be a function of two sets"):
+        metrics.kernel_distance(x, x, torch.nn.PairwiseDistance)  # without its call
+    with pytest.raises(TypeError, match="distance must be a function of two sets"):
+        metrics.pairwise_distance(x, torch.nn.PairwiseDistance)
     with pytest.raises(TypeError, match="pooled must be True or False"):
         metrics.energy_distance(x, x, pooled=1)
     with pytest.raises(ValueError, match="degree must be at least 1"):

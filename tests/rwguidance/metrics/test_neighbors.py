@@ -317,6 +317,8 @@ class TestDistinct:
             metrics.distinct(randn(0, 3, 2), -1)
         with pytest.raises(ValueError, match="x must have no log_weights"):
             metrics.distinct(Sample(randn(0, 3, 2), randn(1, 3)), 0.1)
+        with pytest.raises(TypeError, match="distance must be a function of two sets"):
+            metrics.distinct(randn(0, 3, 2), 0.1, torch.nn.PairwiseDistance)  # without its call
 
 
 def rewards(values, groups, log_w=None):
