@@ -1,5 +1,6 @@
 """Damage: noticed where it is read, named, set aside, and made again; never another draw."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -210,6 +211,21 @@ def test_a_lost_manifest_is_no_loss_and_damaged_shards_stay_so(filled):
         column(filled).fill(ROWS, draw, 8)
     assert len(caught) == 1
     assert torch.equal(column(filled).read(), draw(range(ROWS)))
+
+
+def test_the_order_of_entries_of_a_manifest_means_nothing(filled):
+    path = column(filled).folder / "manifest.json"
+    content = json.loads(path.read_text())
+    digest = content.pop("sha256")
+    text = json.dumps(content, sort_keys=True)  # as any program can find it again
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
+    turned = dict(reversed([*content.items(), ("sha256", digest)]))
+    turned["shards"] = [dict(reversed(shard.items())) for shard in turned["shards"]]
+    path.write_text(json.dumps(turned))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(column(filled).read(), draw(range(ROWS)))
+        assert not column(filled)._manifest.damaged
 
 
 def test_without_a_manifest_a_merged_shard_counts_and_its_parts_do_not(tmp_path):
