@@ -40,6 +40,26 @@ def test_variables_that_are_incomplete_are_named(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(("local", "device"), [("1", 1), ("4", 1), ("", 0), (None, 0)])
+def test_the_gpu_of_a_process_is_that_of_its_local_rank(monkeypatch, local, device):
+    taken = []
+
+    def nobody(*given, **options):
+        raise RuntimeError("nobody else")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(processes.distributed, "init_process_group", nobody)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    with pytest.raises(ConnectionError, match="not all of the 2 processes"), joined():
+        pass
+    assert taken == [device]
+
+
 def meet(fails):
     with joined() as processes:
         found = processes.gather({"rank": processes.rank, "text": "é" * processes.rank})
