@@ -37,6 +37,7 @@ def test_the_last_rows_of_a_table_are_its_references(means):
     assert "&lt;c&gt;" in body[2]
     assert '<th scope="col">name</th><th scope="col">&lt;x&gt;</th>' in text
     assert text.startswith('<p class="soft">of &lt;all&gt;</p>')
+    assert grid("", [], rows) == grid("", [], rows, means=0)
 
 
 @pytest.mark.parametrize(("side", "shown"), [(256, 256), (257, 256), (1_000, 256)])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rwguidance.evaluation.curves import COLORS, Measured, drawn, inline, panels_of
 from rwguidance.evaluation.figures import rows_of
-from rwguidance.evaluation.page import _legend, write_page
+from rwguidance.evaluation.page import _legend, _provenance, write_page
 from rwguidance.evaluation.results import BASE, Cell
 from rwguidance.evaluation.sheet import shown
 from rwguidance.evaluation.table import Table
@@ -136,6 +136,12 @@ def test_what_users_wrote_is_escaped_and_there(page):
     assert f"emoji on {EVIL}".replace("emoji", "aligned") in shown
     assert ABOUT["command"] in shown
     assert "2026-05-06" in shown
+
+
+def test_letters_of_any_language_are_shown_as_they_are():
+    results = SimpleNamespace(plan={"developed on": ["ein Fuß", "猫"]}, failures=[])
+    text = html.unescape(_provenance(results, {}))
+    assert '"ein Fuß",\n  "猫"' in text
 
 
 def test_labels_in_curves_are_escaped(results, table):
