@@ -49,8 +49,9 @@ print("one")
 
 
 def test_a_function_stays_what_it_is_although_a_module_has_its_name(tmp_path):
-    code = "import backbones, backbones.guide, backbones.tiny; print(callable(backbones.guide))"
-    assert run(code, tmp_path) == "True"
+    code = "import backbones, backbones.guide, backbones.tiny, rwguidance\n"
+    code += "print(callable(backbones.guide), rwguidance.backbones is backbones)"
+    assert run(code, tmp_path) == "True True"
     code = "import backbones.guide, rwguidance; print(callable(rwguidance.backbones.tiny))"
     assert run(code, tmp_path) == "True"
 
