@@ -37,6 +37,8 @@ def cut(*limits, length, **call):
     ("limits", "longest", "call"),
     [
         ([77], 77, {}),
+        ([77], 77, {"max_sequence_length": 60}),
+        ([78], 60, {"max_sequence_length": 60}),
         ([77, 512], 100, {}),
         ([77, 512], 200, {"max_sequence_length": 200}),
         ([77, 512], 512, {"max_sequence_length": 600}),

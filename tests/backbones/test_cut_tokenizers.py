@@ -84,6 +84,37 @@ def test_tokenizers_in_python_are_checked_as_well():
             check_tokenizers(pipe(slow, len(words())), "here")
 
 
+def of_size(count, lost=0):
+    """A tokenizer with so many tokens, the last ones of them without the merges that make them."""
+
+    made = itertools.islice(itertools.product(LETTERS, LETTERS, LETTERS), count - 4160)
+    pairs = [*PAIRS, *((a + b, c) for a, b, c in made)]
+    tokens = {token: i for i, token in enumerate([*LETTERS, *map("".join, pairs)])}
+    ranks = {pair: i for i, pair in enumerate(pairs[: len(pairs) - lost])}
+    get_vocab = lambda: tokens
+    return SimpleNamespace(
+        get_vocab=get_vocab, get_added_vocab=dict, encoder=tokens, bpe_ranks=ranks
+    )
+
+
+@pytest.mark.parametrize(("tokens", "share"), [(7000, 2048), (20_480, 2048), (30_000, 3000)])
+def test_a_tenth_may_be_missing_or_2048(tokens, share):
+    check_tokenizers(pipe(of_size(tokens - share), tokens), "here")
+    with pytest.raises(ValueError, match=f"vocabulary for the {tokens} rows"):
+        check_tokenizers(pipe(of_size(tokens - share - 1), tokens), "here")
+    check_tokenizers(pipe(of_size(tokens, share), tokens), "here")
+    with pytest.raises(ValueError, match=f"none for {share + 1} tokens"):
+        check_tokenizers(pipe(of_size(tokens, share + 1), tokens), "here")
+
+
+def test_without_an_encoder_merges_are_checked_alone():
+    parts = {"tokenizer": of_size(4200), "text_encoder": None}
+    check_tokenizers(SimpleNamespace(components=parts), "here")
+    parts["tokenizer"] = of_size(4200, 2049)
+    with pytest.raises(ValueError, match="none for 2049 tokens"):
+        check_tokenizers(SimpleNamespace(components=parts), "here")
+
+
 def test_the_end_of_a_word_is_no_character_of_its_own():
     tokens = {"a": 0, "b</w>": 1, "ab</w>": 2}
     slow = SimpleNamespace(get_added_vocab=dict, encoder=tokens, bpe_ranks={("a", "b</w>"): 0})

@@ -1,11 +1,13 @@
 """Tiny pipelines: the real classes, from nothing, reproducible, and as good as loaded ones."""
 
+import diffusers
 import pytest
 import torch
 
 import backbones
 from backbones.tiny_parts import qwen3
 from pipeline_cases import QUIET
+from pipeline_table import SINCE, version
 
 pytestmark = QUIET
 
@@ -72,6 +74,51 @@ def test_saved_and_loaded_they_make_the_same_images(name, tmp_path):
     )
     loaded.set_progress_bar_config(disable=True)
     torch.testing.assert_close(generate(loaded, name), generate(pipe, name), rtol=0, atol=1e-5)
+
+
+STABLE, XL, FLUX = (0.18215, None, True, 4), (0.13025, None, True, 4), (0.3611, 0.1159, False, 16)
+AUTOENCODERS = {
+    "sd1.5": ("StableDiffusionPipeline", STABLE),
+    "sd-turbo": ("StableDiffusionPipeline", STABLE),
+    "lcm": ("LatentConsistencyModelPipeline", STABLE),
+    "pixart-alpha": ("PixArtAlphaPipeline", STABLE),
+    "pixart-sigma": ("PixArtSigmaPipeline", XL),
+    "sdxl": ("StableDiffusionXLPipeline", XL),
+    "aura-flow": ("AuraFlowPipeline", XL),
+    "hunyuan-dit": ("HunyuanDiTPipeline", XL),
+    "lumina": ("LuminaPipeline", XL),
+    "lumina2": ("Lumina2Pipeline", FLUX),
+    "flux": ("FluxPipeline", FLUX),
+    "z-image": ("ZImagePipeline", FLUX),
+    "sd3": ("StableDiffusion3Pipeline", (1.5305, 0.0609, False, 16)),
+    "cogview4": ("CogView4Pipeline", (1.0, 0.0, False, 16)),
+}
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoders_have_the_units_and_layers_of_the_published_ones(name):
+    pipe = backbones.tiny(name)
+    found = pipe.vae.config
+    units = (found.scaling_factor, found.shift_factor, found.use_quant_conv, found.latent_channels)
+    assert (type(pipe).__name__, units) == AUTOENCODERS[name]
+    assert found.use_post_quant_conv == found.use_quant_conv
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flux2-klein", "Qwen3ForCausalLM"),
+        ("z-image", "Qwen3Model"),
+        ("ovis-image", "Qwen3Model"),
+        ("sana", "Gemma2Model"),
+        ("cogview4", "GlmModel"),
+        ("aura-flow", "UMT5EncoderModel"),
+    ],
+)
+def test_encoders_of_texts_are_of_the_published_class(name, kind):
+    if version(diffusers.__version__) < version(SINCE.get(name, "0.36")):
+        pytest.skip(f"{name} takes diffusers {SINCE[name]}")
+    assert type(backbones.tiny(name).text_encoder).__name__ == kind
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "wan", "z-image", "qwen-image", "sana"])
