@@ -69,7 +69,7 @@ class SD3(PipelineBackbone):
 
     def times(self, steps: int | None = None) -> Tensor:
         keywords = {}
-        if self.pipe.scheduler.config.get("use_dynamic_shifting", False):
+        if self.pipe.scheduler.config.use_dynamic_shifting:
             keywords["mu"] = dynamic_shift_mu(self)
         sigmas: Tensor = self._scheduler_at(steps, **keywords).sigmas
         return sigmas.double()
