@@ -210,6 +210,19 @@ def test_every_prediction_of_a_run_is_that_of_the_pipeline():
         assert prediction_error(backbones.tiny(name), {**CALL, "num_inference_steps": 2}) < 1e-4
 
 
+def test_times_that_a_scheduler_rounds_are_those_of_its_states():
+    skip_if_too_old("sd1.5")
+    pipe = backbones.tiny("sd1.5")
+    karras = with_scheduler(pipe, "EulerDiscreteScheduler", use_karras_sigmas=True)
+    found = []
+    for each in (pipe, karras):  # whose timesteps are no integers
+        backbone = backbones.from_pipeline(each, **SIZE)
+        condition = backbone.condition(["a"])
+        with torch.no_grad():
+            found.append(backbone(randn(0, 1, 4, 4, 4).float(), 0.5, condition).mean)
+    assert_close(found[1], found[0], rtol=0, atol=1e-2)
+
+
 def test_pipelines_that_cannot_be_models():
     backbone = backbones.from_pipeline(backbones.tiny("cogview4"), **SIZE)
     with pytest.raises(TypeError, match="CogView4Pipeline is asked at timesteps that are not"):

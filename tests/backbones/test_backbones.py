@@ -209,6 +209,15 @@ def test_classifier_free_guidance_is_linear_in_its_scale(key):
     assert_close(four - plain, 3 * (two - plain), rtol=1e-3, atol=1e-4)
 
 
+def test_its_parts_are_those_of_the_pipeline_and_what_it_is_set_to():
+    pipe = backbones.tiny("sdxl-turbo")
+    pipe.register_to_config(_name_or_path="/home/me/sdxl")  # as of a pipeline that was loaded
+    parts = backbones.from_pipeline(pipe).parts
+    assert parts.pop("pipeline") == {"force_zeros_for_empty_prompt": True}
+    assert parts == pipe.components
+    assert "unet" in parts
+
+
 def test_guidance_reaches_the_dev_model():
     pipe = backbones.tiny("flux")
     default = backbones.from_pipeline(pipe)

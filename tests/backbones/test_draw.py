@@ -284,15 +284,19 @@ def test_a_pipeline_of_other_weights_or_of_another_class_is_refused(store):
         guide(tiny("flux"), estimator)
 
 
-def test_draws_of_weights_that_say_nothing_are_made_and_not_kept(store):
+def test_draws_of_weights_that_say_nothing_are_made_and_not_kept(store, monkeypatch):
     class Own(torch.nn.Identity):
         """Has no depends_on."""
 
     kept = drawn("sd3", store, prompts=PROMPTS, n=3)
     pipe = backbones.tiny("sd3")
     pipe.transformer.pos_embed.own = Own()
+    told = []
+    note = lambda bar, task, completed, total: told.append((completed, total))
+    monkeypatch.setattr("rich.progress.Progress.update", note)
     with pytest.warns(NotKept, match=r"^draws are not kept for another run: .*\bOwn\b"):
-        bank = draw(pipe, PROMPTS, 3, batch_size=2, store=store, **call_of("sd3"))
+        bank = draw(pipe, PROMPTS, 3, batch_size=2, store=store, progress=True, **call_of("sd3"))
+    assert told == [(0, 8), (2, 8), (4, 8), (6, 8)]  # batches count as full
     assert torch.equal(bank.x_0, kept.x_0)
     assert (bank.origin["weights"], bank.condition) == (None, kept.condition)
 

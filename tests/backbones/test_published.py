@@ -340,6 +340,8 @@ def test_every_published_model_says_what_one_must_know():
         assert model.defaults["steps"] >= 1
         assert hasattr(diffusers, model.pipeline_class) or model.pipeline
         assert model.distilled == (model.defaults.get("guidance_scale") is None)
+        place = model.source.removeprefix("hf://")
+        assert facts(model.name)["card"] == f"https://huggingface.co/{place}"
 
 
 @pytest.mark.parametrize("name", ["name", "source", "card", "license", "pipeline", "vae", "lora"])

@@ -78,6 +78,16 @@ def test_another_state_does_not():
 
 
 @pytest.mark.usefixtures("no_adapters")
+def test_a_network_that_is_asked_again_shows_no_bar_of_progress(monkeypatch, capsys):
+    pipe = tiny("sd3")
+    monkeypatch.setattr(pipe, "_progress_bar_config", {"desc": "steps"}, raising=False)
+    run_case("sd3", guide(pipe, Looks(), window=WINDOW), 2)
+    told = capsys.readouterr().err
+    assert "100%" in told  # of the call itself
+    assert told.count("0/2") == told.count("steps:   0%") == 1
+
+
+@pytest.mark.usefixtures("no_adapters")
 def test_what_asks_for_nothing_is_not_replayed(monkeypatch):
     pipe, calls = tiny("sd3"), []
     hook = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
