@@ -256,6 +256,21 @@ def test_copies_beside_a_reward_that_hardly_varies_have_a_step_of_newton():
     torch.testing.assert_close(hessian @ point, -gradient, rtol=1e-6, atol=0)
 
 
+def test_copies_are_solved_beside_a_reward_that_hardly_varies_under_the_tilt():
+    x = randn(0, 60, 2)
+    x[:, 1] = 0
+    x[:7, 1] = 1
+    level = float(x[:7, 0].mean()) + 0.5
+    same, rare = columns(2)
+    twin = lambda x, condition=None: 3 * x[:, 0] + 0.7
+    levels = [level, 3 * level + 0.7, 1 - 1e-5]
+    result = constrained_tilt([same, twin, rare], levels, Bank(x))
+    assert result.rewards == pytest.approx(levels, abs=1e-9)
+    one = constrained_tilt([same, rare], [level, 1 - 1e-5], Bank(x))
+    a, b, c = result.multipliers
+    assert (a + 3 * b, c) == pytest.approx(one.multipliers, rel=1e-6)
+
+
 def test_two_levels_can_fix_a_mean_from_both_sides():
     x = randn(0, 200, 2)
     rewards = [Named("up", [1.0, 0]), Named("down", [-1.0, 0]), Named("other", [0, 1.0])]

@@ -48,6 +48,17 @@ def test_threads_that_share_a_reward_get_the_embeddings_of_one(size):
     assert len(reward._cache) == min(size, 7)
 
 
+def test_every_prompt_is_embedded_once_and_no_more_than_256_together():
+    class Counted(Lengths):
+        def embed_prompts(self, prompts):
+            embedded.append(list(prompts))
+            return super().embed_prompts(prompts)
+
+    embedded, prompts = [], [f"{i}" for i in range(600)]
+    Counted(cache_size=0).encode_prompts([*prompts, *prompts[:3]])
+    assert embedded == [prompts[:256], prompts[256:512], prompts[512:]]
+
+
 def test_what_is_embedded_while_the_reward_moves_is_not_kept():
     class Moved(Lengths):
         def embed_prompts(self, prompts):

@@ -70,6 +70,14 @@ def test_a_server_that_drips_is_given_up(start):
     assert RemoteReward(url, timeout=2.0).total_timeout == 10.0
 
 
+def test_an_encrypted_connection_is_given_up_as_well():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/"
+        client = RemoteReward(url, timeout=5.0, total_timeout=0.2)
+        with pytest.raises(TimeoutError, match=r"not finish its answer within 0\.2 seconds"):
+            client(images(1), ["a"])
+
+
 def test_what_is_shown_of_an_answer_is_short():
     with (
         scripted((400, {"Content-Type": "text/plain"}, b"\n" + b"x" * 3000)) as (url, _),
