@@ -1,7 +1,6 @@
 """Levels instead of weights: against closed forms, and the conditions of optimality on the bank."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from common import assert_within, randn, seeds
 from rewards.constraints import constrained_tilt
-from rewards.constraints.dual import _newton_point
 from rwguidance import Bank, ImportanceSampling, Tilt, toy
 
 
@@ -246,14 +244,6 @@ def test_copies_of_a_reward_share_its_multiplier():
     assert sum(two.multipliers) == pytest.approx(one.multipliers[0], rel=1e-9)
     higher = constrained_tilt([same, same], [0.2, 0.5], Bank(x))
     assert higher.multipliers == pytest.approx((0.0, one.multipliers[0]), rel=1e-9)
-
-
-def test_copies_beside_a_reward_that_hardly_varies_have_a_step_of_newton():
-    hessian = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1e-6]], dtype=torch.float64)
-    gradient = -hessian @ torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64)
-    problem = SimpleNamespace(varies=[0, 1, 2])
-    point = _newton_point(problem, torch.zeros(3, dtype=torch.float64), gradient, hessian)
-    torch.testing.assert_close(hessian @ point, -gradient, rtol=1e-6, atol=0)
 
 
 def test_copies_are_solved_beside_a_reward_that_hardly_varies_under_the_tilt():
