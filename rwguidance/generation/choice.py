@@ -99,7 +99,7 @@ def situation_of(
     try:
         check_differentiable(Tilt(reward, 1.0))
         if isinstance(backbone, Backbone):
-            flow_map(backbone, backbone.sampler, times, gradient=True)
+            flow_map(backbone, backbone.sampler, times)
     except ValueError:
         gradient = False
     gradient = gradient and hasattr(reward, "spec")

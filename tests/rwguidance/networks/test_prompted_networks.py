@@ -154,8 +154,8 @@ def test_strengths_are_told_apart_from_weak_to_strong():
 def test_factors_are_linear_in_the_logarithm_of_the_strength():
     x, t = states()
     network = build()
-    scaled = network.calibrated({1.0: 2.0, 4.0: 3.0})
-    for strength, factor in ((0.5, 2), (1, 2), (2, 2.5), (4, 3), (9, 3)):
+    scaled = network.calibrated({1.0: 2.0, 4.0: 3.0, 16.0: 1.0})
+    for strength, factor in ((0.5, 2), (1, 2), (2, 2.5), (4, 3), (8, 2), (16, 1), (50, 1)):
         plain = network(x, t, condition(), strength)
         found = scaled(x, t, condition(), strength)
         torch.testing.assert_close(found, factor * plain, rtol=1e-9, atol=1e-12)
