@@ -52,14 +52,8 @@ def adopt(name: str) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    placeholder = sys.modules.get(name)
     sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        if placeholder is not None:  # so that the import that failed can take it out
-            sys.modules[name] = placeholder
-        raise
+    spec.loader.exec_module(module)
 
 
 def alias(short: str, full: str) -> None:

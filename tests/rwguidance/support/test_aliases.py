@@ -60,6 +60,25 @@ def test_a_function_stays_what_it_is_although_a_module_has_its_name(tmp_path):
     assert run(code, tmp_path) == "True"
 
 
+def test_an_import_that_failed_can_be_tried_again(tmp_path):
+    code = """
+import sys, rwguidance
+sys.modules["rwguidance.rewards.registry"] = None
+for _ in range(2):
+    try:
+        import rwguidance.rewards
+    except ModuleNotFoundError as error:
+        assert "rwguidance.rewards.registry" in str(error)
+    else:
+        assert False
+    assert "rwguidance.rewards" not in sys.modules
+del sys.modules["rwguidance.rewards.registry"]
+import rwguidance.rewards, rewards
+print(rewards is rwguidance.rewards)
+"""
+    assert run(code, tmp_path) == "True"
+
+
 class TestShadows:
     """Another package of the same name: beside the user's script, or written over ours."""
 
