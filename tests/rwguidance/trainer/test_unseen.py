@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import randn
-from rwguidance import Bank, RectifiedSchedule, Tilt, toy
+from rwguidance import Bank, RectifiedSchedule, Tilt, VESchedule, toy
 from rwguidance.networks import GuidanceNetwork
 from rwguidance.support.randomness import generator_for
 from rwguidance.trainer import agreement, figures
@@ -93,6 +93,17 @@ def test_states_count_alike_whichever_their_prompt():
         return levels[0].length.value
 
     assert length(0.0, 2.0) == pytest.approx(length(1.0, 1.0) * math.sqrt(8 * 4 / 10))
+
+
+def test_states_where_runs_start_are_noise_of_that_size():
+    schedule, seen = VESchedule(0.01, 50.0), []
+    output = lambda model, x_t, t, condition: seen.append((float(t[0]), x_t)) or x_t
+    for start in (1.0, 0.7):
+        agreement(output, schedule, bank(), TILT, (start,), start, list)
+        t, x_t = seen[-1]
+        assert t == start
+        sigma = float(schedule.sigma(torch.tensor(start, dtype=torch.float64)))
+        assert float(x_t.std()) == pytest.approx(sigma, rel=0.1)  # which is 50 and 3.9
 
 
 def test_what_knows_nothing_of_the_reward_agrees_by_chance():
