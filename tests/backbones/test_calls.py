@@ -43,8 +43,6 @@ def cut(*limits, length, **call):
         ([77, 512], 200, {"max_sequence_length": 200}),
         ([77, 512], 512, {"max_sequence_length": 600}),
         ([77, 70], 77, {}),
-        ([77], 77, {"max_sequence_length": 50}),
-        ([78], 50, {"max_sequence_length": 50}),
     ],
 )
 def test_a_prompt_is_cut_beyond_the_longest_that_some_tokenizer_takes(limits, longest, call):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import backbones
-from backbones.tokenizers import _lacks, check_tokenizers
+from backbones.tokenizers import check_tokenizers
 from pipeline_cases import QUIET
 from rwguidance.support.tokenizers import unmade_tokens
 
@@ -40,14 +40,6 @@ def test_whole_ones_pass_with_rows_that_round_sizes_up():
     for rows in (len(words()), len(words()) + 600):
         check_tokenizers(pipe(tokenizer(), rows), "here")
     check_tokenizers(pipe(tokenizer(PAIRS[:-100]), len(words())), "here")
-
-
-@pytest.mark.parametrize(
-    ("missing", "tokens", "lacks"),
-    [(2048, 4161, False), (2049, 4161, True), (10_000, 100_000, False), (10_001, 100_000, True)],
-)
-def test_a_tenth_may_be_missing_and_a_few_of_a_small_one(missing, tokens, lacks):
-    assert _lacks(missing, tokens) == lacks
 
 
 def test_half_the_merges_are_refused():

@@ -108,15 +108,6 @@ def test_any_class_of_pipelines(load, tmp_path):
     assert distance(images(loaded), images(pipe)) > 1e-3
 
 
-def test_what_it_takes_as_guide_does_has_the_same_defaults():
-    taken, ours = (
-        inspect.signature(function).parameters
-        for function in (guide, guided_pipeline.GuidedPipeline.__init__)
-    )
-    for name in ("scale", "window"):
-        assert ours[name].default == taken[name].default
-
-
 def test_wrong_arguments(load, pipe, tmp_path):
     bank = draw(pipe, "a cat", 2, store=Store(tmp_path / "store"), **CALL)
     for keywords, message in (
