@@ -162,7 +162,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("nats", nats)
-        decode = decode or getattr(bank, "decode", None)
+        decode = getattr(bank, "decode", None) if decode is None else decode
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_kl(rewards, nats, log_importance)
         return cls(reward, beta, decode)
@@ -186,7 +186,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("fraction", fraction)
-        decode = decode or getattr(bank, "decode", None)
+        decode = getattr(bank, "decode", None) if decode is None else decode
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_ess(rewards, fraction, log_importance)
         return cls(reward, beta, decode)
@@ -210,7 +210,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("level", level)
-        decode = decode or getattr(bank, "decode", None)
+        decode = getattr(bank, "decode", None) if decode is None else decode
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_reward(rewards, level, log_importance)
         return cls(reward, beta, decode)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support import checks
+from ..support.files import remove_abandoned
 from ..support.processes import ALONE, Processes
 from .origin import origin_of
 from .recipe import PLAIN, Recipe
@@ -116,6 +117,7 @@ def train(
         settings |= {"max_norm": max_norm, **recipe.settings}
         origin = origin_of(network, objective, settings)
     if path is not None and path.is_file():
+        remove_abandoned(path.parent)  # of who was killed after the last step, and writes no more
         state.resume(path, origin)
     for step in _track(range(state.done, steps), progress, steps, state.done):
         figures = state.step(objective)

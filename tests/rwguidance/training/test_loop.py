@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rwguidance import Tilt, VPSchedule, toy
 from rwguidance.losses import log_mse
 from rwguidance.networks import ExpectationMLP, ShiftMLP
+from rwguidance.support import files
 from rwguidance.training import ExpectationObjective, ShiftObjective, origin, train
 from training_problems import (
     MODEL,
@@ -193,6 +194,15 @@ def test_what_does_not_say_what_it_depends_on_is_known_as_the_object_that_it_is(
     torch.save(state, path)  # as another process would have written it
     with pytest.raises(ValueError, match=r"another network, objective.*depends_on"):
         train(Ramp(), objective, 3, checkpoint=path)
+
+
+def test_a_finished_training_removes_what_a_killed_one_has_left(tmp_path):
+    path = tmp_path / "run.pt"
+    losses = train(make_network(), make_objective(), 2, checkpoint=path)
+    left = tmp_path / f"run.pt.{files._HOST}-0123abcd.partial"  # killed after its last rename
+    left.mkdir()
+    assert torch.equal(train(make_network(), make_objective(), 2, checkpoint=path), losses)
+    assert [found.name for found in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
