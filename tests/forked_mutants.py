@@ -270,4 +270,5 @@ def _changed(
 
 if __name__ == "__main__":
     options = ["-p", "no:cacheprovider", "-p", "no:xdist", "--capture=no"]
-    sys.exit(pytest.main(options, plugins=[_Forks(json.loads(sys.argv[1]))]))
+    ended = pytest.main(options, plugins=[_Forks(json.loads(sys.argv[1]))])
+    os._exit(ended)  # at an orderly end, libraries tell of what was frozen in memory as of leaks
