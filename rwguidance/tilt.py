@@ -162,7 +162,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("nats", nats)
-        decode = getattr(bank, "decode", None) if decode is None else decode
+        decode = _decoder(bank, decode)
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_kl(rewards, nats, log_importance)
         return cls(reward, beta, decode)
@@ -186,7 +186,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("fraction", fraction)
-        decode = getattr(bank, "decode", None) if decode is None else decode
+        decode = _decoder(bank, decode)
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_ess(rewards, fraction, log_importance)
         return cls(reward, beta, decode)
@@ -210,7 +210,7 @@ class Tilt(nn.Module):
         """
 
         checks.number("level", level)
-        decode = getattr(bank, "decode", None) if decode is None else decode
+        decode = _decoder(bank, decode)
         rewards, log_importance = cls._by_condition(reward, bank, decode)
         beta = beta_for_reward(rewards, level, log_importance)
         return cls(reward, beta, decode)
@@ -243,6 +243,14 @@ class Tilt(nn.Module):
             [rewards[rows] for rows in groups],
             None if log_q is None else [log_q[rows] for rows in groups],
         )
+
+
+def _decoder(
+    bank: Any, decode: Callable[[Tensor], Tensor] | None
+) -> Callable[[Tensor], Tensor] | None:
+    """The decoder that is asked for, or that of the bank, if it has one."""
+
+    return getattr(bank, "decode", None) if decode is None else decode
 
 
 @runtime_checkable

@@ -186,6 +186,8 @@ class _Forks:
 
         changed = 0
         for before, after in _changed(_compiled(mutation.file), _compiled_text(mutation)):
+            if before.co_freevars != after.co_freevars:  # a closure holds what it was made with
+                continue
             for function in self.functions.get(_key(before), ()):
                 function.__code__ = after
                 changed += 1

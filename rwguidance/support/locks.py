@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import own_file, remove_abandoned
+from .files import own_file
 
 __all__ = ["locked", "remove_released", "seize"]
 
@@ -42,9 +42,6 @@ def seize(file: int) -> None:
 def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Holds the lock of a folder, which is made if needed.
 
-    What writers who were killed have left in it is removed, for whoever was killed after the last
-    file has nothing more to write.
-
     Arguments:
         folder: The folder.
         wait: Time to wait for another holder, in seconds.
@@ -66,7 +63,6 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
             if os.fstat(file).st_size:  # ext4 writes a file out when it is closed after that
                 os.truncate(file, 0)
             os.write(file, str(os.getpid()).encode())
-        remove_abandoned(folder)
         yield
     finally:
         removed = _removed(path)

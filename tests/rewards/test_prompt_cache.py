@@ -55,7 +55,7 @@ def test_every_prompt_is_embedded_once_and_no_more_than_256_together():
             return super().embed_prompts(prompts)
 
     embedded, prompts = [], [f"{i}" for i in range(600)]
-    Counted(cache_size=0).encode_prompts([*prompts, *prompts[:3]])
+    Counted(cache_size=0).encode_prompts([*prompts[:3], *prompts, *prompts[:3]])
     assert embedded == [prompts[:256], prompts[256:512], prompts[512:]]
 
 

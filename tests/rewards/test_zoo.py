@@ -349,13 +349,6 @@ def test_a_prompt_is_embedded_once(counted):
     assert seen == [["a", "b"], ["c"]]
 
 
-def test_a_prompt_is_embedded_once_in_parts_too(counted, monkeypatch):
-    reward, seen = counted
-    monkeypatch.setattr("rewards.towers._PROMPTS", 2)
-    reward.encode_prompts(["a", "b", "c", "a", "d", "e"])
-    assert seen == [["a", "b"], ["c", "d"], ["e"]]
-
-
 def test_the_cache_forgets_the_least_recently_used(counted, monkeypatch):
     reward, seen = counted
     monkeypatch.setattr(reward, "cache_size", 2)
